@@ -1,0 +1,1 @@
+"""The glue between fairtrim and its hosts: one module for each."""

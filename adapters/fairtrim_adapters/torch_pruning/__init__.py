@@ -1,0 +1,45 @@
+"""fairtrim's criteria as importances of Torch-Pruning.
+
+Example:
+    >>> import torch_pruning as tp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> data = [(torch.randn(8, 4), torch.arange(8) % 2, ["a", "a", "a", "b", "b", "b", "b", "b"])]
+    >>> importance = WorstGroupImportance(model=model, loader=data, progress=False)
+    >>> pruner = tp.pruner.BasePruner(
+    ...     model, torch.randn(2, 4), importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+    ... )
+    >>> pruner.step()
+    >>> model[0].out_features
+    3
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .importance import (
+    CollectOptions,
+    DamageImportance,
+    GroupSaliencyImportance,
+    MeanDamageImportance,
+    ShareBalancedImportance,
+    TailRiskImportance,
+    WorstGroupImportance,
+)
+from .registry import IMPORTANCES, register, register_importance
+from .report import PruningReport
+
+__all__ = [
+    "IMPORTANCES",
+    "CollectOptions",
+    "DamageImportance",
+    "GroupSaliencyImportance",
+    "MeanDamageImportance",
+    "PruningReport",
+    "ShareBalancedImportance",
+    "TailRiskImportance",
+    "WorstGroupImportance",
+    "register",
+    "register_importance",
+]

@@ -1,0 +1,443 @@
+"""Importance classes for Torch-Pruning that see which group of people a removal hurts."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch_pruning as tp
+from fairtrim import DamageTable, InputError, NotFittedError, StaleTableError, UnsupportedModelError, collect_damage
+from fairtrim.batches import ForwardFunction
+from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
+from fairtrim.expansion import Curvature, LossFunction
+from fairtrim.people import SensitiveNames
+from fairtrim.selection import Pool, Selection, joint_selection, share_balanced_order, single_selection
+from fairtrim.weight_saliency import collect_weight_saliency
+from torch import Tensor, nn
+
+from .groups import PruningPlan, calling_pruner, consumers, plan_of_graph, plan_of_pruner
+from .report import PruningReport, pruning_report
+
+__all__ = [
+    "CollectOptions",
+    "DamageImportance",
+    "GroupSaliencyImportance",
+    "MeanDamageImportance",
+    "ShareBalancedImportance",
+    "TailRiskImportance",
+    "WorstGroupImportance",
+]
+
+Normalizer = Literal["gaussian", "standarization"] | Callable[[Tensor], Tensor] | None
+
+
+class CollectOptions(TypedDict, total=False):
+    """How the data are read; the same for the constructor (self-collecting form) and for ``fit``.
+
+    Attributes:
+        loss_fn: Loss of scores and target; default cross-entropy.
+        forward_fn: ``forward_fn(model, inputs)``.
+        output_transform: Finds the scores (N, K) in what the network returns.
+        sensitive_names: Names of the sensitive features, and of their values.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar; default True.
+    """
+
+    loss_fn: LossFunction
+    forward_fn: ForwardFunction | None
+    output_transform: Callable[[Any], Tensor] | None
+    sensitive_names: SensitiveNames | None
+    max_batches: int | None
+    progress: bool
+
+
+class _Fingerprint:
+    """Recognises a network whose parameters or buffers were replaced or changed in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._entries = [(weakref.ref(t), t._version, t.shape) for t in self._tensors(model)]
+
+    @staticmethod
+    def _tensors(model: nn.Module) -> list[Tensor]:
+        return [*model.parameters(), *model.buffers()]
+
+    def matches(self, model: nn.Module) -> bool:
+        now = self._tensors(model)
+        return len(now) == len(self._entries) and all(
+            reference() is tensor and tensor._version == version and tensor.shape == shape
+            for tensor, (reference, version, shape) in zip(now, self._entries, strict=True)
+        )
+
+
+class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
+    """Scores dependency groups by a criterion of the damage table; the base of the named classes.
+
+    Two ways to feed it. Explicit: construct it, hand it to a pruner, and call ``fit(pruner, loader)`` before each
+    ``pruner.step()``. Self-collecting: construct it with ``model=`` and ``loader=``; it fits itself when the
+    pruner first asks, and again when the network has changed.
+
+    Args:
+        criterion: A criterion of ``fairtrim.criteria``, or a function (G, C) damages -> (C,).
+        model: The network, for the self-collecting form.
+        loader: Batches of (inputs, target, sensitive), for the self-collecting form.
+        selection: ``"joint"`` (channels are removed together in the prediction; the score is the place in the
+            order) or ``"single"`` (each channel by itself; the score is the criterion's value).
+        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
+        level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
+        normalizer: None, ``"gaussian"`` or ``"standarization"``, the host's names, or an order-preserving
+            function. Others reverse or scramble signed scores and are refused.
+        shrinkage: κ, pulls groups of few people toward everybody; see ``DamageTable.shrunk``.
+        options: See ``CollectOptions``.
+
+    Attributes:
+        damage_: The damage table of the last fit.
+        selection_: Order and scores of the last fit.
+        plan_: What the host was going to ask for.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion | Callable[[Tensor], Tensor],
+        *,
+        model: nn.Module | None = None,
+        loader: Iterable[Any] | None = None,
+        selection: Literal["joint", "single"] = "joint",
+        curvature: Curvature = "auto",
+        level: Literal["channel", "weight"] = "channel",
+        normalizer: Normalizer = None,
+        shrinkage: float = 0.0,
+        **options: Unpack[CollectOptions],
+    ) -> None:
+        _check_choice("selection", selection, ("joint", "single"))
+        _check_choice("curvature", curvature, ("exact", "empirical", "auto"))
+        _check_choice("level", level, ("channel", "weight"))
+        if level == "weight" and selection == "joint":
+            raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
+        if isinstance(normalizer, str) and normalizer not in ("gaussian", "standarization"):
+            raise InputError(
+                f"normalizer={normalizer!r} reverses or scrambles signed scores (it divides by a mean, sum or "
+                "element that may be negative); use None, 'gaussian' or 'standarization'"
+            )
+        if shrinkage < 0:
+            raise InputError(f"shrinkage={shrinkage}; expected a number of samples of at least 0")
+        if (model is None) != (loader is None):
+            raise InputError("the self-collecting form needs both model= and loader=; for the explicit one call fit")
+        _check_options(options)
+        self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
+        self.selection, self.curvature, self.level = selection, curvature, level
+        self.normalizer, self.shrinkage = normalizer, shrinkage
+        self._model, self._loader, self._options = model, loader, options
+
+    # Collecting -------------------------------------------------------------------------------------------
+
+    def fit(
+        self, pruner: tp.pruner.BasePruner, loader: Iterable[Any], **options: Unpack[CollectOptions]
+    ) -> DamageImportance:
+        """Collect the damage table for the pruner's next step.
+
+        The network is left as it was found. Call it before each step of an iterative pruner.
+
+        Args:
+            pruner: The pruner; what it ignores and how it ranks is taken into account.
+            loader: Batches of (inputs, target) or (inputs, target, sensitive).
+            options: See ``CollectOptions``; they take precedence over the constructor's.
+
+        Returns:
+            Itself.
+        """
+        _check_options(options)
+        self._collect(pruner.DG, plan_of_pruner(pruner), loader, {**self._options, **options})
+        return self
+
+    def _collect(
+        self, graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> None:
+        self._check_plan(plan)
+        if self.level == "channel":
+            table = collect_damage(
+                graph.model,
+                loader,
+                plan.groups,
+                curvature=self.curvature,
+                interactions=self._needs_interactions,
+                **options,
+            )
+        else:
+            table = collect_weight_saliency(graph.model, loader, plan.groups, curvature=self.curvature, **options)
+        if self.shrinkage:
+            table = table.shrunk(self.shrinkage)
+        selection = self._select(table, plan)
+        if not bool(torch.isfinite(selection.scores).all()):
+            raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
+        self.damage_, self.selection_, self.plan_ = table, selection, plan
+        self._columns = _columns_of_inputs(plan)
+        self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
+        self._history_length = len(graph.pruning_history())
+
+    @property
+    def _needs_interactions(self) -> bool:
+        return self.selection == "joint"
+
+    def _check_plan(self, plan: PruningPlan) -> None:
+        """Refuse a kind of ranking that the scores don't support."""
+
+    def _select(self, table: DamageTable, plan: PruningPlan, *, pools: tuple[Pool, ...] | None = None) -> Selection:
+        select = joint_selection if self.selection == "joint" else single_selection
+        return select(table, self.criterion, pools=pools or plan.pools, minimum_kept=plan.minimum_kept)
+
+    # Scoring ----------------------------------------------------------------------------------------------
+
+    def __call__(self, group: tp.Group) -> Tensor:
+        """Score one dependency group; the host calls this.
+
+        Args:
+            group: A dependency group, full or partial.
+
+        Returns:
+            (len(group[0].idxs),) float64 on the CPU: finite, distinct; smaller = remove first.
+
+        Raises:
+            NotFittedError: There is no table, or (StaleTableError) it is out of date.
+            UnsupportedModelError: The group has channels that the table doesn't list.
+        """
+        self._ensure_fitted(group._DG)
+        position = {root: k for k, root in enumerate(group[0].idxs)}
+        scores = np.full(len(position), np.nan)
+        all_scores = self.selection_.scores.numpy()
+        for module, channels, roots in consumers(group):
+            if module in self._columns:
+                scores[[position[root] for root in roots.tolist()]] = all_scores[self._columns[module][channels]]
+        if np.isnan(scores).any():
+            missing = [root for root, k in position.items() if np.isnan(scores[k])]
+            raise UnsupportedModelError(
+                f"{len(missing)} channels of {group[0].dep.target.name} are not in the damage table, e.g. "
+                f"{missing[:5]}; was it fitted with another pruner? Fit again with this one"
+            )
+        return self._normalized(torch.from_numpy(scores))
+
+    def _normalized(self, scores: Tensor) -> Tensor:
+        if self.normalizer is None:
+            return scores
+        if self.normalizer == "gaussian":
+            normalized = (scores - scores.mean()) / (scores.std(correction=0) + 1e-8)
+        elif self.normalizer == "standarization":
+            normalized = (scores - scores.min()) / (scores.max() - scores.min() + 1e-8)
+        else:
+            normalized = self.normalizer(scores)
+        if normalized.shape != scores.shape or not torch.equal(normalized.argsort(stable=True), scores.argsort(stable=True)):
+            raise InputError("the normalizer changed the order of the scores or their number; use normalizer=None")
+        return normalized
+
+    def _ensure_fitted(self, graph: tp.DependencyGraph) -> None:
+        fitted = hasattr(self, "damage_")
+        fresh = fitted and self._graph is graph and self._fingerprint.matches(graph.model)
+        if fresh:
+            return
+        if self._model is None or self._loader is None:
+            if not fitted:
+                raise NotFittedError(
+                    f"{type(self).__name__} has no damage table; call importance.fit(pruner, loader) before "
+                    "pruner.step(), or construct it with model= and loader="
+                )
+            raise StaleTableError(
+                "the network has changed since the damage table was collected; call importance.fit(pruner, loader) "
+                "again before each pruner.step()"
+            )
+        if self._model is not graph.model:
+            raise InputError("this importance was constructed with another model= than the pruner's; pass the same one")
+        pruner = calling_pruner(self)
+        plan = plan_of_graph(graph) if pruner is None else plan_of_pruner(pruner, inside_step=True)
+        self._collect(graph, plan, self._loader, self._options)
+
+    # Telling ----------------------------------------------------------------------------------------------
+
+    def report(self) -> PruningReport:
+        """What the host removed since the last fit, what it skipped, and what that was predicted to do.
+
+        Returns:
+            The report; print it.
+
+        Raises:
+            NotFittedError: There was no fit.
+        """
+        if not hasattr(self, "damage_"):
+            raise NotFittedError("nothing to report: the importance was not fitted")
+        removed = self._graph.pruning_history()[self._history_length :]
+        return pruning_report(self.damage_, self.selection_, self.plan_, removed)
+
+    def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
+        """FairPrune's stopping rule: prune only what has a negative score, whatever the pruner's ratio.
+
+        With joint selection: in its order, as long as each further channel lowers the criterion.
+
+        Args:
+            pruner: The pruner that the importance was fitted with.
+
+        Yields:
+            The host's groups; call ``group.prune()`` on each.
+
+        Raises:
+            NotFittedError: There is no table, or it is out of date.
+        """
+        self._ensure_fitted(pruner.DG)
+        everything = (Pool(tuple(self.damage_.sizes)),)
+        selection = self._select(self.damage_, self.plan_, pools=everything)
+        negative = selection.change < 0
+        if self.selection == "joint":
+            in_order = negative[selection.order].long().cumprod(0).bool()
+            negative[selection.order] = in_order
+        for name, root in self.plan_.roots.items():
+            wanted = negative[self.damage_.columns(name)].nonzero().flatten().numpy()
+            most = self.damage_.sizes[name] - self.plan_.minimum_kept.get(name, 1)
+            wanted = wanted[np.argsort(selection.scores[self.damage_.columns(name)][wanted].numpy())][:most]
+            idxs = np.flatnonzero(np.isin(root.units, wanted)).tolist()
+            if idxs:
+                group = pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
+                if pruner.DG.check_pruning_group(group):
+                    yield group
+
+
+class _FunctionCriterion(Criterion):
+    """A plain function of the damages, as a criterion."""
+
+    needs_sensitive_groups: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        if not callable(function):
+            raise InputError(f"criterion={function!r}; expected a Criterion or a function (G, C) -> (C,)")
+        self._function = function
+
+    def bind(self, table: DamageTable) -> Callable[[Tensor], Tensor]:
+        def checked(damage: Tensor) -> Tensor:
+            values = self._function(damage)
+            if values.shape != damage.shape[1:]:
+                raise InputError(
+                    f"the criterion returned shape {tuple(values.shape)} for damages {tuple(damage.shape)}; "
+                    f"expected {tuple(damage.shape[1:])}"
+                )
+            return values.double()
+
+        return checked
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = sorted(CollectOptions.__annotations__)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(f"unknown arguments {unknown}; expected some of {known}")
+
+
+def _columns_of_inputs(plan: PruningPlan) -> dict[str, npt.NDArray[np.int64]]:
+    """For each consuming layer, the table's column of each of its input channels (−1: not in the table)."""
+    columns: dict[str, npt.NDArray[np.int64]] = {}
+    offset = 0
+    for group in plan.groups:
+        for place in group.places:
+            if place.side == "input":
+                known = columns.get(place.module, np.empty(0, dtype=np.int64))
+                size = max(len(known), max(place.channels) + 1)
+                extended = np.full(size, -1, dtype=np.int64)
+                extended[: len(known)] = known
+                extended[list(place.channels)] = offset + np.asarray(place.group_channels)
+                columns[place.module] = extended
+        offset += group.size
+    return columns
+
+
+class GroupSaliencyImportance(DamageImportance):
+    """FairPrune: damage to the unprivileged minus β times damage to the privileged (arXiv 2203.02110).
+
+    ``level="weight", selection="single"`` is the structured form of what was published (weight saliencies summed
+    over each channel); the default predicts the damage at the gates and removes channels jointly.
+
+    Args:
+        privileged: The privileged sensitive groups, those with the higher accuracy.
+        unprivileged: The unprivileged ones; by default all others.
+        beta: β in (0, 1).
+        arguments: See ``DamageImportance``.
+    """
+
+    def __init__(self, privileged: Any, unprivileged: Any = None, beta: float = 0.3, **arguments: Any) -> None:
+        super().__init__(GroupSaliency(privileged, unprivileged, beta), **arguments)
+
+
+class MeanDamageImportance(DamageImportance):
+    """Mean damage over all people; needs no sensitive features, and doesn't see who is hurt.
+
+    Args:
+        arguments: See ``DamageImportance``.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(MeanDamage(), **arguments)
+
+
+class WorstGroupImportance(DamageImportance):
+    """Damage of the sensitive group that is hurt most. Ours.
+
+    Args:
+        arguments: See ``DamageImportance``.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(WorstGroup(), **arguments)
+
+
+class TailRiskImportance(DamageImportance):
+    """Mean damage of the worst share α of the sensitive groups (conditional value at risk). Ours.
+
+    Args:
+        alpha: α in (0, 1].
+        arguments: See ``DamageImportance``.
+    """
+
+    def __init__(self, alpha: float = 0.5, **arguments: Any) -> None:
+        super().__init__(TailRisk(alpha), **arguments)
+
+
+class ShareBalancedImportance(DamageImportance):
+    """FairGRAPE's order: keep each group's share of a layer's importance (Lin, Kim and Joo, ECCV 2022).
+
+    The order means something within one layer, so global and isomorphic pruning are refused.
+
+    Args:
+        arguments: See ``DamageImportance``; ``selection`` has no meaning here.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        if "selection" in arguments:
+            raise InputError("ShareBalancedImportance selects by shares; leave selection= out")
+        super().__init__(MeanDamage(), selection="single", **arguments)
+
+    def _check_plan(self, plan: PruningPlan) -> None:
+        if plan.shared_ranking:
+            raise InputError(
+                "ShareBalancedImportance ranks channels within a layer only, and this pruner ranks layers against "
+                "each other; use global_pruning=False without isomorphic, or WorstGroupImportance"
+            )
+
+    def _select(self, table: DamageTable, plan: PruningPlan, *, pools: tuple[Pool, ...] | None = None) -> Selection:
+        return share_balanced_order(table)
+
+    def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
+        """An order of shares has no sign.
+
+        Args:
+            pruner: A pruner.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError("ShareBalancedImportance has no negative scores; use GroupSaliencyImportance")

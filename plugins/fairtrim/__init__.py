@@ -1,0 +1,25 @@
+"""fairtrim: compress and repair networks with the people they serve in view.
+
+The core knows no pruner and no fairness library; those are joined to it by ``fairtrim_adapters``.
+"""
+
+from __future__ import annotations
+
+from .channels import ChannelGroup, ChannelPlace, ParameterPlace
+from .damage import DamageTable, collect_damage
+from .errors import FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChannelGroup",
+    "ChannelPlace",
+    "DamageTable",
+    "FairtrimError",
+    "InputError",
+    "NotFittedError",
+    "ParameterPlace",
+    "StaleTableError",
+    "UnsupportedModelError",
+    "collect_damage",
+]

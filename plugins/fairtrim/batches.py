@@ -1,0 +1,173 @@
+"""Any loader of (inputs, target[, sensitive]) as it is, and any network that returns scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .errors import InputError, UnsupportedModelError
+
+__all__ = ["Batch", "ForwardFunction", "class_scores", "iterate_batches", "model_device"]
+
+ForwardFunction = Callable[[nn.Module, Any], Any]
+"""Runs the network on the inputs of one batch: ``forward_fn(model, inputs) -> output``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the network's device.
+
+    Attributes:
+        inputs: Whatever the network takes: a tensor, a tuple of tensors or a dict.
+        target: Labels, (N,) or as the loss wants them.
+        sensitive: Values of the sensitive features as the loader gave them, or None.
+        index: Number of the batch, for messages.
+    """
+
+    inputs: Any
+    target: Tensor
+    sensitive: Any
+    index: int
+
+    def __len__(self) -> int:
+        """N, the number of samples."""
+        return int(self.target.shape[0])
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the network's parameters and buffers.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The device; the CPU for a network without parameters.
+
+    Raises:
+        UnsupportedModelError: The network lies on two devices.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"the network lies on {len(devices)} devices ({', '.join(sorted(map(str, devices)))}); "
+            "expected one: move it with model.to(device)"
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _to_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_to_device(entry, device) for entry in value)
+    return value
+
+
+def iterate_batches(
+    loader: Iterable[Any],
+    device: torch.device,
+    *,
+    max_batches: int | None = None,
+    progress: bool = True,
+    description: str = "",
+) -> Iterator[Batch]:
+    """Go through a loader of (inputs, target) or (inputs, target, sensitive).
+
+    Args:
+        loader: A DataLoader or any iterable of such batches.
+        device: Where inputs and targets go; sensitive features stay as they are.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
+        description: Text of the bar.
+
+    Yields:
+        The batches.
+
+    Raises:
+        InputError: A batch has another form, or the loader is empty.
+    """
+    if max_batches is not None and max_batches < 1:
+        raise InputError(f"max_batches is {max_batches}; expected at least 1, or None for the whole loader")
+    total = len(loader) if hasattr(loader, "__len__") else None
+    if total is not None and max_batches is not None:
+        total = min(total, max_batches)
+    empty = True
+    bar = tqdm(
+        islice(loader, max_batches), total=total, desc=description, disable=not progress, leave=False, unit="batch"
+    )
+    for index, entry in enumerate(bar):
+        if not isinstance(entry, Sequence) or len(entry) not in (2, 3):
+            form = f"{type(entry).__name__}" + (f" of {len(entry)}" if hasattr(entry, "__len__") else "")
+            raise InputError(
+                f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive)"
+            )
+        inputs, target = entry[0], entry[1]
+        target = target if isinstance(target, Tensor) else torch.as_tensor(target)
+        if target.ndim == 0:
+            raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
+        if len(target) == 0:
+            continue
+        empty = False
+        sensitive = entry[2] if len(entry) == 3 else None
+        yield Batch(_to_device(inputs, device), target.to(device), sensitive, index)
+    if empty:
+        raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")
+
+
+def class_scores(
+    model: nn.Module,
+    batch: Batch,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+) -> Tensor:
+    """Scores f(x) of one batch, (N, K).
+
+    Args:
+        model: The network.
+        batch: The batch.
+        forward_fn: How to call the network; by default ``model(inputs)``, ``model(*inputs)`` for a tuple or
+            list and ``model(**inputs)`` for a dict.
+        output_transform: Takes the scores out of what the network returns. Tensors, and the ``logits`` of an
+            object or dict, need none. (N,) becomes (N, 1).
+
+    Returns:
+        Scores, (N, K).
+
+    Raises:
+        UnsupportedModelError: What came back has no scores of that shape.
+    """
+    inputs = batch.inputs
+    if forward_fn is not None:
+        output = forward_fn(model, inputs)
+    elif isinstance(inputs, Mapping):
+        output = model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    if output_transform is not None:
+        output = output_transform(output)
+    elif isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        output = output.logits
+    if not isinstance(output, Tensor):
+        raise UnsupportedModelError(
+            f"the network returned a {type(output).__name__}; expected a tensor of scores (N, K): "
+            "pass output_transform, e.g. output_transform=lambda output: output[0]"
+        )
+    scores = output.unsqueeze(1) if output.ndim == 1 else output
+    if scores.ndim != 2 or scores.shape[0] != len(batch):
+        raise UnsupportedModelError(
+            f"the network returned scores of shape {tuple(output.shape)} for {len(batch)} samples; expected "
+            "(N, K): pass output_transform to select or reshape them"
+        )
+    return scores

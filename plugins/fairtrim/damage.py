@@ -1,0 +1,426 @@
+"""The damage table: what removing each channel does to the loss of each group of people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device
+from .channels import ChannelGroup, channel_sites
+from .errors import InputError, UnsupportedModelError
+from .expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
+from .gates import Gates, hooked_gates
+from .people import GroupName, SensitiveEncoder, SensitiveNames
+from .preservation import preserved_model, preserved_random_state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["DamageTable", "collect_damage"]
+
+MAX_INTERACTION_BYTES = 4 * 2**30
+"""Above this the Gram matrices of joint selection are refused rather than swapped to disk."""
+
+_ROWS_PER_PRODUCT = 2048  # a Gram update of fewer rows is bound by memory, not by arithmetic
+
+
+@dataclass(frozen=True)
+class DamageTable:
+    """Predicted rise of the mean loss of each sensitive group when channels are removed.
+
+    For group g, channel c and the gate gradients s_nc(y) of sample n under label y,
+
+        Δ_gc = −E_{n∈g}[s_nc] + ½ E_{n∈g} E_{y~p(·|x_n)}[s_nc(y)²],
+
+    and for a set R of channels removed together, whose damages are not independent,
+
+        Δ_g(R) = −Σ_{c∈R} E_g[s_nc] + ½ E_g E_y[(Σ_{c∈R} s_nc(y))²].
+
+    All tensors are float64 on the CPU, in units of the loss (nats for cross-entropy).
+
+    Attributes:
+        sensitive_groups: Names of the G groups, sorted; tuples for crossings of several features.
+        features: Names of the sensitive features.
+        sizes: C of each channel group by name; the columns follow this order.
+        counts: n_g, samples (or total weight) of each group, (G,).
+        loss: Mean loss of each group in the network as it is, (G,).
+        slope: E_g[s_nc], (G, C).
+        curvature: E_g E_y[s_nc(y)²], (G, C).
+        interactions: E_g E_y[s_nc(y) s_nd(y)], (G, C, C), or None if they were not collected.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> from fairtrim import ChannelPlace
+        >>> hidden = ChannelGroup("0", 3, (ChannelPlace("2", "input", range(3), range(3), channel_axis=-1),))
+        >>> batch = (torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 1]), ["a", "b", "a", "a", "b"])
+        >>> table = collect_damage(model, [batch], [hidden], progress=False)
+        >>> table.sensitive_groups, tuple(table["0"].shape)
+        (('a', 'b'), (2, 3))
+    """
+
+    sensitive_groups: tuple[GroupName, ...]
+    features: tuple[str, ...]
+    sizes: Mapping[str, int]
+    counts: Tensor
+    loss: Tensor
+    slope: Tensor
+    curvature: Tensor
+    interactions: Tensor | None = None
+
+    @property
+    def damage(self) -> Tensor:
+        """Δ_gc of every channel by itself, (G, C)."""
+        return -self.slope + 0.5 * self.curvature
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of each group among the people, (G,); sums to 1."""
+        return self.counts / self.counts.sum()
+
+    def columns(self, name: str) -> slice:
+        """Columns of one channel group.
+
+        Args:
+            name: Name of the group's root layer.
+
+        Returns:
+            A slice into 0 … C−1.
+
+        Raises:
+            InputError: The table has no such group.
+        """
+        if name not in self.sizes:
+            raise InputError(f"the table has no channel group {name!r}; it has {list(self.sizes)}")
+        start = 0
+        for known, size in self.sizes.items():
+            if known == name:
+                return slice(start, start + size)
+            start += size
+        raise AssertionError("unreachable: the name was found above")
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Δ_gc of one channel group, (G, C of that group)."""
+        return self.damage[:, self.columns(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sizes
+
+    def selected(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
+        """Column numbers of a set of channels.
+
+        Args:
+            channels: Channel numbers by group name.
+
+        Returns:
+            Distinct columns in increasing order.
+
+        Raises:
+            InputError: A name is unknown or a number out of range.
+        """
+        columns: set[int] = set()
+        for name, numbers in channels.items():
+            section = self.columns(name)
+            for number in numbers:
+                if not 0 <= int(number) < self.sizes[name]:
+                    raise InputError(f"channel {number} of {name!r} is out of range; expected 0 to {self.sizes[name] - 1}")
+                columns.add(section.start + int(number))
+        return torch.tensor(sorted(columns), dtype=torch.int64)
+
+    def predict(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
+        """Δ_g(R): predicted rise of each group's mean loss when a set of channels is removed together.
+
+        Args:
+            channels: R, channel numbers by group name.
+
+        Returns:
+            (G,) in units of the loss.
+
+        Raises:
+            InputError: A channel is unknown, or the table was collected without interactions.
+        """
+        columns = self.selected(channels)
+        if self.interactions is None:
+            raise InputError(
+                "this table holds no interactions, so it can't predict channels that are removed together; "
+                "collect it with interactions=True (selection='joint')"
+            )
+        pairs = self.interactions[:, columns][:, :, columns].sum((1, 2))
+        return -self.slope[:, columns].sum(1) + 0.5 * pairs
+
+    def pooled(self, groups: Sequence[Sequence[int]], names: Sequence[GroupName]) -> DamageTable:
+        """The table of larger groups of people: each row the mean over the people of some rows of this one.
+
+        Args:
+            groups: For each new row, the rows that it pools.
+            names: Names of the new rows.
+
+        Returns:
+            A table of len(groups) rows.
+        """
+        membership = torch.zeros(len(groups), len(self.sensitive_groups), dtype=torch.float64)
+        for row, members in enumerate(groups):
+            membership[row, list(members)] = 1
+        counts = membership @ self.counts
+        mixing = membership * self.counts / counts.unsqueeze(1)
+        return replace(self._mixed(mixing), sensitive_groups=tuple(names), counts=counts)
+
+    def shrunk(self, strength: float) -> DamageTable:
+        """Small groups pulled toward everybody: (n_g Δ_g + κ Δ) / (n_g + κ). Ours, not published.
+
+        Args:
+            strength: κ, in samples: a group of so many people keeps half of its own estimate.
+
+        Returns:
+            A table of the same groups.
+
+        Raises:
+            InputError: κ is negative.
+        """
+        if strength < 0:
+            raise InputError(f"strength={strength}; expected a number of samples of at least 0")
+        own = self.counts / (self.counts + strength)
+        return self._mixed(torch.diag(own) + torch.outer(1 - own, self.shares))
+
+    def _mixed(self, mixing: Tensor) -> DamageTable:
+        interactions = self.interactions
+        return replace(
+            self,
+            loss=mixing @ self.loss,
+            slope=mixing @ self.slope,
+            curvature=mixing @ self.curvature,
+            interactions=None if interactions is None else torch.einsum("hg,gcd->hcd", mixing, interactions),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The single-channel damages in tidy form.
+
+        Returns:
+            One row for each (layer, channel, sensitive_group), with the damage and its two terms.
+        """
+        import pandas as pd
+
+        layers = [name for name, size in self.sizes.items() for _ in range(size)]
+        channels = [channel for size in self.sizes.values() for channel in range(size)]
+        frames = [
+            pd.DataFrame(
+                {
+                    "layer": layers,
+                    "channel": channels,
+                    "sensitive_group": [name] * len(layers),
+                    "damage": self.damage[g].numpy(),
+                    "first_order": -self.slope[g].numpy(),
+                    "second_order": 0.5 * self.curvature[g].numpy(),
+                }
+            )
+            for g, name in enumerate(self.sensitive_groups)
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+
+class Moments:
+    """Weighted sums of gate gradients over samples, for any number of sensitive groups at once.
+
+    Args:
+        n_columns: C.
+        interactions: Whether to keep the Gram matrices.
+    """
+
+    def __init__(self, n_columns: int, *, interactions: bool) -> None:
+        self.counts = torch.zeros(0, dtype=torch.float64)
+        self.loss = torch.zeros(0, dtype=torch.float64)
+        self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions else None
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def _grow(self, n_groups: int) -> None:
+        missing = n_groups - len(self.counts)
+        if missing <= 0:
+            return
+        for name in ("counts", "loss", "slope", "curvature", "gram"):
+            sums = getattr(self, name)
+            if sums is None:
+                continue
+            if name == "gram" and (needed := n_groups * sums.shape[1] ** 2 * 8) > MAX_INTERACTION_BYTES:
+                raise InputError(
+                    f"joint selection over {sums.shape[1]} channels and {n_groups} sensitive groups needs "
+                    f"{needed / 2**30:.1f} GiB for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); "
+                    "use selection='single' (interactions=False), fewer sensitive groups or more ignored_layers"
+                )
+            setattr(self, name, torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])]))
+
+    def add(self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor) -> None:
+        """Add the samples of one batch.
+
+        Args:
+            weights: One column for each sensitive group, (N, G) float64 on the CPU.
+            loss: ℓ_n, (N,).
+            slope: s_nc under the true label, (N, C).
+            rows: (N, R, C) with Σ_r rows_nrc rows_nrd = E_y[s_nc(y) s_nd(y)].
+        """
+        self._grow(weights.shape[1])
+        self.counts += weights.sum(0)
+        self.loss += weights.T @ loss.double().cpu()
+        on_device = weights.T.to(slope.device, slope.dtype)
+        self.slope += (on_device @ slope).double().cpu()
+        self.curvature += (on_device @ rows.square().sum(1)).double().cpu()
+        if self.gram is not None:
+            self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
+            if sum(len(waiting) for waiting, _ in self._waiting) >= _ROWS_PER_PRODUCT:
+                self.flush()
+
+    def flush(self) -> None:
+        """Multiply the rows that wait into the Gram matrices: one product for each group of people."""
+        if self.gram is None or not self._waiting:
+            return
+        n_groups = max(weights.shape[1] for _, weights in self._waiting)
+        rows = torch.cat([rows for rows, _ in self._waiting])
+        weights = torch.cat([F.pad(weights, (0, n_groups - weights.shape[1])) for _, weights in self._waiting])
+        self._waiting = []
+        for g in range(n_groups):
+            members = weights[:, g].nonzero().squeeze(1)
+            if len(members):
+                weighted = rows[members] * weights[members, g].sqrt().unsqueeze(1)
+                self.gram[g] += (weighted.T @ weighted).double().cpu()
+
+    def table(self, encoder: SensitiveEncoder, sizes: Mapping[str, int]) -> DamageTable:
+        """Turn sums into means.
+
+        Args:
+            encoder: Holds the names of the groups in the order of the sums.
+            sizes: C of each channel group by name.
+
+        Returns:
+            The table, its groups sorted by name, so that the order of the samples leaves no trace.
+
+        Raises:
+            InputError: A weight column is zero for everybody.
+        """
+        self.flush()
+        empty = [encoder.groups[g] for g in (self.counts == 0).nonzero().flatten().tolist()]
+        if empty:
+            raise InputError(f"the sensitive groups {empty} have no samples (all weights are 0); leave them out")
+        order = sorted(range(len(encoder.groups)), key=lambda g: _natural(encoder.groups[g]))
+        counts = self.counts[order]
+        means = {
+            name: sums[order] / counts.view(-1, *[1] * (sums.ndim - 1))
+            for name in ("loss", "slope", "curvature")
+            if (sums := getattr(self, name)) is not None
+        }
+        if self.gram is not None:
+            gram = self.gram if order == list(range(len(order))) else self.gram[order]
+            gram /= counts.view(-1, 1, 1)
+        else:
+            gram = None
+        return DamageTable(
+            sensitive_groups=tuple(encoder.groups[g] for g in order),
+            features=encoder.features or (),
+            sizes=dict(sizes),
+            counts=counts,
+            interactions=gram,
+            **means,
+        )
+
+
+def _natural(name: GroupName) -> tuple[tuple[int, float, str], ...]:
+    values = (name,) if isinstance(name, str) else name
+    return tuple((0, float(v), v) if v.lstrip("-").isdigit() else (1, 0.0, v) for v in values)
+
+
+def collect_damage(
+    model: nn.Module,
+    loader: Iterable[Any],
+    channel_groups: Sequence[ChannelGroup],
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    curvature: Curvature = "auto",
+    interactions: bool = False,
+    sensitive_names: SensitiveNames | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
+) -> DamageTable:
+    """Score every channel for every sensitive group in one pass over the data.
+
+    The network runs in eval mode, is left as it was found, and sees each sample once. The number of sensitive
+    groups costs next to nothing; exact curvature costs K − 1 backward passes for K classes, none of which
+    computes weight gradients.
+
+    Args:
+        model: The network, on any one device.
+        loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        channel_groups: Which channels there are and where they are consumed.
+        loss_fn: Loss of scores and target; any differentiable one, averaged or not.
+        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
+        interactions: Also collect what joint selection needs: memory 8·G·C² bytes.
+        sensitive_names: Names of the sensitive features, and of their values.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
+
+    Returns:
+        The damage table.
+
+    Raises:
+        InputError: The data or an argument is wrong.
+        UnsupportedModelError: The network can't be scored, e.g. because its samples are not independent.
+    """
+    sites = channel_sites(model, channel_groups)
+    device = model_device(model)
+    sizes = {group.name: group.size for group in channel_groups}
+    n_columns = sum(sizes.values())
+    sample_loss = SampleLoss(loss_fn)
+    encoder = SensitiveEncoder(sensitive_names)
+    moments = Moments(n_columns, interactions=interactions)
+    with (
+        preserved_random_state(loader),
+        preserved_model(model),
+        torch.enable_grad(),
+        hooked_gates(model, sites, n_columns) as gates,
+    ):
+        batches = iterate_batches(
+            loader, device, max_batches=max_batches, progress=progress, description="damage table"
+        )
+        checked = False
+        for batch in batches:
+            gates.start(len(batch))
+            scores = class_scores(model, batch, forward_fn, output_transform)
+            expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
+            weights = encoder.encode(batch.sensitive, len(batch))
+            if not checked and len(batch) > 1:
+                _check_independence(gates, scores, expansion, batch)
+                checked = True
+            slope, rows = _gate_moments(gates, scores, expansion)
+            moments.add(weights, expansion.loss, slope, rows)
+    return moments.table(encoder, sizes)
+
+
+def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> tuple[Tensor, Tensor]:
+    last = len(expansion.directions) - 1
+    jacobian = torch.stack(
+        [gates.gradients(scores, d, keep_graph=r < last) for r, d in enumerate(expansion.directions)], 1
+    )
+    slope = torch.einsum("nr,nrc->nc", expansion.slope.to(jacobian.dtype), jacobian)
+    rows = torch.einsum("nrj,nrc->njc", expansion.factor.to(jacobian.dtype), jacobian)
+    return slope, rows
+
+
+def _check_independence(gates: Gates, scores: Tensor, expansion: OutputExpansion, batch: Batch) -> None:
+    """The first sample's scores must move no other sample's gates, or per-sample gradients mean nothing."""
+    direction = torch.zeros_like(expansion.directions[0])
+    direction[0] = 1 + torch.arange(direction.shape[1], device=direction.device, dtype=direction.dtype)
+    others = gates.gradients(scores, direction, keep_graph=True)[1:]
+    if bool((others != 0).any()):
+        n = int((others != 0).any(1).nonzero()[0]) + 1
+        raise UnsupportedModelError(
+            f"in batch {batch.index} the scores of sample 0 depend on sample {n}; expected independent samples: "
+            "look for a BatchNorm that normalises by the batch (track_running_stats=False), or for tensors whose "
+            "first axis is not that of the samples"
+        )

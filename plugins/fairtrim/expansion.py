@@ -1,0 +1,229 @@
+"""Second-order expansion of each sample's loss in the network's scores.
+
+Gates and weights reach the loss through the scores f only. So one expansion of ℓ_n around f(x_n), slope u_n and
+curvature H_n ≈ F_n F_nᵀ, gives first and second order terms in any of them, from a few backward passes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+
+__all__ = ["Curvature", "LossFunction", "OutputExpansion", "SampleLoss", "expand_outputs", "softmax_factor"]
+
+Curvature = Literal["exact", "empirical", "auto"]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+MAX_EXACT_CLASSES = 20
+"""Up to so many classes ``curvature="auto"`` takes the exact Fisher: one backward pass a class but one."""
+
+
+class SampleLoss:
+    """The loss of every single sample, (N,), from any loss function.
+
+    A function or module with a ``reduction`` is called with ``reduction="none"``; any other is called on
+    batches of one, so that what it averages over can't matter.
+
+    Args:
+        loss_fn: ``loss_fn(scores, target)``.
+
+    Example:
+        >>> loss = SampleLoss(nn.CrossEntropyLoss())
+        >>> loss(torch.zeros(2, 4), torch.tensor([0, 3])).round(decimals=4)
+        tensor([1.3863, 1.3863])
+    """
+
+    def __init__(self, loss_fn: LossFunction = F.cross_entropy) -> None:
+        self.is_cross_entropy = loss_fn is F.cross_entropy or (
+            type(loss_fn) is nn.CrossEntropyLoss and loss_fn.weight is None and loss_fn.label_smoothing == 0
+        )
+        self._unreduced: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._loss_fn = loss_fn
+        if isinstance(loss_fn, nn.Module):
+            if hasattr(loss_fn, "reduction"):
+                unreduced: Any = copy.copy(loss_fn)
+                unreduced.reduction = "none"
+                self._unreduced = unreduced
+        elif _takes_reduction(loss_fn):
+            self._unreduced = lambda scores, target: loss_fn(scores, target, reduction="none")  # type: ignore[call-arg]
+
+    def __call__(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Loss of every sample.
+
+        Args:
+            scores: (N, K).
+            target: Labels, (N,) or as the loss wants them.
+
+        Returns:
+            (N,), differentiable in the scores.
+
+        Raises:
+            InputError: A class label is not an integer, or lies outside 0 … K−1.
+        """
+        if self.is_cross_entropy:
+            _check_labels(scores, target)
+        if scores.shape[1] == 1 and target.ndim == 1 and not self.is_cross_entropy:
+            target = target.unsqueeze(1)
+        if self._unreduced is not None:
+            if target.is_floating_point():
+                target = target.to(scores.dtype)
+            elif scores.shape[1] == 1 and not self.is_cross_entropy:
+                target = target.to(scores.dtype)
+            losses = self._unreduced(scores, target)
+        else:
+            losses = torch.stack([self._loss_fn(scores[n : n + 1], target[n : n + 1]) for n in range(len(scores))])
+        return losses.reshape(len(scores), -1).mean(1)
+
+
+def _takes_reduction(loss_fn: Callable[..., Any]) -> bool:
+    try:
+        return "reduction" in inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):  # built-in functions without a signature
+        return False
+
+
+def _check_labels(scores: Tensor, target: Tensor) -> None:
+    n_classes = scores.shape[1]
+    if n_classes < 2:
+        raise InputError(
+            f"cross-entropy needs at least two scores a sample; the network gives {n_classes}: for a single "
+            "logit pass loss_fn=torch.nn.functional.binary_cross_entropy_with_logits"
+        )
+    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        raise InputError(
+            f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy expects integer labels (N,)"
+        )
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= n_classes:
+        raise InputError(f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} scores")
+
+
+@dataclass(frozen=True)
+class OutputExpansion:
+    """ℓ_n(f + δ) ≈ ℓ_n + u_nᵀδ + ½ δᵀH_n δ in coordinates of R directions of the scores.
+
+    Attributes:
+        loss: ℓ_n, (N,).
+        directions: D, the directions to differentiate along: R tensors (N, K). R = K − 1 for softmax, whose
+            loss doesn't change when all scores shift; R = 1 for the empirical Fisher.
+        slope: u_n in those coordinates, (N, R): the gradient of ℓ_n is Σ_r slope_nr ∂(D_nr · f_n).
+        factor: F_n in those coordinates, (N, R, R), with H_n = F_n F_nᵀ.
+    """
+
+    loss: Tensor
+    directions: tuple[Tensor, ...]
+    slope: Tensor
+    factor: Tensor
+
+    def factor_directions(self) -> list[Tensor]:
+        """Directions whose squared derivatives sum to the curvature: R tensors (N, K).
+
+        Returns:
+            Σ_r F_nrj D_nr for each column j of the factor.
+        """
+        stacked = torch.stack(self.directions, 1)
+        return list(torch.einsum("nrj,nrk->jnk", self.factor, stacked).unbind(0))
+
+
+def softmax_factor(probabilities: Tensor) -> Tensor:
+    """Cholesky factor L of the covariance of one draw from K classes, without its last row and column.
+
+    diag(p) − p pᵀ = L Lᵀ in closed form: with tail sums q_j = Σ_{i≥j} p_i,
+    L_jj = √(p_j q_{j+1} / q_j) and L_ij = −p_i √(p_j / (q_j q_{j+1})) for i > j (Tanabe and Sagae, 1992).
+
+    Args:
+        probabilities: p, (N, K).
+
+    Returns:
+        (N, K−1, K−1), lower triangular.
+
+    Example:
+        >>> p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+        >>> L = softmax_factor(p)[0]
+        >>> torch.allclose(L @ L.T, (torch.diag(p[0]) - torch.outer(p[0], p[0]))[:2, :2])
+        True
+    """
+    smallest = torch.finfo(probabilities.dtype).tiny
+    tail = probabilities.flip(1).cumsum(1).flip(1).clamp_min(smallest)
+    here, after, p = tail[:, :-1], tail[:, 1:], probabilities[:, :-1]
+    # ratios lie in [0, 1] whatever underflows, so no 0/0 reaches the products
+    below = -p.unsqueeze(2) * (p / here).clamp(0, 1).sqrt().unsqueeze(1) / after.sqrt().unsqueeze(1)
+    diagonal = (p * (after / here).clamp(0, 1)).sqrt()
+    return below.tril(-1) + torch.diag_embed(diagonal)
+
+
+def _unit_directions(scores: Tensor, shift_invariant: bool) -> tuple[Tensor, ...]:
+    n_samples, n_classes = scores.shape
+    directions = []
+    for k in range(n_classes - 1 if shift_invariant else n_classes):
+        direction = torch.zeros_like(scores)
+        direction[:, k] = 1
+        if shift_invariant:
+            direction[:, -1] = -1
+        directions.append(direction)
+    return tuple(directions)
+
+
+def expand_outputs(
+    scores: Tensor, target: Tensor, sample_loss: SampleLoss, curvature: Curvature = "auto"
+) -> OutputExpansion:
+    """Expand each sample's loss in the scores.
+
+    The exact curvature is the Hessian of the loss in the scores, which makes that of gates and weights the
+    generalised Gauss-Newton one; for cross-entropy that is the Fisher information with the labels drawn from
+    the network's own p(y|x). The empirical curvature is the square of the slope.
+
+    Args:
+        scores: f(x), (N, K); needs no graph.
+        target: Labels.
+        sample_loss: The loss.
+        curvature: ``"exact"``, ``"empirical"``, or ``"auto"``: exact up to 20 classes.
+
+    Returns:
+        The expansion.
+
+    Raises:
+        InputError: The curvature has another name, or the loss or scores are not finite.
+    """
+    if curvature not in ("exact", "empirical", "auto"):
+        raise InputError(f"curvature={curvature!r}; expected 'exact', 'empirical' or 'auto'")
+    scores = scores.detach()
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError("the network's scores are not finite; check the inputs and the weights for NaN")
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    exact = curvature == "exact" or (curvature == "auto" and scores.shape[1] <= MAX_EXACT_CLASSES)
+    leaf = scores.clone().requires_grad_()
+    with torch.enable_grad():
+        loss = sample_loss(leaf, target)
+        if not bool(torch.isfinite(loss).all()):
+            bad = int((~torch.isfinite(loss)).nonzero()[0])
+            raise InputError(f"the loss of sample {bad} of the batch is {loss[bad].item()}; expected finite losses")
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf, create_graph=exact and not sample_loss.is_cross_entropy)
+    if not exact:
+        ones = torch.ones_like(loss.detach()).unsqueeze(1)
+        return OutputExpansion(loss.detach(), (gradient,), ones, ones.unsqueeze(2))
+    if sample_loss.is_cross_entropy:
+        directions = _unit_directions(scores, shift_invariant=True)
+        factor = softmax_factor(torch.softmax(scores, 1))
+        return OutputExpansion(loss.detach(), directions, gradient[:, :-1], factor)
+    hessian = torch.stack([_row(gradient[:, k], leaf) for k in range(scores.shape[1])], 1)
+    values, vectors = torch.linalg.eigh(hessian)
+    factor = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
+    return OutputExpansion(loss.detach(), _unit_directions(scores, False), gradient.detach(), factor)
+
+
+def _row(slope: Tensor, scores: Tensor) -> Tensor:
+    if not slope.requires_grad:  # a loss that is linear in this score
+        return torch.zeros_like(scores)
+    (row,) = torch.autograd.grad(slope.sum(), scores, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(scores) if row is None else row

@@ -1,0 +1,211 @@
+"""Gates on the channels of a network: z_c multiplies channel c where it is consumed, and stays at 1.
+
+The gradient of a sample's score in its own gate is what removing the channel does to first order. Gates at the
+inputs of modules are identities in the forward pass, so the network computes what it always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .channels import Site
+from .errors import UnsupportedModelError
+
+__all__ = ["Gates", "hooked_gates"]
+
+
+def _samples_first(tensor: Tensor, site: Site, n_samples: int) -> Tensor:
+    """Move the samples to the front and split what is folded into their axis: (N, rows, ...)."""
+    tensor = tensor.movedim(site.sample_axis, 0) if site.sample_axis else tensor
+    if tensor.shape[0] % n_samples:
+        raise UnsupportedModelError(
+            f"{tensor.shape[0]} rows at the {site.side} of {site.module!r} can't be told apart into {n_samples} "
+            f"samples; expected the samples on axis {site.sample_axis}"
+        )
+    return tensor.reshape(n_samples, tensor.shape[0] // n_samples, *tensor.shape[1:])
+
+
+def _sum_of_products(activation: Tensor, gradient: Tensor, site: Site, n_samples: int) -> Tensor:
+    """Σ over all positions of activation · gradient, (N, C)."""
+    if activation.ndim == 2 and activation.shape[0] == n_samples:
+        return activation * gradient
+    x, g = _samples_first(activation, site, n_samples), _samples_first(gradient, site, n_samples)
+    if site.channel_axis == -1:
+        return (x * g).flatten(1, -2).sum(1)
+    axis = site.channel_axis + 1
+    # one fused pass over both tensors: an explicit product costs ten times as much
+    return torch.einsum("ncl,ncl->nc", x.movedim(axis, 1).flatten(2), g.movedim(axis, 1).flatten(2))
+
+
+class _IdentityGate(torch.autograd.Function):
+    """y = z · x at z = 1, without the product: backward gives ∂/∂z_nc = Σ_positions x ∂/∂y."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, gate: Tensor, site: Site) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(activation)  # autograd notices a later change in place
+        ctx.site, ctx.n_samples = site, gate.shape[0]
+        return activation.view_as(activation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:  # type: ignore[override]
+        (activation,) = ctx.saved_tensors
+        product = _sum_of_products(activation, gradient, ctx.site, ctx.n_samples)
+        return (gradient if ctx.needs_input_grad[0] else None), product, None
+
+
+class Gates:
+    """The gates of one forward pass and the gradients that reach them.
+
+    Args:
+        sites: Where the gates are.
+        n_columns: C, the number of channels over all groups.
+    """
+
+    def __init__(self, sites: Sequence[Site], n_columns: int) -> None:
+        self._sites = sites
+        self._n_columns = n_columns
+        self._n_samples = 0
+        self._gates: dict[int, Tensor] = {}
+
+    def start(self, n_samples: int) -> None:
+        """Forget the last forward pass and get ready for one of N samples.
+
+        Args:
+            n_samples: N.
+        """
+        self._n_samples = n_samples
+        self._gates = {}
+
+    def apply(self, number: int, activation: Any) -> Tensor:
+        """Put the gate of a site on an activation; a module that is called twice has one gate.
+
+        Args:
+            number: Which site.
+            activation: The tensor that passes there.
+
+        Returns:
+            The activation as it was, with the gate in its graph.
+
+        Raises:
+            UnsupportedModelError: It is not a tensor, or has fewer channels than the site.
+        """
+        site = self._sites[number]
+        if not isinstance(activation, Tensor):
+            raise UnsupportedModelError(
+                f"the {site.side} of {site.module!r} is a {type(activation).__name__}; gates need a tensor: "
+                "add the layers that it couples to ignored_layers"
+            )
+        if activation.ndim < 2 or int(site.channels.max()) >= activation.shape[site.channel_axis]:
+            raise UnsupportedModelError(
+                f"the {site.side} of {site.module!r} has shape {tuple(activation.shape)}; expected at least "
+                f"{int(site.channels.max()) + 1} channels on axis {site.channel_axis}"
+            )
+        gate = self._gates.get(number)
+        if gate is None:
+            channels = activation.shape[site.channel_axis]
+            gate = torch.ones(
+                self._n_samples, channels, dtype=activation.dtype, device=activation.device, requires_grad=True
+            )
+            self._gates[number] = gate
+        if site.side == "input":
+            return _IdentityGate.apply(activation, gate, site)  # type: ignore[no-any-return]
+        return _multiply(activation, gate, site)
+
+    def gradients(self, scores: Tensor, direction: Tensor, *, keep_graph: bool) -> Tensor:
+        """Gate gradients of Σ_n direction_n · f_n: coupled places summed, samples kept apart.
+
+        Args:
+            scores: f(x) with its graph, (N, K).
+            direction: (N, K).
+            keep_graph: Whether another direction follows.
+
+        Returns:
+            s_nc, (N, C), in float32 or the network's own precision where that is higher.
+
+        Raises:
+            UnsupportedModelError: The scores depend on no gate.
+        """
+        if not self._gates or not scores.requires_grad:
+            raise UnsupportedModelError(
+                "no channel of the groups reaches the network's scores; check output_transform and that the "
+                "network neither runs under no_grad nor is compiled"
+            )
+        gradients = torch.autograd.grad(
+            scores,
+            list(self._gates.values()),
+            direction.to(scores.dtype),
+            retain_graph=keep_graph,
+            allow_unused=True,
+        )
+        dtype = torch.promote_types(torch.float32, scores.dtype)
+        total = torch.zeros(self._n_samples, self._n_columns, dtype=dtype, device=scores.device)
+        for number, gradient in zip(self._gates, gradients, strict=True):
+            if gradient is None:
+                continue
+            site = self._sites[number]
+            values = gradient.to(dtype)
+            channels, columns = (torch.as_tensor(a, device=values.device) for a in (site.channels, site.columns))
+            weights = torch.as_tensor(site.weights, device=values.device, dtype=dtype)
+            total.index_add_(1, columns, values[:, channels] * weights)
+        return total
+
+
+def _multiply(activation: Tensor, gate: Tensor, site: Site) -> Tensor:
+    """An explicit product, for outputs: what follows may change them in place."""
+    tensor = activation.movedim(site.sample_axis, 0) if site.sample_axis else activation
+    rows = gate.repeat_interleave(tensor.shape[0] // gate.shape[0], 0)
+    shape = [1] * tensor.ndim
+    shape[0], shape[site.channel_axis] = rows.shape
+    product: Tensor = tensor * rows.view(shape)
+    return product.movedim(0, site.sample_axis) if site.sample_axis else product
+
+
+@contextmanager
+def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Iterator[Gates]:
+    """Hook gates into a network for the length of the block.
+
+    Args:
+        model: The network.
+        sites: Where the gates go.
+        n_columns: C.
+
+    Yields:
+        The gates; call ``start`` before each forward pass.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    gates = Gates(sites, n_columns)
+    handles: list[RemovableHandle] = []
+    try:
+        for number, site in enumerate(sites):
+            module = modules[site.module]
+            if site.side == "input":
+                handles.append(module.register_forward_pre_hook(_input_hook(gates, number), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_output_hook(gates, number)))
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (gates.apply(number, args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: gates.apply(number, kwargs[name])}
+
+    return hook
+
+
+def _output_hook(gates: Gates, number: int) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+        return gates.apply(number, output)
+
+    return hook

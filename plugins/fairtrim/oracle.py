@@ -1,0 +1,254 @@
+"""Slow, obvious versions of what the library computes fast: one sample at a time, one channel at a time.
+
+They are for tests, and for checking a result on a network of your own. Nothing here shares code with the fast
+path but the reading of batches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .batches import iterate_batches, model_device
+from .channels import ChannelGroup
+from .damage import DamageTable
+from .people import GroupName, SensitiveEncoder, SensitiveNames
+from .preservation import preserved_model, preserved_random_state
+
+__all__ = ["explicit_gates", "measured_damage", "oracle_damage", "oracle_squared_gradients"]
+
+
+@contextmanager
+def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply every channel by its gate at every place where it is consumed.
+
+    Args:
+        model: The network.
+        groups: Its channel groups.
+        gates: z of each group by name, (C,); 0 removes a channel.
+
+    Yields:
+        Nothing; inside, the network computes with the gates.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles = []
+
+    def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
+        place = group.places[number]
+        factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)
+        of_place = gates[group.name].to(tensor.device, tensor.dtype)[list(place.group_channels)] ** place.weight
+        factors = factors.index_put((torch.tensor(list(place.channels), device=tensor.device),), of_place)
+        shape = [1] * tensor.ndim
+        shape[place.channel_axis] = -1
+        return tensor * factors.view(shape)
+
+    try:
+        for group in groups:
+            for number, place in enumerate(group.places):
+                module = modules[place.module]
+                if place.side == "input":
+
+                    def before(
+                        module: nn.Module, args: tuple[Any, ...], group: ChannelGroup = group, number: int = number
+                    ) -> tuple[Any, ...]:
+                        return (gated(args[0], group, number), *args[1:])
+
+                    handles.append(module.register_forward_pre_hook(before))
+                else:
+
+                    def after(
+                        module: nn.Module,
+                        args: tuple[Any, ...],
+                        output: Tensor,
+                        group: ChannelGroup = group,
+                        number: int = number,
+                    ) -> Tensor:
+                        return gated(output, group, number)
+
+                    handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _samples(
+    loader: Iterable[Any], encoder: SensitiveEncoder
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[GroupName, float]]]]:
+    """Single samples in float64 with the names and weights of their groups."""
+    for batch in iterate_batches(loader, torch.device("cpu"), progress=False):
+        weights = encoder.encode(batch.sensitive, len(batch))
+        for n in range(len(batch)):
+            x = batch.inputs[n : n + 1]
+            belongs = [(name, float(weights[n, g])) for g, name in enumerate(encoder.groups) if weights[n, g] != 0]
+            yield x.double() if x.is_floating_point() else x, batch.target[n : n + 1], belongs
+
+
+def oracle_damage(
+    model: nn.Module,
+    loader: Iterable[Any],
+    channel_groups: Sequence[ChannelGroup],
+    *,
+    curvature: str = "exact",
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    sensitive_names: SensitiveNames | None = None,
+) -> DamageTable:
+    """The damage table by a loop over samples and labels with explicit gates, in float64.
+
+    Args:
+        model: A network of one tensor in, scores out; a copy is used.
+        loader: Batches of (inputs, target[, sensitive]).
+        channel_groups: The channel groups.
+        curvature: ``"exact"`` (labels drawn from the network's own p(y|x)) or ``"empirical"``.
+        loss_fn: Loss of the scores and target of one sample.
+        sensitive_names: As for ``collect_damage``.
+
+    Returns:
+        The table with interactions, its groups sorted by name.
+    """
+    model = copy.deepcopy(model).double().eval()
+    encoder = SensitiveEncoder(sensitive_names)
+    n_channels = sum(group.size for group in channel_groups)
+    sums: dict[GroupName, dict[str, Tensor]] = {}
+    for x, y, belongs in _samples(loader, encoder):
+        gates = {
+            group.name: torch.ones(group.size, dtype=torch.float64, requires_grad=True) for group in channel_groups
+        }
+        with explicit_gates(model, channel_groups, gates):
+            scores = model(x)
+
+        def gate_gradient(
+            label: Tensor, scores: Tensor = scores, gates: dict[str, Tensor] = gates
+        ) -> tuple[Tensor, Tensor]:
+            loss = loss_fn(scores, label)
+            gradients = torch.autograd.grad(loss, list(gates.values()), retain_graph=True, allow_unused=True)
+            dense = [torch.zeros_like(z) if g is None else g for g, z in zip(gradients, gates.values(), strict=True)]
+            return loss.detach(), torch.cat(dense)
+
+        loss, slope = gate_gradient(y)
+        if curvature == "exact":
+            outer = torch.zeros(n_channels, n_channels, dtype=torch.float64)
+            for label, probability in enumerate(torch.softmax(scores.detach()[0], 0)):
+                drawn = gate_gradient(torch.tensor([label]))[1]
+                outer += probability * torch.outer(drawn, drawn)
+        else:
+            outer = torch.outer(slope, slope)
+        for name, weight in belongs:
+            entry = sums.setdefault(
+                name,
+                {
+                    "counts": torch.zeros((), dtype=torch.float64),
+                    "loss": torch.zeros((), dtype=torch.float64),
+                    "slope": torch.zeros(n_channels, dtype=torch.float64),
+                    "outer": torch.zeros(n_channels, n_channels, dtype=torch.float64),
+                },
+            )
+            for key, value in (("counts", 1.0), ("loss", loss), ("slope", slope), ("outer", outer)):
+                entry[key] += weight * value
+    names = sorted(sums)
+    counts = torch.stack([sums[name]["counts"] for name in names])
+    outer = torch.stack([sums[name]["outer"] / sums[name]["counts"] for name in names])
+    return DamageTable(
+        sensitive_groups=tuple(names),
+        features=encoder.features or (),
+        sizes={group.name: group.size for group in channel_groups},
+        counts=counts,
+        loss=torch.stack([sums[name]["loss"] / sums[name]["counts"] for name in names]),
+        slope=torch.stack([sums[name]["slope"] / sums[name]["counts"] for name in names]),
+        curvature=torch.diagonal(outer, dim1=1, dim2=2).clone(),
+        interactions=outer,
+    )
+
+
+def oracle_squared_gradients(
+    model: nn.Module, loader: Iterable[Any], *, curvature: str = "exact"
+) -> tuple[list[GroupName], dict[str, Tensor]]:
+    """h_i^g, the mean squared per-sample gradient of every parameter for every sensitive group, by a loop.
+
+    Args:
+        model: A network of one tensor in, scores out; a copy is used.
+        loader: Batches of (inputs, target[, sensitive]).
+        curvature: ``"exact"`` or ``"empirical"``.
+
+    Returns:
+        Names of the G groups, sorted, and (G, *shape) in float64 for each parameter.
+    """
+    model = copy.deepcopy(model).double().eval().requires_grad_()
+    encoder = SensitiveEncoder()
+    parameters = dict(model.named_parameters())
+    sums: dict[GroupName, dict[str, Tensor]] = {}
+    counts: dict[GroupName, float] = {}
+    for x, y, belongs in _samples(loader, encoder):
+        scores = model(x)
+        if curvature == "exact":
+            labels = list(enumerate(torch.softmax(scores.detach()[0], 0)))
+        else:
+            labels = [(int(y), torch.ones((), dtype=torch.float64))]
+        for label, probability in labels:
+            loss = F.cross_entropy(scores, torch.tensor([label]))
+            gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+            for name, weight in belongs:
+                entry = sums.setdefault(name, {key: torch.zeros_like(p) for key, p in parameters.items()})
+                for key, gradient in zip(parameters, gradients, strict=True):
+                    if gradient is not None:
+                        entry[key] = entry[key].detach() + weight * probability * gradient.detach() ** 2
+        for name, weight in belongs:
+            counts[name] = counts.get(name, 0.0) + weight
+    names = sorted(sums)
+    return names, {
+        key: torch.stack([sums[name][key].detach() / counts[name] for name in names]) for key in parameters
+    }
+
+
+def measured_damage(
+    model: nn.Module,
+    loader: Iterable[Any],
+    channel_groups: Sequence[ChannelGroup],
+    removals: Sequence[Mapping[str, Iterable[int]]],
+    *,
+    sensitive_names: SensitiveNames | None = None,
+    progress: bool = True,
+) -> tuple[tuple[GroupName, ...], Tensor]:
+    """The measured rise of each group's mean cross-entropy when channels are really removed.
+
+    One forward pass over the data for every set of channels: the truth that the damage table predicts.
+
+    Args:
+        model: The network.
+        loader: Batches of (inputs, target[, sensitive]).
+        channel_groups: The channel groups.
+        removals: Sets of channels, numbers by group name.
+        sensitive_names: As for ``collect_damage``.
+        progress: Show a progress bar.
+
+    Returns:
+        Names of the G groups, sorted, and (len(removals), G) in float64.
+    """
+    with preserved_random_state(loader), preserved_model(model), torch.no_grad():
+        batches = list(iterate_batches(loader, model_device(model), progress=False))
+        encoder = SensitiveEncoder(sensitive_names)
+        for batch in batches:
+            encoder.encode(batch.sensitive, len(batch))
+        weights = torch.cat([encoder.encode(batch.sensitive, len(batch)) for batch in batches])
+        counts = weights.sum(0)
+        order = sorted(range(len(encoder.groups)), key=lambda g: encoder.groups[g])
+
+        def group_losses(removal: Mapping[str, Iterable[int]]) -> Tensor:
+            gates = {group.name: torch.ones(group.size) for group in channel_groups}
+            for name, channels in removal.items():
+                gates[name][list(channels)] = 0
+            with explicit_gates(model, channel_groups, gates):
+                losses = [F.cross_entropy(model(batch.inputs), batch.target, reduction="none") for batch in batches]
+            return (weights.T @ torch.cat(losses).double().cpu() / counts)[order]
+
+        dense = group_losses({})
+        bar = tqdm(removals, desc="measured damage", disable=not progress, leave=False)
+        changes = torch.stack([group_losses(removal) - dense for removal in bar])
+    return tuple(encoder.groups[g] for g in order), changes

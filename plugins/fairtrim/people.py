@@ -1,0 +1,233 @@
+"""Sensitive groups: from the sensitive features of a batch to one weight column per group of people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = ["EVERYONE", "GroupName", "SensitiveEncoder", "SensitiveNames", "match_groups", "sensitive_columns"]
+
+GroupName = str | tuple[str, ...]
+"""Name of a sensitive group: the value of one feature, or the values of a crossing of several."""
+
+SensitiveNames = Sequence[str] | Mapping[str, Sequence[str] | Mapping[Any, str] | None]
+"""Names of the sensitive features, optionally with the names of their values: ``["sex", "race"]`` or
+``{"sex": ["Female", "Male"], "race": None}`` (a sequence is indexed by the integer codes)."""
+
+EVERYONE: GroupName = "everyone"
+"""The one group of a loader without sensitive features."""
+
+
+def _column(values: Any) -> list[Any]:
+    if isinstance(values, Tensor | np.ndarray):
+        return list(values.tolist())
+    return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
+
+
+def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
+    """Columns of the sensitive features of one batch.
+
+    Args:
+        sensitive: (N,) or (N, S) integers, booleans or strings; a dict of S columns by name; or a list of S
+            columns, as the default collate function makes of strings.
+        n_samples: N.
+
+    Returns:
+        S lists of N values by feature name (``sensitive`` for one unnamed, else ``sensitive_0`` …).
+
+    Raises:
+        InputError: A column has another length.
+    """
+    if isinstance(sensitive, Mapping):
+        columns = {str(name): _column(values) for name, values in sensitive.items()}
+    else:
+        if isinstance(sensitive, Tensor | np.ndarray):
+            rows = [_column(sensitive)] if sensitive.ndim == 1 else [_column(column) for column in sensitive.T]
+        elif len(sensitive) and isinstance(sensitive[0], Tensor | np.ndarray | list | tuple):
+            rows = [_column(column) for column in sensitive]
+        else:
+            rows = [_column(sensitive)]
+        columns = {"sensitive" if len(rows) == 1 else f"sensitive_{s}": row for s, row in enumerate(rows)}
+    for name, column in columns.items():
+        if len(column) != n_samples:
+            raise InputError(
+                f"sensitive feature {name!r} has {len(column)} values for {n_samples} samples; expected as many"
+            )
+    return columns
+
+
+def _value_name(names: Sequence[str] | Mapping[Any, str] | None, value: Any, feature: str) -> str:
+    if names is None:
+        return str(value)
+    try:
+        return str(names[value])
+    except (KeyError, IndexError, TypeError):
+        known = list(names) if isinstance(names, Mapping) else list(range(len(names)))
+        raise InputError(
+            f"sensitive feature {feature!r} has the value {value!r}, which sensitive_names does not name "
+            f"(named: {known})"
+        ) from None
+
+
+class SensitiveEncoder:
+    """Turns sensitive features into weight columns, finding new groups as they appear in the stream.
+
+    Discrete features give one column of zeros and ones for each value, or for each crossing of values that
+    occurs. Floating-point features (N, G) are taken as weight columns themselves.
+
+    Args:
+        sensitive_names: Names of the features and of their values.
+
+    Attributes:
+        features: Names of the S features, known after the first batch.
+        groups: Names of the G groups in order of appearance.
+
+    Example:
+        >>> encoder = SensitiveEncoder({"sex": ["Female", "Male"]})
+        >>> encoder.encode(torch.tensor([1, 0, 1]), 3).tolist()
+        [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+        >>> encoder.groups
+        ['Male', 'Female']
+    """
+
+    def __init__(self, sensitive_names: SensitiveNames | None = None) -> None:
+        if isinstance(sensitive_names, str):
+            raise InputError(f"sensitive_names is the string {sensitive_names!r}; expected a list: [{sensitive_names!r}]")
+        self._names = sensitive_names
+        self.features: tuple[str, ...] | None = None
+        self.groups: list[GroupName] = []
+        self._position: dict[GroupName, int] = {}
+
+    def named_columns(self, sensitive: Any, n_samples: int) -> dict[str, list[str]]:
+        """Columns of one batch under the names of the features, with the names of the values.
+
+        Args:
+            sensitive: As the loader gave it.
+            n_samples: N.
+
+        Returns:
+            S columns of N names.
+
+        Raises:
+            InputError: The number of features, or a value, is not the one that was named.
+        """
+        columns = sensitive_columns(sensitive, n_samples)
+        if self._names is not None:
+            names = list(self._names)
+            if isinstance(sensitive, Mapping) and set(columns) >= set(names):
+                columns = {name: columns[name] for name in names}
+            elif len(names) != len(columns):
+                raise InputError(
+                    f"sensitive_names names {len(names)} features ({', '.join(map(str, names))}); "
+                    f"the loader gives {len(columns)}"
+                )
+            columns = dict(zip(names, columns.values(), strict=True))
+        features = tuple(columns)
+        if self.features is None:
+            self.features = features
+        elif self.features != features:
+            raise InputError(f"the sensitive features changed from {self.features} to {features} within the loader")
+        values = self._names if isinstance(self._names, Mapping) else {}
+        return {
+            name: [_value_name(values.get(name), value, name) for value in column]
+            for name, column in columns.items()
+        }
+
+    def encode(self, sensitive: Any, n_samples: int) -> Tensor:
+        """Weight columns of one batch.
+
+        Args:
+            sensitive: As the loader gave it; None puts every sample in one group.
+            n_samples: N.
+
+        Returns:
+            (N, G) float64 on the CPU, G the number of groups seen so far.
+
+        Raises:
+            InputError: The features are not as named, or weights are negative or not finite.
+        """
+        if isinstance(sensitive, Tensor | np.ndarray) and torch.as_tensor(sensitive).is_floating_point():
+            return self._weights(torch.as_tensor(sensitive).double().cpu(), n_samples)
+        if sensitive is None:
+            self.features = self.features if self.features is not None else ()
+            if self.features:
+                raise InputError("a batch has no sensitive features, although earlier ones had")
+            names: list[GroupName] = [EVERYONE] * n_samples
+        else:
+            columns = list(self.named_columns(sensitive, n_samples).values())
+            names = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+        for name in dict.fromkeys(names):
+            if name not in self._position:
+                self._position[name] = len(self.groups)
+                self.groups.append(name)
+        positions = torch.tensor([self._position[name] for name in names])
+        return torch.nn.functional.one_hot(positions, len(self.groups)).double()
+
+    def _weights(self, weights: Tensor, n_samples: int) -> Tensor:
+        weights = weights.unsqueeze(1) if weights.ndim == 1 else weights
+        if weights.ndim != 2 or len(weights) != n_samples:
+            raise InputError(
+                f"the weight columns have shape {tuple(weights.shape)} for {n_samples} samples; expected (N, G)"
+            )
+        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+            raise InputError("weight columns hold negative or non-finite values; expected finite weights of at least 0")
+        if self.features is None:
+            self.features = ("weights",)
+            names = list(self._names) if self._names is not None else [f"weights_{g}" for g in range(weights.shape[1])]
+            self.groups = [str(name) for name in names]
+        if len(self.groups) != weights.shape[1]:
+            raise InputError(f"the loader gives {weights.shape[1]} weight columns; expected {len(self.groups)}")
+        return weights
+
+
+def match_groups(
+    wanted: Any, groups: Sequence[GroupName], features: Sequence[str] | None, argument: str
+) -> list[int]:
+    """Positions of the groups that an argument such as ``privileged="Male"`` means.
+
+    Args:
+        wanted: A value of a feature (every crossing that holds it), a crossing as a tuple, a dict
+            feature -> value, or a list of those.
+        groups: The G names of the table.
+        features: Names of the features.
+        argument: Name of the argument, for the message.
+
+    Returns:
+        Positions in increasing order, at least one.
+
+    Raises:
+        InputError: Something names no group.
+
+    Example:
+        >>> crossings = [("Female", "Black"), ("Male", "Black"), ("Male", "White")]
+        >>> match_groups("Male", crossings, ("sex", "race"), "privileged")
+        [1, 2]
+        >>> match_groups({"sex": "Male", "race": "White"}, crossings, ("sex", "race"), "privileged")
+        [2]
+    """
+    found: set[int] = set()
+    for entry in wanted if isinstance(wanted, list) else [wanted]:
+        matched = [g for g, name in enumerate(groups) if _matches(entry, name, features or ())]
+        if not matched:
+            raise InputError(
+                f"{argument}={entry!r} is not a sensitive group in the data; known: {list(groups)}"
+                + (f" of the features {list(features)}" if features else "")
+            )
+        found.update(matched)
+    return sorted(found)
+
+
+def _matches(entry: Any, name: GroupName, features: Sequence[str]) -> bool:
+    values = (name,) if isinstance(name, str) else name
+    if isinstance(entry, Mapping):
+        position = {feature: value for feature, value in zip(features, values, strict=False)}
+        return all(position.get(str(feature)) == str(value) for feature, value in entry.items())
+    if isinstance(entry, tuple):
+        return tuple(map(str, entry)) == values
+    return str(entry) in values

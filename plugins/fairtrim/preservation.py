@@ -1,0 +1,82 @@
+"""Leave the network and the caller's random state as they were found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["preserved_model", "preserved_random_state"]
+
+
+@contextmanager
+def preserved_random_state(loader: Any = None) -> Iterator[None]:
+    """Restore the random states of torch, numpy and Python, and the loader's own generator, on leaving.
+
+    Iterating over a DataLoader draws its base seed from a generator even without shuffling; transforms may
+    draw from any of the three libraries.
+
+    Args:
+        loader: A DataLoader whose ``generator``, and whose sampler's, are restored as well.
+
+    Yields:
+        Nothing; the block may draw as it likes.
+    """
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    generators = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
+    states = [(generator, generator.get_state()) for generator in generators.values()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def preserved_model(model: nn.Module) -> Iterator[None]:
+    """Put the network in eval mode and restore training flags, buffers, ``.grad`` and ``requires_grad``.
+
+    Args:
+        model: Any network; its submodules' flags are restored one by one, so that a frozen BatchNorm stays
+            frozen.
+
+    Yields:
+        Nothing; inside, ``model.training`` is False everywhere.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
+        >>> with preserved_model(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
+    training = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for module in model.modules():  # a network may override train()
+            module.training = False
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+        for parameter, gradient, requires_gradient in parameters:
+            parameter.grad = gradient
+            if parameter.requires_grad != requires_gradient:
+                parameter.requires_grad_(requires_gradient)

@@ -1,0 +1,345 @@
+"""Weight-level saliency "as published": squared per-sample gradients of every parameter for every group.
+
+FairPrune scores parameter i for sensitive group g by s_i^g = ½ θ_i² h_ii^g, with h the diagonal curvature of
+the group's mean loss (Wu et al., MICCAI 2022, arXiv 2203.02110). h is the mean of SQUARED per-sample gradients:
+the square of a batch's mean gradient is a few per cent of it and ranks differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device
+from .channels import ChannelGroup
+from .damage import DamageTable, Moments
+from .errors import InputError, UnsupportedModelError
+from .expansion import Curvature, LossFunction, SampleLoss, expand_outputs
+from .people import SensitiveEncoder, SensitiveNames
+from .preservation import preserved_model, preserved_random_state
+
+__all__ = ["collect_weight_saliency", "squared_gradients"]
+
+_Call = tuple[Tensor, Tensor]
+"""Input of one call of a layer and the gradient that reached its output."""
+
+_VMAP_BYTES = 256 * 2**20
+
+
+def squared_gradients(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    curvature: Curvature = "auto",
+    sensitive_names: SensitiveNames | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
+) -> tuple[DamageTable, dict[str, Tensor]]:
+    """h_i^g of every parameter for every sensitive group, in one pass.
+
+    Linear, convolution and normalisation layers have closed forms from their inputs and output gradients; the
+    parameters of all other layers are differentiated by ``torch.func.vmap``.
+
+    Args:
+        model: The network.
+        loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        loss_fn: Loss of scores and target.
+        curvature: ``"exact"`` (one pass a class but one), ``"empirical"`` or ``"auto"``.
+        sensitive_names: Names of the sensitive features and values.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
+
+    Returns:
+        A damage table without channels, for the names, counts and losses of the G groups, and (G, *shape) in
+        float64 for each parameter by name. Frozen parameters are scored too.
+
+    Raises:
+        UnsupportedModelError: The network is a single function of all samples, or can't be differentiated.
+    """
+    device = model_device(model)
+    sample_loss, encoder, moments = SampleLoss(loss_fn), SensitiveEncoder(sensitive_names), Moments(0, interactions=False)
+    sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
+    closed = _closed_form_layers(model)
+    covered = {id(p) for module in closed for p in module.parameters(recurse=False)}
+    others = [name for name, p in model.named_parameters() if id(p) not in covered]
+    names = {id(p): name for name, p in model.named_parameters()}
+    with preserved_random_state(loader), preserved_model(model), torch.enable_grad():
+        for batch in iterate_batches(loader, device, max_batches=max_batches, progress=progress, description="saliency"):
+            with _recorded_calls(closed) as calls:
+                scores = class_scores(model, batch, forward_fn, output_transform)
+            expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
+            weights = encoder.encode(batch.sensitive, len(batch))
+            empty = scores.new_zeros(len(batch), 0)
+            moments.add(weights, expansion.loss, empty, empty.unsqueeze(1))
+            directions = expansion.factor_directions()
+            on_device = weights.T.to(device, torch.promote_types(torch.float32, scores.dtype))
+            for r, direction in enumerate(directions):
+                squares = dict(_closed_form_squares(calls, scores, direction, on_device, r < len(directions) - 1))
+                found = {names[parameter]: square for parameter, square in squares.items()}
+                if others:
+                    found |= _vmap_squares(model, others, batch, direction, on_device, forward_fn, output_transform)
+                for name, square in found.items():
+                    sums[name] = _added(sums[name], square.double().cpu())
+    table = moments.table(encoder, {})
+    order = [encoder.groups.index(name) for name in table.sensitive_groups]
+    total = {name: _added(value, value.new_zeros(len(order), *value.shape[1:])) for name, value in sums.items()}
+    return table, {
+        name: value[order] / table.counts.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()
+    }
+
+
+def _added(total: Tensor, new: Tensor) -> Tensor:
+    """Sum of two (G, ...) tensors, the shorter one filled up with groups of zeros."""
+    total = total.cpu()
+    if len(new) > len(total):
+        total = torch.cat([total, total.new_zeros(len(new) - len(total), *total.shape[1:])])
+    total[: len(new)] += new
+    return total
+
+
+def collect_weight_saliency(
+    model: nn.Module, loader: Iterable[Any], channel_groups: Sequence[ChannelGroup], **options: Any
+) -> DamageTable:
+    """The damage table with Σ_{i∈c} ½ θ_i² h_i^g in place of the gates' damages: FairPrune's structured form.
+
+    It mispredicts the removal of a channel (the sum leaves out how weights of a channel act together, and the
+    first order); it is here to reproduce what was published.
+
+    Args:
+        model: The network.
+        loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        channel_groups: Channel groups with their ``parameters``.
+        options: As for ``squared_gradients``.
+
+    Returns:
+        A table whose slope is zero and that has no interactions.
+
+    Raises:
+        InputError: A channel group lists no parameters, or one that the network doesn't have.
+    """
+    parameters = dict(model.named_parameters())
+    for group in channel_groups:
+        unknown = [place.parameter for place in group.parameters if place.parameter not in parameters]
+        if unknown or not group.parameters:
+            raise InputError(f"channel group {group.name!r} lists the parameters {unknown or 'none'}; expected the model's")
+    table, curvature = squared_gradients(model, loader, **options)
+    n_groups = len(table.sensitive_groups)
+    columns = []
+    for group in channel_groups:
+        saliency = torch.zeros(n_groups, group.size, dtype=torch.float64)
+        for place in group.parameters:
+            parameter = parameters[place.parameter].detach().double().cpu()
+            of_weights = parameter.square() * curvature[place.parameter]
+            of_channels = of_weights.movedim(place.axis % parameter.ndim + 1, 1).flatten(2).sum(2)
+            chosen = of_channels[:, torch.as_tensor(list(place.channels))]
+            saliency.index_add_(1, torch.as_tensor(list(place.group_channels)), chosen)
+        columns.append(saliency)
+    total = torch.cat(columns, 1)
+    return DamageTable(
+        sensitive_groups=table.sensitive_groups,
+        features=table.features,
+        sizes={group.name: group.size for group in channel_groups},
+        counts=table.counts,
+        loss=table.loss,
+        slope=torch.zeros_like(total),
+        curvature=total,
+    )
+
+
+# Closed forms ---------------------------------------------------------------------------------------------
+
+
+def _closed_form_layers(model: nn.Module) -> list[nn.Module]:
+    """Layers with a closed form whose parameters no other module shares."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return [
+        module
+        for module in model.modules()
+        if _has_closed_form(module) and all(owners[id(p)] == 1 for p in module.parameters(recurse=False))
+    ]
+
+
+def _has_closed_form(module: nn.Module) -> bool:
+    if type(module) in (nn.Conv1d, nn.Conv2d):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) in (nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+
+
+@contextmanager
+def _recorded_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Record input and a zero added to the output of every call; the gradient of that zero is the output's."""
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        value = args[0] if args else kwargs["input"]
+        tap = torch.zeros((), dtype=output.dtype, device=output.device).expand(output.shape).requires_grad_()
+        calls.append((module, value.detach(), tap))
+        return output + tap
+
+    handles = [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _closed_form_squares(
+    recorded: Sequence[tuple[nn.Module, Tensor, Tensor]],
+    scores: Tensor,
+    direction: Tensor,
+    weights: Tensor,
+    keep_graph: bool,
+) -> Iterator[tuple[int, Tensor]]:
+    """(id of parameter, Σ_n w_gn (∂ direction_n · f_n / ∂θ)²), (G, *shape) each."""
+    if not recorded:
+        return
+    if not scores.requires_grad:
+        raise UnsupportedModelError("the scores have no graph; expected a network that doesn't run under no_grad")
+    gradients = torch.autograd.grad(
+        scores, [tap for _, _, tap in recorded], direction.to(scores.dtype), retain_graph=keep_graph, allow_unused=True
+    )
+    calls: dict[nn.Module, list[_Call]] = {}
+    for (module, value, _), gradient in zip(recorded, gradients, strict=True):
+        if gradient is not None:
+            calls.setdefault(module, []).append((value, gradient))
+    n_samples = weights.shape[1]
+    for module, of_module in calls.items():
+        single_linear = isinstance(module, nn.Linear) and len(of_module) == 1 and of_module[0][0].ndim == 2
+        if single_linear and len(of_module[0][0]) == n_samples:
+            value, gradient = (t.to(weights.dtype).square() for t in of_module[0])
+            # (g_o a_i)² = g_o² a_i²: one product for each group of people, no per-sample matrices
+            yield id(module.weight), torch.stack([(gradient * w.unsqueeze(1)).T @ value for w in weights])
+            if module.bias is not None:
+                yield id(module.bias), weights @ gradient
+            continue
+        total: dict[int, Tensor] = {}
+        for value, gradient in of_module:
+            pieces = _per_sample_gradients(module, value.to(weights.dtype), gradient.to(weights.dtype), n_samples)
+            for parameter, piece in pieces:
+                total[id(parameter)] = total[id(parameter)] + piece if id(parameter) in total else piece
+        for key, gradient in total.items():
+            yield key, torch.tensordot(weights, gradient.square(), dims=1)
+
+
+def _per_sample_gradients(
+    module: nn.Module, value: Tensor, gradient: Tensor, n_samples: int
+) -> list[tuple[Tensor, Tensor]]:
+    """[(parameter, (N, *shape))] of one call."""
+    if value.shape[0] % n_samples or gradient.shape[0] % n_samples:
+        raise UnsupportedModelError(
+            f"a {type(module).__name__} saw {value.shape[0]} rows for {n_samples} samples; expected the samples on axis 0"
+        )
+    if isinstance(module, nn.Linear):
+        value = value.reshape(n_samples, -1, value.shape[-1])
+        gradient = gradient.reshape(n_samples, -1, gradient.shape[-1])
+        weight, bias = torch.einsum("nto,nti->noi", gradient, value), gradient.sum(1)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d):
+        weight, bias = _convolution_gradients(module, value, gradient, n_samples)
+    else:
+        normalised = _normalised(cast(Any, module), value)
+        if isinstance(module, nn.LayerNorm):
+            shape = (n_samples, -1, *module.normalized_shape)
+            weight, bias = ((t.reshape(shape)).sum(1) for t in (gradient * normalised, gradient))
+        else:
+            weight = (gradient * normalised).flatten(2).sum(2) if gradient.ndim > 2 else gradient * normalised
+            bias = gradient.flatten(2).sum(2) if gradient.ndim > 2 else gradient
+            weight, bias = (t.reshape(n_samples, -1, t.shape[1]).sum(1) for t in (weight, bias))
+    pairs = [(cast("Tensor | None", module.weight), weight), (cast("Tensor | None", module.bias), bias)]
+    return [(parameter, piece) for parameter, piece in pairs if parameter is not None]
+
+
+def _normalised(module: Any, value: Tensor) -> Tensor:
+    """x̂, what the scale of a normalisation layer multiplies."""
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(value, module.normalized_shape, None, None, module.eps)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(value, module.num_groups, None, None, module.eps)
+    mean, variance = module.running_mean, module.running_var
+    if mean is None or variance is None:
+        raise UnsupportedModelError(
+            "a BatchNorm without running statistics normalises by the batch, so samples are not independent; "
+            "expected track_running_stats=True"
+        )
+    mean, variance = mean.to(value.dtype), variance.to(value.dtype)
+    return F.batch_norm(value, mean, variance, None, None, False, 0.0, module.eps)
+
+
+def _convolution_gradients(
+    module: nn.Conv1d | nn.Conv2d, value: Tensor, gradient: Tensor, n_samples: int
+) -> tuple[Tensor, Tensor]:
+    kernel, stride = tuple(module.kernel_size), tuple(module.stride)
+    padding, dilation = cast("tuple[int, ...]", module.padding), tuple(module.dilation)
+    if isinstance(module, nn.Conv1d):  # unfold knows two spatial axes
+        value, gradient = value.unsqueeze(2), gradient.unsqueeze(2)
+        kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+    patches = F.unfold(value, kernel, dilation, padding, stride)  # (rows, I·k, L)
+    groups = module.groups
+    rows = value.shape[0]
+    patches = patches.reshape(rows, groups, patches.shape[1] // groups, -1)
+    columns = gradient.flatten(2).reshape(rows, groups, gradient.shape[1] // groups, -1)
+    weight = (columns @ patches.transpose(2, 3)).reshape(n_samples, -1, *module.weight.shape).sum(1)
+    bias = gradient.flatten(2).sum(2).reshape(n_samples, -1, gradient.shape[1]).sum(1)
+    return weight, bias
+
+
+# Everything else ------------------------------------------------------------------------------------------
+
+
+def _vmap_squares(
+    model: nn.Module,
+    names: Sequence[str],
+    batch: Batch,
+    direction: Tensor,
+    weights: Tensor,
+    forward_fn: ForwardFunction | None,
+    output_transform: Callable[[Any], Tensor] | None,
+) -> dict[str, Tensor]:
+    """Σ_n w_gn (∂ direction_n · f_n / ∂θ)² of the named parameters by vectorised differentiation."""
+    chosen = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
+    rest = {name: p.detach() for name, p in model.named_parameters() if name not in chosen}
+    fixed = rest | {name: b.detach() for name, b in model.named_buffers()}
+    scorer = _Scorer(model, forward_fn, output_transform)
+
+    def projected(parameters: Mapping[str, Tensor], inputs: Any, along: Tensor) -> Tensor:
+        single = tree_map(lambda t: t.unsqueeze(0), inputs)
+        tensors = {f"model.{name}": t for name, t in {**fixed, **parameters}.items()}
+        scores = torch.func.functional_call(scorer, tensors, (Batch(single, batch.target[:1], None, batch.index),))
+        return (scores[0] * along).sum()
+
+    per_sample = sum(p.numel() for p in chosen.values()) * 8
+    chunk = max(1, _VMAP_BYTES // max(1, per_sample))
+    gradients = torch.func.vmap(
+        torch.func.grad(projected), in_dims=(None, 0, 0), chunk_size=chunk, randomness="different"
+    )(chosen, batch.inputs, direction)
+    return {name: torch.tensordot(weights, g.to(weights.dtype).square(), dims=1) for name, g in gradients.items()}
+
+
+class _Scorer(nn.Module):
+    """The network with the caller's way to call it, as one module whose parameters can be replaced."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward_fn: ForwardFunction | None,
+        output_transform: Callable[[Any], Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self.model, self._forward_fn, self._output_transform = model, forward_fn, output_transform
+
+    def forward(self, batch: Batch) -> Tensor:
+        return class_scores(self.model, batch, self._forward_fn, self._output_transform)
