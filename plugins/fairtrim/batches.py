@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .errors import InputError, UnsupportedModelError
 
-__all__ = ["Batch", "ForwardFunction", "class_scores", "iterate_batches", "model_device"]
+__all__ = ["Batch", "ForwardFunction", "class_scores", "iterate_batches", "model_device", "to_device"]
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 """Runs the network on the inputs of one batch: ``forward_fn(model, inputs) -> output``."""
@@ -61,13 +61,22 @@ def model_device(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor in tuples, lists and dicts.
+
+    Args:
+        value: A tensor, a container of them, or anything else, which stays as it is.
+        device: Where to.
+
+    Returns:
+        The same structure on the device.
+    """
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        return {key: _to_device(entry, device) for key, entry in value.items()}
+        return {key: to_device(entry, device) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_to_device(entry, device) for entry in value)
+        return type(value)(to_device(entry, device) for entry in value)
     return value
 
 
@@ -117,7 +126,7 @@ def iterate_batches(
             continue
         empty = False
         sensitive = entry[2] if len(entry) == 3 else None
-        yield Batch(_to_device(inputs, device), target.to(device), sensitive, index)
+        yield Batch(to_device(inputs, device), target.to(device), sensitive, index)
     if empty:
         raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")
 

@@ -141,7 +141,8 @@ def collect_weight_saliency(
         for place in group.parameters:
             parameter = parameters[place.parameter].detach().double().cpu()
             of_weights = parameter.square() * curvature[place.parameter]
-            of_channels = of_weights.movedim(place.axis % parameter.ndim + 1, 1).flatten(2).sum(2)
+            of_channels = of_weights.movedim(place.axis % parameter.ndim + 1, 1)
+            of_channels = of_channels.reshape(*of_channels.shape[:2], -1).sum(2)
             chosen = of_channels[:, torch.as_tensor(list(place.channels))]
             saliency.index_add_(1, torch.as_tensor(list(place.group_channels)), chosen)
         columns.append(saliency)

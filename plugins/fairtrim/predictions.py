@@ -1,0 +1,113 @@
+"""What networks predict, sample by sample, with the sensitive features beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, ForwardFunction, to_device, class_scores, iterate_batches, model_device
+from .errors import InputError
+from .people import SensitiveEncoder, SensitiveNames
+from .preservation import preserved_model, preserved_random_state
+
+__all__ = ["Predictions", "predict"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Targets, predictions of any number of networks, and sensitive features, row by row.
+
+    Attributes:
+        target: Labels, (N,) int64.
+        label: Predicted labels of each network by name, (N,) int64: the largest score, or for a single logit
+            whether it is above 0.
+        scores: Class scores of each network by name, (N, K) float64, before softmax.
+        sensitive: Names of the values of each sensitive feature, (N,) each; empty if the loader has none.
+    """
+
+    target: npt.NDArray[np.int64]
+    label: dict[str, npt.NDArray[np.int64]]
+    scores: dict[str, npt.NDArray[np.float64]]
+    sensitive: dict[str, npt.NDArray[np.str_]]
+
+    @property
+    def n_classes(self) -> int:
+        """K: the number of scores, 2 for a single logit."""
+        return max(2, *(scores.shape[1] for scores in self.scores.values()))
+
+
+def predict(
+    models: nn.Module | Mapping[str, nn.Module],
+    loader: Iterable[Any],
+    *,
+    sensitive_names: SensitiveNames | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
+) -> Predictions:
+    """Run networks over the same batches, in eval mode, and leave them as they were.
+
+    The loader is gone through once, so that rows belong together even if it shuffles.
+
+    Args:
+        models: One network (named ``model``) or several by name.
+        loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        sensitive_names: Names of the sensitive features, and of their values.
+        forward_fn: How to call a network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        InputError: There is no network, scores are not finite, or targets are not labels.
+
+    Example:
+        >>> batch = (torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
+        >>> predict(nn.Identity(), [batch], progress=False).label["model"].tolist()
+        [0, 1]
+    """
+    named = {"model": models} if isinstance(models, nn.Module) else dict(models)
+    if not named:
+        raise InputError("no networks to run; expected at least one")
+    encoder = SensitiveEncoder(sensitive_names)
+    targets: list[npt.NDArray[np.int64]] = []
+    collected: dict[str, list[Tensor]] = {name: [] for name in named}
+    sensitive: dict[str, list[str]] = {}
+    with preserved_random_state(loader), torch.no_grad():
+        for batch in iterate_batches(
+            loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="predicting"
+        ):
+            if batch.target.is_floating_point() and not torch.equal(batch.target, batch.target.round()):
+                raise InputError(f"batch {batch.index}: the target holds fractions; expected class labels")
+            targets.append(batch.target.reshape(len(batch), -1)[:, 0].long().numpy())
+            if batch.sensitive is not None:
+                for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
+                    sensitive.setdefault(name, []).extend(values)
+            for name, model in named.items():
+                inputs = to_device(batch.inputs, model_device(model))
+                with preserved_model(model):
+                    here = Batch(inputs, batch.target, None, batch.index)
+                    scores = class_scores(model, here, forward_fn, output_transform).double().cpu()
+                if not bool(torch.isfinite(scores).all()):
+                    raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
+                collected[name].append(scores)
+    scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
+    return Predictions(
+        target=np.concatenate(targets),
+        label={
+            name: (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
+            for name, scores in scores_of.items()
+        },
+        scores=scores_of,
+        sensitive={name: np.asarray(values) for name, values in sensitive.items()},
+    )
