@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .errors import InputError, UnsupportedModelError
 
-__all__ = ["Batch", "ForwardFunction", "class_scores", "iterate_batches", "model_device", "to_device"]
+__all__ = ["Batch", "ForwardFunction", "check_independent_samples", "class_scores", "iterate_batches", "model_device", "to_device"]
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 """Runs the network on the inputs of one batch: ``forward_fn(model, inputs) -> output``."""
@@ -59,6 +59,23 @@ def model_device(model: nn.Module) -> torch.device:
             "expected one: move it with model.to(device)"
         )
     return devices.pop() if devices else torch.device("cpu")
+
+
+def check_independent_samples(model: nn.Module) -> None:
+    """Refuse a network that normalises by the batch even in eval mode.
+
+    Args:
+        model: The network.
+
+    Raises:
+        UnsupportedModelError: It has a BatchNorm without running statistics.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(
+                f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
+                "samples are not independent; expected track_running_stats=True"
+            )
 
 
 def to_device(value: Any, device: torch.device) -> Any:

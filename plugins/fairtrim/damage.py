@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device
+from .batches import (
+    Batch,
+    ForwardFunction,
+    check_independent_samples,
+    class_scores,
+    iterate_batches,
+    model_device,
+)
 from .channels import ChannelGroup, channel_sites
 from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
@@ -374,6 +381,7 @@ def collect_damage(
     """
     sites = channel_sites(model, channel_groups)
     device = model_device(model)
+    check_independent_samples(model)
     sizes = {group.name: group.size for group in channel_groups}
     n_columns = sum(sizes.values())
     sample_loss = SampleLoss(loss_fn)

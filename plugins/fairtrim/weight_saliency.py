@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device
+from .batches import (
+    Batch,
+    ForwardFunction,
+    check_independent_samples,
+    class_scores,
+    iterate_batches,
+    model_device,
+)
 from .channels import ChannelGroup
 from .damage import DamageTable, Moments
 from .errors import InputError, UnsupportedModelError
@@ -68,6 +75,7 @@ def squared_gradients(
         UnsupportedModelError: The network is a single function of all samples, or can't be differentiated.
     """
     device = model_device(model)
+    check_independent_samples(model)
     sample_loss, encoder, moments = SampleLoss(loss_fn), SensitiveEncoder(sensitive_names), Moments(0, interactions=False)
     sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
     closed = _closed_form_layers(model)
@@ -270,13 +278,7 @@ def _normalised(module: Any, value: Tensor) -> Tensor:
         return F.layer_norm(value, module.normalized_shape, None, None, module.eps)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(value, module.num_groups, None, None, module.eps)
-    mean, variance = module.running_mean, module.running_var
-    if mean is None or variance is None:
-        raise UnsupportedModelError(
-            "a BatchNorm without running statistics normalises by the batch, so samples are not independent; "
-            "expected track_running_stats=True"
-        )
-    mean, variance = mean.to(value.dtype), variance.to(value.dtype)
+    mean, variance = module.running_mean.to(value.dtype), module.running_var.to(value.dtype)
     return F.batch_norm(value, mean, variance, None, None, False, 0.0, module.eps)
 
 

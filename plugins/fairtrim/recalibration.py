@@ -1,0 +1,82 @@
+"""Recompute the statistics of BatchNorm layers after channels are gone; needs no labels and no training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .batches import ForwardFunction, class_scores, iterate_batches, model_device
+from .errors import InputError
+from .preservation import preserved_random_state
+
+__all__ = ["recalibrate_batchnorm"]
+
+
+def recalibrate_batchnorm(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    forward_fn: ForwardFunction | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Replace running means and variances by their averages over a loader, in place.
+
+    Removing channels shifts what the layers behind them see, and the stored statistics no longer fit. Only the
+    BatchNorm layers run in training mode; targets are ignored; weights do not change.
+
+    Args:
+        model: The network; its training flags are restored.
+        loader: Batches of (inputs, target[, sensitive]).
+        forward_fn: How to call the network.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
+
+    Returns:
+        The same network.
+
+    Raises:
+        InputError: The network has no BatchNorm with running statistics, or a batch holds a single sample.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> batch = (torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))
+        >>> recalibrate_batchnorm(norm, [batch], progress=False).running_mean
+        tensor([2.])
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    ]
+    if not norms:
+        raise InputError("the network has no BatchNorm with running statistics; there is nothing to recalibrate")
+    before = [(norm, norm.momentum, {k: b.detach().clone() for k, b in norm.named_buffers()}) for norm in norms]
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        for module in model.modules():
+            module.training = False
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # None: the average over all batches
+        with preserved_random_state(loader), torch.no_grad():
+            for batch in iterate_batches(
+                loader, model_device(model), max_batches=max_batches, progress=progress, description="BatchNorm"
+            ):
+                if len(batch) < 2:
+                    raise InputError(f"batch {batch.index} holds one sample; statistics need at least two")
+                class_scores(model, batch, forward_fn, lambda output: torch.zeros(len(batch), 1))
+    except BaseException:
+        for norm, _, buffers in before:
+            for name, value in buffers.items():
+                getattr(norm, name).copy_(value)
+        raise
+    finally:
+        for norm, momentum, _ in before:
+            norm.momentum = momentum
+        for module, flag in training:
+            module.training = flag
+    return model
