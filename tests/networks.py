@@ -53,7 +53,7 @@ class Split(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.stem(x).relu().chunk(2, 1)
+        a, b = self.stem(x).relu().split([self.a.in_channels, self.b.in_channels], 1)
         return self.head(torch.cat([self.a(a).relu(), self.b(b).relu()], 1).mean((2, 3)))
 
 

@@ -17,7 +17,7 @@ from fairtrim.criteria import (
     WorstGroup,
 )
 from fairtrim.damage import DamageTable
-from fairtrim.selection import Pool, break_ties, joint_selection, share_balanced_order, single_selection
+from fairtrim.selection import Floor, Pool, break_ties, joint_selection, share_balanced_order, single_selection
 
 CRITERIA: list[Criterion] = [
     MeanDamage(),
@@ -117,13 +117,24 @@ def test_interactions_matter() -> None:
 def test_quotas_are_met_exactly_and_floors_come_last() -> None:
     table = _table({"x": 5, "y": 4, "z": 6})
     pools = [Pool(("x",), 3), Pool(("y", "z"), 5)]
-    selection = joint_selection(table, WorstGroup(), pools=pools, minimum_kept={"z": 4})
+    selection = joint_selection(table, WorstGroup(), pools=pools, floors=[Floor("z", 4)])
     first = selection.order[:8].tolist()
     assert sum(c < 5 for c in first) == 3
     assert sum(c >= 9 for c in first) == 2  # the floor of z
     assert sum(5 <= c < 9 for c in first) == 3  # y keeps one
     last = selection.order[-6:].tolist()
     assert [sum(low <= c < high for c in last) for low, high in ((0, 5), (5, 9), (9, 15))] == [1, 1, 4]
+
+
+def test_floor_on_a_part_of_a_layer() -> None:
+    table = _table({"x": 6, "y": 3})
+    for select in (joint_selection, single_selection):
+        pools = [Pool(("x", "y"))]
+        order = select(table, WorstGroup(), pools=pools, floors=[Floor("x", 1, (0, 1)), Floor("x", 2, (3, 4, 5))])
+        last = order.order[-4:].tolist()
+        assert sum(c in (0, 1) for c in last) == 1
+        assert sum(c in (3, 4, 5) for c in last) == 2
+        assert sum(c > 5 for c in last) == 1
 
 
 def test_single_selection_keeps_the_best_of_each_layer_only_where_layers_compete() -> None:
@@ -220,7 +231,7 @@ def test_other_wrong_arguments() -> None:
         (lambda: joint_selection(table, MeanDamage(), pools=[Pool(("q",))]), "a pool names"),
         (lambda: joint_selection(table, MeanDamage(), pools=[Pool(("x",)), Pool(("x",))]), "two pools"),
         (lambda: joint_selection(table, MeanDamage(), pools=[]), "no pool"),
-        (lambda: joint_selection(table, MeanDamage(), minimum_kept={"q": 1}), "minimum_kept"),
+        (lambda: joint_selection(table, MeanDamage(), floors=[Floor("q")]), "a floor names"),
     ):
         with pytest.raises(InputError, match=message):
             make()

@@ -6,8 +6,11 @@ The core knows no pruner and no fairness library; those are joined to it by ``fa
 from __future__ import annotations
 
 from .channels import ChannelGroup, ChannelPlace, ParameterPlace
+from .checkpoint import load_pruned, save_pruned
 from .damage import DamageTable, collect_damage
 from .errors import FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from .predictions import Predictions, predict
+from .recalibration import recalibrate_batchnorm
 
 __version__ = "0.1.0"
 
@@ -19,7 +22,12 @@ __all__ = [
     "InputError",
     "NotFittedError",
     "ParameterPlace",
+    "Predictions",
     "StaleTableError",
     "UnsupportedModelError",
     "collect_damage",
+    "load_pruned",
+    "predict",
+    "recalibrate_batchnorm",
+    "save_pruned",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from .criteria import Criterion, require_sensitive_groups
 from .damage import DamageTable
 from .errors import InputError
 
-__all__ = ["Pool", "Selection", "break_ties", "joint_selection", "share_balanced_order", "single_selection"]
+__all__ = ["Floor", "Pool", "Selection", "break_ties", "joint_selection", "share_balanced_order", "single_selection"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,21 @@ class Pool:
 
     layers: tuple[str, ...]
     quota: int | None = None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Channels of which some must stay. Every layer keeps one even without a floor of its own.
+
+    Attributes:
+        layer: Name of the channel group.
+        minimum: How many stay.
+        channels: Which channels it is about, e.g. the part behind a split that one layer consumes; None for all.
+    """
+
+    layer: str
+    minimum: int = 1
+    channels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,18 +86,46 @@ def break_ties(scores: Tensor) -> Tensor:
     return distinct
 
 
-def _layer_numbers(table: DamageTable) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor(list(table.sizes.values()))
-    return torch.repeat_interleave(torch.arange(len(sizes)), sizes), sizes
+class _Allowance:
+    """How many channels may still go before a floor is reached.
 
+    Args:
+        table: The damage table.
+        floors: The floors.
 
-def _removable(table: DamageTable, minimum_kept: Mapping[str, int] | None) -> Tensor:
-    """How many channels each layer may lose; at least one stays."""
-    minimum_kept = minimum_kept or {}
-    unknown = [name for name in minimum_kept if name not in table]
-    if unknown:
-        raise InputError(f"minimum_kept names {unknown}; the table has {list(table.sizes)}")
-    return torch.tensor([max(0, size - max(1, minimum_kept.get(name, 1))) for name, size in table.sizes.items()])
+    Raises:
+        InputError: A floor names an unknown layer or channel.
+    """
+
+    def __init__(self, table: DamageTable, floors: Sequence[Floor]) -> None:
+        for floor in floors:
+            if floor.layer not in table:
+                raise InputError(f"a floor names {floor.layer!r}; the table has {list(table.sizes)}")
+        whole = [Floor(name) for name in table.sizes]
+        self.columns = [
+            table.selected({floor.layer: floor.channels or range(table.sizes[floor.layer])})
+            for floor in (*whole, *floors)
+        ]
+        self.left = [
+            max(0, len(columns) - floor.minimum)
+            for columns, floor in zip(self.columns, (*whole, *floors), strict=True)
+        ]
+        self.of_column: list[list[int]] = [[] for _ in range(sum(table.sizes.values()))]
+        for number, columns in enumerate(self.columns):
+            for column in columns.tolist():
+                self.of_column[column].append(number)
+
+    def allows(self, column: int) -> bool:
+        return all(self.left[number] > 0 for number in self.of_column[column])
+
+    def take(self, column: int) -> list[Tensor]:
+        """Remove a channel; returns the columns that must stay from now on."""
+        for number in self.of_column[column]:
+            self.left[number] -= 1
+        return [self.columns[number] for number in self.of_column[column] if self.left[number] == 0]
+
+    def lift(self) -> None:
+        self.left = [len(columns) for columns in self.columns]
 
 
 def single_selection(
@@ -90,7 +133,7 @@ def single_selection(
     criterion: Criterion,
     *,
     pools: Sequence[Pool] | None = None,
-    minimum_kept: Mapping[str, int] | None = None,
+    floors: Sequence[Floor] = (),
 ) -> Selection:
     """Rank channels by their damage when each is removed alone.
 
@@ -99,25 +142,24 @@ def single_selection(
         criterion: The criterion.
         pools: Channel groups that are ranked against each other; in a pool of several, the best channels of
             each layer are put beyond all others, because a pruner that is told to remove a whole layer skips it.
-        minimum_kept: How many channels each layer keeps at least (default 1).
+        floors: Channels that stay; every layer keeps one.
 
     Returns:
         The selection; its scores are the criterion's values.
     """
     scores = break_ties(criterion.score(table))
     change = scores.clone()
-    removable = _removable(table, minimum_kept)
-    shared = {name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers}
-    highest = scores.max()
-    step = highest.abs().clamp_min(1.0)
+    shared = [name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers]
+    allowance = _Allowance(table, floors)
     kept = []
-    for layer, name in enumerate(table.sizes):
-        if name in shared:
-            section = table.columns(name)
-            order = torch.argsort(scores[section], stable=True)
-            kept.extend((section.start + order[int(removable[layer]) :]).tolist())
-    for place, column in enumerate(sorted(kept, key=lambda c: float(scores[c]))):
-        scores[column] = highest + step * (place + 1)
+    for column in scores.argsort(stable=True)[torch.isin(scores.argsort(stable=True), _columns(table, shared))].tolist():
+        if allowance.allows(column):
+            allowance.take(column)
+        else:
+            kept.append(column)
+    highest = scores.max()
+    for place, column in enumerate(kept):
+        scores[column] = highest + highest.abs().clamp_min(1.0) * (place + 1)
     return Selection(torch.argsort(scores, stable=True), scores, change)
 
 
@@ -126,7 +168,7 @@ def joint_selection(
     criterion: Criterion,
     *,
     pools: Sequence[Pool] | None = None,
-    minimum_kept: Mapping[str, int] | None = None,
+    floors: Sequence[Floor] = (),
 ) -> Selection:
     """Remove channels greedily, each time the one whose loss together with those already gone hurts least.
 
@@ -139,7 +181,7 @@ def joint_selection(
         criterion: Maps the groups' damages to one value.
         pools: What a pruner ranks together and how much it takes: each pool closes when its quota is reached,
             until all have reached theirs. None lets every channel compete with every other.
-        minimum_kept: How many channels each layer keeps at least (default 1); they come last.
+        floors: Channels that stay, so that they come last; every layer keeps one.
 
     Returns:
         The selection; its scores are the places in the order, comparable across layers.
@@ -151,43 +193,38 @@ def joint_selection(
     if table.interactions is None:
         raise InputError("joint selection needs the table's interactions; collect it with interactions=True")
     value_of = criterion.bind(table)
-    layer_of, sizes = _layer_numbers(table)
-    n_columns = len(layer_of)
-    removable = _removable(table, minimum_kept).tolist()
-    pool_of, quotas = _pools(table, pools)
-    columns_of_layer = torch.split(torch.arange(n_columns), sizes.tolist())
-    layers_of_pool: list[list[int]] = [[] for _ in quotas]
-    for layer, pool in enumerate(pool_of):
-        layers_of_pool[pool].append(layer)
+    n_columns = table.slope.shape[1]
+    pool_of, columns_of, quotas = _pools(table, pools)
+    allowance = _Allowance(table, floors)
 
-    closed = torch.zeros(n_columns, dtype=torch.float64)  # added to the criterion: 0 or infinity
     gone = torch.zeros(n_columns, dtype=torch.bool)
+    closed = torch.zeros(n_columns, dtype=torch.float64)  # added to the criterion: 0 or infinity
+
+    def close_what_is_full() -> None:
+        for columns, quota in zip(columns_of, quotas, strict=True):
+            if quota == 0:
+                closed[columns] = torch.inf
+        for columns, left in zip(allowance.columns, allowance.left, strict=True):
+            if left == 0:
+                closed[columns] = torch.inf
+
+    close_what_is_full()
     current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
     # −a_gc + ½ M_gcc + Σ_{r∈R} M_grc, updated by one row of M_g a pick
     addition = table.damage.clone()
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
     value = float(value_of(current)[0])
-
-    def reopen(layers: Sequence[int]) -> None:
-        for layer in layers:
-            closed[columns_of_layer[layer]] = 0.0
-        closed[gone] = torch.inf
-
-    def close(layers: Sequence[int]) -> None:
-        for layer in layers:
-            closed[columns_of_layer[layer]] = torch.inf
-
-    close([layer for layer, pool in enumerate(pool_of) if quotas[pool] == 0 or removable[layer] == 0])
     while len(order) < n_columns:
         candidates = value_of(current + addition) + closed
         pick = int(torch.argmin(candidates))
         if float(candidates[pick]) == torch.inf:
-            # every pool has its quota: rank what a pruner may still ask for, then what each layer should keep
-            if not any(quota is not None for quota in quotas):
-                removable = sizes.tolist()
+            # every pool has its quota: rank what a pruner may still ask for, then what should stay
+            if all(quota is None for quota in quotas):
+                allowance.lift()
             quotas = [None] * len(quotas)
-            reopen([layer for layer, left in enumerate(removable) if left > 0])
+            closed = torch.where(gone, torch.inf, 0.0).double()
+            close_what_is_full()
             continue
         change[pick] = float(candidates[pick]) - value
         value = float(candidates[pick])
@@ -195,35 +232,41 @@ def joint_selection(
         addition += table.interactions[:, pick]
         gone[pick], closed[pick] = True, torch.inf
         order.append(pick)
-        layer = int(layer_of[pick])
-        removable[layer] -= 1
-        if removable[layer] == 0:
-            close([layer])
-        pool = pool_of[layer]
+        for columns in allowance.take(pick):
+            closed[columns] = torch.inf
+        pool = pool_of[pick]
         if (quota := quotas[pool]) is not None:
             quotas[pool] = quota - 1
             if quota == 1:
-                close(layers_of_pool[pool])
+                closed[columns_of[pool]] = torch.inf
     places = torch.empty(n_columns, dtype=torch.float64)
     places[order] = torch.arange(n_columns, dtype=torch.float64)
     return Selection(torch.tensor(order), places, change)
 
 
-def _pools(table: DamageTable, pools: Sequence[Pool] | None) -> tuple[list[int], list[int | None]]:
-    if pools is None:
-        return [0] * len(table.sizes), [None]
-    pool_of: dict[str, int] = {}
+def _columns(table: DamageTable, layers: Sequence[str]) -> Tensor:
+    return table.selected({name: range(table.sizes[name]) for name in layers})
+
+
+def _pools(table: DamageTable, pools: Sequence[Pool] | None) -> tuple[list[int], list[Tensor], list[int | None]]:
+    """Pool of each column, columns of each pool, and quotas."""
+    pools = [Pool(tuple(table.sizes))] if pools is None else pools
+    pool_of = [-1] * table.slope.shape[1]
+    columns_of = []
     for number, pool in enumerate(pools):
-        for name in pool.layers:
-            if name not in table:
-                raise InputError(f"a pool names {name!r}; the table has {list(table.sizes)}")
-            if name in pool_of:
-                raise InputError(f"channel group {name!r} lies in two pools; expected one")
-            pool_of[name] = number
-    missing = [name for name in table.sizes if name not in pool_of]
+        unknown = [name for name in pool.layers if name not in table]
+        if unknown:
+            raise InputError(f"a pool names {unknown}; the table has {list(table.sizes)}")
+        columns = _columns(table, pool.layers)
+        for column in columns.tolist():
+            if pool_of[column] >= 0:
+                raise InputError(f"a channel group of {list(pool.layers)} lies in two pools; expected one")
+            pool_of[column] = number
+        columns_of.append(columns)
+    missing = [name for name in table.sizes if pool_of[table.columns(name).start] < 0]
     if missing:
         raise InputError(f"channel groups {missing} lie in no pool; expected each in one")
-    return [pool_of[name] for name in table.sizes], [pool.quota for pool in pools]
+    return pool_of, columns_of, [pool.quota for pool in pools]
 
 
 def share_balanced_order(table: DamageTable) -> Selection:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch_pruning as tp
 from fairtrim import ChannelGroup, ChannelPlace, InputError, ParameterPlace, UnsupportedModelError
-from fairtrim.selection import Pool
+from fairtrim.selection import Floor, Pool
 from torch import nn
 
-__all__ = ["PruningPlan", "Root", "calling_pruner", "consumers", "plan_of_graph", "plan_of_pruner"]
+__all__ = ["PruningPlan", "Root", "calling_pruner", "consumers", "plan_of_graph", "plan_of_pruner", "repair_split_offsets"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class PruningPlan:
     Attributes:
         groups: Its dependency groups as channel groups; a channel here is what the host removes as one.
         pools: Groups that are ranked against each other, with the number of channels the host will take.
-        minimum_kept: Channels that each group keeps at least.
+        floors: Channels that stay: the host skips a group whole rather than empty a layer.
         roots: Where the host starts when it removes channels of a group.
     """
 
     groups: tuple[ChannelGroup, ...]
     pools: tuple[Pool, ...]
-    minimum_kept: dict[str, int]
+    floors: tuple[Floor, ...]
     roots: dict[str, Root]
 
     @property
@@ -89,6 +89,7 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
     Raises:
         InputError: The pruner has done all its steps, or nothing in the network can be pruned.
     """
+    repair_split_offsets(pruner.DG)
     step = pruner.current_step if inside_step else pruner.current_step + 1
     if step > pruner.iterative_steps:
         raise InputError(
@@ -101,8 +102,8 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
             "check ignored_layers, root_module_types and max_pruning_ratio"
         )
     channel_groups = tuple(_channel_group(group, pruner) for group in groups)
-    pools, minimum_kept = _pools(pruner, groups, channel_groups, step)
-    return PruningPlan(channel_groups, pools, minimum_kept, _roots(groups, pruner))
+    pools, floors = _pools(pruner, groups, channel_groups, step)
+    return PruningPlan(channel_groups, pools, floors, _roots(groups, pruner))
 
 
 def plan_of_graph(graph: tp.DependencyGraph) -> PruningPlan:
@@ -122,7 +123,7 @@ def plan_of_graph(graph: tp.DependencyGraph) -> PruningPlan:
     if not found:
         raise InputError("nothing in this network can be pruned: no layer's output is consumed by another layer")
     groups = tuple(_channel_group(group, None) for group in found)
-    return PruningPlan(groups, tuple(Pool((group.name,)) for group in groups), {}, _roots(found, None))
+    return PruningPlan(groups, tuple(Pool((group.name,)) for group in groups), (), _roots(found, None))
 
 
 def _roots(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None) -> dict[str, Root]:
@@ -132,6 +133,27 @@ def _roots(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None) -> d
         )
         for group in groups
     }
+
+
+def repair_split_offsets(graph: tp.DependencyGraph) -> bool:
+    """Bring the graph's splits up to date after a step.
+
+    Torch-Pruning 1.6 updates the sizes of a split but not the offsets that map its channels (``SplitPruner`` sets
+    them on itself), so that a second step would map channels to the wrong layers or out of range.
+
+    Args:
+        graph: The host's dependency graph.
+
+    Returns:
+        Whether anything was out of date.
+    """
+    changed = False
+    for node in graph.module2node.values():
+        if node.type == tp.ops.OPTYPE.SPLIT and node.module.split_sizes is not None:
+            offsets = [0, *np.cumsum(node.module.split_sizes).tolist()]
+            changed |= node.module.offsets != offsets
+            node.module.offsets = offsets
+    return changed
 
 
 class _Listener:
@@ -172,8 +194,14 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
 def _mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Channels of an item and the root channels they belong to; what the host couldn't map (None) is left out."""
     pairs = [(i, r) for i, r in zip(item.idxs, item.root_idxs, strict=True) if r is not None]
-    channels, roots = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.asarray(channels, dtype=np.int64), np.asarray(roots, dtype=np.int64)
+    channels, roots = (np.asarray(values, dtype=np.int64) for values in (zip(*pairs, strict=True) if pairs else ((), ())))
+    present = getattr(item.dep.target.module, "in_channels", getattr(item.dep.target.module, "in_features", None))
+    if len(channels) and present is not None and item.dep.handler.__name__ == "prune_in_channels" and channels.max() >= present:
+        raise UnsupportedModelError(
+            f"the host maps channel {channels.max()} to {item.dep.target.name}, which has {present} inputs: its graph "
+            "does not follow the network any more. Build a new pruner for the pruned network"
+        )
+    return channels, roots
 
 
 def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -327,11 +355,11 @@ def _axes(module: nn.Module, consumer: bool) -> list[tuple[Any, int]]:
 
 def _pools(
     pruner: tp.pruner.BasePruner, groups: Sequence[tp.Group], channel_groups: Sequence[ChannelGroup], step: int
-) -> tuple[tuple[Pool, ...], dict[str, int]]:
+) -> tuple[tuple[Pool, ...], tuple[Floor, ...]]:
     members: dict[Any, list[ChannelGroup]] = {}
     targets: dict[Any, float] = {}
     initial: dict[Any, int] = {}
-    minimum_kept: dict[str, int] = {}
+    floors: list[Floor] = []
     for group, channel_group in zip(groups, channel_groups, strict=True):
         scope, ratio = _scope(pruner, group, step)
         members.setdefault(scope, []).append(channel_group)
@@ -339,13 +367,22 @@ def _pools(
         before = _initial_size(pruner, group, channel_group)
         initial[scope] = initial.get(scope, 0) + before
         kept = max(1, math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
-        minimum_kept[channel_group.name] = min(kept, channel_group.size)
+        floors.append(Floor(channel_group.name, kept))
+        floors.extend(_parts(channel_group))
     pools = []
     for scope, layers in members.items():
         present = sum(layer.size for layer in layers)
         quota = max(0, present - int(initial[scope] * (1 - targets[scope])))
         pools.append(Pool(tuple(layer.name for layer in layers), quota))
-    return tuple(pools), minimum_kept
+    return tuple(pools), tuple(floors)
+
+
+def _parts(channel_group: ChannelGroup) -> Iterator[Floor]:
+    """Behind a split each layer consumes a part of the channels, and must keep one of them."""
+    for place in channel_group.places:
+        part = tuple(sorted(set(place.group_channels)))
+        if place.side == "input" and len(part) < channel_group.size:
+            yield Floor(channel_group.name, 1, part)
 
 
 def _scope(pruner: tp.pruner.BasePruner, group: tp.Group, step: int) -> tuple[Any, float]:

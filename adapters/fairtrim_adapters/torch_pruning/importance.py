@@ -19,7 +19,7 @@ from fairtrim.selection import Pool, Selection, joint_selection, share_balanced_
 from fairtrim.weight_saliency import collect_weight_saliency
 from torch import Tensor, nn
 
-from .groups import PruningPlan, calling_pruner, consumers, plan_of_graph, plan_of_pruner
+from .groups import PruningPlan, calling_pruner, consumers, plan_of_graph, plan_of_pruner, repair_split_offsets
 from .report import PruningReport, pruning_report
 
 __all__ = [
@@ -190,7 +190,7 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def _select(self, table: DamageTable, plan: PruningPlan, *, pools: tuple[Pool, ...] | None = None) -> Selection:
         select = joint_selection if self.selection == "joint" else single_selection
-        return select(table, self.criterion, pools=pools or plan.pools, minimum_kept=plan.minimum_kept)
+        return select(table, self.criterion, pools=pools or plan.pools, floors=plan.floors)
 
     # Scoring ----------------------------------------------------------------------------------------------
 
@@ -207,6 +207,8 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             NotFittedError: There is no table, or (StaleTableError) it is out of date.
             UnsupportedModelError: The group has channels that the table doesn't list.
         """
+        if repair_split_offsets(group._DG):  # the host mapped this group before the repair
+            group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
         self._ensure_fitted(group._DG)
         position = {root: k for k, root in enumerate(group[0].idxs)}
         scores = np.full(len(position), np.nan)
@@ -295,8 +297,8 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             negative[selection.order] = in_order
         for name, root in self.plan_.roots.items():
             wanted = negative[self.damage_.columns(name)].nonzero().flatten().numpy()
-            most = self.damage_.sizes[name] - self.plan_.minimum_kept.get(name, 1)
-            wanted = wanted[np.argsort(selection.scores[self.damage_.columns(name)][wanted].numpy())][:most]
+            if len(wanted) == self.damage_.sizes[name]:  # the host would skip a layer that loses everything
+                wanted = wanted[wanted != int(selection.scores[self.damage_.columns(name)].argmax())]
             idxs = np.flatnonzero(np.isin(root.units, wanted)).tolist()
             if idxs:
                 group = pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
