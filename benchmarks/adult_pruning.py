@@ -20,6 +20,11 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from examples.prune_adult import SEX, Adult, load_adult, network, train
 from fairlearn.metrics import equalized_odds_difference
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm.auto import tqdm
+
 from fairtrim_adapters.torch_pruning import (
     GroupSaliencyImportance,
     MeanDamageImportance,
@@ -27,10 +32,6 @@ from fairtrim_adapters.torch_pruning import (
     TailRiskImportance,
     WorstGroupImportance,
 )
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from tqdm.auto import tqdm
 
 Loader = DataLoader[tuple[Tensor, ...]]
 
@@ -39,7 +40,8 @@ CRITERIA: dict[str, tuple[Callable[[], tp.importance.Importance], dict[str, Any]
     "tp magnitude": (tp.importance.GroupMagnitudeImportance, {}),
     "tp Taylor": (tp.importance.GroupTaylorImportance, {}),
     "group saliency, weights, single (FairPrune)": (
-        lambda: GroupSaliencyImportance("Male", beta=0.3, level="weight", selection="single"), {},
+        lambda: GroupSaliencyImportance("Male", beta=0.3, level="weight", selection="single"),
+        {},
     ),
     "group saliency, single": (lambda: GroupSaliencyImportance("Male", beta=0.3, selection="single"), {}),
     "group saliency, joint": (lambda: GroupSaliencyImportance("Male", beta=0.3), {}),
@@ -70,7 +72,7 @@ def prune(dense: nn.Sequential, name: str, scoring: Loader, ratio: float) -> nn.
     importance, model = make(), copy.deepcopy(dense)
     pruner = tp.pruner.BasePruner(
         model,
-        torch.randn(2, model[0].in_features),
+        next(iter(scoring))[0][:2],
         importance=importance,
         pruning_ratio=ratio,
         ignored_layers=[model[-1]],
@@ -115,17 +117,15 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8])
     arguments = parser.parse_args()
     adult = load_adult()
-    scoring = DataLoader(
-        TensorDataset(*(t[:8192] for t in adult.train[:2]), adult.train[2][:8192, 0]), batch_size=512
-    )
+    scoring = DataLoader(TensorDataset(*(t[:8192] for t in adult.train[:2]), adult.train[2][:8192, 0]), batch_size=512)
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         torch.manual_seed(seed)
         dense = network(adult.train[0].shape[1])
         train(dense, adult.train, epochs=10, seed=seed)
         cases = [(ratio, name) for ratio in arguments.ratios for name in CRITERIA]
-        for ratio in arguments.ratios:
-            rows.append({"seed": seed, "ratio": ratio, "criterion": "dense", "epochs": 0, **measure(dense, adult)})
+        untouched = {"seed": seed, "criterion": "dense", "epochs": 0, **measure(dense, adult)}
+        rows.extend({"ratio": ratio, **untouched} for ratio in arguments.ratios)
         for ratio, name in tqdm(cases, desc=f"seed {seed}", leave=False):
             model = prune(dense, name, scoring, ratio)
             rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 0, **measure(model, adult)})

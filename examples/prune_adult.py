@@ -21,11 +21,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from fairtrim_adapters.fairlearn import compare_models, plot_comparison
-from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, MeanDamageImportance, WorstGroupImportance
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
+
+from fairtrim_adapters.fairlearn import compare_models, plot_comparison
+from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, MeanDamageImportance, WorstGroupImportance
 
 SEX = ("Female", "Male")
 RACE = ("other", "White")
@@ -89,9 +90,7 @@ def network(n_inputs: int) -> nn.Sequential:
     Returns:
         The network, its weights drawn from torch's generator.
     """
-    return nn.Sequential(
-        nn.Linear(n_inputs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, len(SEX))
-    )
+    return nn.Sequential(nn.Linear(n_inputs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, len(SEX)))
 
 
 def train(model: nn.Module, data: tuple[Tensor, ...], *, epochs: int, seed: int, text: str = "training") -> None:
@@ -134,7 +133,7 @@ def pruned(
     model = copy.deepcopy(dense)
     pruner = tp.pruner.BasePruner(
         model,
-        torch.randn(2, model[0].in_features),
+        next(iter(scoring))[0][:2],
         importance=importance,
         global_pruning=True,
         pruning_ratio=ratio,
@@ -184,7 +183,9 @@ def main() -> None:
     for name, importance in IMPORTANCES.items():
         models[name] = pruned(dense, importance(), scoring, arguments.ratio)
         if arguments.fine_tune:
-            train(models[name], adult.train, epochs=arguments.fine_tune, seed=arguments.seed, text=f"fine-tuning {name}")
+            train(
+                models[name], adult.train, epochs=arguments.fine_tune, seed=arguments.seed, text=f"fine-tuning {name}"
+            )
 
     test = DataLoader(TensorDataset(*adult.test[:2], adult.test[2][:, 0]), batch_size=2048)
     by_sex = compare_models(
@@ -203,8 +204,10 @@ def main() -> None:
     plot_comparison(by_sex, ax=axes[0])
     plot_comparison(by_sex, metric="true positive rate", ax=axes[1])
     axes[0].get_legend().remove()
-    figure.suptitle(f"Adult, test set: {arguments.ratio:.0%} of the channels removed in one shot"
-                    f"{f', {arguments.fine_tune} epochs of fine-tuning' if arguments.fine_tune else ', no fine-tuning'}")
+    figure.suptitle(
+        f"Adult, test set: {arguments.ratio:.0%} of the channels removed in one shot"
+        f"{f', {arguments.fine_tune} epochs of fine-tuning' if arguments.fine_tune else ', no fine-tuning'}"
+    )
     figure.savefig(arguments.picture, dpi=120)
     print(f"\npicture: {arguments.picture}")
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from fairtrim_adapters.torch_pruning.groups import PruningPlan, plan_of_pruner
 from torch import Tensor, nn
+
+from fairtrim_adapters.torch_pruning.groups import PruningPlan, plan_of_pruner
 
 
 class Residual(nn.Module):
@@ -76,7 +77,12 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.norm, self.qkv, self.project = nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.embed, self.norm, self.qkv, self.project = (
+            nn.Linear(3, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 24),
+            nn.Linear(8, 8),
+        )
         self.norm2, self.up, self.down, self.head = nn.LayerNorm(8), nn.Linear(8, 10), nn.Linear(10, 8), nn.Linear(8, 3)
         self.num_heads = 2
 
@@ -122,36 +128,71 @@ class Wrapped(nn.Module):
 
 def _plain() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 7), nn.ReLU(), nn.Linear(7, 3),
+        nn.Conv2d(2, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(5, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 7),
+        nn.ReLU(),
+        nn.Linear(7, 3),
     )
 
 
 def _depthwise() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(2, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6, padding=1), nn.BatchNorm2d(6), nn.ReLU6(),
-        nn.Conv2d(6, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+        nn.Conv2d(2, 6, 1),
+        nn.ReLU6(),
+        nn.Conv2d(6, 6, 3, groups=6, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU6(),
+        nn.Conv2d(6, 5, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
     )
 
 
 def _grouped() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1, groups=2), nn.ReLU(),
-        nn.Conv2d(8, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 5, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
     )
 
 
 def _group_norm() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.GroupNorm(2, 6),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
     )
 
 
 def _one_dimensional() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(2, 5, 3), nn.PReLU(5), nn.ConvTranspose1d(5, 6, 2, stride=2), nn.ReLU(), nn.Conv1d(6, 4, 3),
-        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3),
+        nn.Conv1d(2, 5, 3),
+        nn.PReLU(5),
+        nn.ConvTranspose1d(5, 6, 2, stride=2),
+        nn.ReLU(),
+        nn.Conv1d(6, 4, 3),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     )
 
 

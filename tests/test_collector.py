@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from fairtrim import ChannelGroup, ChannelPlace, InputError, UnsupportedModelError, collect_damage
 from fairtrim.oracle import explicit_gates, oracle_damage
-from torch import nn
 
 from .networks import CASES, Case
 
@@ -21,9 +22,7 @@ SENSITIVE = {
 def _batches(case: Case, sensitive: list[int], sizes: tuple[int, ...]) -> list[tuple[torch.Tensor, ...]]:
     x, y = case.batch(len(sensitive))
     a = torch.tensor(sensitive)
-    return [
-        tuple(part) for part in zip(x.split(list(sizes)), y.split(list(sizes)), a.split(list(sizes)), strict=True)
-    ]
+    return [tuple(part) for part in zip(x.split(list(sizes)), y.split(list(sizes)), a.split(list(sizes)), strict=True)]
 
 
 def _relative(fast: torch.Tensor, slow: torch.Tensor) -> float:
@@ -227,7 +226,10 @@ def test_time_first_tensors_are_refused() -> None:
         ([ChannelGroup("0", 7, (ChannelPlace("2", "input", range(6), range(6), -1),))], r"channels \[6\] pass no"),
         ([ChannelGroup("0", 7, (ChannelPlace("2", "input", range(7), range(1, 8), -1),))], "expected 0 to 6"),
         ([ChannelGroup("0", 7, (ChannelPlace("2", "input", range(7), range(6), -1),))], "expected as many"),
-        ([ChannelGroup(n, 7, (ChannelPlace("2", "input", range(7), range(7), -1),)) for n in "00"], "two channel groups"),
+        (
+            [ChannelGroup(n, 7, (ChannelPlace("2", "input", range(7), range(7), -1),)) for n in "00"],
+            "two channel groups",
+        ),
         ([ChannelGroup(n, 7, (ChannelPlace("2", "input", range(7), range(7), -1),)) for n in "01"], "belongs to two"),
     ],
 )

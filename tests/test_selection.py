@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+
 from fairtrim import InputError
 from fairtrim.criteria import (
     BalancedDamage,
@@ -105,8 +106,14 @@ def test_interactions_matter() -> None:
     gram = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.1]]], dtype=torch.float64)
     table = _table({"x": 4}, ("a",))
     table = DamageTable(
-        sensitive_groups=("a",), features=("team",), sizes={"x": 3}, counts=table.counts, loss=table.loss,
-        slope=torch.zeros(1, 3, dtype=torch.float64), curvature=torch.diagonal(gram, dim1=1, dim2=2), interactions=gram,
+        sensitive_groups=("a",),
+        features=("team",),
+        sizes={"x": 3},
+        counts=table.counts,
+        loss=table.loss,
+        slope=torch.zeros(1, 3, dtype=torch.float64),
+        curvature=torch.diagonal(gram, dim1=1, dim2=2),
+        interactions=gram,
     )
     assert joint_selection(table, MeanDamage()).order[:2].tolist() == [0, 1]
     positive = DamageTable(**{**vars(table), "interactions": gram.abs()})
@@ -248,4 +255,6 @@ def test_order_is_the_same_for_every_permutation_of_groups() -> None:
             **{k: getattr(reference, k)[index] for k in ("counts", "loss", "slope", "curvature", "interactions")},
         )
         for criterion in CRITERIA:
-            assert joint_selection(table, criterion).order.tolist() == joint_selection(reference, criterion).order.tolist()
+            assert (
+                joint_selection(table, criterion).order.tolist() == joint_selection(reference, criterion).order.tolist()
+            )

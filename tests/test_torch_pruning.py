@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch_pruning as tp
+from torch import nn
+
 from fairtrim import InputError, NotFittedError, StaleTableError, UnsupportedModelError, load_pruned, save_pruned
 from fairtrim.criteria import WorstGroup
 from fairtrim.selection import joint_selection
@@ -24,7 +26,6 @@ from fairtrim_adapters.torch_pruning import (
     register,
     register_importance,
 )
-from torch import nn
 
 from .networks import CASES, Case
 

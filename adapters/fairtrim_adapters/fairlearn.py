@@ -23,11 +23,12 @@ from fairlearn.metrics import (
     selection_rate,
     true_positive_rate,
 )
-from fairtrim import InputError
-from fairtrim.predictions import Predictions, predict
 from sklearn.metrics import accuracy_score
 from torch import nn
 from tqdm.auto import tqdm
+
+from fairtrim import InputError
+from fairtrim.predictions import Predictions, predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +37,10 @@ __all__ = ["Comparison", "compare_models", "default_metrics", "metric_frame", "p
 
 Metric = Callable[..., float]
 
+_ROUNDING = 1e-9  # differences of rates below this are rounding errors
 
-def _one_vs_rest(
-    y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int
-) -> float:
+
+def _one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int) -> float:
     return metric(np.asarray(y_true) == label, np.asarray(y_pred) == label, pos_label=True)
 
 
@@ -235,9 +236,7 @@ def compare_models(
         [*_empty_cells(predictions), *_model_flags(predictions, by_group, overall, reference)],
         columns=["model", "flag", "detail"],
     )
-    return Comparison(
-        reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags
-    )
+    return Comparison(reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags)
 
 
 def _group_columns(
@@ -293,9 +292,10 @@ def _model_flags(
         if len(labels) == 1:
             found.append((name, "constant classifier", f"everybody is given label {labels[0]}; gaps mean nothing"))
         change = columns["change in accuracy"].dropna()
-        fell = [gap for gap in gaps if overall.loc[name, gap] < overall.loc[reference, gap]]
-        if name != reference and fell and (change < 0).all():
-            detail = f"{', '.join(fell)} fell while every group lost accuracy (by {-change.max():.3f} to {-change.min():.3f})"
+        fell = [gap for gap in gaps if overall.loc[name, gap] < overall.loc[reference, gap] - _ROUNDING]
+        if name != reference and fell and (change < -_ROUNDING).all():
+            lost = f"{-change.max():.3f} to {-change.min():.3f}"
+            detail = f"{', '.join(fell)} fell while every group lost accuracy (by {lost})"
             found.append((name, "levelling down", detail))
     return found
 

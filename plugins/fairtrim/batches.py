@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,7 +13,15 @@ from tqdm.auto import tqdm
 
 from .errors import InputError, UnsupportedModelError
 
-__all__ = ["Batch", "ForwardFunction", "check_independent_samples", "class_scores", "iterate_batches", "model_device", "to_device"]
+__all__ = [
+    "Batch",
+    "ForwardFunction",
+    "check_independent_samples",
+    "class_scores",
+    "iterate_batches",
+    "model_device",
+    "to_device",
+]
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 """Runs the network on the inputs of one batch: ``forward_fn(model, inputs) -> output``."""
@@ -122,7 +130,7 @@ def iterate_batches(
     """
     if max_batches is not None and max_batches < 1:
         raise InputError(f"max_batches is {max_batches}; expected at least 1, or None for the whole loader")
-    total = len(loader) if hasattr(loader, "__len__") else None
+    total = len(loader) if isinstance(loader, Sized) else None
     if total is not None and max_batches is not None:
         total = min(total, max_batches)
     empty = True

@@ -178,6 +178,4 @@ def _site(places: list[tuple[ChannelPlace, int]]) -> Site:
             raise InputError(f"the places at {first.module!r} disagree on the axes of channels and samples")
     if len(np.unique(channels)) != len(channels):
         raise InputError(f"the {first.side} of {first.module!r} has a channel that belongs to two groups")
-    return Site(
-        first.module, first.side, first.channel_axis, first.sample_axis, channels, columns, weights
-    )
+    return Site(first.module, first.side, first.channel_axis, first.sample_axis, channels, columns, weights)

@@ -134,7 +134,9 @@ class DamageTable:
             section = self.columns(name)
             for number in numbers:
                 if not 0 <= int(number) < self.sizes[name]:
-                    raise InputError(f"channel {number} of {name!r} is out of range; expected 0 to {self.sizes[name] - 1}")
+                    raise InputError(
+                        f"channel {number} of {name!r} is out of range; expected 0 to {self.sizes[name] - 1}"
+                    )
                 columns.add(section.start + int(number))
         return torch.tensor(sorted(columns), dtype=torch.int64)
 

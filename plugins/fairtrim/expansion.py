@@ -71,13 +71,11 @@ class SampleLoss:
         """
         if self.is_cross_entropy:
             _check_labels(scores, target)
-        if scores.shape[1] == 1 and target.ndim == 1 and not self.is_cross_entropy:
+        elif scores.shape[1] == 1 and target.ndim == 1:
             target = target.unsqueeze(1)
+        if target.shape == scores.shape:  # one target for each score, not a label: as numbers
+            target = target.to(scores.dtype)
         if self._unreduced is not None:
-            if target.is_floating_point():
-                target = target.to(scores.dtype)
-            elif scores.shape[1] == 1 and not self.is_cross_entropy:
-                target = target.to(scores.dtype)
             losses = self._unreduced(scores, target)
         else:
             losses = torch.stack([self._loss_fn(scores[n : n + 1], target[n : n + 1]) for n in range(len(scores))])
@@ -162,7 +160,7 @@ def softmax_factor(probabilities: Tensor) -> Tensor:
 
 
 def _unit_directions(scores: Tensor, shift_invariant: bool) -> tuple[Tensor, ...]:
-    n_samples, n_classes = scores.shape
+    n_classes = scores.shape[1]
     directions = []
     for k in range(n_classes - 1 if shift_invariant else n_classes):
         direction = torch.zeros_like(scores)

@@ -47,13 +47,13 @@ class _IdentityGate(torch.autograd.Function):
     """y = z · x at z = 1, without the product: backward gives ∂/∂z_nc = Σ_positions x ∂/∂y."""
 
     @staticmethod
-    def forward(ctx: Any, activation: Tensor, gate: Tensor, site: Site) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, activation: Tensor, gate: Tensor, site: Site) -> Tensor:
         ctx.save_for_backward(activation)  # autograd notices a later change in place
         ctx.site, ctx.n_samples = site, gate.shape[0]
         return activation.view_as(activation)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (activation,) = ctx.saved_tensors
         product = _sum_of_products(activation, gradient, ctx.site, ctx.n_samples)
         return (gradient if ctx.needs_input_grad[0] else None), product, None
@@ -114,7 +114,8 @@ class Gates:
             )
             self._gates[number] = gate
         if site.side == "input":
-            return _IdentityGate.apply(activation, gate, site)  # type: ignore[no-any-return]
+            gated: Tensor = _IdentityGate.apply(activation, gate, site)  # type: ignore[no-untyped-call]
+            return gated
         return _multiply(activation, gate, site)
 
     def gradients(self, scores: Tensor, direction: Tensor, *, keep_graph: bool) -> Tensor:
@@ -195,7 +196,9 @@ def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Ite
 
 
 def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (gates.apply(number, args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))

@@ -202,9 +202,7 @@ def oracle_squared_gradients(
         for name, weight in belongs:
             counts[name] = counts.get(name, 0.0) + weight
     names = sorted(sums)
-    return names, {
-        key: torch.stack([sums[name][key].detach() / counts[name] for name in names]) for key in parameters
-    }
+    return names, {key: torch.stack([sums[name][key].detach() / counts[name] for name in names]) for key in parameters}
 
 
 def measured_damage(

@@ -98,7 +98,9 @@ class SensitiveEncoder:
 
     def __init__(self, sensitive_names: SensitiveNames | None = None) -> None:
         if isinstance(sensitive_names, str):
-            raise InputError(f"sensitive_names is the string {sensitive_names!r}; expected a list: [{sensitive_names!r}]")
+            raise InputError(
+                f"sensitive_names is the string {sensitive_names!r}; expected a list: [{sensitive_names!r}]"
+            )
         self._names = sensitive_names
         self.features: tuple[str, ...] | None = None
         self.groups: list[GroupName] = []
@@ -135,8 +137,7 @@ class SensitiveEncoder:
             raise InputError(f"the sensitive features changed from {self.features} to {features} within the loader")
         values = self._names if isinstance(self._names, Mapping) else {}
         return {
-            name: [_value_name(values.get(name), value, name) for value in column]
-            for name, column in columns.items()
+            name: [_value_name(values.get(name), value, name) for value in column] for name, column in columns.items()
         }
 
     def encode(self, sensitive: Any, n_samples: int) -> Tensor:
@@ -186,9 +187,7 @@ class SensitiveEncoder:
         return weights
 
 
-def match_groups(
-    wanted: Any, groups: Sequence[GroupName], features: Sequence[str] | None, argument: str
-) -> list[int]:
+def match_groups(wanted: Any, groups: Sequence[GroupName], features: Sequence[str] | None, argument: str) -> list[int]:
     """Positions of the groups that an argument such as ``privileged="Male"`` means.
 
     Args:
@@ -226,7 +225,7 @@ def match_groups(
 def _matches(entry: Any, name: GroupName, features: Sequence[str]) -> bool:
     values = (name,) if isinstance(name, str) else name
     if isinstance(entry, Mapping):
-        position = {feature: value for feature, value in zip(features, values, strict=False)}
+        position = dict(zip(features, values, strict=False))
         return all(position.get(str(feature)) == str(value) for feature, value in entry.items())
     if isinstance(entry, tuple):
         return tuple(map(str, entry)) == values

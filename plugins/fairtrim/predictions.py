@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, ForwardFunction, to_device, class_scores, iterate_batches, model_device
+from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, to_device
 from .errors import InputError
 from .people import SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
@@ -39,7 +39,7 @@ class Predictions:
     @property
     def n_classes(self) -> int:
         """K: the number of scores, 2 for a single logit."""
-        return max(2, *(scores.shape[1] for scores in self.scores.values()))
+        return max(2, *(int(scores.shape[1]) for scores in self.scores.values()))
 
 
 def predict(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import ForwardFunction, class_scores, iterate_batches, model_device
 from .errors import InputError
 from .preservation import preserved_random_state
 
 __all__ = ["recalibrate_batchnorm"]
+
+
+def _no_scores(n_samples: int, output: Any) -> Tensor:
+    """Whatever the network returns is of no interest here."""
+    return torch.zeros(n_samples, 1)
 
 
 def recalibrate_batchnorm(
@@ -68,7 +74,7 @@ def recalibrate_batchnorm(
             ):
                 if len(batch) < 2:
                     raise InputError(f"batch {batch.index} holds one sample; statistics need at least two")
-                class_scores(model, batch, forward_fn, lambda output: torch.zeros(len(batch), 1))
+                class_scores(model, batch, forward_fn, partial(_no_scores, len(batch)))
     except BaseException:
         for norm, _, buffers in before:
             for name, value in buffers.items():

@@ -107,8 +107,7 @@ class _Allowance:
             for floor in (*whole, *floors)
         ]
         self.left = [
-            max(0, len(columns) - floor.minimum)
-            for columns, floor in zip(self.columns, (*whole, *floors), strict=True)
+            max(0, len(columns) - floor.minimum) for columns, floor in zip(self.columns, (*whole, *floors), strict=True)
         ]
         self.of_column: list[list[int]] = [[] for _ in range(sum(table.sizes.values()))]
         for number, columns in enumerate(self.columns):
@@ -152,7 +151,9 @@ def single_selection(
     shared = [name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers]
     allowance = _Allowance(table, floors)
     kept = []
-    for column in scores.argsort(stable=True)[torch.isin(scores.argsort(stable=True), _columns(table, shared))].tolist():
+    for column in scores.argsort(stable=True)[
+        torch.isin(scores.argsort(stable=True), _columns(table, shared))
+    ].tolist():
         if allowance.allows(column):
             allowance.take(column)
         else:
@@ -302,4 +303,3 @@ def share_balanced_order(table: DamageTable) -> Selection:
             left[channel] = False
             scores[section.start + channel] = place
     return Selection(torch.argsort(scores, stable=True), scores, table.curvature.mean(0))
-

@@ -76,14 +76,22 @@ def squared_gradients(
     """
     device = model_device(model)
     check_independent_samples(model)
-    sample_loss, encoder, moments = SampleLoss(loss_fn), SensitiveEncoder(sensitive_names), Moments(0, interactions=False)
-    sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
+    sample_loss, encoder, moments = (
+        SampleLoss(loss_fn),
+        SensitiveEncoder(sensitive_names),
+        Moments(0, interactions=False),
+    )
+    sums: dict[str, Tensor] = {
+        name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()
+    }
     closed = _closed_form_layers(model)
     covered = {id(p) for module in closed for p in module.parameters(recurse=False)}
     others = [name for name, p in model.named_parameters() if id(p) not in covered]
     names = {id(p): name for name, p in model.named_parameters()}
     with preserved_random_state(loader), preserved_model(model), torch.enable_grad():
-        for batch in iterate_batches(loader, device, max_batches=max_batches, progress=progress, description="saliency"):
+        for batch in iterate_batches(
+            loader, device, max_batches=max_batches, progress=progress, description="saliency"
+        ):
             with _recorded_calls(closed) as calls:
                 scores = class_scores(model, batch, forward_fn, output_transform)
             expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
@@ -102,9 +110,7 @@ def squared_gradients(
     table = moments.table(encoder, {})
     order = [encoder.groups.index(name) for name in table.sensitive_groups]
     total = {name: _added(value, value.new_zeros(len(order), *value.shape[1:])) for name, value in sums.items()}
-    return table, {
-        name: value[order] / table.counts.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()
-    }
+    return table, {name: value[order] / table.counts.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()}
 
 
 def _added(total: Tensor, new: Tensor) -> Tensor:
@@ -140,7 +146,9 @@ def collect_weight_saliency(
     for group in channel_groups:
         unknown = [place.parameter for place in group.parameters if place.parameter not in parameters]
         if unknown or not group.parameters:
-            raise InputError(f"channel group {group.name!r} lists the parameters {unknown or 'none'}; expected the model's")
+            raise InputError(
+                f"channel group {group.name!r} lists the parameters {unknown or 'none'}; expected the model's"
+            )
     table, curvature = squared_gradients(model, loader, **options)
     n_groups = len(table.sensitive_groups)
     columns = []
@@ -251,7 +259,7 @@ def _per_sample_gradients(
     """[(parameter, (N, *shape))] of one call."""
     if value.shape[0] % n_samples or gradient.shape[0] % n_samples:
         raise UnsupportedModelError(
-            f"a {type(module).__name__} saw {value.shape[0]} rows for {n_samples} samples; expected the samples on axis 0"
+            f"a {type(module).__name__} saw {value.shape[0]} rows for {n_samples} samples; expected samples on axis 0"
         )
     if isinstance(module, nn.Linear):
         value = value.reshape(n_samples, -1, value.shape[-1])
@@ -321,7 +329,9 @@ def _vmap_squares(
     def projected(parameters: Mapping[str, Tensor], inputs: Any, along: Tensor) -> Tensor:
         single = tree_map(lambda t: t.unsqueeze(0), inputs)
         tensors = {f"model.{name}": t for name, t in {**fixed, **parameters}.items()}
-        scores = torch.func.functional_call(scorer, tensors, (Batch(single, batch.target[:1], None, batch.index),))
+        scores: Tensor = torch.func.functional_call(
+            scorer, tensors, (Batch(single, batch.target[:1], None, batch.index),)
+        )
         return (scores[0] * along).sum()
 
     per_sample = sum(p.numel() for p in chosen.values()) * 8

@@ -1,6 +1,7 @@
 """fairtrim's criteria as importances of Torch-Pruning.
 
 Example:
+    >>> import torch
     >>> import torch_pruning as tp
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -15,8 +16,6 @@ Example:
 """
 
 from __future__ import annotations
-
-import torch
 
 from .importance import (
     CollectOptions,

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch_pruning as tp
-from fairtrim import ChannelGroup, ChannelPlace, InputError, ParameterPlace, UnsupportedModelError
-from fairtrim.selection import Floor, Pool
 from torch import nn
 
-__all__ = ["PruningPlan", "Root", "calling_pruner", "consumers", "plan_of_graph", "plan_of_pruner", "repair_split_offsets"]
+from fairtrim import ChannelGroup, ChannelPlace, InputError, ParameterPlace, UnsupportedModelError
+from fairtrim.selection import Floor, Pool
+
+__all__ = [
+    "PruningPlan",
+    "Root",
+    "calling_pruner",
+    "consumers",
+    "plan_of_graph",
+    "plan_of_pruner",
+    "repair_split_offsets",
+]
 
 
 @dataclass(frozen=True)
@@ -194,9 +203,16 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
 def _mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Channels of an item and the root channels they belong to; what the host couldn't map (None) is left out."""
     pairs = [(i, r) for i, r in zip(item.idxs, item.root_idxs, strict=True) if r is not None]
-    channels, roots = (np.asarray(values, dtype=np.int64) for values in (zip(*pairs, strict=True) if pairs else ((), ())))
+    channels, roots = (
+        np.asarray(values, dtype=np.int64) for values in (zip(*pairs, strict=True) if pairs else ((), ()))
+    )
     present = getattr(item.dep.target.module, "in_channels", getattr(item.dep.target.module, "in_features", None))
-    if len(channels) and present is not None and item.dep.handler.__name__ == "prune_in_channels" and channels.max() >= present:
+    if (
+        len(channels)
+        and present is not None
+        and item.dep.handler.__name__ == "prune_in_channels"
+        and channels.max() >= present
+    ):
         raise UnsupportedModelError(
             f"the host maps channel {channels.max()} to {item.dep.target.name}, which has {present} inputs: its graph "
             "does not follow the network any more. Build a new pruner for the pruned network"

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch_pruning as tp
+from torch import Tensor, nn
+
 from fairtrim import DamageTable, InputError, NotFittedError, StaleTableError, UnsupportedModelError, collect_damage
 from fairtrim.batches import ForwardFunction
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
@@ -17,7 +19,6 @@ from fairtrim.expansion import Curvature, LossFunction
 from fairtrim.people import SensitiveNames
 from fairtrim.selection import Pool, Selection, joint_selection, share_balanced_order, single_selection
 from fairtrim.weight_saliency import collect_weight_saliency
-from torch import Tensor, nn
 
 from .groups import PruningPlan, calling_pruner, consumers, plan_of_graph, plan_of_pruner, repair_split_offsets
 from .report import PruningReport, pruning_report
@@ -233,7 +234,9 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             normalized = (scores - scores.min()) / (scores.max() - scores.min() + 1e-8)
         else:
             normalized = self.normalizer(scores)
-        if normalized.shape != scores.shape or not torch.equal(normalized.argsort(stable=True), scores.argsort(stable=True)):
+        if normalized.shape != scores.shape or not torch.equal(
+            normalized.argsort(stable=True), scores.argsort(stable=True)
+        ):
             raise InputError("the normalizer changed the order of the scores or their number; use normalizer=None")
         return normalized
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-import torch
 import torch_pruning as tp
+
 from fairtrim import InputError
 
 from .importance import (

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
 from fairtrim import DamageTable
 from fairtrim.selection import Selection
 

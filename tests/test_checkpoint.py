@@ -1,0 +1,99 @@
+"""What save_pruned and load_pruned refuse; round trips of pruned networks are in test_torch_pruning."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from fairtrim import InputError, load_pruned, save_pruned
+
+
+def _network(width: int = 4) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+
+def _rewritten(path: Path, change: Any) -> None:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["fairtrim-pruned"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(header, tensors)
+    save_file(tensors, path, metadata={"fairtrim-pruned": json.dumps(header)})
+
+
+def test_tied_and_frozen_parameters_and_dtypes(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, width), nn.Linear(width, 5, bias=False)
+            self.head.weight = self.embed.weight
+            self.num_heads, self.grid = width // 2, (width, 1)
+
+    small, large = Tied(4).half(), Tied(6)
+    large.requires_grad_(False)
+    save_pruned(tmp_path / "tied.safetensors", small)
+    loaded = load_pruned(tmp_path / "tied.safetensors", large)
+    assert loaded.head.weight is loaded.embed.weight and not loaded.head.weight.requires_grad
+    assert loaded.embed.weight.dtype == torch.float16
+    assert (loaded.num_heads, loaded.grid, loaded.embed.embedding_dim) == (2, (4, 1), 4)
+
+
+def test_saving_replaces_a_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(b"old")
+    save_pruned(path, _network())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["network.safetensors"]
+    assert load_pruned(path, _network(9))[0].out_features == 4
+    with pytest.raises(InputError, match="doesn't exist; create it first"):
+        save_pruned(tmp_path / "nowhere" / "network.safetensors", _network())
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "missing": (lambda path: path.unlink(), "doesn't exist"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "damaged or no safetensors"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"0.weight": 1})), "damaged or no safetensors"),
+    "plain safetensors": (lambda path: save_file(_network().state_dict(), path), "not written by save_pruned"),
+    "later version": (lambda path: _rewritten(path, lambda h, t: h.update(version=2)), "has version 2"),
+    "other format": (lambda path: _rewritten(path, lambda h, t: h.update(format="x")), "not written by"),
+    "no modules": (lambda path: _rewritten(path, lambda h, t: h.pop("modules")), "lacks the modules"),
+    "missing tensor": (lambda path: _rewritten(path, lambda h, t: t.pop("0.bias")), r"lacks \['0.bias'\]"),
+    "surplus tensor": (lambda path: _rewritten(path, lambda h, t: t.update(z=t["0.bias"].clone())), r"has \['z'\]"),
+    "other axes": (
+        lambda path: _rewritten(path, lambda h, t: t.update({"0.bias": torch.zeros(4, 1)})),
+        "has 2 axes",
+    ),
+    "unknown module": (lambda path: _rewritten(path, lambda h, t: h["modules"].update(z={"k": 1})), "no counterpart"),
+    "unknown attribute": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(evil=1)),
+        "no counterpart",
+    ),
+    "no integer": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(in_features="os.system")),
+        "no counterpart",
+    ),
+    "private attribute": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(_version=1)),
+        "no counterpart",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_refused_files_change_nothing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_pruned(path, _network())
+    damage, message = FAULTS[name]
+    damage(path)
+    fresh = _network(9)
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        load_pruned(path, fresh)
+    assert str(fresh) == str(_network(9))
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())

@@ -1,0 +1,53 @@
+"""The examples run as a user runs them, and show what the README says they show."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _run(name: str, *arguments: str, cwd: Path) -> str:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments]
+    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+@pytest.mark.slow
+def test_prune_adult(tmp_path: Path) -> None:
+    text = _run("prune_adult.py", "--bootstrap", "5", "--epochs", "6", cwd=tmp_path)
+    assert (tmp_path / "prune_adult.png").stat().st_size > 10_000
+    everybody = text.split("Everybody")[1].split("By sensitive group")[0]
+    accuracy = {
+        match[1]: float(match[2]) for match in re.finditer(r"^(dense|magnitude|worst group)\s+(\S+)", everybody, re.M)
+    }
+    assert 0.83 < accuracy["dense"] < 0.88
+    assert accuracy["worst group"] > accuracy["dense"] - 0.02
+    assert accuracy["worst group"] > accuracy["magnitude"]
+
+
+@pytest.mark.slow
+def test_existing_script(tmp_path: Path) -> None:
+    text = _run("existing_script.py", cwd=tmp_path)
+    assert text.count("skipped by the host: none") == 3
+    assert float(text.rsplit(":", 1)[1]) == 0
+
+
+def test_help_and_wrong_argument() -> None:
+    assert "--ratio" in _run("prune_adult.py", "--help", cwd=ROOT)
+    script = str(ROOT / "examples" / "prune_adult.py")
+    finished = subprocess.run([sys.executable, script, "--ratio", "2"], capture_output=True, text=True, check=False)
+    assert finished.returncode == 2 and "expected a share between 0 and 1" in finished.stderr
+
+
+def test_snippet_of_the_readme() -> None:
+    """Every Python block of the README runs, one after the other."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})

@@ -1,0 +1,238 @@
+"""The network, its flags, gradients, hooks, buffers and all random states are as before, after success and errors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fairtrim import FairtrimError, collect_damage, recalibrate_batchnorm
+from fairtrim.predictions import predict
+from fairtrim.weight_saliency import squared_gradients
+from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
+
+from .networks import CASES
+
+CASE = CASES["residual"]
+GROUPS = CASE.plan(CASE.model()).groups
+
+
+class Snapshot:
+    """Everything about a network that a caller could notice."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.state = self._state()
+        self.tensors = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.gradients = {k: None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()}
+        self.random = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+
+    def _state(self) -> dict[str, Any]:
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return {
+            "flags": [m.training for m in self.model.modules()],
+            "identities": [(id(p), p.requires_grad, id(p.grad)) for p in self.model.parameters()],
+            "hooks": [[list(getattr(m, h)) for h in hooks] for m in self.model.modules()],
+            "grad": torch.is_grad_enabled(),
+        }
+
+    def assert_unchanged(self) -> None:
+        assert self._state() == self.state
+        for name, value in self.model.state_dict().items():
+            assert torch.equal(value, self.tensors[name]), name
+        for name, parameter in self.model.named_parameters():
+            before = self.gradients[name]
+            assert (parameter.grad is None) == (before is None)
+            assert before is None or torch.equal(parameter.grad, before)
+        assert random.getstate() == self.random[0]
+        assert np.random.get_state()[1].tolist() == self.random[1]
+        assert torch.equal(torch.get_rng_state(), self.random[2])
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A network in a state of its own: mixed flags, a gradient, a frozen parameter, the user's hook."""
+    model = CASE.model().train()
+    model.norm.eval()
+    x, y = CASE.batch(4)
+    nn.functional.cross_entropy(model(x), y).backward()
+    model.stem.bias.requires_grad_(False)
+    model.head.register_forward_pre_hook(lambda module, args: None)
+    return model
+
+
+def _data(n_samples: int = 9, *, seed: int = 1) -> tuple[torch.Tensor, ...]:
+    x, y = CASE.batch(n_samples, seed=seed)
+    return x, y, torch.arange(n_samples) % 2
+
+
+def _shuffled() -> DataLoader[tuple[torch.Tensor, ...]]:
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+            x, y, a = super().__getitem__(index)
+            return x + random.random() * 1e-3 + np.random.rand() * 1e-3 + torch.rand(()) * 1e-3, y, a
+
+    return DataLoader(Noisy(*_data()), batch_size=4, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, loader: collect_damage(m, loader, GROUPS, interactions=True, progress=False),
+        lambda m, loader: squared_gradients(m, loader, progress=False),
+        lambda m, loader: predict(m, loader, progress=False),
+    ],
+    ids=["collect_damage", "squared_gradients", "predict"],
+)
+def test_scoring_leaves_no_trace(model: nn.Module, run: Callable[..., Any]) -> None:
+    loader = _shuffled()
+    before = Snapshot(model)
+    run(model, loader)
+    before.assert_unchanged()
+
+
+def test_generator_of_the_loader_is_restored(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(*_data()), batch_size=4, shuffle=True, generator=generator)
+    state = generator.get_state()
+    predict(model, loader, progress=False)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_fit_changes_only_the_host_s_eval_mode(model: nn.Module) -> None:
+    importance = WorstGroupImportance(progress=False)
+    pruner = CASE.pruner(model, importance)  # the host itself puts the network in eval mode when it traces
+    before = Snapshot(model)
+    importance.fit(pruner, _shuffled())
+    before.assert_unchanged()
+
+
+def test_buffers_that_the_network_updates_by_itself_are_restored() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.head(self.body(x).relu())
+
+    counter = Counter().double()
+    case = CASES["mlp"]
+    predict(counter, [case.batch(3)], progress=False)
+    assert counter.calls == 0
+
+
+class BrokenError(Exception):
+    pass
+
+
+def _interrupted(error: BaseException) -> Iterator[tuple[torch.Tensor, ...]]:
+    x, y, a = _data()
+    yield x[:4], y[:4], a[:4]
+    raise error
+
+
+def _nan_loss(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(scores, target) * float("nan")
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+X, Y, A = _data()
+FAULTS: dict[str, tuple[Any, dict[str, Any], type[BaseException], str | None]] = {
+    "empty loader": ([], {}, FairtrimError, "no sample"),
+    "sensitive column missing": ([(X, Y)], {}, FairtrimError, "inputs, target, sensitive"),
+    "no pair": ([X], {}, FairtrimError, "expected .inputs, target. or"),
+    "four things": ([(X, Y, A, A)], {}, FairtrimError, "tuple of 4"),
+    "labels out of range": ([(X, Y + 1, A)], {}, FairtrimError, "labels reach from 1 to 3; expected 0 to 2"),
+    "NaN input": ([(X * float("nan"), Y, A)], {}, FairtrimError, "scores are not finite"),
+    "NaN loss": ([(X, Y, A)], {"loss_fn": _nan_loss}, FairtrimError, "is nan; expected finite"),
+    "group absent from the data": ([(X, Y, A * 0)], {}, FairtrimError, "is not a sensitive group in the data"),
+    "wrong length": ([(X, Y, A[:3])], {}, FairtrimError, "3 values for 9 samples"),
+    "max_batches": ([(X, Y, A)], {"max_batches": 0}, FairtrimError, "expected at least 1"),
+    "unknown option": ([(X, Y, A)], {"epochs": 3}, FairtrimError, "unknown arguments"),
+    "not a tensor": ([(X, Y, A)], {"forward_fn": lambda m, x: (m(x), x)}, FairtrimError, "pass output_transform"),
+    "wrong shape": ([(X, Y, A)], {"output_transform": lambda o: o[:4]}, FairtrimError, r"expected \(N, K\)"),
+    "detached": (
+        [(X, Y, A)],
+        {"forward_fn": lambda m, x: m(x).detach()},
+        FairtrimError,
+        "reaches the network's scores",
+    ),
+    "user's loss": ([(X, Y, A)], {"loss_fn": lambda s, t: _raise(BrokenError())}, BrokenError, None),
+    "user's loader": (lambda: _interrupted(BrokenError()), {}, BrokenError, None),
+    "interrupt": (lambda: _interrupted(KeyboardInterrupt()), {}, KeyboardInterrupt, None),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_errors_leave_no_trace(model: nn.Module, name: str) -> None:
+    loader, options, error, message = FAULTS[name]
+    importance = GroupSaliencyImportance(privileged=1, progress=False)
+    pruner = CASE.pruner(model, importance)
+    before = Snapshot(model)
+    with pytest.raises(error, match=message):
+        importance.fit(pruner, loader() if callable(loader) else loader, **options)
+    before.assert_unchanged()
+    assert not hasattr(importance, "damage_") and pruner.current_step == 0
+
+
+def test_failed_second_fit_keeps_the_first(model: nn.Module) -> None:
+    importance = WorstGroupImportance(progress=False)
+    pruner = CASE.pruner(model, importance)
+    table = importance.fit(pruner, [_data()]).damage_
+    with pytest.raises(FairtrimError):
+        importance.fit(pruner, [])
+    assert importance.damage_ is table
+    pruner.step()
+
+
+def test_two_devices() -> None:
+    model = CASE.model()
+    model.head.to("meta")
+    with pytest.raises(FairtrimError, match=r"lies on 2 devices \(cpu, meta\)"):
+        predict(model, [CASE.batch(3)], progress=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_equals_cpu() -> None:
+    model, (x, y) = CASE.model(), CASE.batch(6)
+    groups = CASE.plan(model).groups
+    here = collect_damage(model, [(x, y)], groups, interactions=True, progress=False)
+    there = collect_damage(model.cuda(), [(x, y)], groups, interactions=True, progress=False)
+    torch.testing.assert_close(here.interactions, there.interactions)
+
+
+def test_recalibration_averages_over_the_data() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.2), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    model.train()
+    x = torch.randn(12, 3).double()
+    weights = [p.clone() for p in model.parameters()]
+    recalibrate_batchnorm(model, [(x[:6], torch.zeros(6)), (x[6:], torch.zeros(6))], progress=False)
+    hidden = model[0](x)
+    torch.testing.assert_close(model[1].running_mean, hidden.mean(0))
+    torch.testing.assert_close(model[1].running_var, (hidden[:6].var(0) + hidden[6:].var(0)) / 2)
+    assert model[1].momentum == 0.2 and all(m.training for m in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("fault", [[], [(torch.randn(1, 3).double(), torch.zeros(1))]], ids=["empty", "one sample"])
+def test_failed_recalibration_restores_the_statistics(fault: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double().eval()
+    model[1].running_mean.fill_(0.7)
+    before = Snapshot(model)
+    with pytest.raises(FairtrimError):
+        recalibrate_batchnorm(model, fault, progress=False)
+    before.assert_unchanged()
+    with pytest.raises(FairtrimError, match="no BatchNorm"):
+        recalibrate_batchnorm(nn.Linear(2, 2), fault, progress=False)
