@@ -200,7 +200,7 @@ def main() -> None:
 
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(15, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(14, 4.2), layout="constrained")
     plot_comparison(by_sex, ax=axes[0])
     plot_comparison(by_sex, metric="true positive rate", ax=axes[1])
     axes[0].get_legend().remove()

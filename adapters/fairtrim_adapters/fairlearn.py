@@ -172,7 +172,7 @@ class Comparison:
 
         parts = [
             f"Everybody (changes against {self.reference!r})",
-            self.overall.to_string(float_format=show),
+            self.overall.T.to_string(float_format=show),
             "By sensitive group",
             self.by_group.to_string(float_format=show),
         ]
@@ -342,7 +342,8 @@ def plot_comparison(comparison: Comparison, *, metric: str = "accuracy", ax: Axe
             ax.hlines(comparison.overall.loc[name, metric], m - 0.38, m + 0.38, color="black", linewidth=1.2)
         ax.plot([], [], color="black", linewidth=1.2, label="everybody")
     constant = set(comparison.flags.loc[comparison.flags["flag"] == "constant classifier", "model"])
-    ax.set_xticks(range(len(names)), [f"{name}\n(constant)" if name in constant else name for name in names])
+    ticks = [f"{name}\n(constant)" if name in constant else name.replace(" ", "\n") for name in names]
+    ax.set_xticks(range(len(names)), ticks)
     ax.set_ylabel(metric)
     ax.set_title(f"{metric} by sensitive group (dotted: {comparison.reference})", fontsize="medium")
     ax.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
