@@ -24,7 +24,7 @@ from fairtrim import DamageTable, collect_damage
 from fairtrim.criteria import WorstGroup
 from fairtrim.selection import joint_selection
 from fairtrim.weight_saliency import collect_weight_saliency
-from fairtrim_adapters.torch_pruning.groups import plan_of_pruner
+from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
 

@@ -28,7 +28,7 @@ from fairtrim.criteria import MeanDamage
 from fairtrim.oracle import measured_damage
 from fairtrim.selection import joint_selection
 from fairtrim.weight_saliency import collect_weight_saliency
-from fairtrim_adapters.torch_pruning.groups import plan_of_pruner
+from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
 Batches = list[tuple[Tensor, ...]]
 

@@ -75,7 +75,7 @@ def test_closed_gates_equal_physical_removal(name: str) -> None:
     model = case.model().eval()
     x, _ = case.batch(5)
     pruner = case.pruner(model)
-    from fairtrim_adapters.torch_pruning.groups import plan_of_pruner
+    from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
     plan = plan_of_pruner(pruner)
     gates = {group.name: torch.ones(group.size, dtype=torch.float64) for group in plan.groups}
@@ -100,7 +100,7 @@ def test_attention_gate_equals_removal_of_a_head_dimension() -> None:
     case = CASES["attention"]
     model = case.model().eval()
     pruner = case.pruner(model)
-    from fairtrim_adapters.torch_pruning.groups import plan_of_pruner
+    from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
     plan = plan_of_pruner(pruner)
     group = next(group for group in plan.groups if group.name == "project (input)")

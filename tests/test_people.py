@@ -85,8 +85,9 @@ def test_matching_names() -> None:
         (torch.tensor([0, 1]), None, "2 values for 3 samples"),
         ([0, 1, 2], {"sex": ["Female", "Male"]}, r"value 2, which sensitive_names does not name"),
         ([0, 1, 1], ["sex", "race"], "names 2 features"),
-        (torch.tensor([0.5, -1.0, 0.0]), None, "negative or non-finite"),
-        (torch.tensor([0.5, float("nan"), 0.0]), None, "negative or non-finite"),
+        (torch.tensor([[0.5], [-1.0], [0.0]]), None, "negative or non-finite"),
+        (torch.tensor([[0.5], [float("nan")], [0.0]]), None, "negative or non-finite"),
+        (torch.tensor([0.0, 1.0, 0.0]), None, "for groups by value pass integers"),
         (torch.zeros(3, 2, 2), None, r"expected \(N, G\)"),
     ],
 )

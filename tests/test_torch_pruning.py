@@ -150,7 +150,7 @@ def test_a_layer_that_is_lowest_throughout_is_not_skipped(selection: Any) -> Non
         {"isomorphic": True, "global_pruning": True},
         {"round_to": 2},
         {"round_to": 2, "global_pruning": True},
-        {"max_pruning_ratio": 0.2, "global_pruning": True},
+        {"max_pruning_ratio": 0.5, "pruning_ratio": 0.4, "global_pruning": True},
     ],
     ids=str,
 )
@@ -159,14 +159,26 @@ def test_host_options(options: dict[str, Any]) -> None:
     dense = case.model()
     model = copy.deepcopy(dense)
     importance = WorstGroupImportance(model=model, loader=_loader(case), progress=False)
-    pruner = case.pruner(model, importance, pruning_ratio=0.5, **options)
+    with torch.no_grad():
+        model.second.weight.mul_(1e-6)  # nothing of the first layer matters: without a cap it would go
+    pruner = case.pruner(model, importance, **{"pruning_ratio": 0.5, **options})
     pruner.step()
     if "round_to" in options:
         assert all(layer.out_channels % 2 == 0 for layer in model.modules() if isinstance(layer, nn.Conv2d))
     if "max_pruning_ratio" in options:
-        assert model.stem.out_channels >= 0.8 * 6 and model.first.out_channels >= 0.8 * 5
+        assert (model.stem.out_channels, model.first.out_channels) == (3, 3)
     assert sum(_widths(model).values()) < sum(_widths(dense).values())
     model(case.batch(3)[0])
+
+
+def test_a_cap_that_the_ratio_exceeds_is_given_up_but_no_layer_is_lost() -> None:
+    """The host takes its ratio whatever max_pruning_ratio says; a layer whole in that set it would skip."""
+    case = CASES["residual"]
+    model = case.model()
+    importance = WorstGroupImportance(model=model, loader=_loader(case), progress=False)
+    case.pruner(model, importance, pruning_ratio=0.7, max_pruning_ratio=0.2, global_pruning=True).step()
+    report = importance.report()
+    assert report.skipped == [] and report.layers["removed"].sum() == 8
 
 
 @pytest.mark.parametrize("global_pruning", [False, True])

@@ -100,9 +100,22 @@ def to_device(value: Any, device: torch.device) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
         return {key: to_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(to_device(entry, device) for entry in value))
     if isinstance(value, tuple | list):
         return type(value)(to_device(entry, device) for entry in value)
     return value
+
+
+def _as_target(target: Any, index: int) -> Tensor:
+    if isinstance(target, Tensor):
+        return target
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"batch {index}: the target is a {type(target).__name__} that makes no tensor; expected integer labels (N,)"
+        ) from None
 
 
 def iterate_batches(
@@ -144,7 +157,7 @@ def iterate_batches(
                 f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive)"
             )
         inputs, target = entry[0], entry[1]
-        target = target if isinstance(target, Tensor) else torch.as_tensor(target)
+        target = _as_target(target, index)
         if target.ndim == 0:
             raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
         if len(target) == 0:

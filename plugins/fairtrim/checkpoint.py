@@ -1,7 +1,8 @@
 """Save a pruned network and load it into a fresh, unpruned one: safetensors and JSON, nothing is unpickled.
 
 A state dict alone doesn't fit the unpruned network, because shapes differ. Beside the tensors this stores the
-integers that describe shapes (``out_channels``, ``num_heads``, ...) of every module, and sets them on loading.
+integers that describe shapes (``out_channels``, ``num_heads``, ...) of every module, and sets them on loading:
+public attributes that are integers or tuples of integers. Sizes that a module keeps in lists or dicts are not stored.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # a temporary file is private, this one is not
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -129,6 +133,14 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
                 f"{path}: {name!r} has {tensor.ndim} axes, the network's {expected[name].ndim}; pass a network of the "
                 "class that was saved"
             )
+    _check_shapes(path, header["modules"], modules, tensors)
+    source: dict[int, str] = {}
+    for name in tensors:
+        first = source.setdefault(id(expected[name]), name)
+        if not torch.equal(tensors[first], tensors[name]):
+            raise InputError(
+                f"{path}: {first!r} and {name!r} differ, but the network shares them; pass an untied network"
+            )
     replaced: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         owner_name, _, attribute = name.rpartition(".")
@@ -155,9 +167,33 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} was not written by save_pruned; load it with safetensors.torch.load_file")
     if header.get("version") != VERSION:
         raise InputError(f"{path} has version {header.get('version')} of the format; this release reads {VERSION}")
-    if not isinstance(header.get("modules"), dict) or not isinstance(header.get("aliases"), dict):
+    described = header.get("modules"), header.get("aliases")
+    if not all(isinstance(entry, dict) for entry in described) or not all(
+        isinstance(attributes, dict) for attributes in header["modules"].values()
+    ):
         raise InputError(f"{path} is damaged: its header lacks the modules or aliases")
     return header, tensors
+
+
+def _check_shapes(
+    path: object, header: dict[str, Any], modules: dict[str, nn.Module], tensors: dict[str, Tensor]
+) -> None:
+    """Tensors of the common layers must have the shapes that the stored integers say."""
+    for name, stored in header.items():
+        module, prefix = modules[name], f"{name}." if name else ""
+        if isinstance(module, nn.Linear):
+            expected: tuple[int, ...] = (stored["out_features"], stored["in_features"])
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            outer, inner = stored["out_channels"], stored["in_channels"]
+            ends = (inner, outer // stored["groups"]) if module.transposed else (outer, inner // stored["groups"])
+            expected = (*ends, *stored["kernel_size"])
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            expected = (stored["num_features"],)
+        else:
+            continue
+        weight = tensors.get(f"{prefix}weight")
+        if weight is not None and tuple(weight.shape) != expected:
+            raise InputError(f"{path} is damaged: {prefix}weight has shape {tuple(weight.shape)}, expected {expected}")
 
 
 def _changes(path: object, modules: dict[str, nn.Module], name: str, attribute: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,6 +111,18 @@ class DamageTable:
             start += size
         raise AssertionError("unreachable: the name was found above")
 
+    def layer_of(self, column: int) -> str:
+        """Name of the channel group of one column.
+
+        Args:
+            column: 0 … C−1.
+
+        Returns:
+            The name.
+        """
+        ends = accumulate(self.sizes.values())
+        return next(name for name, end in zip(self.sizes, ends, strict=True) if column < end)
+
     def __getitem__(self, name: str) -> Tensor:
         """Δ_gc of one channel group, (G, C of that group)."""
         return self.damage[:, self.columns(name)]
@@ -179,7 +192,7 @@ class DamageTable:
         return replace(self._mixed(mixing), sensitive_groups=tuple(names), counts=counts)
 
     def shrunk(self, strength: float) -> DamageTable:
-        """Small groups pulled toward everybody: (n_g Δ_g + κ Δ) / (n_g + κ). Ours, not published.
+        """Damages of small groups pulled toward everybody's: (n_g Δ_g + κ Δ) / (n_g + κ). Ours, not published.
 
         Args:
             strength: κ, in samples: a group of so many people keeps half of its own estimate.
@@ -193,7 +206,7 @@ class DamageTable:
         if strength < 0:
             raise InputError(f"strength={strength}; expected a number of samples of at least 0")
         own = self.counts / (self.counts + strength)
-        return self._mixed(torch.diag(own) + torch.outer(1 - own, self.shares))
+        return replace(self._mixed(torch.diag(own) + torch.outer(1 - own, self.shares)), loss=self.loss)
 
     def _mixed(self, mixing: Tensor) -> DamageTable:
         interactions = self.interactions
@@ -314,7 +327,7 @@ class Moments:
         empty = [encoder.groups[g] for g in (self.counts == 0).nonzero().flatten().tolist()]
         if empty:
             raise InputError(f"the sensitive groups {empty} have no samples (all weights are 0); leave them out")
-        order = sorted(range(len(encoder.groups)), key=lambda g: _natural(encoder.groups[g]))
+        order = encoder.order()
         counts = self.counts[order]
         means = {
             name: sums[order] / counts.view(-1, *[1] * (sums.ndim - 1))
@@ -334,11 +347,6 @@ class Moments:
             interactions=gram,
             **means,
         )
-
-
-def _natural(name: GroupName) -> tuple[tuple[int, float, str], ...]:
-    values = (name,) if isinstance(name, str) else name
-    return tuple((0, float(v), v) if v.lstrip("-").isdigit() else (1, 0.0, v) for v in values)
 
 
 def collect_damage(
@@ -367,7 +375,8 @@ def collect_damage(
         channel_groups: Which channels there are and where they are consumed.
         loss_fn: Loss of scores and target; any differentiable one, averaged or not.
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
-        interactions: Also collect what joint selection needs: memory 8·G·C² bytes.
+        interactions: Also collect what joint selection needs: the table keeps 8·G·C² bytes, and twice that for a
+            moment at the end.
         sensitive_names: Names of the sensitive features, and of their values.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
@@ -405,6 +414,7 @@ def collect_damage(
             expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
             weights = encoder.encode(batch.sensitive, len(batch))
             if not checked and len(batch) > 1:
+                _check_reached(gates, channel_groups)
                 _check_independence(gates, scores, expansion, batch)
                 checked = True
             slope, rows = _gate_moments(gates, scores, expansion)
@@ -420,6 +430,16 @@ def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> t
     slope = torch.einsum("nr,nrc->nc", expansion.slope.to(jacobian.dtype), jacobian)
     rows = torch.einsum("nrj,nrc->njc", expansion.factor.to(jacobian.dtype), jacobian)
     return slope, rows
+
+
+def _check_reached(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
+    reached = gates.visited
+    for group in channel_groups:
+        if not any((place.module, place.side) in reached for place in group.places):
+            raise UnsupportedModelError(
+                f"the network never called {sorted({place.module for place in group.places})}, which consume the "
+                f"channels of {group.name!r}; expected them to be called as modules, not through their weights"
+            )
 
 
 def _check_independence(gates: Gates, scores: Tensor, expansion: OutputExpansion, batch: Batch) -> None:

@@ -82,6 +82,11 @@ class Gates:
         self._n_samples = n_samples
         self._gates = {}
 
+    @property
+    def visited(self) -> set[tuple[str, str]]:
+        """(module, side) of every site that the last forward pass reached."""
+        return {(self._sites[number].module, self._sites[number].side) for number in self._gates}
+
     def apply(self, number: int, activation: Any) -> Tensor:
         """Put the gate of a site on an activation; a module that is called twice has one gate.
 
@@ -199,10 +204,11 @@ def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (gates.apply(number, args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: gates.apply(number, kwargs[name])}
+        # query, key and value of attention hold the same channels; any other layer consumes its first argument
+        wanted = 3 if isinstance(module, nn.MultiheadAttention) else 1
+        names = list(kwargs)[: max(0, wanted - len(args))]
+        gated = [gates.apply(number, value) for value in args[:wanted]]
+        return (*gated, *args[wanted:]), {**kwargs, **{name: gates.apply(number, kwargs[name]) for name in names}}
 
     return hook
 

@@ -1,7 +1,7 @@
 """Slow, obvious versions of what the library computes fast: one sample at a time, one channel at a time.
 
-They are for tests, and for checking a result on a network of your own. Nothing here shares code with the fast
-path but the reading of batches.
+They are for tests, and for checking a result on a network of your own. They share the reading of batches and of
+sensitive features with the fast path, none of the mathematics.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def oracle_damage(
             )
             for key, value in (("counts", 1.0), ("loss", loss), ("slope", slope), ("outer", outer)):
                 entry[key] += weight * value
-    names = sorted(sums)
+    names = [encoder.groups[g] for g in encoder.order()]
     counts = torch.stack([sums[name]["counts"] for name in names])
     outer = torch.stack([sums[name]["outer"] / sums[name]["counts"] for name in names])
     return DamageTable(
@@ -201,7 +201,7 @@ def oracle_squared_gradients(
                         entry[key] = entry[key].detach() + weight * probability * gradient.detach() ** 2
         for name, weight in belongs:
             counts[name] = counts.get(name, 0.0) + weight
-    names = sorted(sums)
+    names = [encoder.groups[g] for g in encoder.order()]
     return names, {key: torch.stack([sums[name][key].detach() / counts[name] for name in names]) for key in parameters}
 
 
@@ -236,7 +236,7 @@ def measured_damage(
             encoder.encode(batch.sensitive, len(batch))
         weights = torch.cat([encoder.encode(batch.sensitive, len(batch)) for batch in batches])
         counts = weights.sum(0)
-        order = sorted(range(len(encoder.groups)), key=lambda g: encoder.groups[g])
+        order = encoder.order()
 
         def group_losses(removal: Mapping[str, Iterable[int]]) -> Tensor:
             gates = {group.name: torch.ones(group.size) for group in channel_groups}

@@ -24,6 +24,16 @@ EVERYONE: GroupName = "everyone"
 """The one group of a loader without sensitive features."""
 
 
+def _sort_key(name: GroupName) -> tuple[tuple[int, int, str], ...]:
+    """Numbers by value, then words."""
+    values = (name,) if isinstance(name, str) else name
+    return tuple((0, int(v), v) if v.removeprefix("-").isdecimal() else (1, 0, v) for v in values)
+
+
+def _is_floating(sensitive: Any) -> bool:
+    return isinstance(sensitive, Tensor | np.ndarray) and "float" in str(sensitive.dtype)
+
+
 def _column(values: Any) -> list[Any]:
     if isinstance(values, Tensor | np.ndarray):
         return list(values.tolist())
@@ -79,7 +89,7 @@ class SensitiveEncoder:
     """Turns sensitive features into weight columns, finding new groups as they appear in the stream.
 
     Discrete features give one column of zeros and ones for each value, or for each crossing of values that
-    occurs. Floating-point features (N, G) are taken as weight columns themselves.
+    occurs. A floating-point tensor (N, G) is taken as weight columns itself.
 
     Args:
         sensitive_names: Names of the features and of their values.
@@ -105,6 +115,7 @@ class SensitiveEncoder:
         self.features: tuple[str, ...] | None = None
         self.groups: list[GroupName] = []
         self._position: dict[GroupName, int] = {}
+        self._weighted = False
 
     def named_columns(self, sensitive: Any, n_samples: int) -> dict[str, list[str]]:
         """Columns of one batch under the names of the features, with the names of the values.
@@ -119,6 +130,8 @@ class SensitiveEncoder:
         Raises:
             InputError: The number of features, or a value, is not the one that was named.
         """
+        if _is_floating(sensitive):
+            raise InputError("the sensitive features are floating-point weights; expected values that name groups")
         columns = sensitive_columns(sensitive, n_samples)
         if self._names is not None:
             names = list(self._names)
@@ -153,7 +166,7 @@ class SensitiveEncoder:
         Raises:
             InputError: The features are not as named, or weights are negative or not finite.
         """
-        if isinstance(sensitive, Tensor | np.ndarray) and torch.as_tensor(sensitive).is_floating_point():
+        if _is_floating(sensitive):
             return self._weights(torch.as_tensor(sensitive).double().cpu(), n_samples)
         if sensitive is None:
             self.features = self.features if self.features is not None else ()
@@ -170,16 +183,27 @@ class SensitiveEncoder:
         positions = torch.tensor([self._position[name] for name in names])
         return torch.nn.functional.one_hot(positions, len(self.groups)).double()
 
+    def order(self) -> list[int]:
+        """The groups sorted by name, numbers by value; weight columns stay in the loader's order.
+
+        Returns:
+            Positions in ``groups``.
+        """
+        if self._weighted:
+            return list(range(len(self.groups)))
+        return sorted(range(len(self.groups)), key=lambda g: _sort_key(self.groups[g]))
+
     def _weights(self, weights: Tensor, n_samples: int) -> Tensor:
-        weights = weights.unsqueeze(1) if weights.ndim == 1 else weights
         if weights.ndim != 2 or len(weights) != n_samples:
             raise InputError(
-                f"the weight columns have shape {tuple(weights.shape)} for {n_samples} samples; expected (N, G)"
+                f"the floating-point sensitive features have shape {tuple(weights.shape)} for {n_samples} samples; "
+                "expected (N, G), one column of weights for each group; for groups by value pass integers"
             )
         if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
             raise InputError("weight columns hold negative or non-finite values; expected finite weights of at least 0")
         if self.features is None:
             self.features = ("weights",)
+            self._weighted = True
             names = list(self._names) if self._names is not None else [f"weights_{g}" for g in range(weights.shape[1])]
             self.groups = [str(name) for name in names]
         if len(self.groups) != weights.shape[1]:

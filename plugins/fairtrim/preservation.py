@@ -62,7 +62,12 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         True
     """
     training = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer._version, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
@@ -73,9 +78,10 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         for module, flag in training:
             module.training = flag
         with torch.no_grad():
-            for buffer, version, value in buffers:
+            for module, name, buffer, version, value in buffers:
                 if buffer._version != version:
                     buffer.copy_(value)
+                module._buffers[name] = buffer  # the network may have assigned another one
         for parameter, gradient, requires_gradient in parameters:
             parameter.grad = gradient
             if parameter.requires_grad != requires_gradient:

@@ -32,7 +32,8 @@ def recalibrate_batchnorm(
     """Replace running means and variances by their averages over a loader, in place.
 
     Removing channels shifts what the layers behind them see, and the stored statistics no longer fit. Only the
-    BatchNorm layers run in training mode; targets are ignored; weights do not change.
+    BatchNorm layers run in training mode; targets are ignored; weights do not change; batches of a single sample,
+    which has no variance, are left out.
 
     Args:
         model: The network; its training flags are restored.
@@ -45,7 +46,7 @@ def recalibrate_batchnorm(
         The same network.
 
     Raises:
-        InputError: The network has no BatchNorm with running statistics, or a batch holds a single sample.
+        InputError: The network has no BatchNorm with running statistics, or every batch a single sample.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -67,14 +68,20 @@ def recalibrate_batchnorm(
             module.training = False
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # None: the average over all batches
+            norm.training = True
+        n_samples = 0
         with preserved_random_state(loader), torch.no_grad():
             for batch in iterate_batches(
                 loader, model_device(model), max_batches=max_batches, progress=progress, description="BatchNorm"
             ):
-                if len(batch) < 2:
-                    raise InputError(f"batch {batch.index} holds one sample; statistics need at least two")
+                if len(batch) < 2:  # the rest of a loader; one sample has no variance
+                    continue
+                n_samples += len(batch)
+                for norm in norms:
+                    norm.momentum = len(batch) / n_samples  # every sample counts once
                 class_scores(model, batch, forward_fn, partial(_no_scores, len(batch)))
+            if n_samples == 0:
+                raise InputError("every batch holds one sample; statistics need at least two at a time")
     except BaseException:
         for norm, _, buffers in before:
             for name, value in buffers.items():

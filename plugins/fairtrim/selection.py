@@ -12,7 +12,16 @@ from .criteria import Criterion, require_sensitive_groups
 from .damage import DamageTable
 from .errors import InputError
 
-__all__ = ["Floor", "Pool", "Selection", "break_ties", "joint_selection", "share_balanced_order", "single_selection"]
+__all__ = [
+    "Floor",
+    "Pool",
+    "Selection",
+    "break_ties",
+    "joint_selection",
+    "negative_columns",
+    "share_balanced_order",
+    "single_selection",
+]
 
 
 @dataclass(frozen=True)
@@ -89,42 +98,42 @@ def break_ties(scores: Tensor) -> Tensor:
 class _Allowance:
     """How many channels may still go before a floor is reached.
 
-    Args:
-        table: The damage table.
-        floors: The floors.
-
-    Raises:
-        InputError: A floor names an unknown layer or channel.
+    Floors are given up in two stages when a pruner asks for more than they allow: first those of more than one
+    channel, then the last channel of a layer or of a part behind a split.
     """
 
     def __init__(self, table: DamageTable, floors: Sequence[Floor]) -> None:
         for floor in floors:
             if floor.layer not in table:
                 raise InputError(f"a floor names {floor.layer!r}; the table has {list(table.sizes)}")
-        whole = [Floor(name) for name in table.sizes]
-        self.columns = [
-            table.selected({floor.layer: floor.channels or range(table.sizes[floor.layer])})
-            for floor in (*whole, *floors)
-        ]
-        self.left = [
-            max(0, len(columns) - floor.minimum) for columns, floor in zip(self.columns, (*whole, *floors), strict=True)
-        ]
-        self.of_column: list[list[int]] = [[] for _ in range(sum(table.sizes.values()))]
+        every = [Floor(name) for name in table.sizes] + list(floors)
+        self.columns = [table.selected({f.layer: f.channels or range(table.sizes[f.layer])}) for f in every]
+        self._minimum = [floor.minimum for floor in every]
+        self._gone = [0] * len(every)
+        self._of_column: list[list[int]] = [[] for _ in range(table.slope.shape[1])]
         for number, columns in enumerate(self.columns):
             for column in columns.tolist():
-                self.of_column[column].append(number)
+                self._of_column[column].append(number)
+
+    def left(self, number: int) -> int:
+        return max(0, len(self.columns[number]) - self._gone[number] - self._minimum[number])
 
     def allows(self, column: int) -> bool:
-        return all(self.left[number] > 0 for number in self.of_column[column])
+        return all(self.left(number) > 0 for number in self._of_column[column])
 
-    def take(self, column: int) -> list[Tensor]:
-        """Remove a channel; returns the columns that must stay from now on."""
-        for number in self.of_column[column]:
-            self.left[number] -= 1
-        return [self.columns[number] for number in self.of_column[column] if self.left[number] == 0]
+    def take(self, column: int) -> None:
+        for number in self._of_column[column]:
+            self._gone[number] += 1
+
+    def protected(self, column: int | None = None) -> list[Tensor]:
+        """Columns that must stay: all of them, or those of the floors that one column belongs to."""
+        numbers = range(len(self.columns)) if column is None else self._of_column[column]
+        return [self.columns[number] for number in numbers if self.left(number) == 0]
 
     def lift(self) -> None:
-        self.left = [len(columns) for columns in self.columns]
+        """Give up the next stage of floors."""
+        lowest = 1 if any(minimum > 1 for minimum in self._minimum) else 0
+        self._minimum = [min(minimum, lowest) for minimum in self._minimum]
 
 
 def single_selection(
@@ -145,22 +154,35 @@ def single_selection(
 
     Returns:
         The selection; its scores are the criterion's values.
+
+    Raises:
+        InputError: The criterion gives a score that is not finite, or a floor names an unknown layer.
     """
-    scores = break_ties(criterion.score(table))
-    change = scores.clone()
-    shared = [name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers]
+    values = criterion.score(table)
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
+    scores = break_ties(values)
+    competing = {name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers}
+    competing |= {floor.layer for floor in floors if floor.channels is not None}
+    waiting = [c for c in scores.argsort(stable=True).tolist() if table.layer_of(c) in competing]
     allowance = _Allowance(table, floors)
-    kept = []
-    for column in scores.argsort(stable=True)[
-        torch.isin(scores.argsort(stable=True), _columns(table, shared))
-    ].tolist():
-        if allowance.allows(column):
-            allowance.take(column)
-        else:
-            kept.append(column)
     highest = scores.max()
-    for place, column in enumerate(kept):
-        scores[column] = highest + highest.abs().clamp_min(1.0) * (place + 1)
+    step = highest.abs().clamp_min(1.0)
+    place = 0
+    while waiting:
+        stays = []
+        for column in waiting:
+            if not allowance.allows(column):
+                stays.append(column)
+                continue
+            allowance.take(column)
+            if place:  # only a given-up floor lets it go: after everything else
+                scores[column] = highest + step * place
+                place += 1
+        place = place or 1
+        waiting = stays
+        allowance.lift()
+    change = values
     return Selection(torch.argsort(scores, stable=True), scores, change)
 
 
@@ -188,7 +210,8 @@ def joint_selection(
         The selection; its scores are the places in the order, comparable across layers.
 
     Raises:
-        InputError: The table has no interactions, or a pool names an unknown or a shared layer.
+        InputError: The table has no interactions, the criterion gives a value that is not finite, or a pool or
+            floor names an unknown or a shared layer.
     """
     criterion.check(table)
     if table.interactions is None:
@@ -199,15 +222,14 @@ def joint_selection(
     allowance = _Allowance(table, floors)
 
     gone = torch.zeros(n_columns, dtype=torch.bool)
-    closed = torch.zeros(n_columns, dtype=torch.float64)  # added to the criterion: 0 or infinity
+    closed = torch.zeros(n_columns, dtype=torch.bool)
 
     def close_what_is_full() -> None:
-        for columns, quota in zip(columns_of, quotas, strict=True):
-            if quota == 0:
-                closed[columns] = torch.inf
-        for columns, left in zip(allowance.columns, allowance.left, strict=True):
-            if left == 0:
-                closed[columns] = torch.inf
+        for columns in (
+            *(c for c, quota in zip(columns_of, quotas, strict=True) if quota == 0),
+            *allowance.protected(),
+        ):
+            closed[columns] = True
 
     close_what_is_full()
     current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
@@ -217,32 +239,58 @@ def joint_selection(
     change = torch.zeros(n_columns, dtype=torch.float64)
     value = float(value_of(current)[0])
     while len(order) < n_columns:
-        candidates = value_of(current + addition) + closed
-        pick = int(torch.argmin(candidates))
-        if float(candidates[pick]) == torch.inf:
+        candidates = value_of(current + addition)
+        if not bool(torch.isfinite(candidates).all()):
+            raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
+        if bool(closed.all()):
             # every pool has its quota: rank what a pruner may still ask for, then what should stay
             if all(quota is None for quota in quotas):
                 allowance.lift()
             quotas = [None] * len(quotas)
-            closed = torch.where(gone, torch.inf, 0.0).double()
+            closed = gone.clone()
             close_what_is_full()
             continue
+        pick = int(torch.argmin(candidates.masked_fill(closed, torch.inf)))
         change[pick] = float(candidates[pick]) - value
         value = float(candidates[pick])
         current = current + addition[:, pick : pick + 1]
         addition += table.interactions[:, pick]
-        gone[pick], closed[pick] = True, torch.inf
+        gone[pick] = closed[pick] = True
         order.append(pick)
-        for columns in allowance.take(pick):
-            closed[columns] = torch.inf
+        allowance.take(pick)
+        for columns in allowance.protected(pick):
+            closed[columns] = True
         pool = pool_of[pick]
         if (quota := quotas[pool]) is not None:
             quotas[pool] = quota - 1
             if quota == 1:
-                closed[columns_of[pool]] = torch.inf
-    places = torch.empty(n_columns, dtype=torch.float64)
+                closed[columns_of[pool]] = True
+    places = torch.full((n_columns,), torch.nan, dtype=torch.float64)
     places[order] = torch.arange(n_columns, dtype=torch.float64)
     return Selection(torch.tensor(order), places, change)
+
+
+def negative_columns(table: DamageTable, selection: Selection, floors: Sequence[Floor], *, joint: bool) -> Tensor:
+    """What a rule "remove only what lowers the criterion" removes, floors respected.
+
+    Args:
+        table: The damage table.
+        selection: Over one pool without a quota.
+        floors: Channels that stay.
+        joint: Whether the changes depend on what went before, so that the first rise ends the rule.
+
+    Returns:
+        Columns of the table.
+    """
+    allowance = _Allowance(table, floors)
+    removed = []
+    for column in selection.order.tolist():
+        if selection.change[column] >= 0 and joint:
+            break
+        if selection.change[column] < 0 and allowance.allows(column):
+            allowance.take(column)
+            removed.append(column)
+    return torch.tensor(removed, dtype=torch.int64)
 
 
 def _columns(table: DamageTable, layers: Sequence[str]) -> Tensor:
@@ -273,7 +321,8 @@ def _pools(table: DamageTable, pools: Sequence[Pool] | None) -> tuple[list[int],
 def share_balanced_order(table: DamageTable) -> Selection:
     """FairGRAPE: within each layer, keep every sensitive group's share of the total importance.
 
-    With I_gc = E_g[s_nc²], the next channel to keep is the one with the largest I_gc for the group whose share
+    With the importance I_gc = E_g E_y[s_nc(y)²] (labels y from the network's own p(y|x), or the true ones with the
+    empirical curvature), the next channel to keep is the one with the largest I_gc for the group whose share
     Σ_kept I_g / Σ_kept Σ_g I_g is furthest below its share in the whole layer (Lin, Kim and Joo, ECCV 2022,
     at the level of channels). The order means something within a layer only.
 

@@ -1,9 +1,7 @@
-"""What Torch-Pruning's dependency graph says, as fairtrim's plain channel groups and pools."""
+"""One dependency group of Torch-Pruning as fairtrim's plain channel group."""
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +11,21 @@ import numpy.typing as npt
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim import ChannelGroup, ChannelPlace, InputError, ParameterPlace, UnsupportedModelError
-from fairtrim.selection import Floor, Pool
+from fairtrim import ChannelGroup, ChannelPlace, ParameterPlace, UnsupportedModelError
+from fairtrim.selection import Floor
 
 __all__ = [
-    "PruningPlan",
     "Root",
-    "calling_pruner",
+    "channel_group_of",
     "consumers",
-    "plan_of_graph",
-    "plan_of_pruner",
+    "group_name",
+    "head_layers",
+    "is_consumed",
+    "obstacle",
+    "part_floors",
+    "prunes_heads",
     "repair_split_offsets",
+    "root_of",
 ]
 
 
@@ -40,108 +42,6 @@ class Root:
     module: nn.Module
     pruning_fn: Callable[..., Any]
     units: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class PruningPlan:
-    """What a pruner will ask an importance for in its next step.
-
-    Attributes:
-        groups: Its dependency groups as channel groups; a channel here is what the host removes as one.
-        pools: Groups that are ranked against each other, with the number of channels the host will take.
-        floors: Channels that stay: the host skips a group whole rather than empty a layer.
-        roots: Where the host starts when it removes channels of a group.
-    """
-
-    groups: tuple[ChannelGroup, ...]
-    pools: tuple[Pool, ...]
-    floors: tuple[Floor, ...]
-    roots: dict[str, Root]
-
-    @property
-    def shared_ranking(self) -> bool:
-        """Whether any pool holds more than one group (global or isomorphic pruning)."""
-        return any(len(pool.layers) > 1 for pool in self.pools)
-
-
-def calling_pruner(importance: object) -> tp.pruner.BasePruner | None:
-    """The pruner that is asking this importance for a score.
-
-    The host hands an importance one dependency group at a time and nothing else, but an order over the whole
-    network depends on what else will be removed: ignored layers, ratios and scopes. Those are the caller's.
-
-    Args:
-        importance: The importance that is being called.
-
-    Returns:
-        The pruner on the call stack that holds it, or None when a script calls it directly.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, tp.pruner.BasePruner) and caller.importance is importance:
-            return caller
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -> PruningPlan:
-    """Ask the host itself which groups its next step will score, without pruning anything.
-
-    Args:
-        pruner: Any pruner that is derived from ``BasePruner``.
-        inside_step: Whether that step is running (the host counts it before it asks).
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: The pruner has done all its steps, or nothing in the network can be pruned.
-    """
-    repair_split_offsets(pruner.DG)
-    step = pruner.current_step if inside_step else pruner.current_step + 1
-    if step > pruner.iterative_steps:
-        raise InputError(
-            f"the pruner has done all its {pruner.iterative_steps} steps; fit before a step, or call pruner.reset()"
-        )
-    groups = _groups_asked_for(pruner, step)
-    if not groups:
-        raise InputError(
-            "nothing in this network can be pruned: the host finds no dependency group outside ignored_layers; "
-            "check ignored_layers, root_module_types and max_pruning_ratio"
-        )
-    channel_groups = tuple(_channel_group(group, pruner) for group in groups)
-    pools, floors = _pools(pruner, groups, channel_groups, step)
-    return PruningPlan(channel_groups, pools, floors, _roots(groups, pruner))
-
-
-def plan_of_graph(graph: tp.DependencyGraph) -> PruningPlan:
-    """The plan when only a dependency graph is known: every group that doesn't end in the network's output.
-
-    Args:
-        graph: The host's dependency graph.
-
-    Returns:
-        A plan in which each group is ranked by itself.
-
-    Raises:
-        InputError: Every group ends in the output.
-    """
-    types = (nn.modules.conv._ConvNd, nn.Linear)
-    found = [group for group in graph.get_all_groups(root_module_types=types) if _consumed(group, graph)]
-    if not found:
-        raise InputError("nothing in this network can be pruned: no layer's output is consumed by another layer")
-    groups = tuple(_channel_group(group, None) for group in found)
-    return PruningPlan(groups, tuple(Pool((group.name,)) for group in groups), (), _roots(found, None))
-
-
-def _roots(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None) -> dict[str, Root]:
-    return {
-        _group_name(group): Root(
-            group[0].dep.target.module, group[0].dep.handler, _units(group, pruner)[1](np.arange(len(group[0].idxs)))
-        )
-        for group in groups
-    }
 
 
 def repair_split_offsets(graph: tp.DependencyGraph) -> bool:
@@ -165,36 +65,16 @@ def repair_split_offsets(graph: tp.DependencyGraph) -> bool:
     return changed
 
 
-class _Listener:
-    """An importance that notes each group and declines to score it, so that the host prunes nothing."""
-
-    def __init__(self) -> None:
-        self.groups: list[tp.Group] = []
-
-    def __call__(self, group: tp.Group) -> None:
-        self.groups.append(group)
-
-
-def _groups_asked_for(pruner: tp.pruner.BasePruner, step: int) -> list[tp.Group]:
-    listener = _Listener()
-    importance, current_step = pruner.importance, pruner.current_step
-    pruner.importance, pruner.current_step = listener, step - 1
-    try:
-        for _ in pruner.step(interactive=True):
-            raise AssertionError("the host pruned a group that was not scored")
-    finally:
-        pruner.importance, pruner.current_step = importance, current_step
-    return listener.groups
-
-
-# From a dependency group to a channel group ---------------------------------------------------------------
-
-
 def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
-    """Whether an item of a group takes channels in and gives others out; norms pass theirs on."""
-    handler = item.dep.handler
+    """Whether an item of a group takes channels in and gives others out; norms pass theirs on.
+
+    To the host attention passes its channels on too, but it consumes its inputs.
+    """
+    module, handler = item.dep.target.module, item.dep.handler
+    if isinstance(module, nn.MultiheadAttention):
+        return True
     return bool(
-        isinstance(item.dep.target.module, nn.Module)
+        isinstance(module, nn.Module)
         and graph.is_in_channel_pruning_fn(handler)
         and not graph.is_out_channel_pruning_fn(handler)
     )
@@ -237,11 +117,12 @@ def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt
                 yield graph._module2name[item.dep.target.module], channels, roots
 
 
-def _consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
+def is_consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
+    """Whether any layer consumes the channels, so that they are not outputs of the network."""
     return any(_is_consumer(graph, item) for item in group)
 
 
-def _heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Module]:
+def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Module]:
     """Query, key and value layers of an attention group."""
     if pruner is None:
         return []
@@ -255,16 +136,17 @@ def _heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Modu
     ]
 
 
-def _units(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int, Callable[[Any], Any]]:
+def units_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int, Callable[[Any], Any]]:
     """How many things the host removes as one, and which of them a root channel belongs to.
 
     With convolution or norm groups the host removes the same channel of every group; with attention heads the
     same dimension of every head, or a whole head.
     """
     n_channels = len(group[0].idxs)
-    if pruner is None:
-        return n_channels, lambda roots: roots
     graph = group._DG
+    if pruner is None:
+        size = n_channels // max(_convolution_groups(item.dep.target.module) for item in group)
+        return size, lambda roots: roots % size
     repeats = 1
     for item in group:
         of_side = (
@@ -272,8 +154,8 @@ def _units(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int, C
         )
         if isinstance(item.dep.target.module, nn.Module):
             repeats = max(repeats, of_side.get(item.dep.target.module, 1))
-    attention = _heads(group, pruner)
-    if attention and pruner.prune_num_heads and pruner.get_target_head_pruning_ratio(attention[0]) > 0:
+    attention = head_layers(group, pruner)
+    if prunes_heads(attention, pruner):
         if pruner.prune_head_dims:
             return n_channels, lambda roots: roots  # both ways at once: no unit but the channel fits
         head_size = n_channels // max(pruner.num_heads[layer] for layer in attention)
@@ -282,15 +164,39 @@ def _units(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int, C
     return size, lambda roots: roots % size
 
 
-def _group_name(group: tp.Group) -> str:
+def _convolution_groups(module: Any) -> int:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return 1 if module.groups == module.out_channels else int(module.groups)
+    return int(module.num_groups) if isinstance(module, nn.GroupNorm) else 1
+
+
+def prunes_heads(attention: Sequence[nn.Module], pruner: tp.pruner.BasePruner) -> bool:
+    """Whether the host will remove whole heads of these layers."""
+    return bool(attention and pruner.prune_num_heads and pruner.get_target_head_pruning_ratio(attention[0]) > 0)
+
+
+def group_name(group: tp.Group) -> str:
+    """Name of the root layer; with "(input)" where the host starts at its inputs, as it does for attention."""
     graph, first = group._DG, group[0].dep
     name = str(graph._module2name[first.target.module])
     return name if graph.is_out_channel_pruning_fn(first.handler) else f"{name} (input)"
 
 
-def _channel_group(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> ChannelGroup:
-    name, (size, unit_of) = _group_name(group), _units(group, pruner)
-    attention = _heads(group, pruner)
+def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> ChannelGroup:
+    """Where the channels of a dependency group are consumed, and which parameters go with them.
+
+    Args:
+        group: A full dependency group of the host.
+        pruner: The pruner, which knows about heads and groups; None for a bare dependency graph.
+
+    Returns:
+        The channel group; one channel is what the host removes as one.
+
+    Raises:
+        UnsupportedModelError: No layer consumes them, or one whose axis of channels is not known.
+    """
+    name, (size, unit_of) = group_name(group), units_of(group, pruner)
+    attention = head_layers(group, pruner)
     # every path through attention meets two places: query and key, or value and output projection
     weight = 0.5 if attention else 1.0
     places = []
@@ -313,6 +219,12 @@ def _channel_group(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Chan
                 weight=weight,
             )
         )
+    unknown = sorted({place.module for place in places if place.channel_axis == 0})
+    if unknown:
+        raise UnsupportedModelError(
+            f"the channels of {name!r} are consumed by {unknown}, layers with a customised pruner, whose axis of "
+            "channels is not known here; add the layers that produce them to ignored_layers"
+        )
     if not places:
         raise UnsupportedModelError(
             f"the channels of {name!r} are consumed by no layer: they are outputs of the network, and removing "
@@ -322,7 +234,10 @@ def _channel_group(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Chan
 
 
 def _channel_axis(module: nn.Module) -> int:
-    return 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+    """Axis of the channels; 0 for layers of the user's, which may have it anywhere."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return 1
+    return -1 if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.RNNBase) else 0
 
 
 def _sample_axis(module: nn.Module) -> int:
@@ -343,9 +258,10 @@ def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterato
             continue
         for parameter, axis in _axes(module, _is_consumer(graph, item)):
             if parameter is not None:
-                # a grouped convolution stores the inputs of one group only
-                stored = tuple((channels % parameter.shape[axis]).tolist())
-                yield ParameterPlace(names[id(parameter)], axis, stored, units)
+                # a grouped convolution stores the inputs of one group only: each slice counts once
+                pairs = dict.fromkeys(zip((channels % parameter.shape[axis]).tolist(), units, strict=True))
+                stored, of_units = zip(*pairs, strict=True)
+                yield ParameterPlace(names[id(parameter)], axis, stored, of_units)
 
 
 def _axes(module: nn.Module, consumer: bool) -> list[tuple[Any, int]]:
@@ -366,64 +282,27 @@ def _axes(module: nn.Module, consumer: bool) -> list[tuple[Any, int]]:
     return []
 
 
-# Pools ----------------------------------------------------------------------------------------------------
+def obstacle(group: ChannelGroup) -> str:
+    """Why gates can't describe a group, or nothing."""
+    covered: set[int] = set()
+    for place in group.places:
+        if len(set(place.channels)) < len(place.channels):
+            return f"several of its channels share one input channel of {place.module!r} (a reshape in between)"
+        covered.update(place.group_channels)
+    if len(covered) < group.size:
+        return f"the host doesn't map {group.size - len(covered)} of its {group.size} channels to any consumer"
+    return ""
 
 
-def _pools(
-    pruner: tp.pruner.BasePruner, groups: Sequence[tp.Group], channel_groups: Sequence[ChannelGroup], step: int
-) -> tuple[tuple[Pool, ...], tuple[Floor, ...]]:
-    members: dict[Any, list[ChannelGroup]] = {}
-    targets: dict[Any, float] = {}
-    initial: dict[Any, int] = {}
-    floors: list[Floor] = []
-    for group, channel_group in zip(groups, channel_groups, strict=True):
-        scope, ratio = _scope(pruner, group, step)
-        members.setdefault(scope, []).append(channel_group)
-        targets.setdefault(scope, ratio)  # the host takes the first record's ratio for the whole scope
-        before = _initial_size(pruner, group, channel_group)
-        initial[scope] = initial.get(scope, 0) + before
-        kept = max(1, math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
-        floors.append(Floor(channel_group.name, kept))
-        floors.extend(_parts(channel_group))
-    pools = []
-    for scope, layers in members.items():
-        present = sum(layer.size for layer in layers)
-        quota = max(0, present - int(initial[scope] * (1 - targets[scope])))
-        pools.append(Pool(tuple(layer.name for layer in layers), quota))
-    return tuple(pools), tuple(floors)
+def root_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Root:
+    """Where the host starts when it removes channels of this group."""
+    dep = group[0].dep
+    return Root(dep.target.module, dep.handler, units_of(group, pruner)[1](np.arange(len(group[0].idxs))))
 
 
-def _parts(channel_group: ChannelGroup) -> Iterator[Floor]:
+def part_floors(channel_group: ChannelGroup) -> Iterator[Floor]:
     """Behind a split each layer consumes a part of the channels, and must keep one of them."""
     for place in channel_group.places:
         part = tuple(sorted(set(place.group_channels)))
         if place.side == "input" and len(part) < channel_group.size:
             yield Floor(channel_group.name, 1, part)
-
-
-def _scope(pruner: tp.pruner.BasePruner, group: tp.Group, step: int) -> tuple[Any, float]:
-    """Which groups the host ranks together, and the ratio it prunes there at this step."""
-    graph = group._DG
-    for item in group:
-        dep = item.dep
-        for module, pruning_fn in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
-            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(pruning_fn):
-                return ("user", pruner._layer_to_scope[module][0]), pruner.get_target_pruning_ratio(module, step=step)
-    ratio = pruner.per_step_pruning_ratio[step]
-    if pruner.isomorphic:
-        pattern = tuple(
-            (type(dep.source.module), type(dep.target.module), graph.is_out_channel_pruning_fn(dep.handler))
-            for dep, _ in group
-        )
-        return ("isomorphic", pattern), ratio
-    if pruner.global_pruning:
-        return ("global",), ratio
-    return ("local", _group_name(group)), ratio
-
-
-def _initial_size(pruner: tp.pruner.BasePruner, group: tp.Group, channel_group: ChannelGroup) -> int:
-    """C of a group before the first step, in units that the host removes as one."""
-    dep = group[0].dep
-    outwards = group._DG.is_out_channel_pruning_fn(dep.handler)
-    initial = (pruner.layer_init_out_ch if outwards else pruner.layer_init_in_ch)[dep.target.module]
-    return max(channel_group.size, int(initial) * channel_group.size // len(group[0].idxs))

@@ -17,10 +17,18 @@ from fairtrim.batches import ForwardFunction
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
 from fairtrim.expansion import Curvature, LossFunction
 from fairtrim.people import SensitiveNames
-from fairtrim.selection import Pool, Selection, joint_selection, share_balanced_order, single_selection
+from fairtrim.selection import (
+    Pool,
+    Selection,
+    joint_selection,
+    negative_columns,
+    share_balanced_order,
+    single_selection,
+)
 from fairtrim.weight_saliency import collect_weight_saliency
 
-from .groups import PruningPlan, calling_pruner, consumers, plan_of_graph, plan_of_pruner, repair_split_offsets
+from .groups import consumers, group_name, repair_split_offsets
+from .plan import PruningPlan, calling_pruner, plan_of_graph, plan_of_pruner
 from .report import PruningReport, pruning_report
 
 __all__ = [
@@ -195,14 +203,15 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
 
     # Scoring ----------------------------------------------------------------------------------------------
 
-    def __call__(self, group: tp.Group) -> Tensor:
+    def __call__(self, group: tp.Group) -> Tensor | None:
         """Score one dependency group; the host calls this.
 
         Args:
             group: A dependency group, full or partial.
 
         Returns:
-            (len(group[0].idxs),) float64 on the CPU: finite, distinct; smaller = remove first.
+            (len(group[0].idxs),) float64 on the CPU: finite, distinct; smaller = remove first. None for a group
+            that gates can't describe (``plan_.unscored``): the host leaves it as it is.
 
         Raises:
             NotFittedError: There is no table, or (StaleTableError) it is out of date.
@@ -211,6 +220,8 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
         if repair_split_offsets(group._DG):  # the host mapped this group before the repair
             group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
         self._ensure_fitted(group._DG)
+        if group_name(group) in self.plan_.unscored:
+            return None
         position = {root: k for k, root in enumerate(group[0].idxs)}
         scores = np.full(len(position), np.nan)
         all_scores = self.selection_.scores.numpy()
@@ -242,8 +253,10 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def _ensure_fitted(self, graph: tp.DependencyGraph) -> None:
         fitted = hasattr(self, "damage_")
-        fresh = fitted and self._graph is graph and self._fingerprint.matches(graph.model)
-        if fresh:
+        pruner = calling_pruner(self)
+        # quotas belong to one step of a pruner, even where the step before removed nothing
+        same_step = pruner is None or (fitted and pruner.current_step == self.plan_.step)
+        if fitted and same_step and self._graph is graph and self._fingerprint.matches(graph.model):
             return
         if self._model is None or self._loader is None:
             if not fitted:
@@ -252,12 +265,11 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
                     "pruner.step(), or construct it with model= and loader="
                 )
             raise StaleTableError(
-                "the network has changed since the damage table was collected; call importance.fit(pruner, loader) "
-                "again before each pruner.step()"
+                "the network has changed, or the pruner gone on, since the damage table was collected; call "
+                "importance.fit(pruner, loader) again before each pruner.step()"
             )
         if self._model is not graph.model:
             raise InputError("this importance was constructed with another model= than the pruner's; pass the same one")
-        pruner = calling_pruner(self)
         plan = plan_of_graph(graph) if pruner is None else plan_of_pruner(pruner, inside_step=True)
         self._collect(graph, plan, self._loader, self._options)
 
@@ -294,19 +306,13 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
         self._ensure_fitted(pruner.DG)
         everything = (Pool(tuple(self.damage_.sizes)),)
         selection = self._select(self.damage_, self.plan_, pools=everything)
-        negative = selection.change < 0
-        if self.selection == "joint":
-            in_order = negative[selection.order].long().cumprod(0).bool()
-            negative[selection.order] = in_order
+        negative = negative_columns(self.damage_, selection, self.plan_.floors, joint=self.selection == "joint")
         for name, root in self.plan_.roots.items():
-            wanted = negative[self.damage_.columns(name)].nonzero().flatten().numpy()
-            if len(wanted) == self.damage_.sizes[name]:  # the host would skip a layer that loses everything
-                wanted = wanted[wanted != int(selection.scores[self.damage_.columns(name)].argmax())]
-            idxs = np.flatnonzero(np.isin(root.units, wanted)).tolist()
+            section = self.damage_.columns(name)
+            wanted = negative[(negative >= section.start) & (negative < section.stop)] - section.start
+            idxs = np.flatnonzero(np.isin(root.units, wanted.numpy())).tolist()
             if idxs:
-                group = pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
-                if pruner.DG.check_pruning_group(group):
-                    yield group
+                yield pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
 
 
 class _FunctionCriterion(Criterion):

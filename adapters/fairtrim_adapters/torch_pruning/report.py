@@ -13,7 +13,7 @@ import torch
 from fairtrim import DamageTable
 from fairtrim.selection import Selection
 
-from .groups import PruningPlan
+from .plan import PruningPlan
 
 __all__ = ["PruningReport", "pruning_report"]
 
@@ -26,10 +26,12 @@ class PruningReport:
         layers: One row a dependency group: layer, before, asked (what ratio and ranking ask of it), removed,
             kept, skipped.
         predicted: One row a sensitive group: people, loss before, predicted change of the mean loss.
+        unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
     """
 
     layers: pd.DataFrame
     predicted: pd.DataFrame
+    unscored: dict[str, str]
 
     @property
     def skipped(self) -> list[str]:
@@ -42,6 +44,7 @@ class PruningReport:
             f"removed {removed} of {before} channels",
             self.layers.to_string(index=False),
             "skipped by the host: " + (", ".join(self.skipped) or "none"),
+            *(f"not scored: {name}: {reason}" for name, reason in self.unscored.items()),
             self.predicted.to_string(index=False, float_format=lambda value: f"{value:.4f}"),
         ]
         return "\n".join(lines)
@@ -89,7 +92,7 @@ def pruning_report(
             "predicted change" + ("" if table.interactions is not None else " (sum of single)"): change.numpy(),
         }
     )
-    return PruningReport(layers, predicted)
+    return PruningReport(layers, predicted, plan.unscored)
 
 
 def _asked(table: DamageTable, selection: Selection, plan: PruningPlan) -> dict[str, int]:
