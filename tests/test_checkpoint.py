@@ -45,11 +45,26 @@ def test_tied_and_frozen_parameters_and_dtypes(tmp_path: Path) -> None:
     assert (loaded.num_heads, loaded.grid, loaded.embed.embedding_dim) == (2, (4, 1), 4)
 
 
+def test_untied_weights_do_not_go_into_a_tied_network(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            if tied:
+                self.b.weight = self.a.weight
+
+    save_pruned(tmp_path / "untied.safetensors", Two(tied=False))
+    with pytest.raises(InputError, match=r"'a\.weight' and 'b\.weight' differ, but the network shares them"):
+        load_pruned(tmp_path / "untied.safetensors", Two(tied=True))
+
+
 def test_saving_replaces_a_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
     path.write_bytes(b"old")
     save_pruned(path, _network())
     assert [entry.name for entry in tmp_path.iterdir()] == ["network.safetensors"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert load_pruned(path, _network(9))[0].out_features == 4
     with pytest.raises(InputError, match="doesn't exist; create it first"):
         save_pruned(tmp_path / "nowhere" / "network.safetensors", _network())
@@ -63,6 +78,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "later version": (lambda path: _rewritten(path, lambda h, t: h.update(version=2)), "has version 2"),
     "other format": (lambda path: _rewritten(path, lambda h, t: h.update(format="x")), "not written by"),
     "no modules": (lambda path: _rewritten(path, lambda h, t: h.pop("modules")), "lacks the modules"),
+    "shape of a tensor": (
+        lambda path: _rewritten(path, lambda h, t: t.update({"2.weight": t["2.weight"][:, :3].contiguous()})),
+        r"2.weight has shape \(2, 3\), expected \(2, 4\)",
+    ),
+    "modules that are no dict": (lambda path: _rewritten(path, lambda h, t: h.update(modules={"0": 1})), "lacks the"),
     "missing tensor": (lambda path: _rewritten(path, lambda h, t: t.pop("0.bias")), r"lacks \['0.bias'\]"),
     "surplus tensor": (lambda path: _rewritten(path, lambda h, t: t.update(z=t["0.bias"].clone())), r"has \['z'\]"),
     "other axes": (

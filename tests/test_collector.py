@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import nn
 
 from fairtrim import ChannelGroup, ChannelPlace, InputError, UnsupportedModelError, collect_damage
 from fairtrim.oracle import explicit_gates, oracle_damage
+from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
 from .networks import CASES, Case
 
@@ -75,8 +78,6 @@ def test_closed_gates_equal_physical_removal(name: str) -> None:
     model = case.model().eval()
     x, _ = case.batch(5)
     pruner = case.pruner(model)
-    from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
-
     plan = plan_of_pruner(pruner)
     gates = {group.name: torch.ones(group.size, dtype=torch.float64) for group in plan.groups}
     for group in plan.groups:
@@ -100,8 +101,6 @@ def test_attention_gate_equals_removal_of_a_head_dimension() -> None:
     case = CASES["attention"]
     model = case.model().eval()
     pruner = case.pruner(model)
-    from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
-
     plan = plan_of_pruner(pruner)
     group = next(group for group in plan.groups if group.name == "project (input)")
     assert group.size == 4  # a dimension of every head goes at once
@@ -188,6 +187,45 @@ def test_large_number_of_classes_takes_the_empirical_curvature() -> None:
     )
     torch.testing.assert_close(automatic, empirical)
     assert _relative(exact, empirical) > 1e-3
+
+
+def test_layer_that_is_used_through_its_weights_is_refused() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.other = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.body(x).relu(), self.head.weight) + self.other(x)
+
+    groups = [
+        ChannelGroup("body", 4, (ChannelPlace("head", "input", range(4), range(4), -1),)),
+        ChannelGroup("x", 3, (ChannelPlace("other", "input", range(3), range(3), -1),)),
+    ]
+    with pytest.raises(UnsupportedModelError, match=r"never called \['head'\].*channels of 'body'"):
+        collect_damage(Functional(), [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))], groups, progress=False)
+
+
+def test_named_tuples_are_inputs_like_any_tuple() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        scale: torch.Tensor
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x * scale).relu())
+
+    groups = [ChannelGroup("body", 4, (ChannelPlace("head", "input", range(4), range(4), -1),))]
+    model, x, scale, y = Scaled(), torch.randn(5, 3), torch.rand(5, 1), torch.tensor([0, 1, 1, 0, 1])
+    named = collect_damage(model, [(Pair(x, scale), y)], groups, progress=False)
+    plain = collect_damage(model, [((x, scale), y)], groups, progress=False)
+    torch.testing.assert_close(named.damage, plain.damage, rtol=0, atol=0)
+    with pytest.raises(InputError, match="the target is a list that makes no tensor"):
+        collect_damage(model, [((x, scale), ["a"] * 5)], groups, progress=False)
 
 
 def test_batch_statistics_are_refused() -> None:

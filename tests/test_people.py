@@ -109,3 +109,16 @@ def test_features_that_change_within_a_loader() -> None:
         columns.encode(torch.rand(2, 2), 2)
     with pytest.raises(InputError, match="expected a list"):
         SensitiveEncoder("sex")
+
+
+def test_order_of_groups() -> None:
+    """Numbers by value, then words; weight columns stay in the loader's order."""
+    encoder = SensitiveEncoder()
+    encoder.encode(torch.tensor([10, -3, 2, 0]), 4)
+    assert [encoder.groups[g] for g in encoder.order()] == ["-3", "0", "2", "10"]
+    words = SensitiveEncoder()
+    words.encode(["b", "²", "10", "9"], 4)  # a digit that is no number
+    assert [words.groups[g] for g in words.order()] == ["9", "10", "b", "²"]
+    columns = SensitiveEncoder(["z", "a"])
+    columns.encode(torch.rand(3, 2), 3)
+    assert columns.order() == [0, 1]

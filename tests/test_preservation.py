@@ -119,15 +119,19 @@ def test_buffers_that_the_network_updates_by_itself_are_restored() -> None:
             super().__init__()
             self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("last", torch.zeros((), dtype=torch.float64))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.calls += 1
+            self.last = x.mean()  # another tensor in its place
             return self.head(self.body(x).relu())
 
     counter = Counter().double()
+    last = counter.last
     case = CASES["mlp"]
     predict(counter, [case.batch(3)], progress=False)
     assert counter.calls == 0
+    assert counter.last is last and last == 0
 
 
 class BrokenError(Exception):
@@ -216,12 +220,13 @@ def test_gpu_equals_cpu() -> None:
 def test_recalibration_averages_over_the_data() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.2), nn.Dropout(0.5), nn.Linear(4, 2)).double()
     model.train()
-    x = torch.randn(12, 3).double()
+    x = torch.randn(13, 3).double()
     weights = [p.clone() for p in model.parameters()]
-    recalibrate_batchnorm(model, [(x[:6], torch.zeros(6)), (x[6:], torch.zeros(6))], progress=False)
-    hidden = model[0](x)
+    batches = [(x[:8], torch.zeros(8)), (x[8:12], torch.zeros(4)), (x[12:], torch.zeros(1))]
+    recalibrate_batchnorm(model, batches, progress=False)
+    hidden = model[0](x[:12])  # a batch of one has no variance
     torch.testing.assert_close(model[1].running_mean, hidden.mean(0))
-    torch.testing.assert_close(model[1].running_var, (hidden[:6].var(0) + hidden[6:].var(0)) / 2)
+    torch.testing.assert_close(model[1].running_var, (8 * hidden[:8].var(0) + 4 * hidden[8:].var(0)) / 12)
     assert model[1].momentum == 0.2 and all(m.training for m in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
 

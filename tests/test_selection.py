@@ -10,6 +10,7 @@ import torch
 from fairtrim import InputError
 from fairtrim.criteria import (
     BalancedDamage,
+    BoundCriterion,
     Criterion,
     GapDrivenDamage,
     GroupSaliency,
@@ -18,7 +19,15 @@ from fairtrim.criteria import (
     WorstGroup,
 )
 from fairtrim.damage import DamageTable
-from fairtrim.selection import Floor, Pool, break_ties, joint_selection, share_balanced_order, single_selection
+from fairtrim.selection import (
+    Floor,
+    Pool,
+    break_ties,
+    joint_selection,
+    negative_columns,
+    share_balanced_order,
+    single_selection,
+)
 
 CRITERIA: list[Criterion] = [
     MeanDamage(),
@@ -45,6 +54,13 @@ def _table(sizes: dict[str, int], names: tuple[str, ...] = ("a", "b", "c"), seed
         curvature=torch.diagonal(gram, dim1=1, dim2=2).clone(),
         interactions=gram,
     )
+
+
+class _NotFinite(Criterion):
+    needs_sensitive_groups = False
+
+    def bind(self, table: DamageTable) -> BoundCriterion:
+        return lambda damage: damage[0] / 0
 
 
 def _names(criterion: Criterion) -> str:
@@ -155,6 +171,21 @@ def test_single_selection_keeps_the_best_of_each_layer_only_where_layers_compete
     assert sorted(shared.order[:2].tolist()) == sorted(score[:3].argsort()[:2].tolist())
 
 
+def test_only_what_lowers_the_criterion() -> None:
+    """Single: every channel with a negative score that the floors allow; joint: in order until the first rise."""
+    table = _table({"x": 4, "y": 3})
+    slope = torch.tensor([9.0, 8.0, 7.0, -9.0, 6.0, -9.0, -9.0], dtype=torch.float64).expand(3, 7)
+    table = DamageTable(**{**vars(table), "slope": slope})
+    single = single_selection(table, MeanDamage())
+    assert sorted(negative_columns(table, single, [], joint=False).tolist()) == [0, 1, 2, 4]
+    capped = negative_columns(table, single, [Floor("x", 2)], joint=False)
+    assert len(capped) == 3 and 4 in capped and 3 not in capped
+    joint = joint_selection(table, MeanDamage())
+    removed = negative_columns(table, joint, [], joint=True).tolist()
+    assert removed == joint.order[: len(removed)].tolist() and 0 < len(removed) < 7
+    assert float(joint.change[joint.order[len(removed)]]) >= 0
+
+
 def test_ties_are_broken_by_the_smallest_step() -> None:
     scores = torch.tensor([0.0, -1.0, 0.0, 0.0, 2.0], dtype=torch.float64)
     distinct = break_ties(scores)
@@ -239,6 +270,8 @@ def test_other_wrong_arguments() -> None:
         (lambda: joint_selection(table, MeanDamage(), pools=[Pool(("x",)), Pool(("x",))]), "two pools"),
         (lambda: joint_selection(table, MeanDamage(), pools=[]), "no pool"),
         (lambda: joint_selection(table, MeanDamage(), floors=[Floor("q")]), "a floor names"),
+        (lambda: joint_selection(table, _NotFinite()), "not finite"),
+        (lambda: single_selection(table, _NotFinite()), "not finite"),
     ):
         with pytest.raises(InputError, match=message):
             make()

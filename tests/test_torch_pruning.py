@@ -11,8 +11,17 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim import InputError, NotFittedError, StaleTableError, UnsupportedModelError, load_pruned, save_pruned
+from fairtrim import (
+    InputError,
+    NotFittedError,
+    StaleTableError,
+    UnsupportedModelError,
+    collect_damage,
+    load_pruned,
+    save_pruned,
+)
 from fairtrim.criteria import WorstGroup
+from fairtrim.oracle import oracle_damage
 from fairtrim.selection import joint_selection
 from fairtrim_adapters import torch_pruning as adapter
 from fairtrim_adapters.torch_pruning import (
@@ -53,13 +62,18 @@ def _widths(model: nn.Module) -> dict[str, int]:
     return {name: p.shape[0] for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS.keys())
-@pytest.mark.parametrize("mode", ["local", "global", "iterative"])
+@pytest.mark.parametrize(
+    ("mode", "maker"),
+    [
+        pytest.param(mode, maker, id=f"{mode}-{name}")
+        for mode in ("local", "global", "iterative")
+        for name, maker in MAKERS.items()
+        if mode == "local" or maker is not ShareBalancedImportance  # an order of shares is local
+    ],
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_prunes_what_the_host_prunes(case: Case, mode: str, maker: Any) -> None:
     """As many channels go from each layer as with the host's own criterion (local); all that are asked for go."""
-    if maker is ShareBalancedImportance and mode != "local":
-        pytest.skip("an order of shares is local")
     options = {"global_pruning": mode != "local", "iterative_steps": 2 if mode == "iterative" else 1}
     dense = case.model()
     ours, theirs = copy.deepcopy(dense), copy.deepcopy(dense)
@@ -426,12 +440,80 @@ def test_output_layer_that_was_not_ignored() -> None:
         importance.fit(pruner, _loader(case))
 
 
+class Reshaped(nn.Module):
+    """A linear layer whose outputs become the pixels of an image: one channel there is many here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.up, self.mix, self.head = nn.Linear(4, 5), nn.Linear(5, 12), nn.Conv2d(3, 6, 2), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(self.body(x).relu()).relu().view(-1, self.mix.in_channels, 2, 2)
+        return self.head(self.mix(x).relu().flatten(1))
+
+
+def test_group_that_gates_cannot_describe_is_left_and_named() -> None:
+    model = Reshaped().double()
+    importance = WorstGroupImportance(progress=False)
+    case = Case(Reshaped, (4,))
+    pruner = case.pruner(model, importance)
+    with pytest.warns(UserWarning, match="leaves these dependency groups as they are: up: the host doesn't map 9"):
+        importance.fit(pruner, _loader(case))
+    pruner.step()
+    assert (model.body.out_features, model.up.out_features, model.mix.out_channels) == (3, 12, 3)
+    assert "not scored: up: the host" in str(importance.report())
+    model(case.batch(3)[0])
+
+
+class Tokens(nn.Module):
+    """PyTorch's attention, whose query, key and value are the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = (
+            nn.Linear(3, 8),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        return self.head((x + self.mix(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def test_attention_of_torch_consumes_query_key_and_value() -> None:
+    case = Case(Tokens, (5, 3))
+    model = case.model()
+    groups = case.plan(model).groups
+    table = collect_damage(model, _loader(case), groups, interactions=True, progress=False)
+    slow = oracle_damage(model, _loader(case), groups)
+    torch.testing.assert_close(table.interactions, slow.interactions, rtol=1e-9, atol=1e-14)
+
+
 def test_nothing_to_prune() -> None:
     case = CASES["mlp"]
     model = case.model()
     importance = WorstGroupImportance(progress=False)
     with pytest.raises(InputError, match="nothing in this network can be pruned"):
         importance.fit(case.pruner(model, importance, ignored_layers=[model]), _loader(case))
+
+
+def test_table_of_an_earlier_step_is_stale_even_if_that_removed_nothing() -> None:
+    case = CASES["mlp"]
+    model = case.model()
+    importance = WorstGroupImportance(progress=False)
+    pruner = case.pruner(
+        model,
+        importance,
+        iterative_steps=2,
+        pruning_ratio=0.2,
+        iterative_pruning_ratio_scheduler=lambda ratio, steps: [0.0, 0.0, ratio],
+    )
+    importance.fit(pruner, _loader(case))
+    pruner.step()
+    assert model[0].out_features == 7
+    with pytest.raises(StaleTableError, match="or the pruner gone on"):
+        pruner.step()
 
 
 def test_pruner_that_has_done_its_steps() -> None:

@@ -58,7 +58,9 @@ def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapp
                     def before(
                         module: nn.Module, args: tuple[Any, ...], group: ChannelGroup = group, number: int = number
                     ) -> tuple[Any, ...]:
-                        return (gated(args[0], group, number), *args[1:])
+                        # query, key and value of attention hold the same channels
+                        n_gated = 3 if isinstance(module, nn.MultiheadAttention) else 1
+                        return (*(gated(value, group, number) for value in args[:n_gated]), *args[n_gated:])
 
                     handles.append(module.register_forward_pre_hook(before))
                 else:
