@@ -120,7 +120,7 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             f"{path} is of another network: it lacks {missing[:5]} and has {surplus[:5]} besides; pass a network of "
             "the class that was saved"
         )
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     settings = [
         (modules[name], attribute, value)
         for name, attributes in header["modules"].items()

@@ -414,10 +414,11 @@ def collect_damage(
             expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
             weights = encoder.encode(batch.sensitive, len(batch))
             if not checked and len(batch) > 1:
-                _check_reached(gates, channel_groups)
                 _check_independence(gates, scores, expansion, batch)
                 checked = True
             slope, rows = _gate_moments(gates, scores, expansion)
+            if batch.index == 0:
+                _check_connected(gates, channel_groups)
             moments.add(weights, expansion.loss, slope, rows)
     return moments.table(encoder, sizes)
 
@@ -432,13 +433,16 @@ def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> t
     return slope, rows
 
 
-def _check_reached(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
-    reached = gates.visited
+def _check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
+    """Channels that the scores can't be differentiated in would look worthless, and go first."""
+    connected = gates.connected
     for group in channel_groups:
-        if not any((place.module, place.side) in reached for place in group.places):
+        if not any((place.module, place.side) in connected for place in group.places):
             raise UnsupportedModelError(
-                f"the network never called {sorted({place.module for place in group.places})}, which consume the "
-                f"channels of {group.name!r}; expected them to be called as modules, not through their weights"
+                f"the scores don't depend on {sorted({place.module for place in group.places})}, which consume the "
+                f"channels of {group.name!r}, in a way that can be differentiated; expected layers that are called as "
+                "modules, not through their weights, and no detach() behind them. If these layers serve another "
+                "output, add them to ignored_layers"
             )
 
 

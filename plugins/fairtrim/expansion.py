@@ -71,6 +71,7 @@ class SampleLoss:
         """
         if self.is_cross_entropy:
             _check_labels(scores, target)
+            target = target.long()
         elif scores.shape[1] == 1 and target.ndim == 1:
             target = target.unsqueeze(1)
         if target.shape == scores.shape:  # one target for each score, not a label: as numbers

@@ -6,6 +6,7 @@ inputs of modules are identities in the forward pass, so the network computes wh
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,7 @@ class Gates:
         self._n_columns = n_columns
         self._n_samples = 0
         self._gates: dict[int, Tensor] = {}
+        self._connected: set[int] = set()
 
     def start(self, n_samples: int) -> None:
         """Forget the last forward pass and get ready for one of N samples.
@@ -81,11 +83,12 @@ class Gates:
         """
         self._n_samples = n_samples
         self._gates = {}
+        self._connected = set()
 
     @property
-    def visited(self) -> set[tuple[str, str]]:
-        """(module, side) of every site that the last forward pass reached."""
-        return {(self._sites[number].module, self._sites[number].side) for number in self._gates}
+    def connected(self) -> set[tuple[str, str]]:
+        """(module, side) of every site that the last forward pass reached and whose gate the scores depend on."""
+        return {(self._sites[number].module, self._sites[number].side) for number in self._connected}
 
     def apply(self, number: int, activation: Any) -> Tensor:
         """Put the gate of a site on an activation; a module that is called twice has one gate.
@@ -105,6 +108,11 @@ class Gates:
             raise UnsupportedModelError(
                 f"the {site.side} of {site.module!r} is a {type(activation).__name__}; gates need a tensor: "
                 "add the layers that it couples to ignored_layers"
+            )
+        if not torch.is_grad_enabled():
+            raise UnsupportedModelError(
+                f"{site.module!r} runs under no_grad, so what its channels do can't be seen; let that part of the "
+                "network build a graph (freeze it with requires_grad_(False) instead), or add it to ignored_layers"
             )
         if activation.ndim < 2 or int(site.channels.max()) >= activation.shape[site.channel_axis]:
             raise UnsupportedModelError(
@@ -142,18 +150,27 @@ class Gates:
                 "no channel of the groups reaches the network's scores; check output_transform and that the "
                 "network neither runs under no_grad nor is compiled"
             )
-        gradients = torch.autograd.grad(
-            scores,
-            list(self._gates.values()),
-            direction.to(scores.dtype),
-            retain_graph=keep_graph,
-            allow_unused=True,
-        )
+        try:
+            gradients = torch.autograd.grad(
+                scores,
+                list(self._gates.values()),
+                direction.to(scores.dtype),
+                retain_graph=keep_graph,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                "the network changes the input of a layer in place after that layer has read it; use x = x + y in "
+                "place of x += y there"
+            ) from error
         dtype = torch.promote_types(torch.float32, scores.dtype)
         total = torch.zeros(self._n_samples, self._n_columns, dtype=dtype, device=scores.device)
         for number, gradient in zip(self._gates, gradients, strict=True):
             if gradient is None:
                 continue
+            self._connected.add(number)
             site = self._sites[number]
             values = gradient.to(dtype)
             channels, columns = (torch.as_tensor(a, device=values.device) for a in (site.channels, site.columns))
@@ -206,9 +223,10 @@ def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # query, key and value of attention hold the same channels; any other layer consumes its first argument
         wanted = 3 if isinstance(module, nn.MultiheadAttention) else 1
-        names = list(kwargs)[: max(0, wanted - len(args))]
+        names = list(inspect.signature(module.forward).parameters)[len(args) : wanted]
         gated = [gates.apply(number, value) for value in args[:wanted]]
-        return (*gated, *args[wanted:]), {**kwargs, **{name: gates.apply(number, kwargs[name]) for name in names}}
+        by_name = {name: gates.apply(number, kwargs[name]) for name in names if name in kwargs}
+        return (*gated, *args[wanted:]), {**kwargs, **by_name}
 
     return hook
 

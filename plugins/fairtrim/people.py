@@ -54,11 +54,15 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
     Raises:
         InputError: A column has another length.
     """
-    if isinstance(sensitive, Mapping):
+    if hasattr(sensitive, "columns"):  # a data frame
+        columns = {str(name): list(sensitive[name]) for name in sensitive.columns}
+    elif isinstance(sensitive, Mapping):
         columns = {str(name): _column(values) for name, values in sensitive.items()}
     else:
         if isinstance(sensitive, Tensor | np.ndarray):
             rows = [_column(sensitive)] if sensitive.ndim == 1 else [_column(column) for column in sensitive.T]
+        elif hasattr(sensitive, "to_numpy"):  # a series
+            rows = [list(sensitive)]
         elif len(sensitive) and isinstance(sensitive[0], Tensor | np.ndarray | list | tuple):
             rows = [_column(column) for column in sensitive]
         else:
@@ -76,6 +80,8 @@ def _value_name(names: Sequence[str] | Mapping[Any, str] | None, value: Any, fea
     if names is None:
         return str(value)
     try:
+        if isinstance(names, Sequence) and value < 0:  # the code of a missing value in pandas, not the last name
+            raise IndexError
         return str(names[value])
     except (KeyError, IndexError, TypeError):
         known = list(names) if isinstance(names, Mapping) else list(range(len(names)))
@@ -167,6 +173,11 @@ class SensitiveEncoder:
             InputError: The features are not as named, or weights are negative or not finite.
         """
         if _is_floating(sensitive):
+            if isinstance(self._names, Mapping) and any(values is not None for values in self._names.values()):
+                raise InputError(
+                    "the sensitive features are floating-point numbers, which are weights of samples, but "
+                    "sensitive_names names their values; convert codes to integers"
+                )
             return self._weights(torch.as_tensor(sensitive).double().cpu(), n_samples)
         if sensitive is None:
             self.features = self.features if self.features is not None else ()
@@ -225,7 +236,7 @@ def match_groups(wanted: Any, groups: Sequence[GroupName], features: Sequence[st
         Positions in increasing order, at least one.
 
     Raises:
-        InputError: Something names no group.
+        InputError: Something names no group, or is a value of several features.
 
     Example:
         >>> crossings = [("Female", "Black"), ("Male", "Black"), ("Male", "White")]
@@ -241,6 +252,15 @@ def match_groups(wanted: Any, groups: Sequence[GroupName], features: Sequence[st
             raise InputError(
                 f"{argument}={entry!r} is not a sensitive group in the data; known: {list(groups)}"
                 + (f" of the features {list(features)}" if features else "")
+            )
+        known = list(features or ())
+        places = {
+            s for g in matched if isinstance(groups[g], tuple) for s, v in enumerate(groups[g]) if v == str(entry)
+        }
+        if len(places) > 1 and known:
+            raise InputError(
+                f"{argument}={entry!r} is a value of {[known[s] for s in sorted(places)]}; say of which feature: "
+                f"{argument}={{{known[min(places)]!r}: {entry!r}}}"
             )
         found.update(matched)
     return sorted(found)

@@ -87,9 +87,7 @@ def predict(
         for batch in iterate_batches(
             loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="predicting"
         ):
-            if batch.target.is_floating_point() and not torch.equal(batch.target, batch.target.round()):
-                raise InputError(f"batch {batch.index}: the target holds fractions; expected class labels")
-            targets.append(batch.target.reshape(len(batch), -1)[:, 0].long().numpy())
+            targets.append(_labels(batch))
             if batch.sensitive is not None:
                 for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
                     sensitive.setdefault(name, []).extend(values)
@@ -102,8 +100,14 @@ def predict(
                     raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
                 collected[name].append(scores)
     scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
+    target = np.concatenate(targets)
+    n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
+    if target.min() < 0 or target.max() >= n_classes:
+        raise InputError(
+            f"labels reach from {target.min()} to {target.max()}; expected 0 to {n_classes - 1} for {n_classes} classes"
+        )
     return Predictions(
-        target=np.concatenate(targets),
+        target=target,
         label={
             name: (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
             for name, scores in scores_of.items()
@@ -111,3 +115,15 @@ def predict(
         scores=scores_of,
         sensitive={name: np.asarray(values) for name, values in sensitive.items()},
     )
+
+
+def _labels(batch: Batch) -> npt.NDArray[np.int64]:
+    target = batch.target
+    if target.numel() != len(batch):
+        raise InputError(
+            f"batch {batch.index}: the target has shape {tuple(target.shape)}; expected class labels (N,), not one "
+            "number for each class: for one-hot targets pass target.argmax(1)"
+        )
+    if target.is_floating_point() and not torch.equal(target, target.round()):
+        raise InputError(f"batch {batch.index}: the target holds fractions; expected class labels")
+    return target.reshape(-1).long().numpy()

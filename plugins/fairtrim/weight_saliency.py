@@ -7,7 +7,7 @@ the square of a batch's mean gradient is a few per cent of it and ranks differen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ __all__ = ["collect_weight_saliency", "squared_gradients"]
 _Call = tuple[Tensor, Tensor]
 """Input of one call of a layer and the gradient that reached its output."""
 
-_VMAP_BYTES = 256 * 2**20
+_CHUNK_BYTES = 64 * 2**20  # of per-sample gradients at a time
 
 
 def squared_gradients(
@@ -48,6 +48,7 @@ def squared_gradients(
     sensitive_names: SensitiveNames | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
+    parameters: Sequence[str] | None = None,
     max_batches: int | None = None,
     progress: bool = True,
 ) -> tuple[DamageTable, dict[str, Tensor]]:
@@ -64,6 +65,7 @@ def squared_gradients(
         sensitive_names: Names of the sensitive features and values.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
+        parameters: Names of the parameters to score; default all of them.
         max_batches: Stop after so many batches.
         progress: Show a progress bar.
 
@@ -81,17 +83,22 @@ def squared_gradients(
         SensitiveEncoder(sensitive_names),
         Moments(0, interactions=False),
     )
-    sums: dict[str, Tensor] = {
-        name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in model.named_parameters()
-    }
-    closed = _closed_form_layers(model)
-    covered = {id(p) for module in closed for p in module.parameters(recurse=False)}
-    others = [name for name, p in model.named_parameters() if id(p) not in covered]
-    names = {id(p): name for name, p in model.named_parameters()}
+    wanted = dict(model.named_parameters())
+    if parameters is not None:
+        wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
+    sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
+    names = {id(p): name for name, p in wanted.items()}
+    closed = _closed_form_layers(model, names)
     with preserved_random_state(loader), preserved_model(model), torch.enable_grad():
+        checked = False
         for batch in iterate_batches(
             loader, device, max_batches=max_batches, progress=progress, description="saliency"
         ):
+            if not checked:
+                closed = _layers_of_agreement(model, closed, batch, forward_fn, output_transform)
+                covered = {id(p) for module in closed for p in module.parameters(recurse=False)}
+                others = [name for name, p in wanted.items() if id(p) not in covered]
+                checked = True
             with _recorded_calls(closed) as calls:
                 scores = class_scores(model, batch, forward_fn, output_transform)
             expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
@@ -101,12 +108,15 @@ def squared_gradients(
             directions = expansion.factor_directions()
             on_device = weights.T.to(device, torch.promote_types(torch.float32, scores.dtype))
             for r, direction in enumerate(directions):
-                squares = dict(_closed_form_squares(calls, scores, direction, on_device, r < len(directions) - 1))
-                found = {names[parameter]: square for parameter, square in squares.items()}
+                for parameter, square in _closed_form_squares(
+                    calls, scores, direction, on_device, r < len(directions) - 1
+                ):
+                    if parameter in names:
+                        sums[names[parameter]] = _added(sums[names[parameter]], square.double().cpu())
                 if others:
-                    found |= _vmap_squares(model, others, batch, direction, on_device, forward_fn, output_transform)
-                for name, square in found.items():
-                    sums[name] = _added(sums[name], square.double().cpu())
+                    squares = _vmap_squares(model, others, batch, direction, on_device, forward_fn, output_transform)
+                    for name, square in squares.items():
+                        sums[name] = _added(sums[name], square.double().cpu())
     table = moments.table(encoder, {})
     order = [encoder.groups.index(name) for name in table.sensitive_groups]
     total = {name: _added(value, value.new_zeros(len(order), *value.shape[1:])) for name, value in sums.items()}
@@ -149,7 +159,8 @@ def collect_weight_saliency(
             raise InputError(
                 f"channel group {group.name!r} lists the parameters {unknown or 'none'}; expected the model's"
             )
-    table, curvature = squared_gradients(model, loader, **options)
+    needed = list(dict.fromkeys(place.parameter for group in channel_groups for place in group.parameters))
+    table, curvature = squared_gradients(model, loader, parameters=needed, **options)
     n_groups = len(table.sensitive_groups)
     columns = []
     for group in channel_groups:
@@ -177,8 +188,8 @@ def collect_weight_saliency(
 # Closed forms ---------------------------------------------------------------------------------------------
 
 
-def _closed_form_layers(model: nn.Module) -> list[nn.Module]:
-    """Layers with a closed form whose parameters no other module shares."""
+def _closed_form_layers(model: nn.Module, wanted: Container[int]) -> list[nn.Module]:
+    """Layers with a closed form, and parameters that are wanted and that no other module shares."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -186,8 +197,49 @@ def _closed_form_layers(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if _has_closed_form(module) and all(owners[id(p)] == 1 for p in module.parameters(recurse=False))
+        if _has_closed_form(module)
+        and all(owners[id(p)] == 1 for p in module.parameters(recurse=False))
+        and any(id(p) in wanted for p in module.parameters(recurse=False))
     ]
+
+
+def _layers_of_agreement(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    batch: Batch,
+    forward_fn: ForwardFunction | None,
+    output_transform: Callable[[Any], Tensor] | None,
+) -> list[nn.Module]:
+    """Layers whose closed form gives autograd's gradient of a batch.
+
+    It does not where the network also uses a layer's weight by itself, as a tied decoder does.
+    """
+    for layer in layers:
+        layer.requires_grad_(True)  # the caller's flags come back with preserved_model
+    with _recorded_calls(layers) as calls:
+        scores = class_scores(model, batch, forward_fn, output_transform)
+    if not calls or not scores.requires_grad:
+        return list(layers)
+    direction = torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device).expand_as(scores)
+    owned = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    gradients = torch.autograd.grad(scores, owned, direction, retain_graph=True, allow_unused=True)
+    expected = {id(p): g for p, g in zip(owned, gradients, strict=True)}
+    dtype = torch.promote_types(torch.float32, scores.dtype)
+    found: dict[int, Tensor] = {}
+    for module, of_module in _calls_of_layers(calls, scores, direction, keep_graph=False).items():
+        for chunk in _chunks(module, len(batch)):
+            for key, piece in _chunk_gradients(module, of_module, chunk, len(batch), dtype).items():
+                found[key] = found[key] + piece.sum(0) if key in found else piece.sum(0)
+    tolerance = 0.05 if scores.dtype in (torch.float16, torch.bfloat16) else 1e-3
+
+    def agrees(parameter: nn.Parameter) -> bool:
+        gradient, sum_of_samples = expected[id(parameter)], found.get(id(parameter))
+        if gradient is None or sum_of_samples is None:
+            return gradient is None and sum_of_samples is None
+        scale = gradient.abs().max().to(dtype)
+        return bool((gradient.to(dtype) - sum_of_samples).abs().max() <= tolerance * scale)
+
+    return [layer for layer in layers if all(agrees(p) for p in layer.parameters(recurse=False))]
 
 
 def _has_closed_form(module: nn.Module) -> bool:
@@ -223,8 +275,26 @@ def _closed_form_squares(
     keep_graph: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """(id of parameter, Σ_n w_gn (∂ direction_n · f_n / ∂θ)²), (G, *shape) each."""
+    n_samples = weights.shape[1]
+    for module, of_module in _calls_of_layers(recorded, scores, direction, keep_graph).items():
+        single_linear = isinstance(module, nn.Linear) and len(of_module) == 1 and of_module[0][0].ndim == 2
+        if single_linear and len(of_module[0][0]) == n_samples:
+            value, gradient = (t.to(weights.dtype).square() for t in of_module[0])
+            # (g_o a_i)² = g_o² a_i²: one product for each group of people, no per-sample matrices
+            yield id(module.weight), torch.stack([(gradient * w.unsqueeze(1)).T @ value for w in weights])
+            if module.bias is not None:
+                yield id(module.bias), weights @ gradient
+            continue
+        for chunk in _chunks(module, n_samples):
+            for key, gradient in _chunk_gradients(module, of_module, chunk, n_samples, weights.dtype).items():
+                yield key, torch.tensordot(weights[:, chunk], gradient.square(), dims=1)
+
+
+def _calls_of_layers(
+    recorded: Sequence[tuple[nn.Module, Tensor, Tensor]], scores: Tensor, direction: Tensor, keep_graph: bool
+) -> dict[nn.Module, list[_Call]]:
     if not recorded:
-        return
+        return {}
     if not scores.requires_grad:
         raise UnsupportedModelError("the scores have no graph; expected a network that doesn't run under no_grad")
     gradients = torch.autograd.grad(
@@ -234,33 +304,38 @@ def _closed_form_squares(
     for (module, value, _), gradient in zip(recorded, gradients, strict=True):
         if gradient is not None:
             calls.setdefault(module, []).append((value, gradient))
-    n_samples = weights.shape[1]
-    for module, of_module in calls.items():
-        single_linear = isinstance(module, nn.Linear) and len(of_module) == 1 and of_module[0][0].ndim == 2
-        if single_linear and len(of_module[0][0]) == n_samples:
-            value, gradient = (t.to(weights.dtype).square() for t in of_module[0])
-            # (g_o a_i)² = g_o² a_i²: one product for each group of people, no per-sample matrices
-            yield id(module.weight), torch.stack([(gradient * w.unsqueeze(1)).T @ value for w in weights])
-            if module.bias is not None:
-                yield id(module.bias), weights @ gradient
-            continue
-        total: dict[int, Tensor] = {}
-        for value, gradient in of_module:
-            pieces = _per_sample_gradients(module, value.to(weights.dtype), gradient.to(weights.dtype), n_samples)
-            for parameter, piece in pieces:
-                total[id(parameter)] = total[id(parameter)] + piece if id(parameter) in total else piece
-        for key, gradient in total.items():
-            yield key, torch.tensordot(weights, gradient.square(), dims=1)
+    return calls
+
+
+def _chunks(module: nn.Module, n_samples: int) -> list[slice]:
+    """Samples whose gradients fit in memory at once."""
+    per_sample = max(8 * sum(p.numel() for p in module.parameters(recurse=False)), 1)
+    size = max(1, _CHUNK_BYTES // per_sample)
+    return [slice(start, min(start + size, n_samples)) for start in range(0, n_samples, size)]
+
+
+def _chunk_gradients(
+    module: nn.Module, calls: Sequence[_Call], chunk: slice, n_samples: int, dtype: torch.dtype
+) -> dict[int, Tensor]:
+    """Per-sample gradients of a layer's parameters, summed over its calls: (samples, *shape) by id."""
+    total: dict[int, Tensor] = {}
+    for call in calls:
+        rows = [t.shape[0] // n_samples for t in call]
+        if any(t.shape[0] % n_samples for t in call):
+            raise UnsupportedModelError(
+                f"a {type(module).__name__} saw {call[0].shape[0]} rows for {n_samples} samples; expected samples on "
+                "axis 0"
+            )
+        value, gradient = (t[chunk.start * r : chunk.stop * r].to(dtype) for t, r in zip(call, rows, strict=True))
+        for parameter, piece in _per_sample_gradients(module, value, gradient, chunk.stop - chunk.start):
+            total[id(parameter)] = total[id(parameter)] + piece if id(parameter) in total else piece
+    return total
 
 
 def _per_sample_gradients(
     module: nn.Module, value: Tensor, gradient: Tensor, n_samples: int
 ) -> list[tuple[Tensor, Tensor]]:
     """[(parameter, (N, *shape))] of one call."""
-    if value.shape[0] % n_samples or gradient.shape[0] % n_samples:
-        raise UnsupportedModelError(
-            f"a {type(module).__name__} saw {value.shape[0]} rows for {n_samples} samples; expected samples on axis 0"
-        )
     if isinstance(module, nn.Linear):
         value = value.reshape(n_samples, -1, value.shape[-1])
         gradient = gradient.reshape(n_samples, -1, gradient.shape[-1])
@@ -334,12 +409,16 @@ def _vmap_squares(
         )
         return (scores[0] * along).sum()
 
-    per_sample = sum(p.numel() for p in chosen.values()) * 8
-    chunk = max(1, _VMAP_BYTES // max(1, per_sample))
-    gradients = torch.func.vmap(
-        torch.func.grad(projected), in_dims=(None, 0, 0), chunk_size=chunk, randomness="different"
-    )(chosen, batch.inputs, direction)
-    return {name: torch.tensordot(weights, g.to(weights.dtype).square(), dims=1) for name, g in gradients.items()}
+    differentiate = torch.func.vmap(torch.func.grad(projected), in_dims=(None, 0, 0), randomness="different")
+    size = max(1, _CHUNK_BYTES // max(1, 8 * sum(p.numel() for p in chosen.values())))
+    squares: dict[str, Tensor] = {}
+    for start in range(0, len(batch), size):  # vmap's own chunk_size would keep the gradients of all samples
+        part = slice(start, min(start + size, len(batch)))
+        gradients = differentiate(chosen, tree_map(lambda t, part=part: t[part], batch.inputs), direction[part])
+        for name, gradient in gradients.items():
+            square = torch.tensordot(weights[:, part], gradient.to(weights.dtype).square(), dims=1)
+            squares[name] = squares[name] + square if name in squares else square
+    return squares
 
 
 class _Scorer(nn.Module):

@@ -282,8 +282,15 @@ def _axes(module: nn.Module, consumer: bool) -> list[tuple[Any, int]]:
     return []
 
 
-def obstacle(group: ChannelGroup) -> str:
+def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePruner | None) -> str:
     """Why gates can't describe a group, or nothing."""
+    unmapped = [
+        str(of_host._DG._module2name[layer])
+        for item in of_host
+        if (layer := item.dep.target.module) in head_layers(of_host, pruner) and None in item.root_idxs
+    ]
+    if unmapped:
+        return f"the host doesn't map the channels of {unmapped} (attention in which heads share keys and values)"
     covered: set[int] = set()
     for place in group.places:
         if len(set(place.channels)) < len(place.channels):

@@ -20,6 +20,7 @@ from fairtrim.people import SensitiveNames
 from fairtrim.selection import (
     Pool,
     Selection,
+    break_ties,
     joint_selection,
     negative_columns,
     share_balanced_order,
@@ -28,7 +29,7 @@ from fairtrim.selection import (
 from fairtrim.weight_saliency import collect_weight_saliency
 
 from .groups import consumers, group_name, repair_split_offsets
-from .plan import PruningPlan, calling_pruner, plan_of_graph, plan_of_pruner
+from .plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
 from .report import PruningReport, pruning_report
 
 __all__ = [
@@ -159,7 +160,11 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             options: See ``CollectOptions``; they take precedence over the constructor's.
 
         Returns:
-            Itself.
+            Itself; unchanged, after a warning, where no layer may lose any more channels.
+
+        Raises:
+            InputError: The data or an argument is wrong, or nothing can be pruned.
+            UnsupportedModelError: The network can't be scored.
         """
         _check_options(options)
         self._collect(pruner.DG, plan_of_pruner(pruner), loader, {**self._options, **options})
@@ -169,6 +174,8 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
         self, graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
     ) -> None:
         self._check_plan(plan)
+        if not plan.groups:
+            return
         if self.level == "channel":
             table = collect_damage(
                 graph.model,
@@ -217,26 +224,41 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             NotFittedError: There is no table, or (StaleTableError) it is out of date.
             UnsupportedModelError: The group has channels that the table doesn't list.
         """
+        caller = caller_of(group._DG)
+        try:
+            return self._score(group, caller)
+        except BaseException:
+            if caller.pruner is not None and caller.in_step:
+                caller.pruner.current_step -= 1  # the host has counted the step before asking; it can be tried again
+            raise
+
+    def _score(self, group: tp.Group, caller: Caller) -> Tensor | None:
         if repair_split_offsets(group._DG):  # the host mapped this group before the repair
             group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
-        self._ensure_fitted(group._DG)
-        if group_name(group) in self.plan_.unscored:
+        self._ensure_fitted(group._DG, caller)
+        name = group_name(group)
+        if name in self.plan_.unscored:
             return None
         position = {root: k for k, root in enumerate(group[0].idxs)}
         scores = np.full(len(position), np.nan)
         all_scores = self.selection_.scores.numpy()
         for module, channels, roots in consumers(group):
             if module in self._columns:
-                scores[[position[root] for root in roots.tolist()]] = all_scores[self._columns[module][channels]]
+                columns = self._columns[module]
+                columns = np.append(columns, np.full(max(0, channels.max() + 1 - len(columns)), -1))[channels]
+                scores[[position[root] for root in roots.tolist()]] = np.where(columns < 0, np.nan, all_scores[columns])
         if np.isnan(scores).any():
             missing = [root for root, k in position.items() if np.isnan(scores[k])]
             raise UnsupportedModelError(
                 f"{len(missing)} channels of {group[0].dep.target.name} are not in the damage table, e.g. "
                 f"{missing[:5]}; was it fitted with another pruner? Fit again with this one"
             )
-        return self._normalized(torch.from_numpy(scores))
+        if name in self.plan_.heads:
+            # their single channels must not take places in the host's ranking of all channels: it removes heads only
+            scores += np.ptp(all_scores) + 1
+        return self._normalized(torch.from_numpy(scores), name)
 
-    def _normalized(self, scores: Tensor) -> Tensor:
+    def _normalized(self, scores: Tensor, name: str) -> Tensor:
         if self.normalizer is None:
             return scores
         if self.normalizer == "gaussian":
@@ -245,17 +267,22 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             normalized = (scores - scores.min()) / (scores.max() - scores.min() + 1e-8)
         else:
             normalized = self.normalizer(scores)
-        if normalized.shape != scores.shape or not torch.equal(
-            normalized.argsort(stable=True), scores.argsort(stable=True)
-        ):
+        levels, position = torch.unique(scores, return_inverse=True)
+        values = torch.zeros_like(levels)
+        if normalized.shape == scores.shape:
+            values[position] = normalized.to(values)  # channels that go as one share a score
+        if normalized.shape != scores.shape or bool((values.diff() < 0).any()):
             raise InputError("the normalizer changed the order of the scores or their number; use normalizer=None")
-        return normalized
+        # The host takes every score up to a threshold: scaling must not make different scores equal, neither in a
+        # layer nor between layers, which all end at 0 and 1.
+        place = list(self.damage_.sizes).index(name) if name in self.damage_ else 0
+        return break_ties(values + 1e-12 * place)[position]
 
-    def _ensure_fitted(self, graph: tp.DependencyGraph) -> None:
+    def _ensure_fitted(self, graph: tp.DependencyGraph, caller: Caller) -> None:
         fitted = hasattr(self, "damage_")
-        pruner = calling_pruner(self)
+        pruner = caller.pruner
         # quotas belong to one step of a pruner, even where the step before removed nothing
-        same_step = pruner is None or (fitted and pruner.current_step == self.plan_.step)
+        same_step = pruner is None or not caller.in_step or (fitted and pruner.current_step == self.plan_.step)
         if fitted and same_step and self._graph is graph and self._fingerprint.matches(graph.model):
             return
         if self._model is None or self._loader is None:
@@ -270,7 +297,10 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
             )
         if self._model is not graph.model:
             raise InputError("this importance was constructed with another model= than the pruner's; pass the same one")
-        plan = plan_of_graph(graph) if pruner is None else plan_of_pruner(pruner, inside_step=True)
+        if pruner is None or (not caller.in_step and pruner.current_step >= pruner.iterative_steps):
+            plan = plan_of_graph(graph)
+        else:
+            plan = plan_of_pruner(pruner, inside_step=caller.in_step)
         self._collect(graph, plan, self._loader, self._options)
 
     # Telling ----------------------------------------------------------------------------------------------
@@ -303,7 +333,7 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
         Raises:
             NotFittedError: There is no table, or it is out of date.
         """
-        self._ensure_fitted(pruner.DG)
+        self._ensure_fitted(pruner.DG, Caller(pruner))
         everything = (Pool(tuple(self.damage_.sizes)),)
         selection = self._select(self.damage_, self.plan_, pools=everything)
         negative = negative_columns(self.damage_, selection, self.plan_.floors, joint=self.selection == "joint")

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 import torch_pruning as tp
 from torch import nn
@@ -26,7 +27,7 @@ from .groups import (
     root_of,
 )
 
-__all__ = ["PruningPlan", "calling_pruner", "plan_of_graph", "plan_of_pruner"]
+__all__ = ["PruningPlan", "caller_of", "plan_of_graph", "plan_of_pruner"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class PruningPlan:
     Attributes:
         groups: Its dependency groups as channel groups; a channel here is what the host removes as one.
         pools: Groups that are ranked against each other, with the number of channels the host will take.
+        heads: Attention groups whose channels are whole heads here; their single channels count in the host's
+            ranking of all channels, but are not removed there.
+        round_to: What the host rounds the channels of a layer to, or 1.
         floors: Channels that stay: the host skips a group whole rather than empty a layer.
         roots: Where the host starts when it removes channels of a group.
         unscored: Groups that gates can't describe, with the reason; they are not pruned.
@@ -48,6 +52,8 @@ class PruningPlan:
     roots: dict[str, Root]
     unscored: dict[str, str]
     step: int = 0
+    heads: frozenset[str] = frozenset()
+    round_to: int = 1
 
     @property
     def shared_ranking(self) -> bool:
@@ -55,25 +61,50 @@ class PruningPlan:
         return any(len(pool.layers) > 1 for pool in self.pools)
 
 
-def calling_pruner(importance: object) -> tp.pruner.BasePruner | None:
-    """The pruner that is asking this importance for a score.
+@dataclass(frozen=True)
+class Caller:
+    """Who is asking for a score.
+
+    Attributes:
+        pruner: The pruner, or None where a script asks by itself.
+        in_step: Whether a step of it is running; the host has counted that step already.
+    """
+
+    pruner: tp.pruner.BasePruner | None
+    in_step: bool = False
+
+
+def caller_of(graph: tp.DependencyGraph) -> Caller:
+    """The pruner that is asking for the score of a group.
 
     The host hands an importance one dependency group at a time and nothing else, but an order over the whole
     network depends on what else will be removed: ignored layers, ratios and scopes. Those are the caller's.
 
     Args:
-        importance: The importance that is being called.
+        graph: The dependency graph of the group.
 
     Returns:
-        The pruner on the call stack that holds it, or None when a script calls it directly.
+        The pruner on the call stack that owns the graph.
+
+    Raises:
+        InputError: The host regularises by the scores, which are differences and may be negative.
     """
-    frame = sys._getframe(1)
+    pruner: tp.pruner.BasePruner | None = None
+    functions: set[str] = set()
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, tp.pruner.BasePruner) and caller.importance is importance:
-            return caller
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+        if isinstance(caller, tp.pruner.BasePruner) and caller.DG is graph:
+            pruner = caller
+            functions.add(frame.f_code.co_name)
+        frame = frame.f_back
+    penalties = functions & {"regularize", "update_reg", "update_regularizer"}
+    if penalties:
+        raise InputError(
+            f"{type(pruner).__name__}.{penalties.pop()} takes scores for the weights of a penalty, once an iteration; "
+            "these scores are signed, or places in an order: give that pruner one of the host's own importances"
+        )
+    return Caller(pruner, "_prune" in functions)
 
 
 def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -> PruningPlan:
@@ -87,8 +118,13 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
         The plan.
 
     Raises:
-        InputError: The pruner has done all its steps, or nothing in the network can be pruned.
+        InputError: The pruner has done all its steps, nothing in the network can be pruned, or the host ranks
+            wrongly with these options.
     """
+    if pruner.isomorphic and not pruner.global_pruning:
+        raise InputError(
+            "isomorphic=True without global_pruning=True makes the host remove channels by the wrong indices; pass both"
+        )
     step = pruner.current_step if inside_step else pruner.current_step + 1
     if step > pruner.iterative_steps:
         raise InputError(
@@ -101,9 +137,21 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
         pruner.importance, pruner.current_step = listener, step - 1
         for _ in pruner.step(interactive=True):
             raise AssertionError("the host pruned a group that was not scored")
+        if not listener.groups and _prunable(pruner):
+            warnings.warn(
+                "no channel is scored: every layer has reached max_pruning_ratio or its last channel, so this step "
+                "removes nothing",
+                stacklevel=3,
+            )
+            return PruningPlan((), (), (), {}, {}, step)
         return _plan(listener.groups, pruner, step)
     finally:
         pruner.importance, pruner.current_step = importance, current_step
+
+
+def _prunable(pruner: tp.pruner.BasePruner) -> bool:
+    groups = pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types)
+    return any(True for _ in groups)
 
 
 def plan_of_graph(graph: tp.DependencyGraph) -> PruningPlan:
@@ -127,7 +175,7 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
     unscored: dict[str, str] = {}
     for group in groups:
         channel_group = channel_group_of(group, pruner)
-        reason = obstacle(channel_group)
+        reason = obstacle(group, channel_group, pruner)
         if reason:
             unscored[channel_group.name] = reason
         else:
@@ -140,7 +188,7 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
             "nothing in this network can be pruned: the host finds no dependency group that it may touch; check "
             "ignored_layers, root_module_types, max_pruning_ratio, and that parameters have requires_grad=True"
         )
-    pools, floors = _pools(pruner, scored, step)
+    pools, floors, heads = _pools(pruner, scored, step)
     return PruningPlan(
         groups=tuple(channel_group for _, channel_group in scored),
         pools=pools,
@@ -148,6 +196,8 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
         roots={channel_group.name: root_of(group, pruner) for group, channel_group in scored},
         unscored=unscored,
         step=step,
+        heads=heads,
+        round_to=(pruner.round_to or 1) if pruner else 1,
     )
 
 
@@ -163,41 +213,63 @@ class _Listener:
 
 def _pools(
     pruner: tp.pruner.BasePruner | None, scored: Sequence[tuple[tp.Group, ChannelGroup]], step: int
-) -> tuple[tuple[Pool, ...], tuple[Floor, ...]]:
+) -> tuple[tuple[Pool, ...], tuple[Floor, ...], frozenset[str]]:
     parts = [floor for _, channel_group in scored for floor in part_floors(channel_group)]
     if pruner is None:
-        return tuple(Pool((channel_group.name,)) for _, channel_group in scored), tuple(parts)
+        return tuple(Pool((channel_group.name,)) for _, channel_group in scored), tuple(parts), frozenset()
     members: dict[str, list[ChannelGroup]] = {}
     targets: dict[str, float] = {}
+    present: dict[str, int] = {}
     initial: dict[str, int] = {}
-    heads: dict[str, int] = {}
+    heads: dict[str, tuple[int, float]] = {}
     floors = []
     for group, channel_group in scored:
         attention = head_layers(group, pruner)
-        if prunes_heads(attention, pruner) and not pruner.prune_head_dims:
-            heads[channel_group.name] = channel_group.size
-            targets[channel_group.name] = pruner.get_target_head_pruning_ratio(attention[0])
-            continue
+        whole_heads = prunes_heads(attention, pruner) and not pruner.prune_head_dims
         scope, ratio = _scope(pruner, group, step)
-        members.setdefault(scope, []).append(channel_group)
         targets.setdefault(scope, ratio)  # the host takes the first record's ratio for the whole scope
-        before = _initial_size(pruner, group, channel_group)
+        # what the host ranks there: one of each group of channels, of attention the dimensions of a head
+        ranked = len(group[0].idxs) // pruner._get_channel_groups(group)
+        present[scope] = present.get(scope, 0) + ranked
+        before = _initial_size(pruner, group, ranked)
         initial[scope] = initial.get(scope, 0) + before
+        if whole_heads:
+            heads[channel_group.name] = channel_group.size, pruner.get_target_head_pruning_ratio(attention[0])
+            continue
+        members.setdefault(scope, []).append(channel_group)
         kept = max(1, math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
         floors.append(Floor(channel_group.name, kept))
+    roots = {channel_group.name: len(group[0].idxs) for group, channel_group in scored}
     pools = []
     for scope, layers in members.items():
-        present = sum(layer.size for layer in layers)
         # the host remembers the size of a scope from its first step, groups that it gave up since included
         first = pruner._scope_initial_channels.get(scope, initial[scope])
-        quota = max(0, present - int(first * (1 - targets[scope])))
-        pools.append(Pool(tuple(layer.name for layer in layers), quota))
+        quota = max(0, present[scope] - int(first * (1 - targets[scope])))
+        if not pruner.global_pruning:
+            quota = rounded_quota(quota, roots[layers[0].name], pruner.round_to or 1)
+        pools.append(Pool(tuple(layer.name for layer in layers), min(quota, sum(layer.size for layer in layers))))
     if heads and pruner.global_pruning:
-        ratio = pruner.per_step_head_pruning_ratio[step]
-        pools.append(Pool(tuple(heads), max(0, sum(heads.values()) - int(pruner.initial_total_heads * (1 - ratio)))))
+        n_heads = sum(size for size, _ in heads.values())
+        kept = int(pruner.initial_total_heads * (1 - pruner.per_step_head_pruning_ratio[step]))
+        pools.append(Pool(tuple(heads), max(0, n_heads - kept)))
     else:
-        pools.extend(Pool((name,), math.ceil(targets[name] * size)) for name, size in heads.items())
-    return tuple(pools), (*floors, *parts)
+        pools.extend(Pool((name,), math.ceil(ratio * size)) for name, (size, ratio) in heads.items())
+    return tuple(pools), (*floors, *parts), frozenset(heads)
+
+
+def rounded_quota(quota: int, present: int, round_to: int) -> int:
+    """How many channels the host removes from a layer when it rounds what is left.
+
+    Args:
+        quota: How many the ratio asks for; for none it rounds nothing.
+        present: Channels of the layer.
+        round_to: Of which multiple the layer should be left.
+
+    Returns:
+        The number.
+    """
+    left = present - quota
+    return quota + left % round_to if quota else 0
 
 
 def _scope(pruner: tp.pruner.BasePruner, group: tp.Group, step: int) -> tuple[str, float]:
@@ -220,9 +292,9 @@ def _scope(pruner: tp.pruner.BasePruner, group: tp.Group, step: int) -> tuple[st
     return str(graph._module2name[group[0].dep.source.module]), ratio
 
 
-def _initial_size(pruner: tp.pruner.BasePruner, group: tp.Group, channel_group: ChannelGroup) -> int:
-    """C of a group before the first step, in units that the host removes as one."""
+def _initial_size(pruner: tp.pruner.BasePruner, group: tp.Group, ranked: int) -> int:
+    """How many channels of a group the host ranked before the first step, given how many it ranks now."""
     dep = group[0].dep
     outwards = group._DG.is_out_channel_pruning_fn(dep.handler)
     initial = (pruner.layer_init_out_ch if outwards else pruner.layer_init_in_ch)[dep.target.module]
-    return max(channel_group.size, int(initial) * channel_group.size // len(group[0].idxs))
+    return max(ranked, int(initial) * ranked // len(group[0].idxs))

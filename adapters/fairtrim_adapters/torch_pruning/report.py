@@ -13,7 +13,7 @@ import torch
 from fairtrim import DamageTable
 from fairtrim.selection import Selection
 
-from .plan import PruningPlan
+from .plan import PruningPlan, rounded_quota
 
 __all__ = ["PruningReport", "pruning_report"]
 
@@ -104,5 +104,8 @@ def _asked(table: DamageTable, selection: Selection, plan: PruningPlan) -> dict[
         scores = torch.cat([selection.scores[section] for _, section in of_layer])
         lowest = torch.argsort(scores, stable=True)[: pool.quota or 0].numpy()
         for k, (name, _) in enumerate(of_layer):
-            asked[name] = int((names[lowest] == k).sum())
+            quota = int((names[lowest] == k).sum())
+            size = len(plan.roots[name].units)
+            rounded = min(rounded_quota(quota, size, plan.round_to), table.sizes[name])
+            asked[name] = quota if name in plan.heads else rounded
     return asked
