@@ -97,6 +97,32 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class SeparateHeads(nn.Module):
+    """Attention with a layer each for query, key and value; ``n_shared`` heads share a key and a value."""
+
+    def __init__(self, n_shared: int = 1) -> None:
+        super().__init__()
+        self.embed, self.head, self.n_shared = nn.Linear(3, 7), nn.Linear(7, 3), n_shared
+        self.query, self.project = nn.Linear(7, 8), nn.Linear(8, 7)
+        self.key, self.value = nn.Linear(7, 8 // n_shared), nn.Linear(7, 8 // n_shared)
+        self.num_heads = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        heads = self.num_heads, self.num_heads // self.n_shared, self.num_heads // self.n_shared
+        q, k, v = (
+            layer(x).reshape(x.shape[0], x.shape[1], n, -1).transpose(1, 2)
+            for layer, n in zip((self.query, self.key, self.value), heads, strict=True)
+        )
+        k, v = (t.repeat_interleave(self.n_shared, 1) if self.n_shared > 1 else t for t in (k, v))
+        y = ((q @ k.transpose(2, 3)) * 0.5).softmax(-1) @ v
+        return self.head((x + self.project(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+def _separate_heads(model: Any) -> dict[str, Any]:
+    return {"num_heads": {model.query: 2, model.key: 2 // model.n_shared, model.value: 2 // model.n_shared}}
+
+
 class Shared(nn.Module):
     """One layer that is called twice."""
 
@@ -254,6 +280,8 @@ class Case:
         return x, torch.randint(0, n_classes, (n_samples,), generator=generator)
 
 
+SHARED_KEYS = Case(lambda: SeparateHeads(2), (5, 3), exact=False, options=_separate_heads)
+
 CASES = {
     "mlp": Case(lambda: nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3)), (4,)),
     "plain": Case(_plain, (2, 6, 6)),
@@ -266,6 +294,7 @@ CASES = {
     "group norm": Case(_group_norm, (2, 5, 4), exact=False),
     "one-dimensional": Case(_one_dimensional, (2, 9)),
     "attention": Case(Attention, (5, 3), exact=False, options=lambda model: {"num_heads": {model.qkv: 2}}),
+    "separate heads": Case(SeparateHeads, (5, 3), exact=False, options=_separate_heads),
     "shared": Case(Shared, (4,)),
     "dict output": Case(lambda: Wrapped("dict"), (4,), transform=lambda output: output["logits"]),
     "object output": Case(lambda: Wrapped("object"), (4,), transform=lambda output: output.logits),

@@ -58,6 +58,18 @@ def test_untied_weights_do_not_go_into_a_tied_network(tmp_path: Path) -> None:
         load_pruned(tmp_path / "untied.safetensors", Two(tied=True))
 
 
+def test_module_under_two_names(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, width)
+            self.b = self.a
+
+    save_pruned(tmp_path / "twice.safetensors", Twice(2))
+    loaded = load_pruned(tmp_path / "twice.safetensors", Twice(5))
+    assert loaded.b is loaded.a and loaded.a.out_features == len(loaded.a.weight) == 2
+
+
 def test_saving_replaces_a_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
     path.write_bytes(b"old")

@@ -96,9 +96,10 @@ def test_closed_gates_equal_physical_removal(name: str) -> None:
     torch.testing.assert_close(transform(gated), transform(pruned), rtol=1e-9, atol=1e-11)
 
 
-def test_attention_gate_equals_removal_of_a_head_dimension() -> None:
+@pytest.mark.parametrize("name", ["attention", "separate heads"])
+def test_attention_gate_equals_removal_of_a_head_dimension(name: str) -> None:
     """Half a gate at query, key, value and at the projection makes one gate on each path: z = 0 removes all."""
-    case = CASES["attention"]
+    case = CASES[name]
     model = case.model().eval()
     pruner = case.pruner(model)
     plan = plan_of_pruner(pruner)
@@ -187,6 +188,54 @@ def test_large_number_of_classes_takes_the_empirical_curvature() -> None:
     )
     torch.testing.assert_close(automatic, empirical)
     assert _relative(exact, empirical) > 1e-3
+
+
+@pytest.mark.parametrize("part", ["no_grad", "detach"])
+def test_part_that_cannot_be_differentiated_is_refused(part: str) -> None:
+    """Its channels would look worthless, and go first."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.head = nn.Linear(4, 7), nn.Linear(7, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.set_grad_enabled(part != "no_grad"):
+                x = self.body(self.stem(x).relu()).relu()
+            return self.head(x.detach() if part == "detach" else x)
+
+    groups = [
+        ChannelGroup("stem", 7, (ChannelPlace("body", "input", range(7), range(7), -1),)),
+        ChannelGroup("body", 5, (ChannelPlace("head", "input", range(5), range(5), -1),)),
+    ]
+    batch = (torch.randn(5, 4), torch.tensor([0, 1, 1, 2, 1]))
+    with pytest.raises(UnsupportedModelError, match="no_grad" if part == "no_grad" else r"no detach\(\) behind"):
+        collect_damage(Partly(), [batch], groups, progress=False)
+
+
+def test_input_that_changes_in_place_behind_a_layer_is_named() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x).relu()
+            x += self.b(x)
+            return self.head(x)
+
+    model = InPlace().requires_grad_(False)
+    groups = [ChannelGroup("a", 5, (ChannelPlace("b", "input", range(5), range(5), -1),))]
+    with pytest.raises(UnsupportedModelError, match="in place after that layer has read it"):
+        collect_damage(model, [(torch.randn(2, 4), torch.tensor([0, 1]))], groups, progress=False)
+
+
+def test_labels_of_any_integer_type() -> None:
+    case = CASES["mlp"]
+    model, (x, y) = case.model(), case.batch(5)
+    groups = case.plan(model).groups
+    tables = [collect_damage(model, [(x, y.to(t))], groups, progress=False).damage for t in (torch.int64, torch.int32)]
+    torch.testing.assert_close(*tables, rtol=0, atol=0)
 
 
 def test_layer_that_is_used_through_its_weights_is_refused() -> None:

@@ -241,6 +241,8 @@ def test_wrong_arguments() -> None:
         ),
         (lambda: predict({}, batch), "no networks"),
         (lambda: predict(model, [(x, y + 0.5)], progress=False), "holds fractions"),
+        (lambda: predict(model, [(x, y + 7)], progress=False), "labels reach from"),
+        (lambda: predict(model, [(x, torch.eye(9)[y])], progress=False), r"target\.argmax\(1\)"),
     ):
         with pytest.raises(InputError, match=message):
             call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -109,6 +110,32 @@ def test_features_that_change_within_a_loader() -> None:
         columns.encode(torch.rand(2, 2), 2)
     with pytest.raises(InputError, match="expected a list"):
         SensitiveEncoder("sex")
+
+
+def test_columns_of_pandas() -> None:
+    frame = pd.DataFrame({"sex": ["f", "m", "m"], "age": [1, 1, 2]}, index=[5, 3, 9])
+    encoder = SensitiveEncoder()
+    assert encoder.encode(frame, 3).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert encoder.features == ("sex", "age") and encoder.groups[0] == ("f", "1")
+    one = SensitiveEncoder(["sex"])
+    assert one.encode(frame["sex"], 3).tolist() == [[1, 0], [0, 1], [0, 1]]
+
+
+def test_code_of_a_missing_value_names_nobody() -> None:
+    with pytest.raises(InputError, match="value -1, which sensitive_names does not name"):
+        SensitiveEncoder({"sex": ["Female", "Male"]}).encode(torch.tensor([0, -1, 1]), 3)
+
+
+def test_floating_codes_with_named_values_are_not_weights() -> None:
+    with pytest.raises(InputError, match="convert codes to integers"):
+        SensitiveEncoder({"sex": ["Female", "Male"]}).encode(torch.rand(3, 1), 3)
+
+
+def test_value_of_several_features_is_ambiguous() -> None:
+    crossings = [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+    with pytest.raises(InputError, match=r"privileged=\{'sex': 1\}"):
+        match_groups(1, crossings, ("sex", "race"), "privileged")
+    assert match_groups({"sex": 1}, crossings, ("sex", "race"), "privileged") == [2, 3]
 
 
 def test_order_of_groups() -> None:

@@ -36,7 +36,7 @@ from fairtrim_adapters.torch_pruning import (
     register_importance,
 )
 
-from .networks import CASES, Case
+from .networks import CASES, SHARED_KEYS, Case
 
 MAKERS: dict[str, Any] = {
     "group saliency": lambda **k: GroupSaliencyImportance(privileged=1, **k),
@@ -222,6 +222,44 @@ def test_whole_heads_are_removed_as_one() -> None:
     assert len(best.unique()) == 2
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_heads_beside_global_pruning(ratio: float) -> None:
+    """The host counts head dimensions in its ranking of all channels, though it removes heads only."""
+    case = CASES["attention"]
+    model = case.model()
+    importance = WorstGroupImportance(model=model, loader=_loader(case), progress=False)
+    pruner = case.pruner(
+        model,
+        importance,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=0.5,
+        pruning_ratio=ratio,
+        global_pruning=True,
+    )
+    pruner.step()
+    layers = importance.report().layers
+    assert layers["asked"].tolist() == layers["removed"].tolist()
+    model(case.batch(3)[0])
+
+
+@pytest.mark.parametrize("global_pruning", [False, True])
+@pytest.mark.parametrize("round_to", [2, 4])
+def test_rounding_as_the_host_rounds(round_to: int, global_pruning: bool) -> None:
+    case = Case(
+        lambda: nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 13), nn.ReLU(), nn.Linear(13, 3)), (4,)
+    )
+    ours, theirs = case.model(), case.model()
+    importance = WorstGroupImportance(model=ours, loader=_loader(case), progress=False)
+    options = {"pruning_ratio": 0.3, "round_to": round_to, "global_pruning": global_pruning}
+    case.pruner(ours, importance, **options).step()
+    layers = importance.report().layers
+    assert layers["asked"].tolist() == layers["removed"].tolist()
+    if not global_pruning:
+        case.pruner(theirs, tp.importance.GroupMagnitudeImportance(), **options).step()
+        assert _widths(ours) == _widths(theirs)
+
+
 def test_self_collecting_form_follows_the_network() -> None:
     """Three iterative steps with training between them, and not a line of fairtrim in the loop."""
     case = CASES["plain"]
@@ -367,6 +405,93 @@ def test_table_of_another_pruner() -> None:
         case.pruner(case.model(), collecting).step()
 
 
+def test_step_that_failed_can_be_tried_again() -> None:
+    """The host counts a step before it asks for scores: after an error it must not be lost."""
+    case = CASES["mlp"]
+    model = case.model()
+    importance = WorstGroupImportance(progress=False)
+    pruner = case.pruner(model, importance, iterative_steps=2)
+    with pytest.raises(NotFittedError):
+        pruner.step()
+    assert pruner.current_step == 0
+    importance.fit(pruner, _loader(case))
+    pruner.step()
+    with pytest.raises(StaleTableError):
+        pruner.step()
+    importance.fit(pruner, _loader(case))
+    pruner.step()
+    assert pruner.current_step == 2 and model[0].out_features == 4
+
+    x, y, a = _loader(case)[0]
+    data = [(x * float("nan"), y, a)]
+    collecting = WorstGroupImportance(model=case.model(), loader=data, progress=False)
+    pruner = case.pruner(collecting._model, collecting)
+    with pytest.raises(InputError, match="not finite"):
+        pruner.step()
+    data[0] = (x, y, a)
+    pruner.step()
+    assert collecting._model[0].out_features == 4
+
+
+def test_host_s_own_questions_outside_a_step() -> None:
+    case = CASES["mlp"]
+    model = case.model()
+    importance = WorstGroupImportance(progress=False)
+    pruner = case.pruner(model, importance)
+    importance.fit(pruner, _loader(case))
+    (group, *_) = pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers)
+    scores = pruner.estimate_importance(group)
+    assert scores.tolist() == importance(group).tolist()
+    regularizing = tp.pruner.GroupNormPruner(
+        model, case.batch(2)[0], importance=importance, pruning_ratio=0.4, ignored_layers=[model[4]]
+    )
+    with pytest.raises(InputError, match=r"GroupNormPruner.*regulariz.*one of the host's own importances"):
+        regularizing.update_regularizer()
+        regularizing.regularize(model)
+
+
+def test_wrapped_importance_keeps_the_plan() -> None:
+    case = CASES["residual"]
+    models = case.model(), case.model()
+    for wrapped, model in zip((False, True), models, strict=True):
+        importance = WorstGroupImportance(model=model, loader=_loader(case), progress=False)
+        asked = (lambda group, own=importance: own(group)) if wrapped else importance
+        case.pruner(model, asked, global_pruning=True).step()
+    for left, right in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_step_in_which_every_layer_has_reached_its_cap() -> None:
+    case = CASES["mlp"]
+    model = case.model()
+    importance = WorstGroupImportance(progress=False)
+    pruner = case.pruner(model, importance, iterative_steps=2, pruning_ratio=0.5, max_pruning_ratio=0.2)
+    importance.fit(pruner, _loader(case))
+    pruner.step()
+    widths = _widths(model)
+    with pytest.warns(UserWarning, match="every layer has reached max_pruning_ratio"):
+        importance.fit(pruner, _loader(case))
+    pruner.step()
+    assert _widths(model) == widths
+
+
+def test_isomorphic_without_global_is_refused() -> None:
+    case = CASES["residual"]
+    importance = WorstGroupImportance(progress=False)
+    with pytest.raises(InputError, match="pass both"):
+        importance.fit(case.pruner(case.model(), importance, isomorphic=True), _loader(case))
+
+
+def test_channel_of_an_ignored_group_in_a_shared_consumer() -> None:
+    case = CASES["concatenation"]
+    model = case.model()
+    importance = WorstGroupImportance(progress=False)
+    pruner = case.pruner(model, importance, ignored_layers=[model.b, model.head])
+    importance.fit(pruner, _loader(case))
+    with pytest.raises(UnsupportedModelError, match="4 channels of .* are not in the damage table"):
+        importance(pruner.DG.get_pruning_group(model.b, tp.prune_conv_out_channels, [0, 1, 2, 3]))
+
+
 def test_layer_that_was_ignored_when_fitted() -> None:
     case = CASES["mlp"]
     model = case.model()
@@ -392,6 +517,22 @@ def test_normalizers_that_keep_the_order(normalizer: Any) -> None:
         case.pruner(model, importance).step()
     for left, right in zip(*(m.parameters() for m in models), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("normalizer", ["gaussian", "standarization"])
+def test_normalizers_do_not_bring_ties_back(normalizer: Any) -> None:
+    """Dead channels are apart by the smallest step only, which scaling swallows; and all layers end at 0 and 1."""
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 3)).double()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[:6] = 0
+            layer.bias[:6] = -1
+    case = CASES["mlp"]
+    importance = MeanDamageImportance(selection="single", normalizer=normalizer, progress=False)
+    pruner = case.pruner(model, importance, global_pruning=True, pruning_ratio=0.3)
+    importance.fit(pruner, _loader(case))
+    pruner.step()
+    assert importance.report().layers["removed"].sum() == 6
 
 
 def test_normalizer_of_the_user_that_reverses() -> None:
@@ -438,6 +579,17 @@ def test_output_layer_that_was_not_ignored() -> None:
     pruner = case.pruner(model, importance, ignored_layers=[])
     with pytest.raises(UnsupportedModelError, match=r"ignored_layers=\[model\.4\]"):
         importance.fit(pruner, _loader(case))
+
+
+def test_heads_that_share_keys_are_left_and_named() -> None:
+    model = SHARED_KEYS.model()
+    importance = WorstGroupImportance(progress=False)
+    pruner = SHARED_KEYS.pruner(model, importance)
+    with pytest.warns(UserWarning, match="heads share keys and values"):
+        importance.fit(pruner, _loader(SHARED_KEYS))
+    pruner.step()
+    assert model.query.out_features == 8 and model.embed.out_features == 4
+    assert importance.report().unscored.keys() == {"project (input)"}
 
 
 class Reshaped(nn.Module):

@@ -94,6 +94,47 @@ def test_every_weight_counts_once_for_each_channel_it_belongs_to(case: Case) -> 
     assert float(table.damage.sum()) == pytest.approx(expected, rel=1e-9)
 
 
+def test_chunks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Everything().double()
+    batch = (torch.randint(0, 6, (7, 4)), torch.tensor([0, 1, 2, 2, 1, 0, 1]), torch.arange(7) % 3)
+    _, whole = squared_gradients(model, [batch], progress=False)
+    monkeypatch.setattr(
+        "fairtrim.weight_saliency._CHUNK_BYTES", 1000
+    )  # three samples of the embedding, fewer of others
+    _, chunked = squared_gradients(model, [batch], progress=False)
+    for name, value in whole.items():
+        torch.testing.assert_close(chunked[name], value, rtol=1e-12, atol=1e-18)
+
+
+def test_weight_that_is_also_used_outside_its_layer() -> None:
+    """A tied decoder: the layer's inputs and output gradients tell half of the gradient."""
+
+    class TiedDecoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.head = nn.Linear(4, 5), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(F.linear(self.encode(x).tanh(), self.encode.weight.t()).tanh())
+
+    model = TiedDecoder().double()
+    batches = [(torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 2, 1, 0]))]
+    _, fast = squared_gradients(model, batches, progress=False)
+    _, slow = oracle_squared_gradients(model, batches)
+    for name, value in slow.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-9, atol=1e-16)
+
+
+def test_only_the_parameters_that_are_asked_for() -> None:
+    case = CASES["plain"]
+    model, batch = case.model(), case.batch(5)
+    _, every = squared_gradients(model, [batch], progress=False)
+    _, some = squared_gradients(model, [batch], parameters=["4.weight", "1.bias"], progress=False)
+    assert set(some) == {"4.weight", "1.bias"}
+    for name, value in some.items():
+        torch.testing.assert_close(value, every[name], rtol=0, atol=0)
+
+
 def test_frozen_parameters_are_scored_too() -> None:
     case = CASES["residual"]
     model, batch = case.model(), case.batch(5)
