@@ -488,7 +488,7 @@ def test_channel_of_an_ignored_group_in_a_shared_consumer() -> None:
     importance = WorstGroupImportance(progress=False)
     pruner = case.pruner(model, importance, ignored_layers=[model.b, model.head])
     importance.fit(pruner, _loader(case))
-    with pytest.raises(UnsupportedModelError, match="4 channels of .* are not in the damage table"):
+    with pytest.raises(UnsupportedModelError, match=r"4 channels of .* are not in the damage table"):
         importance(pruner.DG.get_pruning_group(model.b, tp.prune_conv_out_channels, [0, 1, 2, 3]))
 
 

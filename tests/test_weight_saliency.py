@@ -49,7 +49,8 @@ def test_squared_gradients_equal_the_oracle(name: str, curvature: str) -> None:
     assert list(table.sensitive_groups) == names == ["0", "2", "5"]
     assert fast.keys() == slow.keys()
     for key, value in slow.items():
-        largest = value.abs().max().clamp_min(1e-300)
+        # a key's bias shifts all attention alike: nothing but rounding
+        largest = value.abs().max().clamp_min(1e-25)
         assert float((fast[key] - value).abs().max() / largest) <= 1e-9, key
 
 
@@ -98,9 +99,7 @@ def test_chunks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
     model = Everything().double()
     batch = (torch.randint(0, 6, (7, 4)), torch.tensor([0, 1, 2, 2, 1, 0, 1]), torch.arange(7) % 3)
     _, whole = squared_gradients(model, [batch], progress=False)
-    monkeypatch.setattr(
-        "fairtrim.weight_saliency._CHUNK_BYTES", 1000
-    )  # three samples of the embedding, fewer of others
+    monkeypatch.setattr("fairtrim.weight_saliency._CHUNK_BYTES", 1000)  # three samples of the embedding
     _, chunked = squared_gradients(model, [batch], progress=False)
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, rtol=1e-12, atol=1e-18)

@@ -232,14 +232,17 @@ def _layers_of_agreement(
                 found[key] = found[key] + piece.sum(0) if key in found else piece.sum(0)
     tolerance = 0.05 if scores.dtype in (torch.float16, torch.bfloat16) else 1e-3
 
-    def agrees(parameter: nn.Parameter) -> bool:
-        gradient, sum_of_samples = expected[id(parameter)], found.get(id(parameter))
-        if gradient is None or sum_of_samples is None:
-            return gradient is None and sum_of_samples is None
-        scale = gradient.abs().max().to(dtype)
-        return bool((gradient.to(dtype) - sum_of_samples).abs().max() <= tolerance * scale)
+    def agrees(layer: nn.Module) -> bool:
+        scale, difference = 0.0, 0.0
+        for parameter in layer.parameters(recurse=False):
+            gradient, sum_of_samples = expected[id(parameter)], found.get(id(parameter))
+            if gradient is None or sum_of_samples is None:
+                return gradient is None and sum_of_samples is None
+            scale = max(scale, float(gradient.abs().max()))
+            difference = max(difference, float((gradient.to(dtype) - sum_of_samples).abs().max()))
+        return difference <= tolerance * scale
 
-    return [layer for layer in layers if all(agrees(p) for p in layer.parameters(recurse=False))]
+    return [layer for layer in layers if agrees(layer)]
 
 
 def _has_closed_form(module: nn.Module) -> bool:
