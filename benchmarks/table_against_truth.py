@@ -173,7 +173,7 @@ def main() -> None:
                 ranks.append(row | correlations(table.sensitive_groups, predicted, truth))
             sets = removals(table, shares)
             for share, chosen, actual in zip(shares, sets, truth_of(held_out, sets), strict=True):
-                sums = table.damage[:, table.selected(chosen)].sum(1)
+                sums = table.damage[:, table.columns.selected(chosen)].sum(1)
                 for g, group in enumerate(table.sensitive_groups):
                     row = {"network": name, "removed": f"{share:.0%}", "sensitive group": group, "seed": seed}
                     joints.append(

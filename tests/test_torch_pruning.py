@@ -218,7 +218,7 @@ def test_whole_heads_are_removed_as_one() -> None:
     pruner.step()
     assert importance.damage_.sizes["project (input)"] == 2
     assert model.qkv.out_features == 12 and model.project.in_features == 4
-    best = importance.selection_.scores[importance.damage_.columns("project (input)")]
+    best = importance.selection_.scores[importance.damage_.columns.section("project (input)")]
     assert len(best.unique()) == 2
 
 
@@ -336,7 +336,7 @@ def test_negative_only_rule() -> None:
     pruner = case.pruner(model, importance)
     importance.fit(pruner, _loader(case))
     score = importance.criterion.score(importance.damage_)
-    negative = [int((score[importance.damage_.columns(name)] < 0).sum()) for name in ("0", "2")]
+    negative = [int((score[importance.damage_.columns.section(name)] < 0).sum()) for name in ("0", "2")]
     assert 0 < sum(negative) < 12  # the rule has something to decide
     for group in importance.negative_groups(pruner):
         group.prune()
@@ -488,7 +488,7 @@ def test_channel_of_an_ignored_group_in_a_shared_consumer() -> None:
     importance = WorstGroupImportance(progress=False)
     pruner = case.pruner(model, importance, ignored_layers=[model.b, model.head])
     importance.fit(pruner, _loader(case))
-    with pytest.raises(UnsupportedModelError, match=r"4 channels of .* are not in the damage table"):
+    with pytest.raises(UnsupportedModelError, match=r"4 channels of .* were not scored"):
         importance(pruner.DG.get_pruning_group(model.b, tp.prune_conv_out_channels, [0, 1, 2, 3]))
 
 
@@ -498,7 +498,7 @@ def test_layer_that_was_ignored_when_fitted() -> None:
     importance = WorstGroupImportance(progress=False)
     pruner = case.pruner(model, importance, ignored_layers=[model[2], model[4]])
     importance.fit(pruner, _loader(case))
-    with pytest.raises(UnsupportedModelError, match="not in the damage table"):
+    with pytest.raises(UnsupportedModelError, match="were not scored"):
         importance(pruner.DG.get_pruning_group(model[2], tp.prune_linear_out_channels, [0, 1]))
 
 

@@ -7,17 +7,19 @@ writes down where each channel is consumed; the collector puts its gates there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import InputError
 
-__all__ = ["ChannelGroup", "ChannelPlace", "ParameterPlace", "Site", "channel_sites"]
+__all__ = ["ChannelColumns", "ChannelGroup", "ChannelPlace", "ParameterPlace", "Site", "channel_sites"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,82 @@ class ChannelGroup:
     size: int
     places: tuple[ChannelPlace, ...]
     parameters: tuple[ParameterPlace, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChannelColumns:
+    """The channels of all groups side by side, as the columns of a table.
+
+    Attributes:
+        sizes: C of each channel group by name; the columns follow this order.
+
+    Example:
+        >>> columns = ChannelColumns({"0": 3, "2": 2})
+        >>> columns.section("2"), columns.layer_of(4), columns.selected({"2": [1], "0": [0]}).tolist()
+        (slice(3, 5, None), '2', [0, 4])
+    """
+
+    sizes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        """C over all groups."""
+        return sum(self.sizes.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sizes
+
+    def section(self, name: str) -> slice:
+        """Columns of one channel group.
+
+        Args:
+            name: Name of the group's root layer.
+
+        Returns:
+            A slice into 0 … C−1.
+
+        Raises:
+            InputError: There is no such group.
+        """
+        if name not in self.sizes:
+            raise InputError(f"there is no channel group {name!r}; it has to be one of {list(self.sizes)}")
+        names = list(self.sizes)
+        start = sum(self.sizes[before] for before in names[: names.index(name)])
+        return slice(start, start + self.sizes[name])
+
+    def layer_of(self, column: int) -> str:
+        """Name of the channel group of one column.
+
+        Args:
+            column: 0 … C−1.
+
+        Returns:
+            The name.
+        """
+        ends = accumulate(self.sizes.values())
+        return next(name for name, end in zip(self.sizes, ends, strict=True) if column < end)
+
+    def selected(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
+        """Column numbers of a set of channels.
+
+        Args:
+            channels: Channel numbers by group name.
+
+        Returns:
+            Distinct columns in increasing order.
+
+        Raises:
+            InputError: A name is unknown or a number out of range.
+        """
+        columns: set[int] = set()
+        for name, numbers in channels.items():
+            section = self.section(name)
+            for number in numbers:
+                if not 0 <= int(number) < self.sizes[name]:
+                    raise InputError(
+                        f"channel {number} of {name!r} is out of range; expected 0 to {self.sizes[name] - 1}"
+                    )
+                columns.add(section.start + int(number))
+        return torch.tensor(sorted(columns), dtype=torch.int64)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from .batches import (
     iterate_batches,
     model_device,
 )
-from .channels import ChannelGroup, channel_sites
+from .channels import ChannelColumns, ChannelGroup, channel_sites
 from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
 from .gates import Gates, hooked_gates
@@ -90,68 +89,17 @@ class DamageTable:
         """Share of each group among the people, (G,); sums to 1."""
         return self.counts / self.counts.sum()
 
-    def columns(self, name: str) -> slice:
-        """Columns of one channel group.
-
-        Args:
-            name: Name of the group's root layer.
-
-        Returns:
-            A slice into 0 … C−1.
-
-        Raises:
-            InputError: The table has no such group.
-        """
-        if name not in self.sizes:
-            raise InputError(f"the table has no channel group {name!r}; it has {list(self.sizes)}")
-        start = 0
-        for known, size in self.sizes.items():
-            if known == name:
-                return slice(start, start + size)
-            start += size
-        raise AssertionError("unreachable: the name was found above")
-
-    def layer_of(self, column: int) -> str:
-        """Name of the channel group of one column.
-
-        Args:
-            column: 0 … C−1.
-
-        Returns:
-            The name.
-        """
-        ends = accumulate(self.sizes.values())
-        return next(name for name, end in zip(self.sizes, ends, strict=True) if column < end)
+    @property
+    def columns(self) -> ChannelColumns:
+        """Which column belongs to which channel of which group."""
+        return ChannelColumns(self.sizes)
 
     def __getitem__(self, name: str) -> Tensor:
         """Δ_gc of one channel group, (G, C of that group)."""
-        return self.damage[:, self.columns(name)]
+        return self.damage[:, self.columns.section(name)]
 
     def __contains__(self, name: object) -> bool:
         return name in self.sizes
-
-    def selected(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
-        """Column numbers of a set of channels.
-
-        Args:
-            channels: Channel numbers by group name.
-
-        Returns:
-            Distinct columns in increasing order.
-
-        Raises:
-            InputError: A name is unknown or a number out of range.
-        """
-        columns: set[int] = set()
-        for name, numbers in channels.items():
-            section = self.columns(name)
-            for number in numbers:
-                if not 0 <= int(number) < self.sizes[name]:
-                    raise InputError(
-                        f"channel {number} of {name!r} is out of range; expected 0 to {self.sizes[name] - 1}"
-                    )
-                columns.add(section.start + int(number))
-        return torch.tensor(sorted(columns), dtype=torch.int64)
 
     def predict(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
         """Δ_g(R): predicted rise of each group's mean loss when a set of channels is removed together.
@@ -165,7 +113,7 @@ class DamageTable:
         Raises:
             InputError: A channel is unknown, or the table was collected without interactions.
         """
-        columns = self.selected(channels)
+        columns = self.columns.selected(channels)
         if self.interactions is None:
             raise InputError(
                 "this table holds no interactions, so it can't predict channels that are removed together; "

@@ -7,7 +7,7 @@ inputs of modules are identities in the forward pass, so the network computes wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .channels import Site
+from .channels import ChannelGroup, Site
 from .errors import UnsupportedModelError
 
-__all__ = ["Gates", "hooked_gates"]
+__all__ = ["Gates", "explicit_gates", "hooked_gates"]
 
 
 def _samples_first(tensor: Tensor, site: Site, n_samples: int) -> Tensor:
@@ -236,3 +236,61 @@ def _output_hook(gates: Gates, number: int) -> Callable[..., Tensor]:
         return gates.apply(number, output)
 
     return hook
+
+
+@contextmanager
+def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply every channel by its gate at every place where it is consumed.
+
+    Args:
+        model: The network.
+        groups: Its channel groups.
+        gates: z of each group by name, (C,); 0 removes a channel.
+
+    Yields:
+        Nothing; inside, the network computes with the gates.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles: list[RemovableHandle] = []
+
+    def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
+        place = group.places[number]
+        factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)
+        of_place = gates[group.name].to(tensor.device, tensor.dtype)[list(place.group_channels)]
+        if place.weight != 1:  # the slope at an open gate, also at a closed one, where that of a root is infinite
+            of_place = of_place.detach() ** place.weight + place.weight * (of_place - of_place.detach())
+        factors = factors.index_put((torch.tensor(list(place.channels), device=tensor.device),), of_place)
+        shape = [1] * tensor.ndim
+        shape[place.channel_axis] = -1
+        return tensor * factors.view(shape)
+
+    try:
+        for group in groups:
+            for number, place in enumerate(group.places):
+                module = modules[place.module]
+                if place.side == "input":
+
+                    def before(
+                        module: nn.Module, args: tuple[Any, ...], group: ChannelGroup = group, number: int = number
+                    ) -> tuple[Any, ...]:
+                        # query, key and value of attention hold the same channels
+                        n_gated = 3 if isinstance(module, nn.MultiheadAttention) else 1
+                        return (*(gated(value, group, number) for value in args[:n_gated]), *args[n_gated:])
+
+                    handles.append(module.register_forward_pre_hook(before))
+                else:
+
+                    def after(
+                        module: nn.Module,
+                        args: tuple[Any, ...],
+                        output: Tensor,
+                        group: ChannelGroup = group,
+                        number: int = number,
+                    ) -> Tensor:
+                        return gated(output, group, number)
+
+                    handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

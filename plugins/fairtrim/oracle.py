@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,66 +18,11 @@ from tqdm.auto import tqdm
 from .batches import iterate_batches, model_device
 from .channels import ChannelGroup
 from .damage import DamageTable
+from .gates import explicit_gates
 from .people import GroupName, SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
 
 __all__ = ["explicit_gates", "measured_damage", "oracle_damage", "oracle_squared_gradients"]
-
-
-@contextmanager
-def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """Multiply every channel by its gate at every place where it is consumed.
-
-    Args:
-        model: The network.
-        groups: Its channel groups.
-        gates: z of each group by name, (C,); 0 removes a channel.
-
-    Yields:
-        Nothing; inside, the network computes with the gates.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    handles = []
-
-    def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
-        place = group.places[number]
-        factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)
-        of_place = gates[group.name].to(tensor.device, tensor.dtype)[list(place.group_channels)] ** place.weight
-        factors = factors.index_put((torch.tensor(list(place.channels), device=tensor.device),), of_place)
-        shape = [1] * tensor.ndim
-        shape[place.channel_axis] = -1
-        return tensor * factors.view(shape)
-
-    try:
-        for group in groups:
-            for number, place in enumerate(group.places):
-                module = modules[place.module]
-                if place.side == "input":
-
-                    def before(
-                        module: nn.Module, args: tuple[Any, ...], group: ChannelGroup = group, number: int = number
-                    ) -> tuple[Any, ...]:
-                        # query, key and value of attention hold the same channels
-                        n_gated = 3 if isinstance(module, nn.MultiheadAttention) else 1
-                        return (*(gated(value, group, number) for value in args[:n_gated]), *args[n_gated:])
-
-                    handles.append(module.register_forward_pre_hook(before))
-                else:
-
-                    def after(
-                        module: nn.Module,
-                        args: tuple[Any, ...],
-                        output: Tensor,
-                        group: ChannelGroup = group,
-                        number: int = number,
-                    ) -> Tensor:
-                        return gated(output, group, number)
-
-                    handles.append(module.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _samples(

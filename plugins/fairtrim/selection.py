@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .channels import ChannelColumns
 from .criteria import Criterion, require_sensitive_groups
 from .damage import DamageTable
 from .errors import InputError
@@ -19,6 +20,7 @@ __all__ = [
     "break_ties",
     "joint_selection",
     "negative_columns",
+    "ranked",
     "share_balanced_order",
     "single_selection",
 ]
@@ -102,17 +104,17 @@ class _Allowance:
     channel, then the last channel of a layer or of a part behind a split.
     """
 
-    def __init__(self, table: DamageTable, floors: Sequence[Floor]) -> None:
+    def __init__(self, columns: ChannelColumns, floors: Sequence[Floor]) -> None:
         for floor in floors:
-            if floor.layer not in table:
-                raise InputError(f"a floor names {floor.layer!r}; the table has {list(table.sizes)}")
-        every = [Floor(name) for name in table.sizes] + list(floors)
-        self.columns = [table.selected({f.layer: f.channels or range(table.sizes[f.layer])}) for f in every]
+            if floor.layer not in columns:
+                raise InputError(f"a floor names {floor.layer!r}; the channel groups are {list(columns.sizes)}")
+        every = [Floor(name) for name in columns.sizes] + list(floors)
+        self.columns = [columns.selected({f.layer: f.channels or range(columns.sizes[f.layer])}) for f in every]
         self._minimum = [floor.minimum for floor in every]
         self._gone = [0] * len(every)
-        self._of_column: list[list[int]] = [[] for _ in range(table.slope.shape[1])]
-        for number, columns in enumerate(self.columns):
-            for column in columns.tolist():
+        self._of_column: list[list[int]] = [[] for _ in range(len(columns))]
+        for number, columns_of_floor in enumerate(self.columns):
+            for column in columns_of_floor.tolist():
                 self._of_column[column].append(number)
 
     def left(self, number: int) -> int:
@@ -148,8 +150,7 @@ def single_selection(
     Args:
         table: The damage table.
         criterion: The criterion.
-        pools: Channel groups that are ranked against each other; in a pool of several, the best channels of
-            each layer are put beyond all others, because a pruner that is told to remove a whole layer skips it.
+        pools: See ``ranked``.
         floors: Channels that stay; every layer keeps one.
 
     Returns:
@@ -158,14 +159,34 @@ def single_selection(
     Raises:
         InputError: The criterion gives a score that is not finite, or a floor names an unknown layer.
     """
-    values = criterion.score(table)
+    return ranked(criterion.score(table), table.columns, pools=pools, floors=floors)
+
+
+def ranked(
+    values: Tensor, columns: ChannelColumns, *, pools: Sequence[Pool] | None = None, floors: Sequence[Floor] = ()
+) -> Selection:
+    """Rank channels by one value each, smaller = removed first.
+
+    Args:
+        values: (C,) float64.
+        columns: Which column belongs to which channel group.
+        pools: Channel groups that are ranked against each other; in a pool of several, the best channels of
+            each layer are put beyond all others, because a pruner that is told to remove a whole layer skips it.
+        floors: Channels that stay; every layer keeps one.
+
+    Returns:
+        The selection; its scores are the values, made distinct.
+
+    Raises:
+        InputError: A value is not finite, or a floor names an unknown layer.
+    """
     if not bool(torch.isfinite(values).all()):
         raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
     scores = break_ties(values)
     competing = {name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers}
     competing |= {floor.layer for floor in floors if floor.channels is not None}
-    waiting = [c for c in scores.argsort(stable=True).tolist() if table.layer_of(c) in competing]
-    allowance = _Allowance(table, floors)
+    waiting = [c for c in scores.argsort(stable=True).tolist() if columns.layer_of(c) in competing]
+    allowance = _Allowance(columns, floors)
     highest = scores.max()
     step = highest.abs().clamp_min(1.0)
     place = 0
@@ -182,8 +203,7 @@ def single_selection(
         place = place or 1
         waiting = stays
         allowance.lift()
-    change = values
-    return Selection(torch.argsort(scores, stable=True), scores, change)
+    return Selection(torch.argsort(scores, stable=True), scores, values)
 
 
 def joint_selection(
@@ -219,7 +239,7 @@ def joint_selection(
     value_of = criterion.bind(table)
     n_columns = table.slope.shape[1]
     pool_of, columns_of, quotas = _pools(table, pools)
-    allowance = _Allowance(table, floors)
+    allowance = _Allowance(table.columns, floors)
 
     gone = torch.zeros(n_columns, dtype=torch.bool)
     closed = torch.zeros(n_columns, dtype=torch.bool)
@@ -270,11 +290,11 @@ def joint_selection(
     return Selection(torch.tensor(order), places, change)
 
 
-def negative_columns(table: DamageTable, selection: Selection, floors: Sequence[Floor], *, joint: bool) -> Tensor:
+def negative_columns(columns: ChannelColumns, selection: Selection, floors: Sequence[Floor], *, joint: bool) -> Tensor:
     """What a rule "remove only what lowers the criterion" removes, floors respected.
 
     Args:
-        table: The damage table.
+        columns: Which column belongs to which channel group.
         selection: Over one pool without a quota.
         floors: Channels that stay.
         joint: Whether the changes depend on what went before, so that the first rise ends the rule.
@@ -282,7 +302,7 @@ def negative_columns(table: DamageTable, selection: Selection, floors: Sequence[
     Returns:
         Columns of the table.
     """
-    allowance = _Allowance(table, floors)
+    allowance = _Allowance(columns, floors)
     removed = []
     for column in selection.order.tolist():
         if selection.change[column] >= 0 and joint:
@@ -291,10 +311,6 @@ def negative_columns(table: DamageTable, selection: Selection, floors: Sequence[
             allowance.take(column)
             removed.append(column)
     return torch.tensor(removed, dtype=torch.int64)
-
-
-def _columns(table: DamageTable, layers: Sequence[str]) -> Tensor:
-    return table.selected({name: range(table.sizes[name]) for name in layers})
 
 
 def _pools(table: DamageTable, pools: Sequence[Pool] | None) -> tuple[list[int], list[Tensor], list[int | None]]:
@@ -306,13 +322,13 @@ def _pools(table: DamageTable, pools: Sequence[Pool] | None) -> tuple[list[int],
         unknown = [name for name in pool.layers if name not in table]
         if unknown:
             raise InputError(f"a pool names {unknown}; the table has {list(table.sizes)}")
-        columns = _columns(table, pool.layers)
+        columns = table.columns.selected({name: range(table.sizes[name]) for name in pool.layers})
         for column in columns.tolist():
             if pool_of[column] >= 0:
                 raise InputError(f"a channel group of {list(pool.layers)} lies in two pools; expected one")
             pool_of[column] = number
         columns_of.append(columns)
-    missing = [name for name in table.sizes if pool_of[table.columns(name).start] < 0]
+    missing = [name for name in table.sizes if pool_of[table.columns.section(name).start] < 0]
     if missing:
         raise InputError(f"channel groups {missing} lie in no pool; expected each in one")
     return pool_of, columns_of, [pool.quota for pool in pools]
@@ -338,7 +354,7 @@ def share_balanced_order(table: DamageTable) -> Selection:
     require_sensitive_groups(table, "FairGRAPE's order of shares")
     scores = torch.empty(table.curvature.shape[1], dtype=torch.float64)
     for name in table.sizes:
-        section = table.columns(name)
+        section = table.columns.section(name)
         importance = table.curvature[:, section]
         total = importance.sum(1)
         target = total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)

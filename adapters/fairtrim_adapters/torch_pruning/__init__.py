@@ -17,8 +17,8 @@ Example:
 
 from __future__ import annotations
 
+from .channel_importance import ChannelImportance, CollectOptions
 from .importance import (
-    CollectOptions,
     DamageImportance,
     GroupSaliencyImportance,
     MeanDamageImportance,
@@ -31,6 +31,7 @@ from .report import PruningReport
 
 __all__ = [
     "IMPORTANCES",
+    "ChannelImportance",
     "CollectOptions",
     "DamageImportance",
     "GroupSaliencyImportance",

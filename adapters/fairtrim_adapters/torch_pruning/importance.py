@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
-import numpy.typing as npt
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim import DamageTable, InputError, NotFittedError, StaleTableError, UnsupportedModelError, collect_damage
-from fairtrim.batches import ForwardFunction
+from fairtrim import DamageTable, InputError, collect_damage
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
-from fairtrim.expansion import Curvature, LossFunction
-from fairtrim.people import SensitiveNames
+from fairtrim.expansion import Curvature
 from fairtrim.selection import (
     Pool,
     Selection,
-    break_ties,
     joint_selection,
     negative_columns,
     share_balanced_order,
@@ -28,12 +21,10 @@ from fairtrim.selection import (
 )
 from fairtrim.weight_saliency import collect_weight_saliency
 
-from .groups import consumers, group_name, repair_split_offsets
-from .plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
-from .report import PruningReport, pruning_report
+from .channel_importance import ChannelImportance
+from .plan import PruningPlan
 
 __all__ = [
-    "CollectOptions",
     "DamageImportance",
     "GroupSaliencyImportance",
     "MeanDamageImportance",
@@ -42,66 +33,18 @@ __all__ = [
     "WorstGroupImportance",
 ]
 
-Normalizer = Literal["gaussian", "standarization"] | Callable[[Tensor], Tensor] | None
 
-
-class CollectOptions(TypedDict, total=False):
-    """How the data are read; the same for the constructor (self-collecting form) and for ``fit``.
-
-    Attributes:
-        loss_fn: Loss of scores and target; default cross-entropy.
-        forward_fn: ``forward_fn(model, inputs)``.
-        output_transform: Finds the scores (N, K) in what the network returns.
-        sensitive_names: Names of the sensitive features, and of their values.
-        max_batches: Stop after so many batches.
-        progress: Show a progress bar; default True.
-    """
-
-    loss_fn: LossFunction
-    forward_fn: ForwardFunction | None
-    output_transform: Callable[[Any], Tensor] | None
-    sensitive_names: SensitiveNames | None
-    max_batches: int | None
-    progress: bool
-
-
-class _Fingerprint:
-    """Recognises a network whose parameters or buffers were replaced or changed in place."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._entries = [(weakref.ref(t), t._version, t.shape) for t in self._tensors(model)]
-
-    @staticmethod
-    def _tensors(model: nn.Module) -> list[Tensor]:
-        return [*model.parameters(), *model.buffers()]
-
-    def matches(self, model: nn.Module) -> bool:
-        now = self._tensors(model)
-        return len(now) == len(self._entries) and all(
-            reference() is tensor and tensor._version == version and tensor.shape == shape
-            for tensor, (reference, version, shape) in zip(now, self._entries, strict=True)
-        )
-
-
-class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
-    """Scores dependency groups by a criterion of the damage table; the base of the named classes.
-
-    Two ways to feed it. Explicit: construct it, hand it to a pruner, and call ``fit(pruner, loader)`` before each
-    ``pruner.step()``. Self-collecting: construct it with ``model=`` and ``loader=``; it fits itself when the
-    pruner first asks, and again when the network has changed.
+class DamageImportance(ChannelImportance):
+    """Scores channels by a criterion of the damage table; the base of the named classes.
 
     Args:
         criterion: A criterion of ``fairtrim.criteria``, or a function (G, C) damages -> (C,).
-        model: The network, for the self-collecting form.
-        loader: Batches of (inputs, target, sensitive), for the self-collecting form.
         selection: ``"joint"`` (channels are removed together in the prediction; the score is the place in the
             order) or ``"single"`` (each channel by itself; the score is the criterion's value).
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
         level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
-        normalizer: None, ``"gaussian"`` or ``"standarization"``, the host's names, or an order-preserving
-            function. Others reverse or scramble signed scores and are refused.
         shrinkage: κ, pulls groups of few people toward everybody; see ``DamageTable.shrunk``.
-        options: See ``CollectOptions``.
+        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
 
     Attributes:
         damage_: The damage table of the last fit.
@@ -116,233 +59,51 @@ class DamageImportance(tp.importance.Importance):  # type: ignore[misc]
         self,
         criterion: Criterion | Callable[[Tensor], Tensor],
         *,
-        model: nn.Module | None = None,
-        loader: Iterable[Any] | None = None,
         selection: Literal["joint", "single"] = "joint",
         curvature: Curvature = "auto",
         level: Literal["channel", "weight"] = "channel",
-        normalizer: Normalizer = None,
         shrinkage: float = 0.0,
-        **options: Unpack[CollectOptions],
+        **arguments: Any,
     ) -> None:
         _check_choice("selection", selection, ("joint", "single"))
         _check_choice("curvature", curvature, ("exact", "empirical", "auto"))
         _check_choice("level", level, ("channel", "weight"))
         if level == "weight" and selection == "joint":
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
-        if isinstance(normalizer, str) and normalizer not in ("gaussian", "standarization"):
-            raise InputError(
-                f"normalizer={normalizer!r} reverses or scrambles signed scores (it divides by a mean, sum or "
-                "element that may be negative); use None, 'gaussian' or 'standarization'"
-            )
         if shrinkage < 0:
             raise InputError(f"shrinkage={shrinkage}; expected a number of samples of at least 0")
-        if (model is None) != (loader is None):
-            raise InputError("the self-collecting form needs both model= and loader=; for the explicit one call fit")
-        _check_options(options)
+        super().__init__(**arguments)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
-        self.selection, self.curvature, self.level = selection, curvature, level
-        self.normalizer, self.shrinkage = normalizer, shrinkage
-        self._model, self._loader, self._options = model, loader, options
-
-    # Collecting -------------------------------------------------------------------------------------------
-
-    def fit(
-        self, pruner: tp.pruner.BasePruner, loader: Iterable[Any], **options: Unpack[CollectOptions]
-    ) -> DamageImportance:
-        """Collect the damage table for the pruner's next step.
-
-        The network is left as it was found. Call it before each step of an iterative pruner.
-
-        Args:
-            pruner: The pruner; what it ignores and how it ranks is taken into account.
-            loader: Batches of (inputs, target) or (inputs, target, sensitive).
-            options: See ``CollectOptions``; they take precedence over the constructor's.
-
-        Returns:
-            Itself; unchanged, after a warning, where no layer may lose any more channels.
-
-        Raises:
-            InputError: The data or an argument is wrong, or nothing can be pruned.
-            UnsupportedModelError: The network can't be scored.
-        """
-        _check_options(options)
-        self._collect(pruner.DG, plan_of_pruner(pruner), loader, {**self._options, **options})
-        return self
-
-    def _collect(
-        self, graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
-    ) -> None:
-        self._check_plan(plan)
-        if not plan.groups:
-            return
-        if self.level == "channel":
-            table = collect_damage(
-                graph.model,
-                loader,
-                plan.groups,
-                curvature=self.curvature,
-                interactions=self._needs_interactions,
-                **options,
-            )
-        else:
-            table = collect_weight_saliency(graph.model, loader, plan.groups, curvature=self.curvature, **options)
-        if self.shrinkage:
-            table = table.shrunk(self.shrinkage)
-        selection = self._select(table, plan)
-        if not bool(torch.isfinite(selection.scores).all()):
-            raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
-        self.damage_, self.selection_, self.plan_ = table, selection, plan
-        self._columns = _columns_of_inputs(plan)
-        self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
-        self._history_length = len(graph.pruning_history())
+        self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
 
     @property
-    def _needs_interactions(self) -> bool:
-        return self.selection == "joint"
+    def damage_(self) -> DamageTable:
+        """The damage table of the last fit; an AttributeError before the first."""
+        return cast(DamageTable, self._table)
+
+    def _rank(
+        self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> tuple[Selection, DamageTable]:
+        self._check_plan(plan)
+        collect: dict[str, Any] = {"curvature": self.curvature, **options}
+        if self.level == "channel":
+            table = collect_damage(model, loader, plan.groups, interactions=self.selection == "joint", **collect)
+        else:
+            table = collect_weight_saliency(model, loader, plan.groups, **collect)
+        if self.shrinkage:
+            table = table.shrunk(self.shrinkage)
+        return self._select(table, plan, plan.pools), table
 
     def _check_plan(self, plan: PruningPlan) -> None:
         """Refuse a kind of ranking that the scores don't support."""
 
-    def _select(self, table: DamageTable, plan: PruningPlan, *, pools: tuple[Pool, ...] | None = None) -> Selection:
+    def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
         select = joint_selection if self.selection == "joint" else single_selection
-        return select(table, self.criterion, pools=pools or plan.pools, floors=plan.floors)
+        return select(table, self.criterion, pools=pools, floors=plan.floors)
 
-    # Scoring ----------------------------------------------------------------------------------------------
-
-    def __call__(self, group: tp.Group) -> Tensor | None:
-        """Score one dependency group; the host calls this.
-
-        Args:
-            group: A dependency group, full or partial.
-
-        Returns:
-            (len(group[0].idxs),) float64 on the CPU: finite, distinct; smaller = remove first. None for a group
-            that gates can't describe (``plan_.unscored``): the host leaves it as it is.
-
-        Raises:
-            NotFittedError: There is no table, or (StaleTableError) it is out of date.
-            UnsupportedModelError: The group has channels that the table doesn't list.
-        """
-        caller = caller_of(group._DG)
-        try:
-            return self._score(group, caller)
-        except BaseException:
-            if caller.pruner is not None and caller.in_step:
-                caller.pruner.current_step -= 1  # the host has counted the step before asking; it can be tried again
-            raise
-
-    def _score(self, group: tp.Group, caller: Caller) -> Tensor | None:
-        if repair_split_offsets(group._DG):  # the host mapped this group before the repair
-            group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
-        self._ensure_fitted(group._DG, caller)
-        name = group_name(group)
-        if name in self.plan_.unscored:
-            return None
-        position = {root: k for k, root in enumerate(group[0].idxs)}
-        scores = np.full(len(position), np.nan)
-        all_scores = self.selection_.scores.numpy()
-        for module, channels, roots in consumers(group):
-            if module in self._columns:
-                columns = self._columns[module]
-                columns = np.append(columns, np.full(max(0, channels.max() + 1 - len(columns)), -1))[channels]
-                scores[[position[root] for root in roots.tolist()]] = np.where(columns < 0, np.nan, all_scores[columns])
-        if np.isnan(scores).any():
-            missing = [root for root, k in position.items() if np.isnan(scores[k])]
-            raise UnsupportedModelError(
-                f"{len(missing)} channels of {group[0].dep.target.name} are not in the damage table, e.g. "
-                f"{missing[:5]}; was it fitted with another pruner? Fit again with this one"
-            )
-        if name in self.plan_.heads:
-            # their single channels must not take places in the host's ranking of all channels: it removes heads only
-            scores += np.ptp(all_scores) + 1
-        return self._normalized(torch.from_numpy(scores), name)
-
-    def _normalized(self, scores: Tensor, name: str) -> Tensor:
-        if self.normalizer is None:
-            return scores
-        if self.normalizer == "gaussian":
-            normalized = (scores - scores.mean()) / (scores.std(correction=0) + 1e-8)
-        elif self.normalizer == "standarization":
-            normalized = (scores - scores.min()) / (scores.max() - scores.min() + 1e-8)
-        else:
-            normalized = self.normalizer(scores)
-        levels, position = torch.unique(scores, return_inverse=True)
-        values = torch.zeros_like(levels)
-        if normalized.shape == scores.shape:
-            values[position] = normalized.to(values)  # channels that go as one share a score
-        if normalized.shape != scores.shape or bool((values.diff() < 0).any()):
-            raise InputError("the normalizer changed the order of the scores or their number; use normalizer=None")
-        # The host takes every score up to a threshold: scaling must not make different scores equal, neither in a
-        # layer nor between layers, which all end at 0 and 1.
-        place = list(self.damage_.sizes).index(name) if name in self.damage_ else 0
-        return break_ties(values + 1e-12 * place)[position]
-
-    def _ensure_fitted(self, graph: tp.DependencyGraph, caller: Caller) -> None:
-        fitted = hasattr(self, "damage_")
-        pruner = caller.pruner
-        # quotas belong to one step of a pruner, even where the step before removed nothing
-        same_step = pruner is None or not caller.in_step or (fitted and pruner.current_step == self.plan_.step)
-        if fitted and same_step and self._graph is graph and self._fingerprint.matches(graph.model):
-            return
-        if self._model is None or self._loader is None:
-            if not fitted:
-                raise NotFittedError(
-                    f"{type(self).__name__} has no damage table; call importance.fit(pruner, loader) before "
-                    "pruner.step(), or construct it with model= and loader="
-                )
-            raise StaleTableError(
-                "the network has changed, or the pruner gone on, since the damage table was collected; call "
-                "importance.fit(pruner, loader) again before each pruner.step()"
-            )
-        if self._model is not graph.model:
-            raise InputError("this importance was constructed with another model= than the pruner's; pass the same one")
-        if pruner is None or (not caller.in_step and pruner.current_step >= pruner.iterative_steps):
-            plan = plan_of_graph(graph)
-        else:
-            plan = plan_of_pruner(pruner, inside_step=caller.in_step)
-        self._collect(graph, plan, self._loader, self._options)
-
-    # Telling ----------------------------------------------------------------------------------------------
-
-    def report(self) -> PruningReport:
-        """What the host removed since the last fit, what it skipped, and what that was predicted to do.
-
-        Returns:
-            The report; print it.
-
-        Raises:
-            NotFittedError: There was no fit.
-        """
-        if not hasattr(self, "damage_"):
-            raise NotFittedError("nothing to report: the importance was not fitted")
-        removed = self._graph.pruning_history()[self._history_length :]
-        return pruning_report(self.damage_, self.selection_, self.plan_, removed)
-
-    def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
-        """FairPrune's stopping rule: prune only what has a negative score, whatever the pruner's ratio.
-
-        With joint selection: in its order, as long as each further channel lowers the criterion.
-
-        Args:
-            pruner: The pruner that the importance was fitted with.
-
-        Yields:
-            The host's groups; call ``group.prune()`` on each.
-
-        Raises:
-            NotFittedError: There is no table, or it is out of date.
-        """
-        self._ensure_fitted(pruner.DG, Caller(pruner))
-        everything = (Pool(tuple(self.damage_.sizes)),)
-        selection = self._select(self.damage_, self.plan_, pools=everything)
-        negative = negative_columns(self.damage_, selection, self.plan_.floors, joint=self.selection == "joint")
-        for name, root in self.plan_.roots.items():
-            section = self.damage_.columns(name)
-            wanted = negative[(negative >= section.start) & (negative < section.stop)] - section.start
-            idxs = np.flatnonzero(np.isin(root.units, wanted.numpy())).tolist()
-            if idxs:
-                yield pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
+    def _negative(self) -> Tensor:
+        selection = self._select(self.damage_, self.plan_, (Pool(tuple(self.damage_.sizes)),))
+        return negative_columns(self.damage_.columns, selection, self.plan_.floors, joint=self.selection == "joint")
 
 
 class _FunctionCriterion(Criterion):
@@ -371,30 +132,6 @@ class _FunctionCriterion(Criterion):
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    known = sorted(CollectOptions.__annotations__)
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(f"unknown arguments {unknown}; expected some of {known}")
-
-
-def _columns_of_inputs(plan: PruningPlan) -> dict[str, npt.NDArray[np.int64]]:
-    """For each consuming layer, the table's column of each of its input channels (−1: not in the table)."""
-    columns: dict[str, npt.NDArray[np.int64]] = {}
-    offset = 0
-    for group in plan.groups:
-        for place in group.places:
-            if place.side == "input":
-                known = columns.get(place.module, np.empty(0, dtype=np.int64))
-                size = max(len(known), max(place.channels) + 1)
-                extended = np.full(size, -1, dtype=np.int64)
-                extended[: len(known)] = known
-                extended[list(place.channels)] = offset + np.asarray(place.group_channels)
-                columns[place.module] = extended
-        offset += group.size
-    return columns
 
 
 class GroupSaliencyImportance(DamageImportance):
@@ -469,7 +206,7 @@ class ShareBalancedImportance(DamageImportance):
                 "each other; use global_pruning=False without isomorphic, or WorstGroupImportance"
             )
 
-    def _select(self, table: DamageTable, plan: PruningPlan, *, pools: tuple[Pool, ...] | None = None) -> Selection:
+    def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
         return share_balanced_order(table)
 
     def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:

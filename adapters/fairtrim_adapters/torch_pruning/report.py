@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from fairtrim import DamageTable
 from fairtrim.selection import Selection
@@ -25,7 +24,8 @@ class PruningReport:
     Attributes:
         layers: One row a dependency group: layer, before, asked (what ratio and ranking ask of it), removed,
             kept, skipped.
-        predicted: One row a sensitive group: people, loss before, predicted change of the mean loss.
+        predicted: One row a sensitive group: people, loss before, predicted change of the mean loss; empty without a
+            damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
     """
 
@@ -45,18 +45,19 @@ class PruningReport:
             self.layers.to_string(index=False),
             "skipped by the host: " + (", ".join(self.skipped) or "none"),
             *(f"not scored: {name}: {reason}" for name, reason in self.unscored.items()),
-            self.predicted.to_string(index=False, float_format=lambda value: f"{value:.4f}"),
         ]
+        if len(self.predicted):
+            lines.append(self.predicted.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
         return "\n".join(lines)
 
 
 def pruning_report(
-    table: DamageTable, selection: Selection, plan: PruningPlan, history: Sequence[Sequence[Any]]
+    table: DamageTable | None, selection: Selection, plan: PruningPlan, history: Sequence[Sequence[Any]]
 ) -> PruningReport:
     """Compare what was to be removed with what was.
 
     Args:
-        table: The damage table.
+        table: The damage table, if there is one.
         selection: The scores.
         plan: What the host was going to ask for.
         history: The host's pruning history since the fit: [module name, of outputs, channels].
@@ -69,7 +70,7 @@ def pruning_report(
         name = module if of_outputs else f"{module} (input)"
         if name in removed:
             removed[name].update(plan.roots[name].units[np.asarray(channels, dtype=np.int64)].tolist())
-    asked = _asked(table, selection, plan)
+    asked = _asked(selection, plan)
     layers = pd.DataFrame(
         {
             "layer": [group.name for group in plan.groups],
@@ -80,11 +81,17 @@ def pruning_report(
     )
     layers["kept"] = layers["before"] - layers["removed"]
     layers["skipped"] = (layers["asked"] > 0) & (layers["removed"] == 0)
+    return PruningReport(layers, _predicted(table, removed), plan.unscored)
+
+
+def _predicted(table: DamageTable | None, removed: Mapping[str, set[int]]) -> pd.DataFrame:
+    if table is None:
+        return pd.DataFrame()
     if table.interactions is not None:
         change = table.predict(removed)
     else:
-        change = table.damage[:, table.selected(removed)].sum(1)
-    predicted = pd.DataFrame(
+        change = table.damage[:, table.columns.selected(removed)].sum(1)
+    return pd.DataFrame(
         {
             "sensitive_group": [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups],
             "people": table.counts.numpy(),
@@ -92,20 +99,20 @@ def pruning_report(
             "predicted change" + ("" if table.interactions is not None else " (sum of single)"): change.numpy(),
         }
     )
-    return PruningReport(layers, predicted, plan.unscored)
 
 
-def _asked(table: DamageTable, selection: Selection, plan: PruningPlan) -> dict[str, int]:
+def _asked(selection: Selection, plan: PruningPlan) -> dict[str, int]:
     """How many channels the ratio takes from each layer, given the scores."""
+    sizes = {group.name: group.size for group in plan.groups}
+    ends = np.cumsum(list(sizes.values()))
+    scores_of = dict(zip(sizes, np.split(selection.scores.numpy(), ends[:-1]), strict=True))
     asked: dict[str, int] = {}
     for pool in plan.pools:
-        of_layer = [(name, table.columns(name)) for name in pool.layers]
-        names = np.concatenate([np.full(section.stop - section.start, k) for k, (_, section) in enumerate(of_layer)])
-        scores = torch.cat([selection.scores[section] for _, section in of_layer])
-        lowest = torch.argsort(scores, stable=True)[: pool.quota or 0].numpy()
-        for k, (name, _) in enumerate(of_layer):
+        names = np.concatenate([np.full(sizes[name], k) for k, name in enumerate(pool.layers)])
+        scores = np.concatenate([scores_of[name] for name in pool.layers])
+        lowest = np.argsort(scores, kind="stable")[: pool.quota or 0]
+        for k, name in enumerate(pool.layers):
             quota = int((names[lowest] == k).sum())
-            size = len(plan.roots[name].units)
-            rounded = min(rounded_quota(quota, size, plan.round_to), table.sizes[name])
+            rounded = min(rounded_quota(quota, len(plan.roots[name].units), plan.round_to), sizes[name])
             asked[name] = quota if name in plan.heads else rounded
     return asked
