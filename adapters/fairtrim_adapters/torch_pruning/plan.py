@@ -13,6 +13,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import ChannelGroup, InputError
+from fairtrim.channels import ChannelColumns
 from fairtrim.selection import Floor, Pool
 
 from .groups import (
@@ -54,6 +55,11 @@ class PruningPlan:
     step: int = 0
     heads: frozenset[str] = frozenset()
     round_to: int = 1
+
+    @property
+    def columns(self) -> ChannelColumns:
+        """The channels of all groups side by side."""
+        return ChannelColumns({group.name: group.size for group in self.groups})
 
     @property
     def shared_ranking(self) -> bool:
