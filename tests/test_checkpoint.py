@@ -58,6 +58,13 @@ def test_untied_weights_do_not_go_into_a_tied_network(tmp_path: Path) -> None:
         load_pruned(tmp_path / "untied.safetensors", Two(tied=True))
 
 
+def test_something_else_than_a_network(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got a OrderedDict; expected the network itself"):
+        save_pruned(tmp_path / "x.safetensors", _network().state_dict())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="got a str; expected a fresh network"):
+        load_pruned(_network(), str(tmp_path))  # type: ignore[arg-type]
+
+
 def test_module_under_two_names(tmp_path: Path) -> None:
     class Twice(nn.Module):
         def __init__(self, width: int) -> None:

@@ -116,7 +116,7 @@ def test_comparison_columns() -> None:
         row = comparison.overall.loc[name]
         assert row["equalized odds difference"] == pytest.approx(equalized_odds_difference(**arguments))
         assert row["demographic parity difference"] == pytest.approx(demographic_parity_difference(**arguments))
-        assert row["exemplars"] == pytest.approx(np.mean(labels[name] != labels["dense"]))
+        assert row["changed predictions"] == pytest.approx(np.mean(labels[name] != labels["dense"]))
     right = {name: labels[name] == y.numpy() for name in models}
     for group, rows in named.groupby(["sex", "race"]).groups.items():
         cell = comparison.by_group.loc[("pruned", *group)]
@@ -125,7 +125,7 @@ def test_comparison_columns() -> None:
         assert cell["accuracy"] == pytest.approx(right["pruned"][rows].mean())
         assert cell["change in accuracy"] == pytest.approx(change)
         assert cell["excess change"] == pytest.approx(change - overall)
-        assert cell["exemplars"] == pytest.approx(np.mean(labels["pruned"][rows] != labels["dense"][rows]))
+        assert cell["changed predictions"] == pytest.approx(np.mean(labels["pruned"][rows] != labels["dense"][rows]))
         assert cell["accuracy low"] <= cell["accuracy high"]
     assert "Everybody (changes against 'dense')" in str(comparison)
 
@@ -232,7 +232,12 @@ def test_wrong_arguments() -> None:
     for call, message in (
         (lambda: metric_frame(model, [(x, y)], progress=False), "inputs, target, sensitive"),
         (lambda: metric_frame(model, [], progress=False), "no sample"),
-        (lambda: compare_models({}, batch), "is not one of the networks"),
+        (lambda: compare_models({}, batch), "expected networks by name"),
+        (lambda: compare_models([model], batch), "models is list; expected networks by name"),
+        (lambda: compare_models({"a": model}, batch, n_boot=0), "expected at least 1 bootstrap sample"),
+        (lambda: metric_frame(model, batch, ci_quantiles=[0.5], progress=False), "needs n_boot="),
+        (lambda: metric_frame(model, [(x, y[:3], codes[:3, 0])], progress=False), "inputs and 3 targets"),
+        (lambda: metric_frame(model, None, progress=False), "the loader is a NoneType"),
         (lambda: compare_models({"a": model}, batch, reference="b"), "reference='b'"),
         (lambda: compare_models({"a": model}, batch, metrics={"x": accuracy_score}), "no 'accuracy'"),
         (

@@ -121,6 +121,12 @@ def test_columns_of_pandas() -> None:
     assert one.encode(frame["sex"], 3).tolist() == [[1, 0], [0, 1], [0, 1]]
 
 
+@pytest.mark.parametrize("column", [["a", None, "b"], [1.0, float("nan"), 2.0], pd.Series(["a", None, "b"])])
+def test_missing_values_are_no_group(column: object) -> None:
+    with pytest.raises(InputError, match=r"'sex' is missing for 1 of 3 samples.*leave those people out"):
+        SensitiveEncoder(["sex"]).encode({"sex": column}, 3)
+
+
 def test_code_of_a_missing_value_names_nobody() -> None:
     with pytest.raises(InputError, match="value -1, which sensitive_names does not name"):
         SensitiveEncoder({"sex": ["Female", "Male"]}).encode(torch.tensor([0, -1, 1]), 3)

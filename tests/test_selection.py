@@ -245,7 +245,12 @@ def test_table_by_name_and_in_tidy_form() -> None:
     assert row.first_order + row.second_order == pytest.approx(row.damage)
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0, -0.2, float("nan")])
+def test_a_single_sensitive_group_is_pointed_out() -> None:
+    with pytest.warns(UserWarning, match="the data hold only one: 'a'; check the sensitive features"):
+        WorstGroup().score(_table({"x": 2}, ("a",)))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.2, float("nan"), "a", None])
 def test_beta_out_of_range(beta: float) -> None:
     with pytest.raises(InputError, match="beta="):
         GroupSaliency("a", beta=beta)

@@ -356,8 +356,13 @@ def test_negative_only_rule_joint_stops_at_the_first_rise() -> None:
             break
         before_rise += 1
     assert 0 < before_rise < 12
-    removed = sum(len(group[0].idxs) for group in importance.negative_groups(pruner))
-    assert removed == before_rise
+    assert "no step since the fit" in str(importance.report()) and importance.report().skipped == []
+    groups = list(importance.negative_groups(pruner))
+    assert sum(len(group[0].idxs) for group in groups) == before_rise
+    for group in groups:
+        group.prune()
+    layers = importance.report().layers
+    assert layers["asked"].tolist() == layers["removed"].tolist()  # what the rule asks, not the pruner's ratio
 
 
 # Feeding it wrong -----------------------------------------------------------------------------------------
@@ -371,6 +376,12 @@ def test_without_fit() -> None:
         pruner.step()
     with pytest.raises(NotFittedError, match="nothing to report"):
         WorstGroupImportance().report()
+    with pytest.raises(NotFittedError, match="no damage table yet"):
+        _ = WorstGroupImportance().damage_
+    with pytest.raises(InputError, match=r"got a Sequential; expected the pruner: importance\.fit\(pruner, loader\)"):
+        WorstGroupImportance().fit(model, _loader(case))
+    with pytest.raises(InputError, match="the loader is a NoneType"):
+        WorstGroupImportance().fit(pruner, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("change", ["weights", "buffers", "structure"])
@@ -552,6 +563,9 @@ def test_normalizer_of_the_user_that_reverses() -> None:
         ({"level": "weight"}, "use selection='single'"),
         ({"shrinkage": -1}, "shrinkage"),
         ({"loader": []}, "needs both model= and loader="),
+        ({"shrinkage": "x"}, "shrinkage='x'"),
+        ({"normalizer": "gausian"}, "normalizer='gausian' is unknown"),
+        ({"loss_fn": "ce"}, "loss_fn='ce'; expected a function"),
         ({"batches": 3}, r"unknown arguments \['batches'\]"),
     ],
 )
@@ -703,6 +717,9 @@ def test_criterion_function_of_the_user() -> None:
     )
     with pytest.raises(InputError, match="not finite"):
         case.pruner(model, not_finite).step()
+    named = DamageImportance(lambda damage: damage.max(0), model=model, loader=_loader(case), progress=False)
+    with pytest.raises(InputError, match="the criterion returned a max; expected a tensor"):
+        case.pruner(model, named).step()
     with pytest.raises(InputError, match="expected a Criterion or a function"):
         DamageImportance("mean")  # type: ignore[arg-type]
 

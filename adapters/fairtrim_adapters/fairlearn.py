@@ -100,7 +100,11 @@ def _frame(
 
 def _bootstrap(n_boot: int | None, ci_quantiles: Sequence[float] | None, random_state: int | None) -> dict[str, Any]:
     if n_boot is None:
+        if ci_quantiles is not None:
+            raise InputError("ci_quantiles needs n_boot=, the number of bootstrap samples")
         return {}
+    if n_boot < 1:
+        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
     quantiles = [0.025, 0.5, 0.975] if ci_quantiles is None else list(ci_quantiles)
     return {"n_boot": n_boot, "ci_quantiles": quantiles, "random_state": random_state}
 
@@ -152,11 +156,12 @@ class Comparison:
         reference: Name of the network that changes are measured from.
         frames: Fairlearn's MetricFrame of each network.
         by_group: Index (model, sensitive features …): every metric; ``change in accuracy`` against the
-            reference; ``excess change``, the group's change minus the overall one; ``exemplars``, the share of
-            the group's samples whose predicted label differs from the reference's (compression-identified
-            exemplars, Hooker et al. 2020); with a bootstrap, ``accuracy low`` and ``accuracy high``.
+            reference; ``excess change``, the group's change minus the overall one; ``changed predictions``, the share
+            of the group's samples whose predicted label differs from the reference's (the rate of
+            compression-identified exemplars, Hooker et al. 2020); with a bootstrap, ``accuracy low`` and
+            ``accuracy high``.
         overall: Index model: every metric over everybody; ``accuracy difference`` (largest between groups);
-            for two classes Fairlearn's equalized-odds and demographic-parity differences; exemplars.
+            for two classes Fairlearn's equalized-odds and demographic-parity differences; changed predictions.
         flags: One row a finding: model, flag, detail.
     """
 
@@ -170,12 +175,17 @@ class Comparison:
         def show(value: float) -> str:
             return f"{value:.3f}"
 
+        # one against the rest, three rates a class: too many to read in a row
+        rates = [name for name in self.by_group if " rate of " in name]
+        counts = {"people": "{:.0f}".format}
         parts = [
             f"Everybody (changes against {self.reference!r})",
-            self.overall.T.to_string(float_format=show),
+            self.overall.drop(columns=rates).T.to_string(float_format=show),
             "By sensitive group",
-            self.by_group.to_string(float_format=show),
+            self.by_group.drop(columns=rates).to_string(float_format=show, formatters=counts),
         ]
+        if rates:
+            parts.append(f"({len(rates)} rates of single classes are in by_group and overall)")
         if len(self.flags):
             parts += ["Flags", self.flags.to_string(index=False)]
         return "\n".join(parts)
@@ -212,6 +222,11 @@ def compare_models(
     Raises:
         InputError: The reference is unknown, ``accuracy`` is missing, or the loader has no sensitive features.
     """
+    if not isinstance(models, Mapping) or not models:
+        raise InputError(
+            f"models is {type(models).__name__}; expected networks by name: {{'dense': ..., 'pruned': ...}}"
+        )
+    bootstrap = _bootstrap(n_boot, ci_quantiles, random_state)
     reference = next(iter(models), "") if reference is None else reference
     if reference not in models:
         raise InputError(f"reference={reference!r} is not one of the networks: {list(models)}")
@@ -226,7 +241,6 @@ def compare_models(
         if unknown:
             raise InputError(f"interval_metrics names {unknown}; the metrics are {list(every)}")
         chosen = {name: every[name] for name in interval_metrics}
-        bootstrap = _bootstrap(n_boot, ci_quantiles, random_state)
         for name in tqdm(models, desc="bootstrap", leave=False, disable=not options.get("progress", True)):
             low, *_, high = _frame(predictions, name, chosen, bootstrap).by_group_ci
             for metric in chosen:
@@ -250,7 +264,7 @@ def _group_columns(
     differs = pd.Series(predictions.label[name] != predictions.label[reference])
     sensitive = _sensitive_frame(predictions)
     rate = differs.groupby([sensitive[feature] for feature in sensitive]).mean()
-    columns["exemplars"] = rate.reindex(columns.index)
+    columns["changed predictions"] = rate.reindex(columns.index)
     return columns.apply(pd.to_numeric)
 
 
@@ -265,7 +279,7 @@ def _overall_columns(predictions: Predictions, frame: MetricFrame, name: str, re
         }
         columns["equalized odds difference"] = equalized_odds_difference(**arguments)
         columns["demographic parity difference"] = demographic_parity_difference(**arguments)
-    columns["exemplars"] = float(np.mean(predictions.label[name] != predictions.label[reference]))
+    columns["changed predictions"] = float(np.mean(predictions.label[name] != predictions.label[reference]))
     return pd.Series(columns, dtype=float)
 
 

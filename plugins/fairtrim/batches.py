@@ -143,6 +143,10 @@ def iterate_batches(
     """
     if max_batches is not None and max_batches < 1:
         raise InputError(f"max_batches is {max_batches}; expected at least 1, or None for the whole loader")
+    if not isinstance(loader, Iterable):
+        raise InputError(
+            f"the loader is a {type(loader).__name__}; expected a DataLoader or another iterable of batches"
+        )
     total = len(loader) if isinstance(loader, Sized) else None
     if total is not None and max_batches is not None:
         total = min(total, max_batches)
@@ -189,6 +193,7 @@ def class_scores(
         Scores, (N, K).
 
     Raises:
+        InputError: There are more or fewer targets than inputs.
         UnsupportedModelError: What came back has no scores of that shape.
     """
     inputs = batch.inputs
@@ -212,6 +217,9 @@ def class_scores(
             "pass output_transform, e.g. output_transform=lambda output: output[0]"
         )
     scores = output.unsqueeze(1) if output.ndim == 1 else output
+    n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
+    if n_inputs not in (None, len(batch)):
+        raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
     if scores.ndim != 2 or scores.shape[0] != len(batch):
         raise UnsupportedModelError(
             f"the network returned scores of shape {tuple(output.shape)} for {len(batch)} samples; expected "

@@ -66,8 +66,11 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
         model: The network, pruned by whatever pruner.
 
     Raises:
-        InputError: The state dict holds something that is not a tensor, or the folder doesn't exist.
+        InputError: There is no network, its state dict holds something that is not a tensor, or the folder doesn't
+            exist.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"got a {type(model).__name__}; expected the network itself: save_pruned(path, model)")
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} doesn't exist; create it first")
@@ -111,6 +114,8 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         ...     load_pruned(f"{folder}/small.safetensors", large)
         Linear(in_features=3, out_features=1, bias=True)
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"got a {type(model).__name__}; expected a fresh network: load_pruned(path, model)")
     header, tensors = _read(Path(path))
     tensors |= {alias: tensors[name] for alias, name in header["aliases"].items() if name in tensors}
     expected = model.state_dict(keep_vars=True)

@@ -7,6 +7,7 @@ channels, to (...). The same criterion therefore scores channels one by one and 
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ def require_sensitive_groups(table: DamageTable, asking: str) -> None:
         raise InputError(
             f"{asking} compares sensitive groups, but the loader gives (inputs, target) only; expected "
             "(inputs, target, sensitive), or use MeanDamage"
+        )
+    if len(table.sensitive_groups) == 1:
+        warnings.warn(
+            f"{asking} compares sensitive groups, and the data hold only one: {table.sensitive_groups[0]!r}; check the "
+            "sensitive features",
+            stacklevel=2,
         )
 
 
@@ -116,8 +123,9 @@ class GroupSaliency(Criterion):
     is negative and goes first.
 
     Args:
-        privileged: The privileged sensitive groups, those with the higher accuracy: a value, a crossing as a
-            tuple, a dict feature -> value, or a list of them.
+        privileged: The privileged sensitive groups; in the paper those with the higher accuracy, which need not be
+            those with the better outcomes (on Adult women have the higher accuracy). A value, a crossing as a tuple, a
+            dict feature -> value, or a list of them.
         unprivileged: The unprivileged ones; by default all others, pooled by their numbers of people.
         beta: β in (0, 1); the paper uses 0.33, at 0.7 and above its gap closes by losing accuracy.
 
@@ -134,8 +142,8 @@ class GroupSaliency(Criterion):
     beta: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < 1:
-            raise InputError(f"beta={self.beta}; expected a number between 0 and 1, both excluded")
+        if not isinstance(self.beta, int | float) or not 0 < self.beta < 1:
+            raise InputError(f"beta={self.beta!r}; expected a number between 0 and 1, both excluded")
 
     def bind(self, table: DamageTable) -> BoundCriterion:
         """Bind to the positions of the named groups; see ``Criterion.bind``."""
@@ -183,8 +191,8 @@ class TailRisk(Criterion):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise InputError(f"alpha={self.alpha}; expected a share of the groups in (0, 1]")
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha <= 1:
+            raise InputError(f"alpha={self.alpha!r}; expected a share of the groups in (0, 1]")
 
     def bind(self, table: DamageTable) -> BoundCriterion:
         """Bind to the number of groups; see ``Criterion.bind``."""

@@ -52,7 +52,7 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
         S lists of N values by feature name (``sensitive`` for one unnamed, else ``sensitive_0`` …).
 
     Raises:
-        InputError: A column has another length.
+        InputError: A column has another length, or a value is missing.
     """
     if hasattr(sensitive, "columns"):  # a data frame
         columns = {str(name): list(sensitive[name]) for name in sensitive.columns}
@@ -72,6 +72,12 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
         if len(column) != n_samples:
             raise InputError(
                 f"sensitive feature {name!r} has {len(column)} values for {n_samples} samples; expected as many"
+            )
+        missing = sum(value is None or value != value for value in column)  # NaN differs from itself
+        if missing:
+            raise InputError(
+                f"sensitive feature {name!r} is missing for {missing} of {n_samples} samples of a batch; leave those "
+                "people out, or give the missing value a name of its own, e.g. 'unknown'"
             )
     return columns
 

@@ -46,7 +46,8 @@ def recalibrate_batchnorm(
         The same network.
 
     Raises:
-        InputError: The network has no BatchNorm with running statistics, or every batch a single sample.
+        InputError: The network has no BatchNorm with running statistics, every batch is a single sample, or the
+            statistics are not finite.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -82,6 +83,8 @@ def recalibrate_batchnorm(
                 class_scores(model, batch, forward_fn, partial(_no_scores, len(batch)))
             if n_samples == 0:
                 raise InputError("every batch holds one sample; statistics need at least two at a time")
+            if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):
+                raise InputError("the statistics are not finite; check the inputs for NaN and infinity")
     except BaseException:
         for norm, _, buffers in before:
             for name, value in buffers.items():

@@ -99,8 +99,8 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
     ) -> None:
         if isinstance(normalizer, str) and normalizer not in ("gaussian", "standarization"):
             raise InputError(
-                f"normalizer={normalizer!r} reverses or scrambles signed scores (it divides by a mean, sum or "
-                "element that may be negative); use None, 'gaussian' or 'standarization'"
+                f"normalizer={normalizer!r} is unknown, or reverses or scrambles signed scores (by dividing by a mean, "
+                "sum or element that may be negative); use None, 'gaussian' or 'standarization'"
             )
         if (model is None) != (loader is None):
             raise InputError("the self-collecting form needs both model= and loader=; for the explicit one call fit")
@@ -138,6 +138,8 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             UnsupportedModelError: The network can't be scored.
         """
         _check_options(options)
+        if not isinstance(pruner, tp.pruner.BasePruner):
+            raise InputError(f"got a {type(pruner).__name__}; expected the pruner: importance.fit(pruner, loader)")
         self._collect(pruner.DG, plan_of_pruner(pruner), loader, {**self._options, **options})
         return self
 
@@ -153,6 +155,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         self._columns = _columns_of_inputs(plan)
         self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
         self._history_length = len(graph.pruning_history())
+        self._rule: dict[str, int] | None = None
 
     # Scoring ----------------------------------------------------------------------------------------------
 
@@ -264,7 +267,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         if not hasattr(self, "selection_"):
             raise NotFittedError("nothing to report: the importance was not fitted")
         removed = self._graph.pruning_history()[self._history_length :]
-        return pruning_report(self._table, self.selection_, self.plan_, removed)
+        return pruning_report(self._table, self.selection_, self.plan_, removed, self._rule)
 
     def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
         """Prune only what has a negative score, whatever the pruner's ratio.
@@ -283,10 +286,11 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         """
         self._ensure_fitted(pruner.DG, Caller(pruner))
         negative = self._negative()
-        start = 0
+        sections = {group.name: self.plan_.columns.section(group.name) for group in self.plan_.groups}
+        self._rule = {n: int(((negative >= s.start) & (negative < s.stop)).sum()) for n, s in sections.items()}
         for group in self.plan_.groups:
-            wanted = negative[(negative >= start) & (negative < start + group.size)] - start
-            start += group.size
+            section = sections[group.name]
+            wanted = negative[(negative >= section.start) & (negative < section.stop)] - section.start
             root = self.plan_.roots[group.name]
             idxs = np.flatnonzero(np.isin(root.units, wanted.numpy())).tolist()
             if idxs:
@@ -298,6 +302,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(f"unknown arguments {unknown}; expected some of {known}")
+    for name in ("loss_fn", "forward_fn", "output_transform"):
+        if options.get(name) is not None and not callable(options[name]):
+            raise InputError(f"{name}={options[name]!r}; expected a function")
 
 
 def _columns_of_inputs(plan: PruningPlan) -> dict[str, npt.NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim import DamageTable, InputError, collect_damage
+from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
 from fairtrim.expansion import Curvature
 from fairtrim.selection import (
@@ -70,15 +70,17 @@ class DamageImportance(ChannelImportance):
         _check_choice("level", level, ("channel", "weight"))
         if level == "weight" and selection == "joint":
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
-        if shrinkage < 0:
-            raise InputError(f"shrinkage={shrinkage}; expected a number of samples of at least 0")
+        if not isinstance(shrinkage, int | float) or shrinkage < 0:
+            raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0")
         super().__init__(**arguments)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
 
     @property
     def damage_(self) -> DamageTable:
-        """The damage table of the last fit; an AttributeError before the first."""
+        """The damage table of the last fit."""
+        if not hasattr(self, "_table"):
+            raise NotFittedError("there is no damage table yet; call importance.fit(pruner, loader) first")
         return cast(DamageTable, self._table)
 
     def _rank(
@@ -119,6 +121,8 @@ class _FunctionCriterion(Criterion):
     def bind(self, table: DamageTable) -> Callable[[Tensor], Tensor]:
         def checked(damage: Tensor) -> Tensor:
             values = self._function(damage)
+            if not isinstance(values, Tensor):
+                raise InputError(f"the criterion returned a {type(values).__name__}; expected a tensor (C,)")
             if values.shape != damage.shape[1:]:
                 raise InputError(
                     f"the criterion returned shape {tuple(values.shape)} for damages {tuple(damage.shape)}; "
@@ -141,7 +145,7 @@ class GroupSaliencyImportance(DamageImportance):
     over each channel); the default predicts the damage at the gates and removes channels jointly.
 
     Args:
-        privileged: The privileged sensitive groups, those with the higher accuracy.
+        privileged: The privileged sensitive groups; in the paper those with the higher accuracy.
         unprivileged: The unprivileged ones; by default all others.
         beta: β in (0, 1).
         arguments: See ``DamageImportance``.

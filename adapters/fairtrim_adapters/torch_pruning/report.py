@@ -22,8 +22,8 @@ class PruningReport:
     """Channels removed since the last fit, layer by layer.
 
     Attributes:
-        layers: One row a dependency group: layer, before, asked (what ratio and ranking ask of it), removed,
-            kept, skipped.
+        layers: One row a dependency group: layer, before, asked (what ratio and ranking, or the rule, ask of it),
+            removed, kept, skipped.
         predicted: One row a sensitive group: people, loss before, predicted change of the mean loss; empty without a
             damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
@@ -41,7 +41,8 @@ class PruningReport:
     def __str__(self) -> str:
         removed, before = int(self.layers["removed"].sum()), int(self.layers["before"].sum())
         lines = [
-            f"removed {removed} of {before} channels",
+            f"removed {removed} of {before} channels"
+            + ("" if removed else ": no step since the fit, or none was asked for"),
             self.layers.to_string(index=False),
             "skipped by the host: " + (", ".join(self.skipped) or "none"),
             *(f"not scored: {name}: {reason}" for name, reason in self.unscored.items()),
@@ -52,7 +53,11 @@ class PruningReport:
 
 
 def pruning_report(
-    table: DamageTable | None, selection: Selection, plan: PruningPlan, history: Sequence[Sequence[Any]]
+    table: DamageTable | None,
+    selection: Selection,
+    plan: PruningPlan,
+    history: Sequence[Sequence[Any]],
+    rule: Mapping[str, int] | None = None,
 ) -> PruningReport:
     """Compare what was to be removed with what was.
 
@@ -61,6 +66,7 @@ def pruning_report(
         selection: The scores.
         plan: What the host was going to ask for.
         history: The host's pruning history since the fit: [module name, of outputs, channels].
+        rule: How many channels of each group a rule asked for in place of the pruner's ratio.
 
     Returns:
         The report.
@@ -70,7 +76,7 @@ def pruning_report(
         name = module if of_outputs else f"{module} (input)"
         if name in removed:
             removed[name].update(plan.roots[name].units[np.asarray(channels, dtype=np.int64)].tolist())
-    asked = _asked(selection, plan)
+    asked = _asked(selection, plan) if rule is None else dict(rule)
     layers = pd.DataFrame(
         {
             "layer": [group.name for group in plan.groups],
@@ -80,7 +86,7 @@ def pruning_report(
         }
     )
     layers["kept"] = layers["before"] - layers["removed"]
-    layers["skipped"] = (layers["asked"] > 0) & (layers["removed"] == 0)
+    layers["skipped"] = (layers["asked"] > 0) & (layers["removed"] == 0) & bool(history)
     return PruningReport(layers, _predicted(table, removed), plan.unscored)
 
 
@@ -94,7 +100,7 @@ def _predicted(table: DamageTable | None, removed: Mapping[str, set[int]]) -> pd
     return pd.DataFrame(
         {
             "sensitive_group": [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups],
-            "people": table.counts.numpy(),
+            "people": [f"{count:g}" for count in table.counts.tolist()],
             "loss before": table.loss.numpy(),
             "predicted change" + ("" if table.interactions is not None else " (sum of single)"): change.numpy(),
         }
