@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,6 @@ LOSSES = {
     "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 3.0]).double()), "labels"),
     "multi-label": (F.binary_cross_entropy_with_logits, "many"),
     "squared error": (F.mse_loss, "numbers"),
-    "absolute error": (F.l1_loss, "numbers"),
 }
 
 
@@ -74,6 +75,25 @@ def test_expansion_equals_autograd(name: str) -> None:
         # in the coordinates of the directions only differences between scores count for softmax
         torch.testing.assert_close(stacked[n].T @ gradient[n], stacked[n].T @ _lifted(stacked[n], slope))
         torch.testing.assert_close(_gram(expansion)[n], _projected(stacked[n], hessian), rtol=1e-9, atol=1e-12)
+
+
+def _hinge(scores: Tensor, target: Tensor) -> Tensor:
+    return F.multi_margin_loss(scores, target, margin=9.0)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "target"),
+    [(F.l1_loss, torch.randn(5, 4, dtype=torch.float64)), (_hinge, torch.tensor([0, 3, 2, 2, 1]))],
+    ids=["absolute error", "hinge"],
+)
+def test_a_loss_that_is_linear_in_the_scores_takes_one_direction(loss_fn: Any, target: Tensor) -> None:
+    scores = torch.randn(5, 4, dtype=torch.float64)
+    expansion = expand_outputs(scores, target, SampleLoss(loss_fn), "exact")
+    (direction,) = expansion.directions
+    for n in range(5):
+        slope = torch.func.grad(lambda f, n=n: loss_fn(f[None], target[n : n + 1]))(scores[n])
+        torch.testing.assert_close(expansion.slope[n] * direction[n], slope)
+    assert expansion.factor.abs().max() == 0
 
 
 def _lifted(directions: Tensor, slope: Tensor) -> Tensor:

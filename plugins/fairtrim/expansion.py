@@ -216,6 +216,9 @@ def expand_outputs(
         factor = softmax_factor(torch.softmax(scores, 1))
         return OutputExpansion(loss.detach(), directions, gradient[:, :-1], factor)
     hessian = torch.stack([_row(gradient[:, k], leaf) for k in range(scores.shape[1])], 1)
+    if not bool(hessian.any()):  # a loss that is piecewise linear in the scores: one direction says all
+        ones = torch.ones_like(loss.detach()).unsqueeze(1)
+        return OutputExpansion(loss.detach(), (gradient.detach(),), ones, torch.zeros_like(ones).unsqueeze(2))
     values, vectors = torch.linalg.eigh(hessian)
     factor = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
     return OutputExpansion(loss.detach(), _unit_directions(scores, False), gradient.detach(), factor)
