@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fairtrim import InputError
 from fairtrim.expansion import SampleLoss, expand_outputs, softmax_factor
+from fairtrim.losses import negative_margin
 
 
 def _gram(expansion: object) -> Tensor:
@@ -77,14 +78,10 @@ def test_expansion_equals_autograd(name: str) -> None:
         torch.testing.assert_close(_gram(expansion)[n], _projected(stacked[n], hessian), rtol=1e-9, atol=1e-12)
 
 
-def _hinge(scores: Tensor, target: Tensor) -> Tensor:
-    return F.multi_margin_loss(scores, target, margin=9.0)
-
-
 @pytest.mark.parametrize(
     ("loss_fn", "target"),
-    [(F.l1_loss, torch.randn(5, 4, dtype=torch.float64)), (_hinge, torch.tensor([0, 3, 2, 2, 1]))],
-    ids=["absolute error", "hinge"],
+    [(F.l1_loss, torch.randn(5, 4, dtype=torch.float64)), (negative_margin, torch.tensor([0, 3, 2, 2, 1]))],
+    ids=["absolute error", "margin"],
 )
 def test_a_loss_that_is_linear_in_the_scores_takes_one_direction(loss_fn: Any, target: Tensor) -> None:
     scores = torch.randn(5, 4, dtype=torch.float64)
@@ -94,6 +91,14 @@ def test_a_loss_that_is_linear_in_the_scores_takes_one_direction(loss_fn: Any, t
         slope = torch.func.grad(lambda f, n=n: loss_fn(f[None], target[n : n + 1]))(scores[n])
         torch.testing.assert_close(expansion.slope[n] * direction[n], slope)
     assert expansion.factor.abs().max() == 0
+
+
+def test_a_loss_without_second_derivatives_takes_the_empirical_curvature() -> None:
+    scores, target = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 2, 2, 1])
+    loss = SampleLoss(F.multi_margin_loss)
+    with pytest.raises(InputError, match=r"can't be differentiated twice.*curvature='empirical'"):
+        expand_outputs(scores, target, loss, "exact")
+    assert len(expand_outputs(scores, target, loss, "empirical").directions) == 1
 
 
 def _lifted(directions: Tensor, slope: Tensor) -> Tensor:

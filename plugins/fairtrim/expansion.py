@@ -227,5 +227,8 @@ def expand_outputs(
 def _row(slope: Tensor, scores: Tensor) -> Tensor:
     if not slope.requires_grad:  # a loss that is linear in this score
         return torch.zeros_like(scores)
-    (row,) = torch.autograd.grad(slope.sum(), scores, retain_graph=True, allow_unused=True)
+    try:
+        (row,) = torch.autograd.grad(slope.sum(), scores, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise InputError(f"the loss can't be differentiated twice ({error}); use curvature='empirical'") from error
     return torch.zeros_like(scores) if row is None else row
