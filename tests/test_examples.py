@@ -40,6 +40,16 @@ def test_existing_script(tmp_path: Path) -> None:
     assert float(text.rsplit(":", 1)[1]) == 0
 
 
+@pytest.mark.slow
+def test_colored_digits(tmp_path: Path) -> None:
+    text = _run("colored_digits.py", "--share", "0.05", "--ratio", "0.5", cwd=tmp_path)
+    assert (tmp_path / "colored_digits.png").stat().st_size > 10_000
+    unbiased = {name: float(value) for name, value in re.findall(r"(\w+) +(0\.\d+) +0\.\d+ +0\.\d+$", text, re.M)}
+    assert set(unbiased) == {"ERM", "magnitude", "Taylor", "DENP", "DCWP", "oracle"}
+    assert 0.3 < unbiased["ERM"] < 0.9
+    assert unbiased["oracle"] > unbiased["magnitude"]
+
+
 def test_help_and_wrong_argument() -> None:
     assert "--ratio" in _run("prune_adult.py", "--help", cwd=ROOT)
     script = str(ROOT / "examples" / "prune_adult.py")

@@ -9,8 +9,17 @@ from .channels import ChannelGroup, ChannelPlace, ParameterPlace
 from .checkpoint import load_pruned, save_pruned
 from .damage import DamageTable, collect_damage
 from .errors import FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from .mining import (
+    EpochEnsemble,
+    GeneralizedCrossEntropyMiner,
+    LossMiner,
+    MinedSamples,
+    Miner,
+    MisclassifiedMiner,
+)
 from .predictions import Predictions, predict
 from .recalibration import recalibrate_batchnorm
+from .training import fine_tune
 
 __version__ = "0.1.0"
 
@@ -18,14 +27,21 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlace",
     "DamageTable",
+    "EpochEnsemble",
     "FairtrimError",
+    "GeneralizedCrossEntropyMiner",
     "InputError",
+    "LossMiner",
+    "MinedSamples",
+    "Miner",
+    "MisclassifiedMiner",
     "NotFittedError",
     "ParameterPlace",
     "Predictions",
     "StaleTableError",
     "UnsupportedModelError",
     "collect_damage",
+    "fine_tune",
     "load_pruned",
     "predict",
     "recalibrate_batchnorm",

@@ -16,6 +16,7 @@ from .errors import InputError, UnsupportedModelError
 __all__ = [
     "Batch",
     "ForwardFunction",
+    "as_target",
     "check_independent_samples",
     "class_scores",
     "iterate_batches",
@@ -107,7 +108,19 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _as_target(target: Any, index: int) -> Tensor:
+def as_target(target: Any, index: int) -> Tensor:
+    """The target of a batch as a tensor.
+
+    Args:
+        target: A tensor or what makes one.
+        index: Number of the batch, for the message.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InputError: It makes none.
+    """
     if isinstance(target, Tensor):
         return target
     try:
@@ -161,7 +174,7 @@ def iterate_batches(
                 f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive)"
             )
         inputs, target = entry[0], entry[1]
-        target = _as_target(target, index)
+        target = as_target(target, index)
         if target.ndim == 0:
             raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
         if len(target) == 0:

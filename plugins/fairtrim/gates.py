@@ -271,13 +271,20 @@ def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapp
                 if place.side == "input":
 
                     def before(
-                        module: nn.Module, args: tuple[Any, ...], group: ChannelGroup = group, number: int = number
-                    ) -> tuple[Any, ...]:
+                        module: nn.Module,
+                        args: tuple[Any, ...],
+                        kwargs: dict[str, Any],
+                        group: ChannelGroup = group,
+                        number: int = number,
+                    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
                         # query, key and value of attention hold the same channels
                         n_gated = 3 if isinstance(module, nn.MultiheadAttention) else 1
-                        return (*(gated(value, group, number) for value in args[:n_gated]), *args[n_gated:])
+                        names = list(inspect.signature(module.forward).parameters)[len(args) : n_gated]
+                        by_name = {name: gated(kwargs[name], group, number) for name in names if name in kwargs}
+                        positional = (*(gated(value, group, number) for value in args[:n_gated]), *args[n_gated:])
+                        return positional, {**kwargs, **by_name}
 
-                    handles.append(module.register_forward_pre_hook(before))
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 else:
 
                     def after(

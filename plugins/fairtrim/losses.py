@@ -123,7 +123,9 @@ def contrastive_loss(
         raise InputError(f"temperature={temperature}; expected a positive number")
     if positives not in ("conflicting", "either"):
         raise InputError(f"positives={positives!r}; expected 'conflicting' or 'either'")
-    z = F.normalize(features.to(torch.promote_types(torch.float32, features.dtype)), dim=1)
+    features = features.to(torch.promote_types(torch.float32, features.dtype))
+    norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    z = features / norms.masked_fill(norms == 0, 1)  # no direction, and no slope of 1/eps
     others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     b = conflicting.bool()
     attract = b.expand(len(z), -1) if positives == "conflicting" else b.unsqueeze(0) | b.unsqueeze(1)

@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 from .channel_importance import ChannelImportance, CollectOptions
+from .gradual import AccumulatedConfidence, gradual_channel_pruning
 from .importance import (
     DamageImportance,
     GroupSaliencyImportance,
@@ -26,20 +27,29 @@ from .importance import (
     TailRiskImportance,
     WorstGroupImportance,
 )
+from .recipes import RecipeResult, dcwp, denp
 from .registry import IMPORTANCES, register, register_importance
 from .report import PruningReport
+from .unlabelled import AccumulatedConfidenceImportance, ContrastiveImportance
 
 __all__ = [
     "IMPORTANCES",
+    "AccumulatedConfidence",
+    "AccumulatedConfidenceImportance",
     "ChannelImportance",
     "CollectOptions",
+    "ContrastiveImportance",
     "DamageImportance",
     "GroupSaliencyImportance",
     "MeanDamageImportance",
     "PruningReport",
+    "RecipeResult",
     "ShareBalancedImportance",
     "TailRiskImportance",
     "WorstGroupImportance",
+    "dcwp",
+    "denp",
+    "gradual_channel_pruning",
     "register",
     "register_importance",
 ]

@@ -267,7 +267,8 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         if not hasattr(self, "selection_"):
             raise NotFittedError("nothing to report: the importance was not fitted")
         removed = self._graph.pruning_history()[self._history_length :]
-        return pruning_report(self._table, self.selection_, self.plan_, removed, self._rule)
+        unknown = self.normalizer is not None and self.plan_.shared_ranking
+        return pruning_report(self._table, self.selection_, self.plan_, removed, {} if unknown else self._rule)
 
     def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
         """Prune only what has a negative score, whatever the pruner's ratio.

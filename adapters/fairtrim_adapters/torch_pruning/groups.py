@@ -45,7 +45,7 @@ class Root:
 
 
 def repair_split_offsets(graph: tp.DependencyGraph) -> bool:
-    """Bring the graph's splits up to date after a step.
+    """Bring the graph's splits in order, and up to date after a step.
 
     Torch-Pruning 1.6 updates the sizes of a split but not the offsets that map its channels (``SplitPruner`` sets
     them on itself), so that a second step would map channels to the wrong layers or out of range.
@@ -56,12 +56,34 @@ def repair_split_offsets(graph: tp.DependencyGraph) -> bool:
     Returns:
         Whether anything was out of date.
     """
-    changed = False
+    changed = _order_splits(graph)
     for node in graph.module2node.values():
         if node.type == tp.ops.OPTYPE.SPLIT and node.module.split_sizes is not None:
             offsets = [0, *np.cumsum(node.module.split_sizes).tolist()]
             changed |= node.module.offsets != offsets
             node.module.offsets = offsets
+    return changed
+
+
+def _order_splits(graph: tp.DependencyGraph) -> bool:
+    """Put the outputs of a split in the order of its parts.
+
+    Torch-Pruning 1.6 lists them as its walk from the network's output meets them, so that the channels of one part were
+    mapped to the consumers of another. Left alone where a consumer takes several parts.
+    """
+    changed = False
+    for node in graph.module2node.values():
+        if node.type != tp.ops.OPTYPE.SPLIT or node.module.split_sizes is None:
+            continue
+        parts: list[int | None] = []
+        for output in node.outputs:
+            edges = getattr(output.grad_fn, "next_functions", ())
+            numbers = [number for function, number in edges if function is node.grad_fn]
+            parts.append(numbers[0] if len(numbers) == 1 else None)
+        if None in parts or parts == sorted(parts):  # type: ignore[type-var]
+            continue
+        node.outputs[:] = [node.outputs[k] for k in np.argsort(np.array(parts, dtype=np.int64))]
+        changed = True
     return changed
 
 

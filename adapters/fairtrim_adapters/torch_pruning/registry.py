@@ -17,6 +17,7 @@ from .importance import (
     TailRiskImportance,
     WorstGroupImportance,
 )
+from .unlabelled import AccumulatedConfidenceImportance, ContrastiveImportance
 
 __all__ = ["IMPORTANCES", "register", "register_importance"]
 
@@ -78,7 +79,7 @@ def register() -> dict[str, type[Any]]:
     Example:
         >>> import torch_pruning as tp
         >>> sorted(register())[:2]
-        ['group-saliency', 'mean-damage']
+        ['accumulated-confidence', 'contrastive']
         >>> tp.importance.WorstGroupImportance.__name__
         'WorstGroupImportance'
     """
@@ -96,3 +97,5 @@ register_importance("mean-damage")(MeanDamageImportance)
 register_importance("worst-group")(WorstGroupImportance)
 register_importance("tail-risk")(TailRiskImportance)
 register_importance("share-balanced")(ShareBalancedImportance)
+register_importance("accumulated-confidence")(AccumulatedConfidenceImportance)
+register_importance("contrastive")(ContrastiveImportance)

@@ -23,7 +23,7 @@ class PruningReport:
 
     Attributes:
         layers: One row a dependency group: layer, before, asked (what ratio and ranking, or the rule, ask of it),
-            removed, kept, skipped.
+            removed, kept, skipped. Where a normalizer changes the ranking between layers it isn't known what is asked.
         predicted: One row a sensitive group: people, loss before, predicted change of the mean loss; empty without a
             damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
@@ -76,17 +76,17 @@ def pruning_report(
         name = module if of_outputs else f"{module} (input)"
         if name in removed:
             removed[name].update(plan.roots[name].units[np.asarray(channels, dtype=np.int64)].tolist())
-    asked = _asked(selection, plan) if rule is None else dict(rule)
+    asked = _asked(selection, plan) if rule is None else rule
     layers = pd.DataFrame(
         {
             "layer": [group.name for group in plan.groups],
             "before": [group.size for group in plan.groups],
-            "asked": [asked[group.name] for group in plan.groups],
+            "asked": pd.array([asked.get(group.name) for group in plan.groups], dtype="Int64"),
             "removed": [len(removed[group.name]) for group in plan.groups],
         }
     )
     layers["kept"] = layers["before"] - layers["removed"]
-    layers["skipped"] = (layers["asked"] > 0) & (layers["removed"] == 0) & bool(history)
+    layers["skipped"] = ((layers["asked"] > 0) & (layers["removed"] == 0) & bool(history)).fillna(False).astype(bool)
     return PruningReport(layers, _predicted(table, removed), plan.unscored)
 
 

@@ -1,0 +1,208 @@
+"""Gradual channel pruning by Torch-Pruning, level by level, for accumulated confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from fairtrim import InputError
+from fairtrim import accumulated_confidence as core
+from fairtrim.accumulated_confidence import GradualPruning
+from fairtrim.batches import ForwardFunction, class_scores, model_device
+from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.samples import IndexedSamples
+from fairtrim.training import FeatureTap
+
+from .groups import repair_split_offsets
+from .plan import plan_of_pruner
+
+__all__ = ["AccumulatedConfidence", "gradual_channel_pruning", "pruner_of_levels"]
+
+Criterion = Literal["random", "magnitude"] | Callable[[nn.Module, IndexedSamples], tp.importance.Importance]
+
+
+class _RandomImportance(tp.importance.Importance):  # type: ignore[misc]
+    """Random scores from a generator of its own; the host's draws from the global one."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def __call__(self, group: tp.Group) -> Tensor:
+        return torch.rand(len(group[0].idxs), generator=self._generator)
+
+
+def _importance(
+    criterion: Criterion, model: nn.Module, samples: IndexedSamples, generator: torch.Generator
+) -> tp.importance.Importance:
+    if criterion == "random":
+        return _RandomImportance(generator)
+    if criterion == "magnitude":
+        return tp.importance.GroupMagnitudeImportance()
+    if not callable(criterion):
+        raise InputError(
+            f"criterion={criterion!r}; expected 'random', 'magnitude' or a function (model, samples) -> importance"
+        )
+    return criterion(model, samples)
+
+
+def pruner_of_levels(
+    model: nn.Module,
+    samples: IndexedSamples,
+    levels: Sequence[float],
+    importance: tp.importance.Importance | None,
+    *,
+    ignored_layers: Sequence[str] = (),
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    whole_layers: bool = False,
+    **options: Any,
+) -> tp.pruner.BasePruner:
+    """A pruner of the host whose steps lead from level to level.
+
+    Args:
+        model: The network.
+        samples: Where an example input comes from.
+        levels: Shares of the channels, increasing; one step each.
+        importance: The importance.
+        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        whole_layers: Whether the levels may be too high for a layer, because something else decides.
+        options: Further arguments of ``BasePruner``, such as ``global_pruning``; where those have layers for keys
+            (``num_heads``, ``pruning_ratio_dict``), names of layers, because it is a copy that is pruned.
+
+    Returns:
+        The pruner.
+
+    Raises:
+        InputError: A layer is unknown, or a level leaves a layer without channels.
+    """
+    modules = dict(model.named_modules())
+    unknown = [name for name in ignored_layers if name not in modules]
+    if unknown:
+        raise InputError(f"ignored_layers names {unknown}, not modules of the network; expected names, e.g. 'blocks.2'")
+    with preserved_random_state():
+        _, batch = next(iter(samples.in_order(model_device(model))))
+    tap = FeatureTap(model)
+    with preserved_random_state(), preserved_model(model), torch.no_grad(), tap.attached():
+        scores = class_scores(model, batch, forward_fn, output_transform)
+        head = tap.head(scores)
+    ignored = [modules[name] for name in dict.fromkeys([*ignored_layers, *([head] if head else [])])]
+    inputs = batch.inputs[:2] if isinstance(batch.inputs, Tensor) else batch.inputs
+    with preserved_random_state(), preserved_model(model):
+        pruner = tp.pruner.BasePruner(
+            model,
+            inputs,
+            importance=importance,
+            pruning_ratio=levels[-1],
+            iterative_steps=len(levels),
+            # other ratios than the whole network's, of single layers, are reached in proportion
+            iterative_pruning_ratio_scheduler=lambda ratio, _: [0.0, *(k * (ratio / levels[-1]) for k in levels)],
+            ignored_layers=ignored,
+            forward_fn=forward_fn,
+            output_transform=output_transform,
+            **{"in_channel_groups": {}, "out_channel_groups": {}, "num_heads": {}, **_by_layer(options, modules)},
+        )
+    if not pruner.global_pruning and not whole_layers:
+        small = {
+            group.name: group.size for group in plan_of_pruner(pruner).groups if int(group.size * (1 - levels[-1])) < 1
+        }
+        if small:
+            raise InputError(
+                f"level {levels[-1]} leaves no channel of the layers {small} (name: channels); expected a lower ratio "
+                "(or lower levels= of AccumulatedConfidence), global_pruning=True, or those layers in ignored_layers"
+            )
+    return pruner
+
+
+def _by_layer(options: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Options of the host, names of layers replaced by the layers."""
+    own = set(modules.values())
+
+    def layer(option: str, name: Any) -> Any:
+        if isinstance(name, tuple):
+            return tuple(layer(option, entry) for entry in name)
+        if isinstance(name, nn.Module) and name in own:
+            return name
+        if name not in modules:
+            got = type(name).__name__ if isinstance(name, nn.Module) else repr(name)
+            raise InputError(
+                f"pruner_options: {option} has the key {got}; expected names of the network's layers, e.g. 'blocks.2', "
+                "because a copy of the network is pruned"
+            )
+        return modules[name]
+
+    return {
+        option: {layer(option, name): entry for name, entry in value.items()} if isinstance(value, Mapping) else value
+        for option, value in options.items()
+    }
+
+
+def gradual_channel_pruning(
+    criterion: Criterion = "random",
+    *,
+    ignored_layers: Sequence[str] = (),
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    **options: Any,
+) -> GradualPruning:
+    """Torch-Pruning as the ``prune`` of ``fairtrim.accumulated_confidence.AccumulatedConfidence``.
+
+    Args:
+        criterion: ``"random"``, ``"magnitude"``, or a function that makes an importance for a network.
+        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        options: Further arguments of ``BasePruner``, such as ``global_pruning``.
+
+    Returns:
+        The function.
+    """
+
+    def prune(
+        model: nn.Module, samples: IndexedSamples, levels: Sequence[float], generator: torch.Generator
+    ) -> Iterator[float]:
+        pruner = pruner_of_levels(
+            model,
+            samples,
+            levels,
+            _importance(criterion, model, samples, generator),
+            ignored_layers=ignored_layers,
+            forward_fn=forward_fn,
+            output_transform=output_transform,
+            **options,
+        )
+        for level in levels:
+            repair_split_offsets(pruner.DG)
+            pruner.step()
+            yield level
+
+    return prune
+
+
+class AccumulatedConfidence(core.AccumulatedConfidence):
+    """Accumulated confidence (DENP, a reconstruction), its network pruned by Torch-Pruning.
+
+    Args:
+        criterion: Which channels go: ``"random"``, ``"magnitude"`` or a function (model, samples) -> importance.
+        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
+        pruner_options: Further arguments of ``BasePruner``.
+        options: As for ``fairtrim.accumulated_confidence.AccumulatedConfidence``: ``levels``, ``epochs``,
+            ``learning_rate``, ``loss_fn``, ``accumulate``, ``seed``, ``forward_fn``, ``output_transform``.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion = "random",
+        *,
+        ignored_layers: Sequence[str] = (),
+        pruner_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        shared = {key: options[key] for key in ("forward_fn", "output_transform") if key in options}
+        prune = gradual_channel_pruning(criterion, ignored_layers=ignored_layers, **shared, **(pruner_options or {}))
+        super().__init__(prune=prune, **options)

@@ -1,0 +1,199 @@
+"""Importances that need no sensitive features: they take the samples that a miner found bias-conflicting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fairtrim import DamageTable, InputError, collect_damage
+from fairtrim.batches import model_device
+from fairtrim.contrastive_gates import ContrastiveObjective, Cost, channel_costs, gate_slopes, learn_gates
+from fairtrim.criteria import Criterion, GroupSaliency
+from fairtrim.losses import negative_margin
+from fairtrim.mining import MinedSamples, require_some_mined
+from fairtrim.preservation import preserved_random_state
+from fairtrim.samples import IndexedSamples
+from fairtrim.selection import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
+
+from .channel_importance import ChannelImportance
+from .plan import PruningPlan
+
+__all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance"]
+
+
+def _flags(mined: MinedSamples | Tensor) -> Tensor:
+    return (mined.conflicting() if isinstance(mined, MinedSamples) else mined).bool().cpu()
+
+
+class ContrastiveImportance(ChannelImportance):
+    """DCWP at the level of channels: learned gates, or the first-order form of the same loss (arXiv 2210.05247).
+
+    The score of ``form="gates"`` is the gate's logit π, so that ``negative_groups(pruner)`` prunes exactly the closed
+    gates. Each fit of an iterative pruner learns the gates anew.
+
+    Args:
+        mined: What a miner found, or the flags b by index in the loader's dataset, (N,).
+        form: ``"gates"``, ``"first-order"`` (−∂L/∂z, signed) or ``"first-order-magnitude"`` (its absolute value).
+        upweight: Sampling weight of the mined samples.
+        contrastive_weight: λ_con.
+        iterations: Of the gates' training; 2000 in the authors' code.
+        learning_rate: Of the gates.
+        cost: ``"channels"`` (each the same), ``"parameters"`` or ``"macs"``.
+        cost_weight: λ, what closing every gate is worth in units of the loss.
+        feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
+        seed: Of the draws.
+        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+
+    Attributes:
+        selection_: Order and scores of the last fit; its ``change`` is π, or the slope.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        mined: MinedSamples | Tensor,
+        *,
+        form: Literal["gates", "first-order", "first-order-magnitude"] = "gates",
+        upweight: float = 80.0,
+        contrastive_weight: float = 0.05,
+        iterations: int = 2000,
+        learning_rate: float = 1e-2,
+        cost: Literal["channels"] | Cost = "channels",
+        cost_weight: float = 0.1,
+        feature_layer: str | None = None,
+        seed: int = 0,
+        **arguments: Any,
+    ) -> None:
+        if form not in ("gates", "first-order", "first-order-magnitude"):
+            raise InputError(f"form={form!r}; expected 'gates', 'first-order' or 'first-order-magnitude'")
+        if cost not in ("channels", "parameters", "macs"):
+            raise InputError(f"cost={cost!r}; expected 'channels', 'parameters' or 'macs'")
+        super().__init__(**arguments)
+        self.mined, self.form, self.cost, self.cost_weight = mined, form, cost, cost_weight
+        self.upweight, self.contrastive_weight = upweight, contrastive_weight
+        self.iterations, self.learning_rate, self.seed = iterations, learning_rate, seed
+        self.feature_layer = feature_layer
+
+    def _rank(
+        self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> tuple[Selection, DamageTable | None]:
+        if options.get("max_batches") is not None:
+            raise InputError("max_batches has no meaning here: the samples are drawn by weight; set iterations=")
+        samples = IndexedSamples(loader)
+        given = {key: options[key] for key in ("loss_fn", "forward_fn", "output_transform") if key in options}
+        objective = ContrastiveObjective(
+            conflicting=_flags(self.mined),
+            upweight=self.upweight,
+            contrastive_weight=self.contrastive_weight,
+            feature_layer=self.feature_layer,
+            **given,
+        )
+        generator = torch.Generator().manual_seed(self.seed)
+        progress = bool(options.get("progress", True))
+        if self.form == "gates":
+            costs = None
+            if self.cost != "channels":
+                with preserved_random_state():
+                    _, batch = next(iter(samples.in_order(model_device(model))))
+                costs = channel_costs(model, plan.groups, batch, self.cost, forward_fn=options.get("forward_fn"))
+            values = learn_gates(
+                model,
+                samples,
+                plan.groups,
+                objective,
+                iterations=self.iterations,
+                learning_rate=self.learning_rate,
+                cost_weight=self.cost_weight,
+                costs=costs,
+                generator=generator,
+                progress=progress,
+            )
+        else:
+            values = gate_slopes(model, samples, plan.groups, objective, generator=generator, progress=progress)
+        of_channels = torch.cat([values[group.name] for group in plan.groups])
+        if self.form == "first-order-magnitude":
+            of_channels = of_channels.abs()
+        return ranked(of_channels, plan.columns, pools=plan.pools, floors=plan.floors), None
+
+    def _negative(self) -> Tensor:
+        plan = self.plan_
+        free = ranked(self.selection_.change, plan.columns, pools=[Pool(tuple(plan.columns.sizes))], floors=plan.floors)
+        return negative_columns(plan.columns, free, plan.floors, joint=False)
+
+
+class AccumulatedConfidenceImportance(ChannelImportance):
+    """Damage to the mined samples against damage to the others, as a damage table with sample weights (DENP's use (c)).
+
+    A reconstruction. The two groups are the mined and the other samples; the loss is the negative logit margin, which
+    has a slope on memorised samples where cross-entropy has none. It is linear in the scores, so the damage is first
+    order only, signed, and joint selection adds nothing; with ``loss_fn=torch.nn.functional.cross_entropy`` it does.
+
+    Args:
+        mined: What a miner found, or the flags b by index in the loader's dataset, (N,).
+        beta: Weight of the damage to the other samples: the score is Δ_mined − β Δ_others.
+        criterion: In place of that: any criterion of the two groups ``"conflicting"`` and ``"others"``.
+        selection: ``"joint"`` or ``"single"``.
+        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+
+    Attributes:
+        selection_: Order and scores of the last fit.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        mined: MinedSamples | Tensor,
+        *,
+        beta: float = 0.3,
+        criterion: Criterion | None = None,
+        selection: Literal["joint", "single"] = "joint",
+        **arguments: Any,
+    ) -> None:
+        if selection not in ("joint", "single"):
+            raise InputError(f"selection={selection!r}; expected 'joint' or 'single'")
+        super().__init__(**arguments)
+        self.mined, self.selection = mined, selection
+        self.criterion = criterion if criterion is not None else GroupSaliency("others", "conflicting", beta)
+
+    def _rank(
+        self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> tuple[Selection, DamageTable | None]:
+        samples, flags = IndexedSamples(loader), _flags(self.mined)
+        require_some_mined(flags)
+        if len(flags) != samples.n_samples:
+            raise InputError(
+                f"{len(flags)} mined flags for {samples.n_samples} samples; expected one for each sample of the "
+                "loader's dataset: mine with the same dataset"
+            )
+
+        def weighted() -> Iterator[tuple[Any, Tensor, dict[str, list[str]]]]:
+            for indices, batch in samples.in_order(model_device(model)):
+                names = ["conflicting" if flag else "others" for flag in flags[indices].tolist()]
+                yield batch.inputs, batch.target, {"mined": names}
+
+        table = collect_damage(
+            model,
+            weighted(),
+            plan.groups,
+            interactions=self.selection == "joint",
+            curvature="exact",
+            **{"loss_fn": negative_margin, **options},
+        )
+        return self._select(table, plan, plan.pools), table
+
+    def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
+        select = joint_selection if self.selection == "joint" else single_selection
+        return select(table, self.criterion, pools=pools, floors=plan.floors)
+
+    def _negative(self) -> Tensor:
+        plan, table = self.plan_, self._table
+        assert table is not None
+        selection = self._select(table, plan, (Pool(tuple(table.sizes)),))
+        return negative_columns(plan.columns, selection, plan.floors, joint=self.selection == "joint")

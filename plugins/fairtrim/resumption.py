@@ -1,0 +1,133 @@
+"""Where a recipe keeps what it has finished, so that it can be taken up again: safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import InputError
+
+__all__ = ["Progress", "Resumption", "fingerprint"]
+
+FORMAT, VERSION = "fairtrim-recipe", 1
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a network's tensors, to tell whether a run began from the same one.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Hexadecimal digits.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> fingerprint(network) == fingerprint(network)
+        True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run had finished.
+
+    Attributes:
+        step: Number of finished steps.
+        data: Whatever JSON can hold.
+        tensors: By name.
+    """
+
+    step: int
+    data: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class Resumption:
+    """One file in a folder, replaced whole after every step.
+
+    Args:
+        folder: Where, or None to keep nothing.
+        settings: What must be the same for a run to go on: arguments, and what it started from.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Resumption(folder, {"seed": 0}).save(1, {"note": "a"}, {"scores": torch.ones(2)})
+        ...     Resumption(folder, {"seed": 0}).load().step
+        1
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
+        self._path = None if folder is None else Path(folder) / "progress.safetensors"
+        self._settings = json.loads(json.dumps(dict(settings)))
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> Progress | None:
+        """What was finished, or None.
+
+        Returns:
+            The progress.
+
+        Raises:
+            InputError: The file is damaged, of another version, or of a run with other settings.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"{self._path} is damaged: {error}; delete it to begin again") from error
+        if not isinstance(header, dict) or header.get("version") != VERSION:
+            raise InputError(
+                f"{self._path} is no progress of this release (version {VERSION}); delete it to begin again"
+            )
+        before = header["settings"]
+        differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
+        if differs:
+            raise InputError(
+                f"{self._path} is of a run with another {', '.join(differs)}; use another folder, or delete it to "
+                "begin again"
+            )
+        return Progress(int(header["step"]), header["data"], tensors)
+
+    def save(self, step: int, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Replace the file, completely or not at all.
+
+        Args:
+            step: Number of finished steps.
+            data: Whatever JSON can hold.
+            tensors: By name.
+        """
+        if self._path is None:
+            return
+        header = {"version": VERSION, "settings": self._settings, "step": step, "data": dict(data)}
+        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".progress.")
+        os.close(handle)
+        try:
+            stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            save_file(stored, temporary, metadata={FORMAT: json.dumps(header)})
+            Path(temporary).replace(self._path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                Path(temporary).unlink()
+            raise
