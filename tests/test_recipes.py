@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import random
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import torch_pruning as tp
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,7 +34,7 @@ from fairtrim_adapters.torch_pruning import (
     RecipeResult,
     dcwp,
     denp,
-    recipes,
+    sparse_run,
 )
 from fairtrim_adapters.torch_pruning.gradual import pruner_of_levels
 
@@ -60,7 +62,7 @@ class FixedMiner(Miner):
     def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         self.calls += 1
         target = torch.tensor([int(loader.dataset[n][1]) for n in range(len(self.flags))])
-        scores = self.flags.double() + torch.linspace(0, 0.5, len(self.flags), dtype=torch.float64)
+        scores = (self.flags.double() + torch.linspace(0, 0.5, len(self.flags), dtype=torch.float64)) / 1.5
         return MinedSamples(scores, target, self.flags)
 
 
@@ -186,7 +188,7 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
         if online and step < 3:
             fine_tune(mine, samples, learning_rate=0.01, generator=generator, progress=False)
             ac = 1 - mined.scores
-            n_terms = recipes._MINED_TERMS + step
+            n_terms = 1 + step
             ac = (n_terms * ac + label_probabilities(mine, samples)[0]) / (n_terms + 1)
             mined = replace(mined, scores=1 - ac, cut=None)
         b = mined.conflicting(**cut)
@@ -293,7 +295,7 @@ def test_scores_that_no_layer_gives(recipe: str) -> None:
     model = Classifier()
     options = {"contrastive_weight": 0.1}
     before = Snapshot(model)
-    with pytest.raises(UnsupportedModelError, match=r"ignored_layers=\[model\.classifier\]"):
+    with pytest.raises(UnsupportedModelError, match="add 'classifier' to ignored_layers"):
         _run(recipe, model, **options)
     with pytest.raises(UnsupportedModelError, match="feature_layer="):
         _run(recipe, model, ignored_layers=["classifier"], **options)
@@ -375,7 +377,7 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
             raise CutShortError
         return core_training.fine_tune(*arguments, **options)
 
-    monkeypatch.setattr(recipes, "fine_tune", failing)
+    monkeypatch.setattr(sparse_run, "fine_tune", failing)
     return calls
 
 
@@ -386,7 +388,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "denp, local": ("denp", "plain", {"pruning_ratio": 0.4}, 3),
     "denp, split": ("denp", "split", {"pruning_ratio": 0.4}, 3),
     "dcwp": ("dcwp", "mlp", {}, 1),
-    "dcwp, closed gates": ("dcwp", "residual", {"pruning_ratio": None, "cost_weight": 0.0, "upweight": 5.0}, 1),
+    "dcwp, closed gates": ("dcwp", "residual", {"pruning_ratio": None, "cost_weight": 3.0, "upweight": 5.0}, 1),
 }
 
 
@@ -414,7 +416,8 @@ def test_run_that_was_cut_short_goes_on(run: str, call: int, tmp_path: Path, mon
     _assert_same(_run(recipe, model, loader, **again), whole)  # finished: nothing is done
     assert len(calls) == n_calls - (call - 1) + done_twice and miner.calls == 1
     before.assert_unchanged()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["progress.safetensors"]
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert files == ["mined.safetensors", "progress.safetensors"]
 
 
 def _first_order(flags: Tensor) -> ContrastiveImportance:
@@ -627,3 +630,112 @@ def test_arguments_of_one_recipe() -> None:
     with pytest.raises(InputError, match=r"level 0.8.* leaves no channel"):
         small = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
         _run("denp", small, miner=AccumulatedConfidence(levels=(0.4, 0.8)))
+
+
+# What a review found ---------------------------------------------------------------------------------------
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    for layer in (model[0], model[1]):
+        layer.requires_grad_(False)
+    sparse = _run("denp", model, pruning_ratio=0.5).model
+    assert [p.requires_grad for p in sparse.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert int(sparse[1].num_batches_tracked) == 0
+    kept = [c for c in range(8) if any(torch.equal(model[0].weight[c], row) for row in sparse[0].weight)]
+    assert len(kept) == sparse[0].out_features == 4  # rows of the frozen layer, unchanged
+    model.requires_grad_(False)
+    with pytest.raises(InputError, match="every parameter is frozen"):
+        _run("denp", model, pruning_ratio=0.5)
+
+
+class Softmaxed(nn.Module):
+    """Its scores are no linear layer's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(2, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log_softmax(self.fc(input=self.body(x).relu()), 1)
+
+
+@pytest.mark.parametrize("global_pruning", [False, True])
+def test_layer_of_the_scores_is_never_pruned(global_pruning: bool) -> None:
+    options = {"pruner_options": {"global_pruning": global_pruning}}
+    with pytest.raises(UnsupportedModelError, match="add 'fc' to ignored_layers"):
+        _run("denp", Softmaxed(), **options)
+    assert _run("denp", Softmaxed(), ignored_layers=["fc"], **options).model.fc.out_features == 2
+
+
+@pytest.mark.parametrize("recipe", ["denp", "dcwp"])
+def test_features_are_looked_for_before_anything_is_mined(recipe: str) -> None:
+    miner = FixedMiner()
+    with pytest.raises(UnsupportedModelError, match="feature_layer="):
+        _run(recipe, Softmaxed(), ignored_layers=["fc"], contrastive_weight=0.1, miner=miner)
+    assert miner.calls == 0
+    _run(recipe, Softmaxed(), ignored_layers=["fc"], contrastive_weight=0.1, feature_layer="fc")
+
+
+@pytest.mark.parametrize("recipe", ["denp", "dcwp"])
+def test_batchnorm_is_recalibrated_where_nothing_is_fine_tuned(recipe: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    epochs = {"epochs": 0} | ({"final_epochs": 0} if recipe == "denp" else {})
+    sparse = _run(recipe, model, pruning_ratio=0.5, **epochs).model
+    x, _ = (torch.stack(column) for column in zip(*_data().dataset, strict=True))
+    torch.testing.assert_close(sparse[1].running_mean, sparse[0](x).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_run_with_other_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, model = _data(), _mlp()
+    _run("denp", model, loader, folder=tmp_path)
+    x, y = loader.dataset.tensors
+    permuted = DataLoader(TensorDataset(x.flip(0), y.flip(0)), batch_size=16, shuffle=True)
+    with pytest.raises(InputError, match="saw other samples"):
+        _run("denp", model, permuted, folder=tmp_path)
+    with pytest.raises(InputError, match="another batch_size"):
+        _run("denp", model, DataLoader(loader.dataset, batch_size=8), folder=tmp_path)
+
+
+def test_edited_progress_is_refused(tmp_path: Path) -> None:
+    resumption = Resumption(tmp_path, {"seed": 0})
+    resumption.save(1, {"rows": []}, {"flags": torch.tensor([True, False])})
+    path = tmp_path / "progress.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["fairtrim-recipe"])
+    for changed, flags in ((header, [False, True]), ({**header, "step": 9}, [True, False])):
+        save_file({"flags": torch.tensor(flags)}, path, metadata={"fairtrim-recipe": json.dumps(changed)})
+        with pytest.raises(InputError, match="was changed since it was written"):
+            resumption.load()
+
+
+def test_mining_is_kept_when_the_cut_is_wrong(tmp_path: Path) -> None:
+    miner = FixedMiner()
+    with pytest.raises(InputError, match=r"no sample.*cut=\{'share_per_class': ...\}"):
+        _run("denp", _mlp(), folder=tmp_path, miner=miner, cut={"threshold": 2.0})
+    _run("denp", _mlp(), folder=tmp_path, miner=miner, cut={"share_per_class": 0.1})
+    assert miner.calls == 1
+
+
+def test_heads_are_counted_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["separate heads"]
+    loader, model = _case_data(case), case.model()
+    heads = {"num_heads": {"query": 2, "key": 2, "value": 2}, "prune_num_heads": True, "head_pruning_ratio": 0.5}
+    options = {"pruner_options": {**heads, "prune_head_dims": False}, "pruning_ratio": 0.4, "feature_layer": "head"}
+    whole = _run("denp", model, loader, **options)
+    with monkeypatch.context() as patch:
+        _cut_short(patch, 2)
+        with pytest.raises(CutShortError):
+            _run("denp", model, loader, folder=tmp_path, **options)
+    _assert_same(_run("denp", model, loader, folder=tmp_path, **options), whole)
+
+
+def test_no_closed_gate_is_said() -> None:
+    with pytest.warns(UserWarning, match="no gate is closed"):
+        _run("dcwp", _mlp(), pruning_ratio=None, cost_weight=0.0, iterations=1, gate_learning_rate=1e-3)
+
+
+def test_a_kind_of_layer_is_no_name_of_a_layer() -> None:
+    """``customized_pruners`` of the host has classes for keys."""
+    options = {"pruner_options": {"customized_pruners": {nn.GRU: type(tp.prune_linear_out_channels.__self__)()}}}
+    assert _run("denp", _mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8

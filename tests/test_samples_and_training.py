@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     TensorDataset,
+    get_worker_info,
 )
 
 from fairtrim import InputError, UnsupportedModelError
@@ -426,3 +429,88 @@ def test_named_layer_that_does_not_run() -> None:
     model.spare = nn.Linear(4, 3)
     with pytest.raises(UnsupportedModelError, match="feature_layer="):
         _tapped(model, torch.randn(3, 4), "spare")
+
+
+# What a review found ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": [0, 1, 2]},
+        {"sampler": SubsetRandomSampler([0, 1, 2])},
+        {"batch_sampler": BatchSampler(SubsetRandomSampler([0, 1, 2]), 2, False)},
+    ],
+    ids=["list", "subset", "batches of a subset"],
+)
+def test_loader_of_a_subset_is_not_widened(options: dict[str, Any]) -> None:
+    data = TensorDataset(torch.randn(9, 2), torch.arange(9) % 2)
+    with pytest.raises(InputError, match=r"every sample of the dataset is used.*torch\.utils\.data\.Subset"):
+        IndexedSamples(DataLoader(data, **options))
+
+
+class Opened(Dataset[Any]):
+    """Its handle is opened in each worker, as files are."""
+
+    handle: int | None = None
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        assert self.handle is not None
+        return torch.full((2,), float(index)), index % 2
+
+
+def _open(worker: int) -> None:
+    information = get_worker_info()
+    assert information is not None
+    information.dataset.handle = worker
+
+
+def test_workers_meet_the_user_s_own_dataset() -> None:
+    samples = IndexedSamples(DataLoader(Opened(), batch_size=2, num_workers=1, worker_init_fn=_open))
+    for indices, batch in samples.in_order(torch.device("cpu")):
+        assert batch.inputs[:, 0].tolist() == indices.tolist()
+
+
+class Augmented(Dataset[Any]):
+    """Draws from all three libraries."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        draws = random.random(), float(np.random.rand()), float(torch.rand(()))
+        return torch.tensor(draws), index % 2
+
+
+def test_transforms_differ_from_epoch_to_epoch_and_repeat_with_the_seed() -> None:
+    seen: list[Tensor] = []
+
+    class Watching(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach().clone())
+            return super().forward(x)
+
+    for seed in (3, 3, 4):
+        torch.manual_seed(len(seen))  # the caller's state decides nothing
+        random.seed(len(seen))
+        fine_tune(
+            Watching(3, 2), DataLoader(Augmented(), batch_size=4), epochs=2, generator=_generator(seed), progress=False
+        )
+    first, second, again, again_second, other, _ = seen
+    assert all(
+        not torch.equal(first[:, k], second[:, k]) and not torch.equal(first[:, k], other[:, k]) for k in range(3)
+    )
+    assert torch.equal(first, again) and torch.equal(second, again_second)
+
+
+def test_training_that_could_do_nothing_is_refused() -> None:
+    loader = DataLoader(_toy().dataset, batch_size=1)
+    with pytest.raises(InputError, match="BatchNorm and the loader batches of one"):
+        fine_tune(nn.Sequential(nn.BatchNorm1d(3)), loader, progress=False)
+    with pytest.raises(InputError, match="every parameter is frozen"):
+        fine_tune(_mlp().requires_grad_(False), _toy(), progress=False)
+    with pytest.raises(InputError, match="4 mined flags for 30 samples"):
+        fine_tune(_mlp(), _toy(), conflicting=torch.ones(4), contrastive_weight=0.1, progress=False)

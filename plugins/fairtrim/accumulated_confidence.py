@@ -108,7 +108,7 @@ class AccumulatedConfidence(Miner):
         samples = IndexedSamples(loader)
         generator = torch.Generator().manual_seed(self.seed)
         dense, _, target = label_probabilities(model, samples, self.forward_fn, self.output_transform)
-        shrinking = copy.deepcopy(model).requires_grad_()
+        shrinking = copy.deepcopy(model)
         rows = []
         for _ in self.prune(shrinking, samples, list(self.levels), generator):
             fine_tune(

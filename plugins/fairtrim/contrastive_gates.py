@@ -7,6 +7,7 @@ dependency group has one, shared by all coupled layers, so that closing gates an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ def straight_through(logits: Tensor, uniform: Tensor) -> Tensor:
         ([1.0, 0.0], [0.25, 0.25])
     """
     probability = torch.sigmoid(logits)
-    return (uniform < probability).to(logits.dtype) + probability - probability.detach()
+    return (uniform < probability).to(logits.dtype) + (probability - probability.detach())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class ContrastiveObjective:
         Returns:
             A scalar.
         """
-        with tap.attached():
+        with tap.attached() if self.contrastive_weight else nullcontext():
             scores = class_scores(model, batch, self.forward_fn, self.output_transform)
             loss = self.loss_fn(scores, batch.target)
             if self.contrastive_weight:
@@ -112,14 +113,6 @@ class ContrastiveObjective:
         if not bool(torch.isfinite(loss)):
             raise InputError(f"the loss of batch {batch.index} is {loss.item()}; expected a finite one")
         return loss
-
-
-def _checked(samples: IndexedSamples, objective: ContrastiveObjective) -> None:
-    if len(objective.conflicting) != samples.n_samples:
-        raise InputError(
-            f"{len(objective.conflicting)} mined flags for {samples.n_samples} samples; expected one for each sample "
-            "of the loader's dataset: mine with the same dataset"
-        )
 
 
 def learn_gates(
@@ -166,7 +159,7 @@ def learn_gates(
             f"iterations={iterations}, learning_rate={learning_rate}, cost_weight={cost_weight}; expected at least 1, "
             "a positive number, and one of at least 0"
         )
-    _checked(samples, objective)
+    samples.check_flags(objective.conflicting)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     device = model_device(model)
     logits = {g.name: torch.full((g.size,), initial, device=device, requires_grad=True) for g in channel_groups}
@@ -226,7 +219,7 @@ def gate_slopes(
     Raises:
         InputError: The data is wrong.
     """
-    _checked(samples, objective)
+    samples.check_flags(objective.conflicting)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     device = model_device(model)
     slopes = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in channel_groups}

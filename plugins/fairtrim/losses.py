@@ -67,12 +67,17 @@ def negative_margin(scores: Tensor, target: Tensor, *, reduction: str = "mean") 
         A scalar, or (N,).
 
     Raises:
-        InputError: The reduction is unknown.
+        InputError: The reduction is unknown, or there are not two scores.
 
     Example:
         >>> negative_margin(torch.tensor([[3.0, 1.0, 2.5]]), torch.tensor([0])).item()
         -0.5
     """
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise InputError(
+            f"scores of shape {tuple(scores.shape)}; a margin needs one score for each of at least two classes: for a "
+            "single logit pass output_transform=lambda f: torch.cat([torch.zeros_like(f), f], 1)"
+        )
     labels = target.long().unsqueeze(1)
     others = scores.scatter(1, labels, -torch.inf).amax(1)
     return _reduced(others - scores.gather(1, labels).squeeze(1), reduction)

@@ -7,6 +7,7 @@ goes. A mislabelled sample looks just like one.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from .batches import ForwardFunction, class_scores, model_device
 from .errors import InputError
 from .losses import generalized_cross_entropy
-from .preservation import preserved_model, preserved_random_state
+from .preservation import preserved_model, preserved_random_state, seeded
 from .samples import IndexedSamples
 from .training import BatchLoss, fine_tune, reinitialized
 
@@ -142,11 +143,12 @@ class MinedSamples:
         return WeightedRandomSampler(weights.tolist(), len(weights), generator=generator)
 
 
-def require_some_mined(conflicting: Tensor) -> None:
+def require_some_mined(conflicting: Tensor, remedy: str = "conflicting(share_per_class=...)") -> None:
     """Refuse a mined set that says nothing.
 
     Args:
         conflicting: The mined set, (N,) bool.
+        remedy: How the caller chooses the set.
 
     Raises:
         InputError: It is empty, or everything.
@@ -156,7 +158,7 @@ def require_some_mined(conflicting: Tensor) -> None:
         found = "no sample" if n_chosen == 0 else f"all {n_chosen} samples"
         raise InputError(
             f"{found} were mined as bias-conflicting; expected some: choose the set with "
-            "conflicting(share_per_class=...), with the share you expect"
+            f"{remedy}, with the share you expect"
         )
 
 
@@ -170,7 +172,7 @@ def _highest(scores: Tensor, share: float) -> Tensor:
 def _outlying(scores: Tensor, k: float) -> Tensor:
     median = scores.quantile(0.5)
     deviation = MAD_TO_DEVIATION * (scores - median).abs().quantile(0.5)
-    return scores > median + k * deviation
+    return scores > median + k * max(float(deviation), 1e-6)
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,11 @@ def label_probabilities(
             scores = class_scores(model, batch, forward_fn, output_transform)
             if not bool(torch.isfinite(scores).all()):
                 raise InputError(f"the network's scores are not finite in batch {batch.index}")
+            if scores.shape[1] < 2:
+                raise InputError(
+                    "the network gives one score a sample; expected one for each class: for a single logit pass "
+                    "output_transform=lambda f: torch.cat([torch.zeros_like(f), f], 1)"
+                )
             low, high = int(batch.target.min()), int(batch.target.max())
             if low < 0 or high >= scores.shape[1]:
                 raise InputError(f"labels reach from {low} to {high}; expected 0 to {scores.shape[1] - 1}")
@@ -276,8 +283,7 @@ class _TrainingMiner(Miner):
         if self.network is None:
             fresh = reinitialized(model, generator)
         else:
-            with preserved_random_state():
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            with seeded(generator):
                 fresh = self.network().to(model_device(model))
         label_probabilities(fresh, samples, self.forward_fn, self.output_transform)  # refuse data before training
         rows: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -333,11 +339,12 @@ class EpochEnsemble(_TrainingMiner):
     """Mean of 1 − p(y|x) over the epochs of a network that trains on what it is already sure of (DCWP's variant).
 
     Samples with p(y|x) ≤ ``confidence`` get no gradient, so the network stays biased; mined are those whose mean is
-    above ``cut`` (0.8 in the authors' code).
+    above ``cut``. Both numbers are the authors', but 0.05 would leave out everything where there are 20 classes or
+    more: there it is half of an even guess.
 
     Args:
         epochs: Of its training.
-        confidence: Probability of the label above which a sample counts.
+        confidence: Probability of the label above which a sample counts; None for min(0.05, 1/(2K)).
         cut: Of the miner's own decision.
         learning_rate: At the start.
         network: Builds a new network; default a copy of the model with new weights.
@@ -350,13 +357,14 @@ class EpochEnsemble(_TrainingMiner):
     """
 
     epochs: int = 10
-    confidence: float = 0.05
+    confidence: float | None = None
     cut: float = 0.8
 
     def _loss(self) -> BatchLoss:
         def confident(scores: Tensor, target: Tensor) -> Tensor:
             losses = F.cross_entropy(scores, target, reduction="none")
-            sure = (losses.detach() < -torch.log(torch.tensor(self.confidence))).to(losses.dtype)
+            confidence = min(0.05, 0.5 / scores.shape[1]) if self.confidence is None else self.confidence
+            sure = (losses.detach() < -math.log(confidence)).to(losses.dtype)
             return (sure * losses).sum() / sure.sum().clamp_min(1)
 
         return confident

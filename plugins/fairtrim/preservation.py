@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["preserved_model", "preserved_random_state"]
+__all__ = ["preserved_model", "preserved_random_state", "seeded"]
 
 
 @contextmanager
@@ -40,6 +40,24 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Seed torch, numpy and Python from a generator for the length of the block, and restore them afterwards.
+
+    Args:
+        generator: Source of the seed; each block takes another.
+
+    Yields:
+        Nothing; inside, dropout and transforms draw reproducibly.
+    """
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with preserved_random_state():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
 
 
 @contextmanager

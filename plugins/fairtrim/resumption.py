@@ -24,6 +24,15 @@ __all__ = ["Progress", "Resumption", "fingerprint"]
 FORMAT, VERSION = "fairtrim-recipe", 1
 
 
+def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def fingerprint(model: nn.Module) -> str:
     """A digest of a network's tensors, to tell whether a run began from the same one.
 
@@ -38,11 +47,7 @@ def fingerprint(model: nn.Module) -> str:
         >>> fingerprint(network) == fingerprint(network)
         True
     """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return _digest(model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Resumption:
     Args:
         folder: Where, or None to keep nothing.
         settings: What must be the same for a run to go on: arguments, and what it started from.
+        name: Of the file, where a folder holds several.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -74,8 +80,10 @@ class Resumption:
         1
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
-        self._path = None if folder is None else Path(folder) / "progress.safetensors"
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any], name: str = "progress"
+    ) -> None:
+        self._path = None if folder is None else Path(folder) / f"{name}.safetensors"
         self._settings = json.loads(json.dumps(dict(settings)))
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +95,7 @@ class Resumption:
             The progress.
 
         Raises:
-            InputError: The file is damaged, of another version, or of a run with other settings.
+            InputError: The file is damaged, changed, of another version, or of a run with other settings.
         """
         if self._path is None or not self._path.exists():
             return None
@@ -99,8 +107,11 @@ class Resumption:
             raise InputError(f"{self._path} is damaged: {error}; delete it to begin again") from error
         if not isinstance(header, dict) or header.get("version") != VERSION:
             raise InputError(
-                f"{self._path} is no progress of this release (version {VERSION}); delete it to begin again"
+                f"{self._path} was not written by this release (version {VERSION}); delete it to begin again"
             )
+        known = {key: header.get(key) for key in ("version", "settings", "step", "data")}
+        if header.get("digest") != _digest(tensors, json.dumps(known, sort_keys=True)):
+            raise InputError(f"{self._path} was changed since it was written; delete it to begin again")
         before = header["settings"]
         differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
         if differs:
@@ -121,10 +132,12 @@ class Resumption:
         if self._path is None:
             return
         header = {"version": VERSION, "settings": self._settings, "step": step, "data": dict(data)}
+        header = json.loads(json.dumps(header))  # as it will be read
         handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".progress.")
         os.close(handle)
         try:
             stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            header["digest"] = _digest(stored, json.dumps(header, sort_keys=True))
             save_file(stored, temporary, metadata={FORMAT: json.dumps(header)})
             Path(temporary).replace(self._path)
         except BaseException:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
-    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
@@ -22,29 +20,6 @@ from .batches import Batch, as_target, to_device
 from .errors import InputError
 
 __all__ = ["IndexedSamples"]
-
-
-class _Indexed(Dataset[Any]):
-    """Each entry with its index."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self._dataset[index]
-
-    def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
-
-
-class _IndexedCollate:
-    """The caller's collate function on the entries, the indices beside them; a class, so that workers can have it."""
-
-    def __init__(self, collate: Any) -> None:
-        self._collate = collate
-
-    def __call__(self, entries: Sequence[tuple[int, Any]]) -> tuple[Tensor, Any]:
-        return torch.tensor([index for index, _ in entries]), self._collate([entry for _, entry in entries])
 
 
 class IndexedSamples:
@@ -58,6 +33,7 @@ class IndexedSamples:
     Attributes:
         loader: The DataLoader.
         n_samples: N.
+        batch_size: Samples a batch.
 
     Raises:
         InputError: There are no stable indices, or no samples.
@@ -84,37 +60,36 @@ class IndexedSamples:
             )
         if len(dataset) < 2:
             raise InputError(f"the dataset has {len(dataset)} samples; expected at least 2")
-        if isinstance(loader.sampler, SubsetRandomSampler):
-            raise InputError(
-                "the loader samples a subset; pass torch.utils.data.Subset(dataset, indices) as its dataset"
-            )
         if loader.batch_size is None and loader.batch_sampler is None:
             raise InputError(
                 "the loader has batch_size=None: its dataset yields batches, whose samples have no index; expected a "
                 "dataset of single samples"
             )
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        if not isinstance(sampler, SequentialSampler | RandomSampler | WeightedRandomSampler):
+            raise InputError(
+                f"the loader draws with a {type(sampler).__name__}, which may leave samples out, and here every sample "
+                "of the dataset is used; for a subset pass torch.utils.data.Subset(dataset, indices) as its dataset"
+            )
         self.loader = loader
-        self._batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64
-        self._dataset = _Indexed(dataset)
         self.n_samples = len(dataset)
+        self.batch_size = int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64)
 
-    def _batches(
-        self, sampler: Sampler[int] | WeightedRandomSampler, device: torch.device
-    ) -> Iterator[tuple[Tensor, Batch]]:
+    def _batches(self, order: Iterable[int], device: torch.device, seed: int) -> Iterator[tuple[Tensor, Batch]]:
         loader = self.loader
-        batches: DataLoader[Any] = DataLoader(
-            self._dataset,
-            batch_size=self._batch_size,
-            sampler=sampler,
+        batches = list(BatchSampler(order, self.batch_size, drop_last=False))
+        entries: DataLoader[Any] = DataLoader(
+            loader.dataset,
+            batch_sampler=batches,
             num_workers=loader.num_workers,
-            collate_fn=_IndexedCollate(loader.collate_fn),
+            collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator().manual_seed(0),  # seeds workers; the order is the sampler's
+            generator=torch.Generator().manual_seed(seed),  # of the workers; the order is settled
         )
-        for number, (indices, entry) in enumerate(batches):
+        for number, (indices, entry) in enumerate(zip(batches, entries, strict=True)):
             if not isinstance(entry, Sequence) or len(entry) < 2:
                 raise InputError(
                     f"the dataset yields a {type(entry).__name__}; expected (inputs, target) or more, target second"
@@ -124,11 +99,11 @@ class IndexedSamples:
                 raise InputError(
                     f"the target is {target.dtype} of shape {tuple(target.shape)}; expected integer labels (N,)"
                 )
-            yield indices, Batch(to_device(entry[0], device), target.long().to(device), None, number)
+            yield torch.tensor(indices), Batch(to_device(entry[0], device), target.long().to(device), None, number)
 
     def __len__(self) -> int:
         """Number of batches of one pass."""
-        return -(-self.n_samples // self._batch_size)
+        return -(-self.n_samples // self.batch_size)
 
     def in_order(self, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
         """Every sample once, in the dataset's order.
@@ -139,7 +114,7 @@ class IndexedSamples:
         Returns:
             Pairs of (indices, batch).
         """
-        return self._batches(SequentialSampler(self._dataset), device)
+        return self._batches(range(self.n_samples), device, seed=0)
 
     def shuffled(
         self, device: torch.device, generator: torch.Generator, weights: Tensor | None = None
@@ -158,12 +133,29 @@ class IndexedSamples:
             InputError: The weights are not one non-negative number a sample.
         """
         if weights is None:
-            return self._batches(RandomSampler(self._dataset, generator=generator), device)
-        fine = weights.shape == (self.n_samples,) and bool(((weights >= 0) & (weights < torch.inf)).all())
-        if not fine or not bool(weights.sum() > 0):
+            order = torch.randperm(self.n_samples, generator=generator)
+        else:
+            fine = weights.shape == (self.n_samples,) and bool(((weights >= 0) & (weights < torch.inf)).all())
+            if not fine or not bool(weights.sum() > 0):
+                raise InputError(
+                    f"sample weights of shape {tuple(weights.shape)} for {self.n_samples} samples; expected one "
+                    "finite weight of at least 0 a sample, not all of them 0"
+                )
+            order = torch.multinomial(weights.double().cpu(), self.n_samples, replacement=True, generator=generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return self._batches(order.tolist(), device, seed)
+
+    def check_flags(self, conflicting: Tensor) -> None:
+        """Refuse mined flags of another dataset.
+
+        Args:
+            conflicting: The mined set, (N,).
+
+        Raises:
+            InputError: There are more or fewer flags than samples.
+        """
+        if conflicting.shape != (self.n_samples,):
             raise InputError(
-                f"sample weights of shape {tuple(weights.shape)} for {self.n_samples} samples; expected one "
-                "finite weight of at least 0 a sample, not all of them 0"
+                f"{conflicting.numel()} mined flags for {self.n_samples} samples; expected (N,), one for each sample "
+                "of the loader's dataset: mine with the same dataset"
             )
-        sampler = WeightedRandomSampler(weights.double().tolist(), self.n_samples, generator=generator)
-        return self._batches(sampler, device)

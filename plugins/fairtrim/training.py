@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .batches import ForwardFunction, class_scores, model_device
 from .errors import InputError, UnsupportedModelError
 from .losses import contrastive_loss
-from .preservation import preserved_random_state
+from .preservation import seeded
 from .samples import IndexedSamples
 
 __all__ = ["FeatureTap", "fine_tune", "reinitialized"]
@@ -48,9 +48,9 @@ class FeatureTap:
         }
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._seen[name] = args[0], output
+    def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            self._seen[name] = args[0] if args else next(iter(kwargs.values())), output
 
         return hook
 
@@ -60,7 +60,7 @@ class FeatureTap:
         handles: list[RemovableHandle] = []
         try:
             for name, module in self._candidates.items():
-                handles.append(module.register_forward_hook(self._note(name)))
+                handles.append(module.register_forward_hook(self._note(name), with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -123,8 +123,7 @@ def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
             f"the layers {stubborn[:5]} have parameters but no reset_parameters(), so the network can't be trained "
             "from scratch; pass network=, a function that builds a new one"
         )
-    with preserved_random_state():
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with seeded(generator):
         for module in fresh.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
@@ -151,7 +150,8 @@ def fine_tune(
     """Train a network with Adam, its learning rate falling to zero, on samples drawn by weight.
 
     Args:
-        model: Changed in place; its training flags are restored.
+        model: Changed in place; its training flags are restored. Frozen parameters stay as they are, and so do the
+            statistics of a BatchNorm whose parameters are frozen.
         loader: A DataLoader of (inputs, target, ...); its order is replaced.
         epochs: Passes over N samples.
         learning_rate: At the start.
@@ -177,23 +177,31 @@ def fine_tune(
     if contrastive_weight and conflicting is None:
         raise InputError("contrastive_weight needs conflicting=, the mined samples")
     samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
+    if conflicting is not None:
+        samples.check_flags(conflicting)
     device = model_device(model)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     total = max(1, epochs * len(samples))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
-    has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    frozen = [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
+    if len(norms) > len(frozen) and samples.batch_size < 2:
+        raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
     tap = FeatureTap(model, feature_layer) if contrastive_weight else None
     flags = [(module, module.training) for module in model.modules()]
     bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
     try:
         model.train()
+        for norm in frozen:
+            norm.eval()
         for epoch in range(epochs):
-            with preserved_random_state():
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout
+            with seeded(generator):  # dropout and transforms
                 for indices, batch in samples.shuffled(device, generator, sample_weights):
-                    if has_batch_norm and len(batch) < 2:  # one sample has no statistics
+                    if norms and len(batch) < 2:  # the rest of an epoch; one sample has no statistics
                         continue
                     with tap.attached() if tap else nullcontext():
                         scores = class_scores(model, batch, forward_fn, output_transform)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim import InputError
+from fairtrim import InputError, UnsupportedModelError
 from fairtrim import accumulated_confidence as core
 from fairtrim.accumulated_confidence import GradualPruning
 from fairtrim.batches import ForwardFunction, class_scores, model_device
@@ -17,10 +17,10 @@ from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.samples import IndexedSamples
 from fairtrim.training import FeatureTap
 
-from .groups import repair_split_offsets
-from .plan import plan_of_pruner
+from .groups import group_name, is_consumed, repair_split_offsets
+from .plan import groups_of_next_step
 
-__all__ = ["AccumulatedConfidence", "gradual_channel_pruning", "pruner_of_levels"]
+__all__ = ["AccumulatedConfidence", "freeze", "frozen_parameters", "gradual_channel_pruning", "pruner_of_levels"]
 
 Criterion = Literal["random", "magnitude"] | Callable[[nn.Module, IndexedSamples], tp.importance.Importance]
 
@@ -80,6 +80,7 @@ def pruner_of_levels(
 
     Raises:
         InputError: A layer is unknown, or a level leaves a layer without channels.
+        UnsupportedModelError: A layer that gives the network's scores would be pruned.
     """
     modules = dict(model.named_modules())
     unknown = [name for name in ignored_layers if name not in modules]
@@ -94,6 +95,7 @@ def pruner_of_levels(
     ignored = [modules[name] for name in dict.fromkeys([*ignored_layers, *([head] if head else [])])]
     inputs = batch.inputs[:2] if isinstance(batch.inputs, Tensor) else batch.inputs
     with preserved_random_state(), preserved_model(model):
+        model.requires_grad_(True)  # or the host's trace has no graph; the flags come back with preserved_model
         pruner = tp.pruner.BasePruner(
             model,
             inputs,
@@ -107,16 +109,46 @@ def pruner_of_levels(
             output_transform=output_transform,
             **{"in_channel_groups": {}, "out_channel_groups": {}, "num_heads": {}, **_by_layer(options, modules)},
         )
-    if not pruner.global_pruning and not whole_layers:
-        small = {
-            group.name: group.size for group in plan_of_pruner(pruner).groups if int(group.size * (1 - levels[-1])) < 1
-        }
-        if small:
-            raise InputError(
-                f"level {levels[-1]} leaves no channel of the layers {small} (name: channels); expected a lower ratio "
-                "(or lower levels= of AccumulatedConfidence), global_pruning=True, or those layers in ignored_layers"
+    small = {}
+    for group in groups_of_next_step(pruner):
+        name = group_name(group)
+        if not is_consumed(group, pruner.DG):
+            raise UnsupportedModelError(
+                f"the channels of {name!r} are consumed by no layer: they are outputs of the network, and removing "
+                f"them would remove its scores; add {name!r} to ignored_layers"
             )
+        size = len(group[0].idxs) // pruner._get_channel_groups(group)
+        if int(size * (1 - levels[-1])) < 1:
+            small[name] = size
+    if small and not pruner.global_pruning and not whole_layers:
+        raise InputError(
+            f"level {levels[-1]} leaves no channel of the layers {small} (name: channels); expected a lower ratio (or "
+            "lower levels= of AccumulatedConfidence), global_pruning=True, or those layers in ignored_layers"
+        )
     return pruner
+
+
+def frozen_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters without ``requires_grad``; the host makes those that it prunes trainable.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The names.
+    """
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def freeze(model: nn.Module, names: Collection[str]) -> None:
+    """Freeze parameters by name, and let the others be trained.
+
+    Args:
+        model: Changed in place.
+        names: As from ``frozen_parameters``.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
 
 
 def _by_layer(options: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -126,7 +158,7 @@ def _by_layer(options: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> d
     def layer(option: str, name: Any) -> Any:
         if isinstance(name, tuple):
             return tuple(layer(option, entry) for entry in name)
-        if isinstance(name, nn.Module) and name in own:
+        if isinstance(name, type) or (isinstance(name, nn.Module) and name in own):  # a kind of layer, or a layer
             return name
         if name not in modules:
             got = type(name).__name__ if isinstance(name, nn.Module) else repr(name)
@@ -176,9 +208,11 @@ def gradual_channel_pruning(
             output_transform=output_transform,
             **options,
         )
+        frozen = frozen_parameters(model)
         for level in levels:
             repair_split_offsets(pruner.DG)
             pruner.step()
+            freeze(model, frozen)
             yield level
 
     return prune

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -28,7 +29,7 @@ from .groups import (
     root_of,
 )
 
-__all__ = ["PruningPlan", "caller_of", "plan_of_graph", "plan_of_pruner"]
+__all__ = ["PruningPlan", "caller_of", "groups_of_next_step", "plan_of_graph", "plan_of_pruner"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,20 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
         raise InputError(
             f"the pruner has done all its {pruner.iterative_steps} steps; fit before a step, or call pruner.reset()"
         )
+    with _listening(pruner, step) as groups:
+        if not groups and _prunable(pruner):
+            warnings.warn(
+                "no channel is scored: every layer has reached max_pruning_ratio or its last channel, so this step "
+                "removes nothing",
+                stacklevel=3,
+            )
+            return PruningPlan((), (), (), {}, {}, step)
+        return _plan(groups, pruner, step)
+
+
+@contextmanager
+def _listening(pruner: tp.pruner.BasePruner, step: int) -> Iterator[list[tp.Group]]:
+    """The groups that the host asks for at a step; nothing is pruned, and the step doesn't count."""
     repair_split_offsets(pruner.DG)
     importance, current_step = pruner.importance, pruner.current_step
     listener = _Listener()
@@ -143,16 +158,22 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
         pruner.importance, pruner.current_step = listener, step - 1
         for _ in pruner.step(interactive=True):
             raise AssertionError("the host pruned a group that was not scored")
-        if not listener.groups and _prunable(pruner):
-            warnings.warn(
-                "no channel is scored: every layer has reached max_pruning_ratio or its last channel, so this step "
-                "removes nothing",
-                stacklevel=3,
-            )
-            return PruningPlan((), (), (), {}, {}, step)
-        return _plan(listener.groups, pruner, step)
+        yield listener.groups
     finally:
         pruner.importance, pruner.current_step = importance, current_step
+
+
+def groups_of_next_step(pruner: tp.pruner.BasePruner) -> list[tp.Group]:
+    """The host's dependency groups that its next step may touch.
+
+    Args:
+        pruner: The pruner.
+
+    Returns:
+        The groups.
+    """
+    with _listening(pruner, pruner.current_step + 1) as groups:
+        return groups
 
 
 def _prunable(pruner: tp.pruner.BasePruner) -> bool:

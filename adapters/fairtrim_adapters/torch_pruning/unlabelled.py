@@ -167,11 +167,7 @@ class AccumulatedConfidenceImportance(ChannelImportance):
     ) -> tuple[Selection, DamageTable | None]:
         samples, flags = IndexedSamples(loader), _flags(self.mined)
         require_some_mined(flags)
-        if len(flags) != samples.n_samples:
-            raise InputError(
-                f"{len(flags)} mined flags for {samples.n_samples} samples; expected one for each sample of the "
-                "loader's dataset: mine with the same dataset"
-            )
+        samples.check_flags(flags)
 
         def weighted() -> Iterator[tuple[Any, Tensor, dict[str, list[str]]]]:
             for indices, batch in samples.in_order(model_device(model)):
