@@ -1,12 +1,15 @@
 """Digits whose colour gives the class away: prune a network that relies on the colour, without labels of the colour.
 
 Nearly every training image of a digit has that digit's colour; a small share, the bias-conflicting ones, has another.
-An ordinary network learns the colour. This script trains one, prunes 50 and 80 % of its channels in five ways, and
-tests on every digit under every colour:
+An ordinary network learns the colour. This script trains one, prunes 50 and 80 % of its channels, and tests on every
+digit under every colour:
 
-  magnitude, Taylor  Torch-Pruning's own criteria with ordinary fine-tuning
-  DENP, DCWP         fairtrim's recipes: mine the conflicting samples, prune, fine-tune on them
-  oracle             DENP with the true conflicting samples in place of mined ones: the ceiling
+  magnitude, Taylor     Torch-Pruning's own criteria, ordinary fine-tuning
+  ..., mined            the same, with the mined samples as half of every batch
+  DENP, DCWP            fairtrim's recipes: mine the conflicting samples, prune, fine-tune on them
+  DENP, true conflicts  with the true conflicting samples in place of mined ones, which only a benchmark has
+
+All are fine-tuned for ten epochs; DENP with DCWP's contrastive loss, DCWP with 300 iterations for its gates.
 
     python examples/colored_digits.py
     python examples/colored_digits.py --share 0.01 --seed 1
@@ -20,9 +23,9 @@ import argparse
 import copy
 import gzip
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +39,7 @@ from tqdm.auto import tqdm
 
 from fairtrim.mining import MinedSamples, Miner
 from fairtrim.training import fine_tune
-from fairtrim_adapters.torch_pruning import dcwp, denp
+from fairtrim_adapters.torch_pruning import AccumulatedConfidence, dcwp, denp
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 COLOURS = torch.tensor(
@@ -176,20 +179,19 @@ def accuracies(model: nn.Module, test: tuple[Tensor, Tensor, Tensor]) -> dict[st
     }
 
 
-class KnownConflicts(Miner):
-    """The true conflicting samples, which only a benchmark has.
+class Known(Miner):
+    """Samples that were found before.
 
     Args:
-        conflicting: (N,) bool.
+        mined: What is known of them.
     """
 
-    def __init__(self, conflicting: Tensor) -> None:
-        self._conflicting = conflicting
+    def __init__(self, mined: MinedSamples) -> None:
+        self._mined = mined
 
     def fit(self, model: nn.Module, loader: Loader, *, progress: bool = True) -> MinedSamples:
         """Return what is known; see ``Miner.fit``."""
-        target = torch.tensor([int(loader.dataset[i][1]) for i in range(len(self._conflicting))])
-        return MinedSamples(self._conflicting.double(), target, self._conflicting)
+        return self._mined
 
 
 def pruned_by_host(model: nn.Module, loader: Loader, name: str, ratio: float) -> nn.Module:
@@ -220,54 +222,60 @@ def pruned_by_host(model: nn.Module, loader: Loader, name: str, ratio: float) ->
     return sparse
 
 
-def ordinary(model: nn.Module, loader: Loader, seed: int) -> nn.Module:
-    """Fine-tune as usual, for as many epochs as the recipes do.
+def fine_tuned(model: nn.Module, loader: Loader, seed: int, mined: MinedSamples | None = None) -> nn.Module:
+    """Fine-tune for ten epochs, as long as the recipes do.
 
     Args:
         model: Changed in place.
         loader: Of the training set.
         seed: Of the order.
+        mined: Samples that make half of every batch, or None for ordinary fine-tuning.
 
     Returns:
         The same network.
     """
-    return fine_tune(model, loader, epochs=10, generator=torch.Generator().manual_seed(seed), progress=False)
+    weights = None if mined is None else mined.sample_weights()
+    generator = torch.Generator().manual_seed(seed)
+    return fine_tune(model, loader, epochs=10, sample_weights=weights, generator=generator, progress=False)
 
 
-METHODS: dict[str, Callable[[nn.Module, Loader, Tensor, float, int], nn.Module]] = {
-    "magnitude": lambda model, loader, truth, ratio, seed: ordinary(
-        pruned_by_host(model, loader, "magnitude", ratio), loader, seed
-    ),
-    "Taylor": lambda model, loader, truth, ratio, seed: ordinary(
-        pruned_by_host(model, loader, "Taylor", ratio), loader, seed
-    ),
-    "DENP": lambda model, loader, truth, ratio, seed: (
-        denp(model, loader, pruning_ratio=ratio, contrastive_weight=0.05, seed=seed, progress=False).model
-    ),
-    "DCWP": lambda model, loader, truth, ratio, seed: (
-        dcwp(
-            model,
-            loader,
-            pruning_ratio=ratio,
-            epochs=10,
-            iterations=300,
-            gate_learning_rate=5e-2,
-            seed=seed,
-            progress=False,
-        ).model
-    ),
-    "oracle": lambda model, loader, truth, ratio, seed: (
-        denp(
-            model,
-            loader,
-            pruning_ratio=ratio,
-            contrastive_weight=0.05,
-            miner=KnownConflicts(truth),
-            seed=seed,
-            progress=False,
-        ).model
-    ),
-}
+METHODS = (
+    "magnitude",
+    "Taylor",
+    "magnitude, mined",
+    "Taylor, mined",
+    "DENP",
+    "DCWP",
+    "DENP, true conflicts",
+)
+
+
+def sparse_network(
+    name: str, dense: nn.Module, loader: Loader, mined: MinedSamples, truth: Tensor, ratio: float, seed: int
+) -> nn.Module:
+    """Prune and fine-tune a copy of a network in one of the ways of ``METHODS``.
+
+    Args:
+        name: Which way.
+        dense: The trained network.
+        loader: Of the training set.
+        mined: What accumulated confidence found.
+        truth: The true conflicting flags, which only a benchmark has.
+        ratio: Share of the channels to remove.
+        seed: Of everything random.
+
+    Returns:
+        The sparse network.
+    """
+    criterion, _, fine_tuning = name.partition(", ")
+    if criterion in ("magnitude", "Taylor"):
+        sparse = pruned_by_host(dense, loader, criterion, ratio)
+        return fine_tuned(sparse, loader, seed, mined if fine_tuning else None)
+    common: dict[str, Any] = {"pruning_ratio": ratio, "seed": seed, "progress": False}
+    if name == "DCWP":
+        return dcwp(dense, loader, epochs=10, iterations=300, gate_learning_rate=5e-2, **common).model
+    known = Known(MinedSamples(truth.double(), mined.target, truth) if fine_tuning else mined)
+    return denp(dense, loader, miner=known, contrastive_weight=0.05, **common).model
 
 
 def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) -> list[dict[str, object]]:
@@ -292,8 +300,11 @@ def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) ->
     )
     key = {"conflicting share": share, "seed": seed}
     rows: list[dict[str, object]] = [{**key, "method": "ERM", "sparsity": 0.0, **accuracies(dense, digits.test)}]
+    mined = AccumulatedConfidence(seed=seed).fit(dense, loader, progress=False)
+    again = fine_tuned(copy.deepcopy(dense), loader, seed, mined)
+    rows.append({**key, "method": "ERM, mined", "sparsity": 0.0, **accuracies(again, digits.test)})
     for ratio, name in tqdm([(r, n) for r in ratios for n in METHODS], desc=f"{share:.1%} conflicting", leave=False):
-        sparse = METHODS[name](dense, loader, digits.conflicting, ratio, seed)
+        sparse = sparse_network(name, dense, loader, mined, digits.conflicting, ratio, seed)
         rows.append({**key, "method": name, "sparsity": ratio, **accuracies(sparse, digits.test)})
     return rows
 
@@ -309,6 +320,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
     shares = sorted(frame["conflicting share"].unique())
     measures = ["unbiased", "conflicting", "worst group"]
+    colours: dict[str, str] = {}
     figure, axes = pyplot.subplots(
         len(measures),
         len(shares),
@@ -323,11 +335,14 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         dense = part[part["method"] == "ERM"]
         for row, measure in enumerate(measures):
             ax = axes[row][column]
-            for k, name in enumerate(METHODS):
+            for name in METHODS:
                 means = pd.concat([dense, part[part["method"] == name]]).groupby("sparsity")[measure].mean()
-                style = {"linestyle": ":", "color": "black"} if name == "oracle" else {"color": f"C{k}"}
+                dashes = {"mined": "--", "true conflicts": ":"}.get(name.partition(", ")[2], "-")
+                style = {"linestyle": dashes, "color": colours.setdefault(name.partition(", ")[0], f"C{len(colours)}")}
                 ax.plot(means.index, means, marker="o", markersize=4, label=name, **style)
-            ax.axhline(dense[measure].mean(), color="grey", linewidth=0.8, label="ERM (dense)")
+            ax.axhline(dense[measure].mean(), color="grey", linewidth=0.8, label="ERM, dense")
+            again = part[part["method"] == "ERM, mined"][measure].mean()
+            ax.axhline(again, color="grey", linewidth=0.8, linestyle="--", label="ERM, dense, mined")
             if row == 0:
                 ax.set_title(f"{share:.1%} conflicting")
             if column == 0:

@@ -444,7 +444,7 @@ def test_forms_of_the_importance() -> None:
     slopes = gate_slopes(model, samples, groups, OBJECTIVE, generator=_generator(0), progress=False)
     expected = torch.cat([slopes[group.name] for group in groups])
     for form, of_form in (("first-order", expected), ("first-order-magnitude", expected.abs())):
-        for given in (FLAGS, FLAGS.long(), mined):
+        for given in (FLAGS, mined):
             importance = ContrastiveImportance(given, form=form, progress=False)  # type: ignore[arg-type]
             importance.fit(case.pruner(case.model(), importance), _loader(case))
             assert torch.equal(importance.selection_.change, of_form)
@@ -597,16 +597,16 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[FairtrimError], str]] = {
         InputError,
         "26 mined flags for 13 samples",
     ),
-    "none mined": (lambda: ContrastiveImportance(NONE_MINED, progress=False), InputError, "no sample were mined"),
+    "none mined": (lambda: ContrastiveImportance(NONE_MINED, progress=False), InputError, "no sample was mined"),
     "all mined": (
-        lambda: ContrastiveImportance(torch.ones(N), form="first-order", progress=False),
+        lambda: ContrastiveImportance(torch.ones(N).bool(), form="first-order", progress=False),
         InputError,
         "all 13 samples were mined",
     ),
     "none mined, damage": (
         lambda: AccumulatedConfidenceImportance(FLAGS & False, progress=False),
         InputError,
-        "no sample were mined",
+        "no sample was mined",
     ),
     "upweight": (lambda: ContrastiveImportance(FLAGS, upweight=0.0, progress=False), InputError, "upweight=0.0"),
     "contrastive weight": (

@@ -359,7 +359,7 @@ def test_level_that_leaves_no_channel() -> None:
     with pytest.raises(InputError, match=r"level 0.95 leaves no channel of .*'0': 16.* a lower ratio") as error:
         AccumulatedConfidence(levels=(0.5, 0.95)).fit(model, _loader(), progress=False)
     assert "'2': 12" in str(error.value)
-    with pytest.raises(InputError, match=r"ignored_layers names \['3.conv'\]"):
+    with pytest.raises(InputError, match=r"ignored_layers holds \['3.conv'\]"):
         AccumulatedConfidence(ignored_layers=["3.conv"]).fit(model, _loader(), progress=False)
     AccumulatedConfidence(levels=(0.5,), pruner_options={"global_pruning": True}).fit(model, _loader(), progress=False)
     before.assert_unchanged()
@@ -495,12 +495,12 @@ def test_robust_deviations_by_hand() -> None:
 
 
 def test_own_decision_is_the_default_and_gives_way() -> None:
-    """Without one the robust cut decides, at 5 to 8 deviations: 4.7 are too few, 9.4 enough."""
+    """Without one the robust cut decides, at 10 deviations: 4.7 are too few, 12 enough."""
     cut = torch.arange(20) % 6 == 0
     mined = _mined(cut)
     assert torch.equal(mined.conflicting(), cut)
     assert int(mined.conflicting(share_per_class=0.3).sum()) == 6
-    scores = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.2, 0.15, 0.25, 0.9, 1.6], dtype=torch.float64)
+    scores = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.2, 0.15, 0.25, 0.9, 2.0], dtype=torch.float64)
     without = MinedSamples(scores, torch.zeros(9, dtype=torch.int64))
     assert without.conflicting().nonzero().flatten().tolist() == [8]
 
@@ -552,9 +552,9 @@ def test_soft_weights() -> None:
         (lambda m: m.conflicting(deviations=0.0), "deviations=0.0; expected a positive number"),
         (lambda m: m.sample_weights(mass=0.0), "mass=0.0; expected a share between 0 and 1"),
         (lambda m: m.sample_weights(mass=1.0), "mass=1.0"),
-        (lambda m: m.sample_weights(m.conflicting(threshold=9)), r"no sample were mined.*share_per_class=\.\.\."),
+        (lambda m: m.sample_weights(m.conflicting(threshold=9)), r"no sample was mined.*share_per_class=\.\.\."),
         (lambda m: m.sample_weights(m.conflicting(threshold=-9)), "all 20 samples were mined"),
-        (lambda m: m.sampler(), "no sample were mined"),
+        (lambda m: m.sampler(), "no sample was mined"),
         (lambda m: require_some_mined(torch.ones(3).bool()), "all 3 samples"),
     ],
 )
@@ -589,3 +589,23 @@ def test_scores_that_are_all_the_same_are_no_outliers() -> None:
     scores = torch.full((20,), 1e-9, dtype=torch.float64)
     scores[3] = 2e-9
     assert not MinedSamples(scores, torch.arange(20) % 2).conflicting(deviations=8).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (torch.tensor([0, 5]), r"int64 of shape \(2,\); expected one flag for each sample"),
+        (torch.ones(20, 1).bool(), r"shape \(20, 1\)"),
+        ([True] * 20, "the mined set is list"),
+        (torch.arange(19) == 3, "19 flags for 20 samples"),
+    ],
+)
+def test_what_is_no_mined_set(flags: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _mined().sample_weights(flags)
+
+
+def test_mined_samples_print_in_a_line() -> None:
+    assert repr(MinedSamples(torch.tensor([0.5, 0.25]).double(), torch.tensor([0, 1]))) == (
+        "MinedSamples(2 samples, 2 classes, scores 0.25 to 0.5)"
+    )

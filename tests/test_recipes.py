@@ -580,9 +580,9 @@ FAULTS: dict[str, tuple[dict[str, Any], type[FairtrimError], str]] = {
         InputError,
         r"level 0.93.* leaves no channel of the layers \{'2': 12\}",
     ),
-    "none mined": ({"miner": FixedMiner(FLAGS & False)}, InputError, "no sample were mined.*share_per_class"),
+    "none mined": ({"miner": FixedMiner(FLAGS & False)}, InputError, "no sample was mined.*share_per_class"),
     "all mined": ({"miner": FixedMiner(FLAGS | True)}, InputError, "all 60 samples were mined"),
-    "unknown layer": ({"ignored_layers": ["neck"]}, InputError, r"ignored_layers names \['neck'\]"),
+    "unknown layer": ({"ignored_layers": ["neck"]}, InputError, r"ignored_layers holds \['neck'\]"),
     "no epochs": ({"epochs": -1}, InputError, "epochs=-1"),
     "learning rate": ({"learning_rate": 0.0}, InputError, "learning_rate=0.0"),
     "two cuts": ({"cut": {"threshold": 0.5, "deviations": 3.0}}, InputError, "not several"),
@@ -739,3 +739,10 @@ def test_a_kind_of_layer_is_no_name_of_a_layer() -> None:
     """``customized_pruners`` of the host has classes for keys."""
     options = {"pruner_options": {"customized_pruners": {nn.GRU: type(tp.prune_linear_out_channels.__self__)()}}}
     assert _run("denp", _mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8
+
+
+def test_very_few_mined_samples_are_pointed_out() -> None:
+    flags = torch.zeros(N, dtype=torch.bool)
+    flags[3] = True
+    with pytest.warns(UserWarning, match=f"only 1 of {N} samples were mined, for 2 classes"):
+        _run("denp", _mlp(), miner=FixedMiner(flags), pruning_ratio=0.5)

@@ -19,6 +19,7 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
     get_worker_info,
 )
 
@@ -514,3 +515,10 @@ def test_training_that_could_do_nothing_is_refused() -> None:
         fine_tune(_mlp().requires_grad_(False), _toy(), progress=False)
     with pytest.raises(InputError, match="4 mined flags for 30 samples"):
         fine_tune(_mlp(), _toy(), conflicting=torch.ones(4), contrastive_weight=0.1, progress=False)
+
+
+def test_training_does_not_replace_a_weighted_sampler_in_silence() -> None:
+    data = _toy().dataset
+    loader = DataLoader(data, batch_size=8, sampler=WeightedRandomSampler([1.0] * len(data), 5))
+    with pytest.raises(InputError, match="pass sample_weights= instead"):
+        fine_tune(_mlp(), loader, progress=False)

@@ -20,7 +20,7 @@ from .batches import Batch, ForwardFunction, class_scores, model_device
 from .channels import ChannelGroup
 from .errors import InputError
 from .gates import explicit_gates
-from .losses import contrastive_loss
+from .losses import contrastive_loss, require_class_scores
 from .mining import require_some_mined
 from .preservation import preserved_model, preserved_random_state
 from .samples import IndexedSamples
@@ -105,6 +105,8 @@ class ContrastiveObjective:
         """
         with tap.attached() if self.contrastive_weight else nullcontext():
             scores = class_scores(model, batch, self.forward_fn, self.output_transform)
+            if self.loss_fn is F.cross_entropy:
+                require_class_scores(scores)
             loss = self.loss_fn(scores, batch.target)
             if self.contrastive_weight:
                 b = self.conflicting[indices].to(scores.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["Positives", "contrastive_loss", "generalized_cross_entropy", "negative_margin"]
+__all__ = ["Positives", "contrastive_loss", "generalized_cross_entropy", "negative_margin", "require_class_scores"]
 
 Positives = Literal["conflicting", "either"]
 """Which samples of an anchor's class are its positives: the bias-conflicting ones, or every pair with one."""
@@ -24,6 +24,22 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return losses.sum()
     raise InputError(f"reduction={reduction!r}; expected 'none', 'mean' or 'sum'")
+
+
+def require_class_scores(scores: Tensor) -> None:
+    """Refuse networks with a single logit, and say how to give them two.
+
+    Args:
+        scores: f(x).
+
+    Raises:
+        InputError: There are not two scores a sample.
+    """
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise InputError(
+            f"the network gives scores of shape {tuple(scores.shape)}; expected (N, K), one for each class: for a "
+            "single logit pass output_transform=lambda f: torch.cat([torch.zeros_like(f), f], 1)"
+        )
 
 
 def generalized_cross_entropy(scores: Tensor, target: Tensor, *, q: float = 0.7, reduction: str = "mean") -> Tensor:
@@ -73,11 +89,7 @@ def negative_margin(scores: Tensor, target: Tensor, *, reduction: str = "mean") 
         >>> negative_margin(torch.tensor([[3.0, 1.0, 2.5]]), torch.tensor([0])).item()
         -0.5
     """
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        raise InputError(
-            f"scores of shape {tuple(scores.shape)}; a margin needs one score for each of at least two classes: for a "
-            "single logit pass output_transform=lambda f: torch.cat([torch.zeros_like(f), f], 1)"
-        )
+    require_class_scores(scores)
     labels = target.long().unsqueeze(1)
     others = scores.scatter(1, labels, -torch.inf).amax(1)
     return _reduced(others - scores.gather(1, labels).squeeze(1), reduction)

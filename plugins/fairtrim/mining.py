@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from .batches import ForwardFunction, class_scores, model_device
 from .errors import InputError
-from .losses import generalized_cross_entropy
+from .losses import generalized_cross_entropy, require_class_scores
 from .preservation import preserved_model, preserved_random_state, seeded
 from .samples import IndexedSamples
 from .training import BatchLoss, fine_tune, reinitialized
@@ -54,6 +54,11 @@ class MinedSamples:
     target: Tensor
     cut: Tensor | None = None
 
+    def __repr__(self) -> str:
+        low, high = float(self.scores.min()), float(self.scores.max())
+        n_classes = len(torch.unique(self.target))
+        return f"MinedSamples({len(self.scores)} samples, {n_classes} classes, scores {low:.3g} to {high:.3g})"
+
     def conflicting(
         self,
         *,
@@ -67,7 +72,7 @@ class MinedSamples:
             threshold: Those with a score above it.
             share_per_class: This share of every class, those with the highest scores (at least one a class).
             deviations: Those k robust deviations above the median of their class: score > median + k·1.4826·MAD. The
-                default where the miner has no decision of its own, with k = 8.
+                default where the miner has no decision of its own, with k = 10.
 
         Returns:
             (N,) bool.
@@ -86,7 +91,7 @@ class MinedSamples:
             return self._by_class(lambda scores: _highest(scores, share_per_class))
         if not asked and self.cut is not None:
             return self.cut
-        k = 8.0 if deviations is None else deviations
+        k = 10.0 if deviations is None else deviations
         if k <= 0:
             raise InputError(f"deviations={k}; expected a positive number")
         return self._by_class(lambda scores: _outlying(scores, k))
@@ -119,8 +124,10 @@ class MinedSamples:
             return weights / weights.mean()
         if not 0 < mass < 1:
             raise InputError(f"mass={mass}; expected a share between 0 and 1")
-        chosen = self.conflicting() if conflicting is None else conflicting.bool()
+        chosen = self.conflicting() if conflicting is None else conflicting
         require_some_mined(chosen)
+        if len(chosen) != len(self.scores):
+            raise InputError(f"{len(chosen)} flags for {len(self.scores)} samples; expected one for each")
         n_chosen = int(chosen.sum())
         n_others = len(chosen) - n_chosen
         weights = torch.full((len(chosen),), (1 - mass) / n_others, dtype=torch.float64)
@@ -144,21 +151,24 @@ class MinedSamples:
 
 
 def require_some_mined(conflicting: Tensor, remedy: str = "conflicting(share_per_class=...)") -> None:
-    """Refuse a mined set that says nothing.
+    """Refuse a mined set that says nothing, or is none.
 
     Args:
         conflicting: The mined set, (N,) bool.
         remedy: How the caller chooses the set.
 
     Raises:
-        InputError: It is empty, or everything.
+        InputError: It is empty, everything, or no flags.
     """
+    if not isinstance(conflicting, Tensor) or conflicting.ndim != 1 or conflicting.dtype != torch.bool:
+        shaped = isinstance(conflicting, Tensor)
+        got = f"{conflicting.dtype} of shape {tuple(conflicting.shape)}" if shaped else type(conflicting).__name__
+        raise InputError(f"the mined set is {got}; expected one flag for each sample, (N,) torch.bool")
     n_chosen = int(conflicting.sum())
     if n_chosen in (0, len(conflicting)):
-        found = "no sample" if n_chosen == 0 else f"all {n_chosen} samples"
+        found = "no sample was" if n_chosen == 0 else f"all {n_chosen} samples were"
         raise InputError(
-            f"{found} were mined as bias-conflicting; expected some: choose the set with "
-            f"{remedy}, with the share you expect"
+            f"{found} mined as bias-conflicting; expected some: choose the set with {remedy}, with the share you expect"
         )
 
 
@@ -219,11 +229,7 @@ def label_probabilities(
             scores = class_scores(model, batch, forward_fn, output_transform)
             if not bool(torch.isfinite(scores).all()):
                 raise InputError(f"the network's scores are not finite in batch {batch.index}")
-            if scores.shape[1] < 2:
-                raise InputError(
-                    "the network gives one score a sample; expected one for each class: for a single logit pass "
-                    "output_transform=lambda f: torch.cat([torch.zeros_like(f), f], 1)"
-                )
+            require_class_scores(scores)
             low, high = int(batch.target.min()), int(batch.target.max())
             if low < 0 or high >= scores.shape[1]:
                 raise InputError(f"labels reach from {low} to {high}; expected 0 to {scores.shape[1] - 1}")

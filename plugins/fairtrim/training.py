@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
@@ -177,6 +177,8 @@ def fine_tune(
     if contrastive_weight and conflicting is None:
         raise InputError("contrastive_weight needs conflicting=, the mined samples")
     samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
+    if isinstance(samples.loader.sampler, WeightedRandomSampler):
+        raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")
     if conflicting is not None:
         samples.check_flags(conflicting)
     device = model_device(model)

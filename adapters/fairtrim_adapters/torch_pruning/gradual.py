@@ -83,9 +83,14 @@ def pruner_of_levels(
         UnsupportedModelError: A layer that gives the network's scores would be pruned.
     """
     modules = dict(model.named_modules())
-    unknown = [name for name in ignored_layers if name not in modules]
+    if isinstance(ignored_layers, str):
+        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    unknown = [name if isinstance(name, str) else type(name).__name__ for name in ignored_layers if name not in modules]
     if unknown:
-        raise InputError(f"ignored_layers names {unknown}, not modules of the network; expected names, e.g. 'blocks.2'")
+        raise InputError(
+            f"ignored_layers holds {unknown}; expected names of the network's layers, e.g. 'blocks.2', because a copy "
+            "of the network is pruned"
+        )
     with preserved_random_state():
         _, batch = next(iter(samples.in_order(model_device(model))))
     tap = FeatureTap(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -317,7 +318,7 @@ def begin(
         "learning_rate": learning_rate,
         "contrastive_weight": contrastive_weight,
         "feature_layer": feature_layer,
-        "ignored_layers": list(ignored_layers),
+        "ignored_layers": _plain(list(ignored_layers)),
         "pruner_options": _plain(dict(pruner_options or {})),
         **_plain(dict(settings)),
     }
@@ -343,6 +344,13 @@ def begin(
     )
     conflicting = finished.tensors["conflicting"] if finished else mined.conflicting(**cut)
     require_some_mined(conflicting, _REMEDY)
+    n_mined, n_classes = int(conflicting.sum()), len(torch.unique(mined.target))
+    if n_mined < n_classes:
+        warnings.warn(
+            f"only {n_mined} of {samples.n_samples} samples were mined, for {n_classes} classes, and they will make "
+            f"half of every batch; if you expect more, pass {_REMEDY}",
+            stacklevel=3,
+        )
     run = SparseRun(
         model=shrinking,
         samples=samples,

@@ -25,7 +25,9 @@ __all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance"]
 
 
 def _flags(mined: MinedSamples | Tensor) -> Tensor:
-    return (mined.conflicting() if isinstance(mined, MinedSamples) else mined).bool().cpu()
+    flags = mined.conflicting() if isinstance(mined, MinedSamples) else mined
+    require_some_mined(flags)
+    return flags.cpu()
 
 
 class ContrastiveImportance(ChannelImportance):
@@ -166,7 +168,6 @@ class AccumulatedConfidenceImportance(ChannelImportance):
         self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
     ) -> tuple[Selection, DamageTable | None]:
         samples, flags = IndexedSamples(loader), _flags(self.mined)
-        require_some_mined(flags)
         samples.check_flags(flags)
 
         def weighted() -> Iterator[tuple[Any, Tensor, dict[str, list[str]]]]:
