@@ -9,7 +9,8 @@ digit under every colour:
   DENP, DCWP            fairtrim's recipes: mine the conflicting samples, prune, fine-tune on them
   DENP, true conflicts  with the true conflicting samples in place of mined ones, which only a benchmark has
 
-All are fine-tuned for ten epochs; DENP with DCWP's contrastive loss, DCWP with 300 iterations for its gates.
+All are fine-tuned for ten epochs; DENP with DCWP's contrastive loss, DCWP with 300 iterations for its gates. On the
+small default data every class has about 125 training images, so that 0.5 and 1 % both mean one conflicting image.
 
     python examples/colored_digits.py
     python examples/colored_digits.py --share 0.01 --seed 1
