@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from .batches import Batch, as_target, to_device
 from .errors import InputError
+from .preservation import preserved_random_state
 
 __all__ = ["IndexedSamples"]
 
@@ -115,6 +116,19 @@ class IndexedSamples:
             Pairs of (indices, batch).
         """
         return self._batches(range(self.n_samples), device, seed=0)
+
+    def first(self, device: torch.device) -> Batch:
+        """The first batch, to see what the network makes of it; the caller's random state is as before.
+
+        Args:
+            device: Where inputs and targets go.
+
+        Returns:
+            The batch.
+        """
+        with preserved_random_state():
+            _, batch = next(self._batches(range(min(self.batch_size, self.n_samples)), device, seed=0))
+        return batch
 
     def shuffled(
         self, device: torch.device, generator: torch.Generator, weights: Tensor | None = None

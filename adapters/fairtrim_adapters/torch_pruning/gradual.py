@@ -91,8 +91,7 @@ def pruner_of_levels(
             f"ignored_layers holds {unknown}; expected names of the network's layers, e.g. 'blocks.2', because a copy "
             "of the network is pruned"
         )
-    with preserved_random_state():
-        _, batch = next(iter(samples.in_order(model_device(model))))
+    batch = samples.first(model_device(model))
     tap = FeatureTap(model)
     with preserved_random_state(), preserved_model(model), torch.no_grad(), tap.attached():
         scores = class_scores(model, batch, forward_fn, output_transform)

@@ -393,7 +393,6 @@ def _check_features(
     model: nn.Module, samples: IndexedSamples, feature_layer: str | None, calling: Mapping[str, Any]
 ) -> None:
     """Find the features of one batch, or say how to name them, before anything is mined."""
-    tap = FeatureTap(model, feature_layer)
+    batch, tap = samples.first(model_device(model)), FeatureTap(model, feature_layer)
     with preserved_random_state(), preserved_model(model), torch.no_grad(), tap.attached():
-        _, batch = next(iter(samples.in_order(model_device(model))))
         tap.features(class_scores(model, batch, calling["forward_fn"], calling["output_transform"]))

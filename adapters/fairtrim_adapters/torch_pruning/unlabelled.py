@@ -14,7 +14,6 @@ from fairtrim.contrastive_gates import ContrastiveObjective, Cost, channel_costs
 from fairtrim.criteria import Criterion, GroupSaliency
 from fairtrim.losses import negative_margin
 from fairtrim.mining import MinedSamples, require_some_mined
-from fairtrim.preservation import preserved_random_state
 from fairtrim.samples import IndexedSamples
 from fairtrim.selection import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
 
@@ -100,8 +99,7 @@ class ContrastiveImportance(ChannelImportance):
         if self.form == "gates":
             costs = None
             if self.cost != "channels":
-                with preserved_random_state():
-                    _, batch = next(iter(samples.in_order(model_device(model))))
+                batch = samples.first(model_device(model))
                 costs = channel_costs(model, plan.groups, batch, self.cost, forward_fn=options.get("forward_fn"))
             values = learn_gates(
                 model,
