@@ -5,10 +5,13 @@ The core knows no pruner and no fairness library; those are joined to it by ``fa
 
 from __future__ import annotations
 
+from .adversarial_fine_tuning import AdversarialFineTuning
+from .bias_gradient_descent import BiasGradientDescent
 from .channels import ChannelGroup, ChannelPlace, ParameterPlace
 from .checkpoint import load_pruned, save_pruned
 from .damage import DamageTable, collect_damage
 from .errors import FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from .layerwise_optimization import LayerwiseOptimization
 from .mining import (
     EpochEnsemble,
     GeneralizedCrossEntropyMiner,
@@ -17,13 +20,20 @@ from .mining import (
     Miner,
     MisclassifiedMiner,
 )
+from .parity_fine_tuning import ParityFineTuning
+from .post_processing import PostProcessor
 from .predictions import Predictions, predict
+from .random_perturbation import RandomPerturbation
 from .recalibration import recalibrate_batchnorm
+from .repair import OperatingPoint, Repair
 from .training import fine_tune
+from .validation import ValidationSet
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdversarialFineTuning",
+    "BiasGradientDescent",
     "ChannelGroup",
     "ChannelPlace",
     "DamageTable",
@@ -31,15 +41,22 @@ __all__ = [
     "FairtrimError",
     "GeneralizedCrossEntropyMiner",
     "InputError",
+    "LayerwiseOptimization",
     "LossMiner",
     "MinedSamples",
     "Miner",
     "MisclassifiedMiner",
     "NotFittedError",
+    "OperatingPoint",
     "ParameterPlace",
+    "ParityFineTuning",
+    "PostProcessor",
     "Predictions",
+    "RandomPerturbation",
+    "Repair",
     "StaleTableError",
     "UnsupportedModelError",
+    "ValidationSet",
     "collect_damage",
     "fine_tune",
     "load_pruned",

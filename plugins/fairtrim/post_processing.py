@@ -1,0 +1,281 @@
+"""What all post-processors share: a trained network and validation people in, a plain repaired network out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .batches import ForwardFunction
+from .errors import InputError
+from .head import fold_threshold
+from .objective import Objective
+from .people import SensitiveNames
+from .preservation import preserved_random_state
+from .repair import Repair
+from .validation import ValidationSet
+from .workspace import Workspace
+
+__all__ = ["PostProcessor"]
+
+
+@dataclass(kw_only=True)
+class PostProcessor(ABC):
+    """A method that repairs a trained network on a small validation set.
+
+    ``get_params`` and ``set_params`` make it a citizen of scikit-learn's ``clone`` and ``GridSearchCV``.
+
+    Args:
+        measure: Bias measure, one of ``fairtrim.confusion.BIAS_MEASURES``; for more than two sensitive groups of the
+            worst pair.
+        epsilon: Bound on the absolute bias.
+        margin: Safety margin: |bias| < epsilon − margin is asked for on the selection people.
+        performance: ``balanced_accuracy``, ``accuracy`` or ``f1``.
+        privileged: The privileged side; everybody else is then the unprivileged one, and biases have AIF360's sign
+            (unprivileged − privileged). None compares every pair of groups.
+        selection_share: Share of the people who only select, in (0, 1); the others are edited on. Methods whose edit
+            sees no data select on all of them.
+        max_seconds: Time budget; checked between candidates, in any thread. None for no limit.
+        patience: Stop after so many candidates without a better one. None for no early stop.
+        batch_size: Samples a forward pass.
+        random_state: Seed, or a torch.Generator.
+    """
+
+    measure: str = "statistical_parity_difference"
+    epsilon: float = 0.05
+    margin: float = 0.01
+    performance: str = "balanced_accuracy"
+    privileged: Any = None
+    selection_share: float = 0.5
+    max_seconds: float | None = None
+    patience: int | None = None
+    batch_size: int = 1024
+    random_state: int | torch.Generator = 0
+
+    edits_on_data: ClassVar[bool] = True
+    """Whether the edit sees people, who then must not be the ones it is judged by."""
+    multiclass: ClassVar[bool] = False
+    """Whether the method is defined for more than two classes."""
+
+    @abstractmethod
+    def _edit(self, workspace: Workspace) -> None:
+        """Change ``workspace.model`` in as many ways as the method knows, and offer each."""
+
+    def check(self) -> None:
+        """Refuse settings that can't work.
+
+        Raises:
+            InputError: One is out of range.
+        """
+        self.objective()
+        if not 0 < self.selection_share < 1:
+            raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1)")
+        for name in ("max_seconds", "patience", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(
+                    f"{name}={value}; expected a positive number" + (" or None" if name != "batch_size" else "")
+                )
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def objective(self) -> Objective:
+        """The objective that these settings describe."""
+        return Objective(self.measure, self.epsilon, self.margin, self.performance)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Settings by name, as scikit-learn asks for them.
+
+        Args:
+            deep: Ignored; settings are plain values.
+
+        Returns:
+            The settings.
+        """
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def set_params(self, **settings: Any) -> Self:
+        """Change settings.
+
+        Args:
+            settings: By name.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InputError: There is no such setting, or it is out of range; nothing is changed then.
+        """
+        known = self.get_params()
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise InputError(f"{type(self).__name__} has no setting {unknown}; expected some of {sorted(known)}")
+        type(self)(**{**known, **settings})  # refused here before anything changes
+        for name, value in settings.items():
+            setattr(self, name, value)
+        return self
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: Iterable[Any] | ValidationSet,
+        *,
+        selection_data: Iterable[Any] | ValidationSet | None = None,
+        sensitive_names: SensitiveNames | None = None,
+        forward_fn: ForwardFunction | None = None,
+        output_transform: Callable[[Any], Tensor] | None = None,
+        inplace: bool = False,
+        progress: bool = True,
+    ) -> Repair:
+        """Repair a trained network.
+
+        Args:
+            model: The trained network, which returns logits (N, 2) or one logit; (N, K) for methods that are defined
+                for more classes. Untouched unless ``inplace``; frozen parameters are not fine-tuned, and BatchNorm
+                keeps its statistics.
+            data: Validation people: a loader of (inputs, target, sensitive) or a ``ValidationSet``; best not the
+                training data.
+            selection_data: Other people who select the candidate and the threshold; default a share of ``data``.
+            sensitive_names: Names of the sensitive features and of their values.
+            forward_fn: How to call the network.
+            output_transform: How to find the scores in what it returns.
+            inplace: Write the repair into ``model`` itself, at the very end.
+            progress: Show progress bars.
+
+        Returns:
+            The repair.
+
+        Raises:
+            InputError: The people or settings don't allow it: a group or label is missing, scores are not finite, the
+                method is not defined for so many classes. The network is as before.
+            UnsupportedModelError: The network has no linear head with a bias. The network is as before.
+        """
+        self.check()
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+
+        def people(source: Iterable[Any] | ValidationSet) -> ValidationSet:
+            if not isinstance(source, ValidationSet):
+                return ValidationSet.from_loader(
+                    source, sensitive_names=sensitive_names, privileged=self.privileged, progress=progress
+                )
+            return source if source.sides or self.privileged is None else source.with_sides(self.privileged)
+
+        generator = self._generator()
+        everyone = people(data)
+        if selection_data is not None:
+            edit, selection = everyone, people(selection_data)
+            if edit.groups != selection.groups:
+                raise InputError(
+                    f"the selection data have the sensitive groups {list(selection.groups)}; "
+                    f"expected {list(edit.groups)}"
+                )
+            rows = torch.arange(len(edit)), torch.arange(len(selection))
+        elif self.edits_on_data:
+            rows = everyone.split(1 - self.selection_share, generator)
+            edit, selection = everyone.take(rows[0]), everyone.take(rows[1])
+        else:
+            edit = selection = everyone
+            rows = torch.empty(0, dtype=torch.int64), torch.arange(len(everyone))
+        with preserved_random_state():
+            workspace = Workspace(
+                model,
+                edit,
+                selection,
+                self.objective(),
+                generator=generator,
+                forward_fn=forward_fn,
+                output_transform=output_transform,
+                batch_size=self.batch_size,
+                max_seconds=self.max_seconds,
+                patience=self.patience,
+                progress=progress,
+            )
+            if workspace.n_classes > 2 and not self.multiclass:
+                raise InputError(
+                    f"the network has {workspace.n_classes} classes and {type(self).__name__} is defined for two; "
+                    f"expected two, or one of {_multiclass_methods(PostProcessor)}"
+                )
+            for part in {id(edit): edit, id(selection): selection}.values():
+                part.check(self.measure, workspace.n_classes)
+            before = workspace.own_decisions(workspace.scores(selection))
+            workspace.offer(step="as given")
+            with torch.enable_grad():
+                self._edit(workspace)
+            return _finished(workspace, model, rows, before, inplace=inplace)
+
+    def _generator(self) -> torch.Generator:
+        if isinstance(self.random_state, torch.Generator):
+            return self.random_state
+        return torch.Generator().manual_seed(int(self.random_state))
+
+
+def _multiclass_methods(base: Any) -> list[str]:
+    found = []
+    for method in base.__subclasses__():
+        found += ([method.__name__] if method.multiclass else []) + _multiclass_methods(method)
+    return sorted(found)
+
+
+def _finished(
+    workspace: Workspace, model: nn.Module, rows: tuple[Tensor, Tensor], before: tuple[float, float], *, inplace: bool
+) -> Repair:
+    point = workspace.chosen
+    assert point is not None
+    workspace.restore()
+    state = workspace.model.state_dict()
+    with torch.no_grad():
+        for name, value in workspace.states[point.candidate].items():
+            state[name].copy_(value)
+    if workspace.n_classes == 2:
+        fold_threshold(workspace.head.module, point.margin_threshold)
+    scores = workspace.scores(workspace.selection)
+    after = workspace.own_decisions(scores)
+    within = abs(after[0]) < workspace.objective.bound
+    flags = list(workspace.flags)
+    labels = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0] > 0
+    if bool((labels == labels[0]).all()):
+        within = False
+        flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
+    if not within:
+        flags.append(
+            f"bound not met: the least-biased decisions have |{workspace.objective.measure}| = {abs(after[0]):.4f} on "
+            f"the selection people; asked for: below {workspace.objective.bound:g}"
+        )
+    edited = {name for changes in workspace.states.values() for name in changes} | set(workspace.head.parameter_names())
+    states = dict(workspace.states)
+    states[0] = {name: workspace.original[name] for name in edited}
+    with torch.no_grad():
+        target = model if inplace else workspace.model
+        if inplace:
+            here = model.state_dict()
+            for name in edited:
+                here[name].copy_(state[name])
+        for original, copied in zip(model.modules(), target.modules(), strict=True):
+            copied.training = original.training
+        for mine, theirs in zip(target.parameters(), model.parameters(), strict=True):
+            if mine is not theirs:
+                mine.requires_grad_(theirs.requires_grad)
+                mine.grad = None
+    return Repair(
+        model=target,
+        chosen=point,
+        within_bound=within,
+        bias=after[0],
+        performance=after[1],
+        bias_before=before[0],
+        performance_before=before[1],
+        flags=tuple(flags),
+        history=tuple(workspace.history),
+        trade_off=workspace.front(),
+        edit_rows=rows[0],
+        selection_rows=rows[1],
+        objective=workspace.objective,
+        _states=states,
+        _head=workspace.head.name,
+    )

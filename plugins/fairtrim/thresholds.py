@@ -1,0 +1,98 @@
+"""Every decision threshold at once: one sort of the scores and cumulative sums give the exact counts at all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .confusion import GroupCounts
+from .errors import InputError
+
+__all__ = ["ThresholdSweep", "positive_margin"]
+
+
+def positive_margin(scores: Tensor) -> Tensor:
+    """How far label 1 is above label 0: f_1 − f_0, or a single logit itself.
+
+    Args:
+        scores: Class scores before softmax, (N, 2) or (N, 1).
+
+    Returns:
+        (N,) float64; the probability of label 1 is its sigmoid.
+
+    Raises:
+        InputError: There are more than two classes.
+    """
+    if scores.shape[1] > 2:
+        raise InputError(f"{scores.shape[1]} classes have no single threshold; expected scores (N, 2) or (N, 1)")
+    scores = scores.double()
+    return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
+
+
+@dataclass(frozen=True)
+class ThresholdSweep:
+    """What every threshold on the margin of label 1 decides.
+
+    People whose margin is *above* the threshold get label 1. T = (number of different margins) + 1 thresholds cover all
+    decisions there are; each lies midway between two neighbouring margins, so that rounding can't move anybody.
+
+    Attributes:
+        threshold: Thresholds on the margin, decreasing, (T,) float64. The first gives nobody label 1, the last
+            everybody.
+        counts: Confusion counts at each, (T, 1, G).
+
+    Example:
+        >>> margin, target = torch.tensor([0.0, 2.0, 1.0]), torch.tensor([0, 1, 1])
+        >>> sweep = ThresholdSweep.of(margin, target, torch.tensor([0, 0, 1]), n_groups=2)
+        >>> sweep.threshold.tolist()
+        [3.0, 1.5, 0.5, -1.0]
+        >>> sweep.counts.true_positive[:, 0].tolist()
+        [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+
+    threshold: Tensor
+    counts: GroupCounts
+
+    @classmethod
+    def of(
+        cls, margin: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None = None
+    ) -> ThresholdSweep:
+        """Sort once and add up.
+
+        Args:
+            margin: Margins of label 1, (N,).
+            target: Labels 0 and 1, (N,).
+            group: Sensitive group of each sample, (N,) int64 below G.
+            n_groups: G.
+            weight: Sample weights, (N,), or None for 1 each.
+
+        Returns:
+            The sweep, on the CPU.
+
+        Raises:
+            InputError: A margin is not finite, or there is none.
+        """
+        margin, target, group = margin.detach().double().cpu(), target.cpu(), group.cpu()
+        if len(margin) == 0 or not bool(torch.isfinite(margin).all()):
+            bad = int((~torch.isfinite(margin)).sum())
+            raise InputError(f"{bad} of {len(margin)} scores are not finite; expected at least one, all of them finite")
+        ordered, order = margin.sort(descending=True)
+        member = torch.nn.functional.one_hot(group[order], n_groups).double()
+        member = member if weight is None else member * weight.double().cpu()[order, None]
+        of_label = (target[order] == 1).double()[:, None]
+        last = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])  # of each run of equal margins
+        nobody = torch.zeros(1, n_groups, dtype=torch.float64)
+        true_positive = torch.cat([nobody, (member * of_label).cumsum(0)[last]])
+        false_positive = torch.cat([nobody, (member * (1 - of_label)).cumsum(0)[last]])
+        distinct = ordered[last]
+        middle = (distinct[1:] + distinct[:-1]) / 2
+        threshold = torch.cat([distinct[:1] + 1, middle, distinct[-1:] - 1])
+        counts = GroupCounts(
+            true_positive=true_positive[:, None],
+            false_positive=false_positive[:, None],
+            positive=true_positive[-1:],
+            negative=false_positive[-1:],
+        )
+        return cls(threshold, counts)

@@ -1,0 +1,287 @@
+"""Where a post-processor works: a copy of the network to edit, and the record of the candidates."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .batches import Batch, ForwardFunction, class_scores, model_device
+from .confusion import GroupCounts, bias, performance
+from .errors import InputError, UnsupportedModelError
+from .head import LinearHead, find_head
+from .objective import Objective, non_dominated
+from .repair import OperatingPoint
+from .thresholds import positive_margin
+from .validation import ValidationSet
+
+__all__ = ["Workspace"]
+
+
+class Workspace:
+    """A copy of the network that a method edits, and the record of the candidates it offers.
+
+    Args:
+        model: The caller's network; copied.
+        edit: People whom the edit may see.
+        selection: People who select among candidates and thresholds.
+        objective: What to maximise.
+        generator: Source of randomness.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores.
+        batch_size: Samples a forward pass.
+        max_seconds: Time budget, or None.
+        patience: Stop after so many candidates without a better φ, or None.
+        progress: Show progress bars.
+
+    Attributes:
+        model: The working copy, in eval mode.
+        head: Its output layer.
+        n_classes: K.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        edit: ValidationSet,
+        selection: ValidationSet,
+        objective: Objective,
+        *,
+        generator: torch.Generator,
+        forward_fn: ForwardFunction | None = None,
+        output_transform: Callable[[Any], Tensor] | None = None,
+        batch_size: int = 1024,
+        max_seconds: float | None = None,
+        patience: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.eval()
+        for module in self.model.modules():  # a network may override train()
+            module.training = False
+        self.edit, self.selection, self.objective = edit, selection, objective
+        self.generator, self.batch_size, self.patience, self.progress = generator, batch_size, patience, progress
+        self.forward_fn, self.output_transform = forward_fn, output_transform
+        self.device = model_device(self.model)
+        self._batches: dict[int, list[Batch]] = {}
+        self.head: LinearHead = find_head(self.model, self._kept_batches(selection)[0], forward_fn, output_transform)
+        self.n_classes = max(2, self.head.module.out_features)
+        self.original = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.states: dict[int, dict[str, Tensor]] = {}
+        self.history: list[dict[str, Any]] = []
+        self._front = torch.empty(0, 4, dtype=torch.float64)  # |bias| is column 3; candidate, threshold, bias first
+        self._front_performance = torch.empty(0, dtype=torch.float64)
+        self.chosen: OperatingPoint | None = None
+        self.flags: list[str] = []
+        self._chosen_key = (-1.0, -math.inf, -math.inf)
+        self._last_gain = 0
+        self._started = time.monotonic()
+        self._deadline = math.inf if max_seconds is None else self._started + max_seconds
+
+    def _kept_batches(self, people: ValidationSet) -> list[Batch]:
+        if id(people) not in self._batches:
+            self._batches[id(people)] = [batch for _, batch in people.batches(self.batch_size, self.device)]
+        return self._batches[id(people)]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores of the working copy, (N, K).
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The scores, with gradients where they are enabled.
+        """
+        return class_scores(self.model, batch, self.forward_fn, self.output_transform)
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Penultimate features and scores of the working copy.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            (N, D) and (N, K).
+        """
+        return self.head.features(self.model, batch, self.forward_fn, self.output_transform)
+
+    def scores(self, people: ValidationSet) -> Tensor:
+        """Scores of the working copy for all of some people.
+
+        Args:
+            people: The edit or the selection set.
+
+        Returns:
+            (N, K) float64 on the CPU.
+        """
+        with torch.no_grad():
+            return torch.cat([self.forward(batch) for batch in self._kept_batches(people)]).double().cpu()
+
+    def all_features(self, people: ValidationSet) -> Tensor:
+        """Penultimate features of the working copy for all of some people.
+
+        Args:
+            people: The edit or the selection set.
+
+        Returns:
+            (N, D) float64 on the CPU.
+        """
+        with torch.no_grad():
+            return torch.cat([self.features(batch)[0] for batch in self._kept_batches(people)]).double().cpu()
+
+    def own_decisions(self, scores: Tensor) -> tuple[float, float]:
+        """Bias and performance of what scores decide by themselves: the largest one, or the logit's sign.
+
+        Args:
+            scores: Of the selection people, (N, K).
+
+        Returns:
+            Bias and performance.
+        """
+        people, objective = self.selection, self.objective
+        if scores.shape[1] > 2:
+            given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
+        else:
+            given = (positive_margin(scores) > 0).double()[:, None]
+        counts = GroupCounts.of(given, people.target, people.group, n_groups=people.n_groups, weight=people.weight)
+        return float(bias(objective.measure, counts, signed=people.sides)), float(
+            performance(objective.performance, counts)
+        )
+
+    def restore(self) -> None:
+        """Give the working copy its original weights back; optimizers' parameters stay the same objects."""
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, value in self.original.items():
+                state[name].copy_(value)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters that the caller left trainable.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            UnsupportedModelError: There is none.
+        """
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True to edit")
+        return parameters
+
+    def offer(self, **detail: Any) -> OperatingPoint:
+        """Judge the working copy at every threshold on the selection people and keep what is worth keeping.
+
+        Args:
+            detail: What the method wants in the history.
+
+        Returns:
+            The candidate's best operating point.
+
+        Raises:
+            InputError: A score is not finite.
+        """
+        return self.offer_scores(self.scores(self.selection), **detail)
+
+    def offer_scores(self, scores: Tensor, **detail: Any) -> OperatingPoint:
+        """As ``offer``, for a method that has the scores already.
+
+        Args:
+            scores: Of the working copy on the selection people, (N, K).
+            detail: What the method wants in the history.
+
+        Returns:
+            The candidate's best operating point.
+
+        Raises:
+            InputError: A score is not finite.
+        """
+        number = len(self.history)
+        if not bool(torch.isfinite(scores).all()):
+            cause = (
+                "the network itself gives them: look at its inputs"
+                if number == 0
+                else f"candidate {number}: {detail}; take smaller steps"
+            )
+            raise InputError(f"scores are not finite; {cause}")
+        people = self.selection
+        decisions = self.objective.decisions(
+            scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
+        )
+        best = self.objective.best(decisions)
+        point = OperatingPoint(
+            number, float(decisions.threshold[best]), float(decisions.bias[best]), float(decisions.performance[best])
+        )
+        self.history.append(
+            {"candidate": number, **detail, "threshold": point.threshold, "bias": point.bias}
+            | {"performance": point.performance, "seconds": time.monotonic() - self._started}
+        )
+        within = abs(point.bias) < self.objective.bound and not bool(decisions.constant[best])
+        key = (
+            float(within),
+            point.performance if within else -abs(point.bias),
+            -abs(point.bias) if within else point.performance,
+        )
+        if self.chosen is None or key > self._chosen_key:
+            self.chosen, self._chosen_key, self._last_gain = point, key, number
+        useful = ~decisions.constant
+        rows = torch.stack(
+            [torch.full_like(decisions.bias, number), decisions.threshold, decisions.bias, decisions.bias.abs()], 1
+        )[useful]
+        front = torch.cat([self._front, rows])
+        merged = torch.cat([self._front_performance, decisions.performance[useful]])
+        kept = non_dominated(front[:, 3], merged)
+        self._front, self._front_performance = front[kept], merged[kept]
+        alive = {0, self.chosen.candidate, *map(int, self._front[:, 0].tolist())}
+        if number in alive:
+            self.states[number] = {
+                name: value.detach().clone()
+                for name, value in self.model.state_dict().items()
+                if not torch.equal(value, self.original[name])
+            }
+        self.states = {candidate: state for candidate, state in self.states.items() if candidate in alive}
+        return point
+
+    def exhausted(self) -> bool:
+        """Whether a budget is used up: time, or candidates without a gain."""
+        if time.monotonic() >= self._deadline:
+            self._flag("stopped by the time budget (max_seconds)")
+            return True
+        if self.patience is not None and len(self.history) - 1 - self._last_gain >= self.patience:
+            self._flag(f"stopped early: {self.patience} candidates without a gain")
+            return True
+        return False
+
+    def _flag(self, text: str) -> None:
+        if text not in self.flags:
+            self.flags.append(text)
+
+    @contextmanager
+    def bar(self, total: int, description: str) -> Iterator[Any]:
+        """A progress bar.
+
+        Args:
+            total: Number of steps.
+            description: What they are.
+
+        Yields:
+            The bar.
+        """
+        with tqdm(total=total, desc=description, leave=False, disable=not self.progress) as shown:
+            yield shown
+
+    def front(self) -> tuple[OperatingPoint, ...]:
+        """The points that none beats, by increasing bias."""
+        return tuple(
+            OperatingPoint(int(candidate), threshold, bias, performance)
+            for (candidate, threshold, bias, _), performance in zip(
+                self._front.tolist(), self._front_performance.tolist(), strict=True
+            )
+        )
