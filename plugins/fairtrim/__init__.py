@@ -9,8 +9,11 @@ from .adversarial_fine_tuning import AdversarialFineTuning
 from .bias_gradient_descent import BiasGradientDescent
 from .channels import ChannelGroup, ChannelPlace, ParameterPlace
 from .checkpoint import load_pruned, save_pruned
+from .counterfactual import ColumnFlip, counterfactual_bias
+from .counterfactual_unlearning import CounterfactualUnlearning
 from .damage import DamageTable, collect_damage
 from .errors import FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from .influence import BiasInfluence, influence_on_bias, unlearn_samples
 from .layerwise_optimization import LayerwiseOptimization
 from .mining import (
     EpochEnsemble,
@@ -26,6 +29,7 @@ from .predictions import Predictions, predict
 from .random_perturbation import RandomPerturbation
 from .recalibration import recalibrate_batchnorm
 from .repair import OperatingPoint, Repair
+from .threshold_selection import ThresholdSelection
 from .training import fine_tune
 from .validation import ValidationSet
 
@@ -34,8 +38,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AdversarialFineTuning",
     "BiasGradientDescent",
+    "BiasInfluence",
     "ChannelGroup",
     "ChannelPlace",
+    "ColumnFlip",
+    "CounterfactualUnlearning",
     "DamageTable",
     "EpochEnsemble",
     "FairtrimError",
@@ -55,12 +62,16 @@ __all__ = [
     "RandomPerturbation",
     "Repair",
     "StaleTableError",
+    "ThresholdSelection",
     "UnsupportedModelError",
     "ValidationSet",
     "collect_damage",
+    "counterfactual_bias",
     "fine_tune",
+    "influence_on_bias",
     "load_pruned",
     "predict",
     "recalibrate_batchnorm",
     "save_pruned",
+    "unlearn_samples",
 ]

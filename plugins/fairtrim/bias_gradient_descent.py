@@ -90,8 +90,5 @@ class BiasGradientDescent(PostProcessor):
     def _select(self, workspace: Workspace) -> None:
         if self.performance_floor is None:
             return
-        enough = [point for point in workspace.front() if point.performance >= self.performance_floor]
-        if enough:
-            workspace.chosen = min(enough, key=lambda point: abs(point.bias))
-        else:
+        if not workspace.choose_least_biased(self.performance_floor):
             workspace.flags.append(f"no candidate has {self.performance} of at least {self.performance_floor}")

@@ -124,7 +124,7 @@ class LayerwiseOptimization(PostProcessor):
         )
         best = objective.best(decisions)
         bias, useful = float(decisions.bias[best].abs()), float(decisions.performance[best])
-        return -useful if bias < objective.bound and not bool(decisions.constant[best]) else bias
+        return -useful if bias < objective.bound and bool(decisions.eligible[best]) else bias
 
 
 class _Exhausted(Exception):  # noqa: N818  a signal to leave the library's search, not an error

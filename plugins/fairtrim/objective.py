@@ -14,7 +14,10 @@ from .confusion import BIAS_MEASURES, PERFORMANCE_MEASURES, GroupCounts, bias, p
 from .errors import InputError
 from .thresholds import ThresholdSweep, positive_margin
 
-__all__ = ["Decisions", "Objective", "non_dominated"]
+__all__ = ["COUNTERFACTUAL_MEASURES", "Decisions", "Objective", "non_dominated"]
+
+COUNTERFACTUAL_MEASURES = ("counterfactual_flips", "counterfactual_bias")
+"""Measures of pairs, not of groups: CounterfactualUnlearning's."""
 
 
 def non_dominated(bias: Tensor, performance: Tensor) -> Tensor:
@@ -48,12 +51,14 @@ class Decisions:
         bias: Signed where two sides are named, else at least 0, (T,).
         performance: (T,).
         constant: Whether everybody gets the same label, (T,).
+        eligible: Whether the decisions may be chosen at all, (T,): constant ones have no bias and no use.
     """
 
     threshold: Tensor
     bias: Tensor
     performance: Tensor
     constant: Tensor
+    eligible: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Objective:
     Decisions that give everybody the same label have no bias and no use: they never count as within the bound.
 
     Args:
-        measure: Bias measure μ, one of ``BIAS_MEASURES``.
+        measure: Bias measure μ, one of ``BIAS_MEASURES`` or ``COUNTERFACTUAL_MEASURES`` (NaN in what is computed here).
         epsilon: Bound ε on |μ|.
         margin: Safety margin: |μ| < ε − margin is asked for.
         performance: Performance measure ρ, one of ``PERFORMANCE_MEASURES``.
@@ -83,8 +88,9 @@ class Objective:
     performance: str = "balanced_accuracy"
 
     def __post_init__(self) -> None:
-        if self.measure not in BIAS_MEASURES:
-            raise InputError(f"measure={self.measure!r} is not a bias measure; expected one of {list(BIAS_MEASURES)}")
+        known = [*BIAS_MEASURES, *COUNTERFACTUAL_MEASURES]
+        if self.measure not in known:
+            raise InputError(f"measure={self.measure!r} is not a bias measure; expected one of {known}")
         if self.performance not in PERFORMANCE_MEASURES:
             raise InputError(
                 f"performance={self.performance!r} is not a performance measure; expected one of "
@@ -142,22 +148,52 @@ class Objective:
         Returns:
             One row a threshold for two classes, a single row otherwise.
         """
-        counts: GroupCounts
+        if scores.shape[1] > 2:
+            return self.own_decisions(scores, target, group, n_groups=n_groups, weight=weight, signed=signed)
+        sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)
+        constant = torch.zeros(len(sweep.threshold), dtype=torch.bool)
+        constant[0] = constant[-1] = True
+        return Decisions(
+            sweep.threshold,
+            bias(self.measure, sweep.counts, signed=signed),
+            performance(self.performance, sweep.counts),
+            constant,
+            ~constant,
+        )
+
+    def own_decisions(
+        self, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None, signed: bool
+    ) -> Decisions:
+        """Bias and performance of what scores decide by themselves: the largest one, or the logit's sign.
+
+        Args:
+            scores: Class scores, (N, K) or a single logit (N, 1).
+            target: Labels, (N,).
+            group: Sensitive groups, (N,).
+            n_groups: G.
+            weight: Sample weights, (N,), or None.
+            signed: Group 0 minus group 1 instead of the largest difference.
+
+        Returns:
+            A single row.
+        """
         if scores.shape[1] > 2:
             given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
-            counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
-            counts = GroupCounts(
-                counts.true_positive[None], counts.false_positive[None], counts.positive, counts.negative
-            )
-            threshold = torch.zeros(1, dtype=torch.float64)
-            constant = torch.tensor([bool((scores.argmax(1) == scores[0].argmax()).all())])
         else:
-            sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)
-            counts, threshold = sweep.counts, sweep.threshold
-            constant = torch.zeros(len(threshold), dtype=torch.bool)
-            constant[0] = constant[-1] = True
+            given = (positive_margin(scores) > 0).double()[:, None]
+        counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
+        constant = (given == given[:1]).all()[None]
+        measured = (
+            bias(self.measure, counts, signed=signed)[None]
+            if self.measure in BIAS_MEASURES
+            else torch.full((1,), torch.nan, dtype=torch.float64)
+        )
         return Decisions(
-            threshold, bias(self.measure, counts, signed=signed), performance(self.performance, counts), constant
+            torch.zeros(1, dtype=torch.float64),
+            measured,
+            performance(self.performance, counts)[None],
+            constant,
+            ~constant,
         )
 
     def best(self, decisions: Decisions) -> int:
@@ -170,10 +206,10 @@ class Objective:
             Position in 0 … T − 1. Ties go to the smaller bias, then to the higher performance.
         """
         size, useful = decisions.bias.abs(), decisions.performance
-        phi = self.phi(decisions.bias, useful).masked_fill(decisions.constant, 0.0)
+        phi = self.phi(decisions.bias, useful).masked_fill(~decisions.eligible, 0.0)
         if bool((phi > 0).any()):
             at_best = phi == phi.max()
             return int(torch.where(at_best, size, torch.inf).argmin())
-        size = size.masked_fill(decisions.constant, torch.inf)
+        size = size.masked_fill(~decisions.eligible, torch.inf)
         least = size == size.min()
         return int(torch.where(least, useful, -torch.inf).argmax())

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .batches import ForwardFunction
+from .confusion import BIAS_MEASURES
 from .errors import InputError
 from .head import fold_threshold
-from .objective import Objective
+from .objective import COUNTERFACTUAL_MEASURES, Objective
 from .people import SensitiveNames
 from .preservation import preserved_random_state
 from .repair import Repair
@@ -65,6 +66,18 @@ class PostProcessor(ABC):
     def _edit(self, workspace: Workspace) -> None:
         """Change ``workspace.model`` in as many ways as the method knows, and offer each."""
 
+    def _compares_groups(self) -> bool:
+        """Whether the measure compares sensitive groups, so that the people need them."""
+        return True
+
+    def _prepared(self, people: ValidationSet) -> ValidationSet:
+        """The people with whatever else the method needs of them."""
+        return people
+
+    def _set_up(self, workspace: Workspace) -> None:
+        """Change how the workspace judges, before the first candidate."""
+        return
+
     def check(self) -> None:
         """Refuse settings that can't work.
 
@@ -72,6 +85,11 @@ class PostProcessor(ABC):
             InputError: One is out of range.
         """
         self.objective()
+        if self.measure in COUNTERFACTUAL_MEASURES and self._compares_groups():
+            raise InputError(
+                f"measure={self.measure!r} is of counterfactual pairs; {type(self).__name__} expects one of "
+                f"{list(BIAS_MEASURES)}: use CounterfactualUnlearning"
+            )
         if not 0 < self.selection_share < 1:
             raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1)")
         for name in ("max_seconds", "patience", "batch_size"):
@@ -161,10 +179,16 @@ class PostProcessor(ABC):
 
         def people(source: Iterable[Any] | ValidationSet) -> ValidationSet:
             if not isinstance(source, ValidationSet):
-                return ValidationSet.from_loader(
-                    source, sensitive_names=sensitive_names, privileged=self.privileged, progress=progress
+                source = ValidationSet.from_loader(
+                    source,
+                    sensitive_names=sensitive_names,
+                    privileged=self.privileged,
+                    require_sensitive=self._compares_groups(),
+                    progress=progress,
                 )
-            return source if source.sides or self.privileged is None else source.with_sides(self.privileged)
+            elif not source.sides and self.privileged is not None:
+                source = source.with_sides(self.privileged)
+            return self._prepared(source)
 
         generator = self._generator()
         everyone = people(data)
@@ -202,9 +226,10 @@ class PostProcessor(ABC):
                     f"expected two, or one of {_multiclass_methods(PostProcessor)}"
                 )
             for part in {id(edit): edit, id(selection): selection}.values():
-                part.check(self.measure, workspace.n_classes)
-            before = workspace.own_decisions(workspace.scores(selection))
+                part.check(self.measure if self._compares_groups() else None, workspace.n_classes)
+            self._set_up(workspace)
             workspace.offer(step="as given")
+            before = workspace.own_decisions()
             with torch.enable_grad():
                 self._edit(workspace)
             return _finished(workspace, model, rows, before, inplace=inplace)
@@ -223,7 +248,12 @@ def _multiclass_methods(base: Any) -> list[str]:
 
 
 def _finished(
-    workspace: Workspace, model: nn.Module, rows: tuple[Tensor, Tensor], before: tuple[float, float], *, inplace: bool
+    workspace: Workspace,
+    model: nn.Module,
+    rows: tuple[Tensor, Tensor],
+    before: tuple[float, float, bool],
+    *,
+    inplace: bool,
 ) -> Repair:
     point = workspace.chosen
     assert point is not None
@@ -234,12 +264,10 @@ def _finished(
             state[name].copy_(value)
     if workspace.n_classes == 2:
         fold_threshold(workspace.head.module, point.margin_threshold)
-    scores = workspace.scores(workspace.selection)
-    after = workspace.own_decisions(scores)
+    after = workspace.own_decisions()
     within = abs(after[0]) < workspace.objective.bound
     flags = list(workspace.flags)
-    labels = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0] > 0
-    if bool((labels == labels[0]).all()):
+    if after[2]:
         within = False
         flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
     if not within:

@@ -71,6 +71,7 @@ class ValidationSet:
         weight: Weights of the samples, (N,) float64, or None for 1 each.
         sides: Whether the two groups are the unprivileged (0) and the privileged (1) side, so that biases have a sign.
         features: Names of the sensitive features.
+        counterfactual: Inputs of the same people with the sensitive attribute flipped, or None.
 
     Raises:
         InputError: The columns don't have N rows, or a weight is negative or not finite.
@@ -89,10 +90,12 @@ class ValidationSet:
     weight: Tensor | None = None
     sides: bool = False
     features: tuple[str, ...] = ()
+    counterfactual: Any = None
 
     def __post_init__(self) -> None:
         lengths: list[int] = []
-        map_tensors(self.inputs, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
+        for side in (self.inputs, self.counterfactual):
+            map_tensors(side, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
         columns = [self.target, self.group] + ([] if self.weight is None else [self.weight])
         lengths += [len(column) for column in columns]
         if len(set(lengths)) != 1:
@@ -116,6 +119,7 @@ class ValidationSet:
         *,
         sensitive_names: SensitiveNames | None = None,
         privileged: Any = None,
+        require_sensitive: bool = True,
         progress: bool = True,
     ) -> ValidationSet:
         """Read a loader once.
@@ -125,6 +129,7 @@ class ValidationSet:
             sensitive_names: Names of the sensitive features and of their values.
             privileged: The privileged side (a value, a crossing, a dict, or a list of those); everybody else is then
                 the unprivileged one. None compares every pair of groups.
+            require_sensitive: Refuse a loader without sensitive features; else everybody is one group.
             progress: Show a progress bar.
 
         Returns:
@@ -137,7 +142,7 @@ class ValidationSet:
         inputs, targets, codes = [], [], []
         with preserved_random_state(loader):
             for batch in iterate_batches(loader, torch.device("cpu"), progress=progress, description="reading"):
-                if batch.sensitive is None:
+                if batch.sensitive is None and require_sensitive:
                     raise InputError(
                         f"batch {batch.index} of the loader is (inputs, target); expected (inputs, target, sensitive), "
                         "the sensitive features of the validation people: they are needed here, not at prediction"
@@ -203,7 +208,21 @@ class ValidationSet:
             target=self.target[rows],
             group=self.group[rows],
             weight=None if self.weight is None else self.weight[rows],
+            counterfactual=map_tensors(self.counterfactual, lambda tensor: tensor[rows]),
         )
+
+    def flipped(self) -> ValidationSet:
+        """The counterfactual people.
+
+        Returns:
+            The set with the flipped inputs.
+
+        Raises:
+            InputError: There are none.
+        """
+        if self.counterfactual is None:
+            raise InputError("the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs)")
+        return replace(self, inputs=self.counterfactual, counterfactual=None)
 
     def split(self, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows for editing and rows for selecting, every group and label shared out alike.
@@ -242,11 +261,11 @@ class ValidationSet:
             inputs = to_device(map_tensors(self.inputs, lambda tensor, rows=rows: tensor[rows]), device)  # type: ignore[misc]
             yield rows, Batch(inputs, self.target[rows].to(device), None, index)
 
-    def check(self, measure: str, n_classes: int) -> None:
+    def check(self, measure: str | None, n_classes: int) -> None:
         """Refuse people whom a bias measure can't be computed for.
 
         Args:
-            measure: The bias measure.
+            measure: The bias measure, or None if groups are not compared.
             n_classes: K of the network.
 
         Raises:
@@ -262,6 +281,8 @@ class ValidationSet:
             raise InputError(
                 f"everybody in the validation data has label {low}; expected people of at least two labels"
             )
+        if measure is None:
+            return
         if self.n_groups < 2:
             raise InputError(
                 f"everybody in the validation data is of the sensitive group {self.groups[0]!r}; expected at least two "

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .batches import Batch, ForwardFunction, class_scores, model_device
-from .confusion import GroupCounts, bias, performance
 from .errors import InputError, UnsupportedModelError
 from .head import LinearHead, find_head
-from .objective import Objective, non_dominated
+from .objective import Decisions, Objective, non_dominated
 from .repair import OperatingPoint
-from .thresholds import positive_margin
 from .validation import ValidationSet
 
 __all__ = ["Workspace"]
@@ -45,6 +43,8 @@ class Workspace:
         model: The working copy, in eval mode.
         head: Its output layer.
         n_classes: K.
+        judge: Scores on the selection people -> what they can decide; by default at every threshold.
+        judge_own: Scores on the selection people -> what they decide by themselves.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Workspace:
         self._front_performance = torch.empty(0, dtype=torch.float64)
         self.chosen: OperatingPoint | None = None
         self.flags: list[str] = []
+        self.judge: Callable[[Tensor], Decisions] = self._judge_thresholds
+        self.judge_own: Callable[[Tensor], Decisions] = self._judge_own
         self._chosen_key = (-1.0, -math.inf, -math.inf)
         self._last_gain = 0
         self._started = time.monotonic()
@@ -136,24 +138,26 @@ class Workspace:
         with torch.no_grad():
             return torch.cat([self.features(batch)[0] for batch in self._kept_batches(people)]).double().cpu()
 
-    def own_decisions(self, scores: Tensor) -> tuple[float, float]:
-        """Bias and performance of what scores decide by themselves: the largest one, or the logit's sign.
+    def _judge_thresholds(self, scores: Tensor) -> Decisions:
+        people = self.selection
+        return self.objective.decisions(
+            scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
+        )
 
-        Args:
-            scores: Of the selection people, (N, K).
+    def _judge_own(self, scores: Tensor) -> Decisions:
+        people = self.selection
+        return self.objective.own_decisions(
+            scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
+        )
+
+    def own_decisions(self) -> tuple[float, float, bool]:
+        """What the working copy's scores decide by themselves: the largest one, or the logit's sign.
 
         Returns:
-            Bias and performance.
+            Bias and performance on the selection people, and whether everybody gets the same label.
         """
-        people, objective = self.selection, self.objective
-        if scores.shape[1] > 2:
-            given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
-        else:
-            given = (positive_margin(scores) > 0).double()[:, None]
-        counts = GroupCounts.of(given, people.target, people.group, n_groups=people.n_groups, weight=people.weight)
-        return float(bias(objective.measure, counts, signed=people.sides)), float(
-            performance(objective.performance, counts)
-        )
+        decisions = self.judge_own(self.scores(self.selection))
+        return float(decisions.bias[0]), float(decisions.performance[0]), bool(decisions.constant[0])
 
     def restore(self) -> None:
         """Give the working copy its original weights back; optimizers' parameters stay the same objects."""
@@ -211,10 +215,7 @@ class Workspace:
                 else f"candidate {number}: {detail}; take smaller steps"
             )
             raise InputError(f"scores are not finite; {cause}")
-        people = self.selection
-        decisions = self.objective.decisions(
-            scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
-        )
+        decisions = self.judge(scores)
         best = self.objective.best(decisions)
         point = OperatingPoint(
             number, float(decisions.threshold[best]), float(decisions.bias[best]), float(decisions.performance[best])
@@ -223,7 +224,7 @@ class Workspace:
             {"candidate": number, **detail, "threshold": point.threshold, "bias": point.bias}
             | {"performance": point.performance, "seconds": time.monotonic() - self._started}
         )
-        within = abs(point.bias) < self.objective.bound and not bool(decisions.constant[best])
+        within = abs(point.bias) < self.objective.bound and bool(decisions.eligible[best])
         key = (
             float(within),
             point.performance if within else -abs(point.bias),
@@ -231,7 +232,7 @@ class Workspace:
         )
         if self.chosen is None or key > self._chosen_key:
             self.chosen, self._chosen_key, self._last_gain = point, key, number
-        useful = ~decisions.constant
+        useful = decisions.eligible
         rows = torch.stack(
             [torch.full_like(decisions.bias, number), decisions.threshold, decisions.bias, decisions.bias.abs()], 1
         )[useful]
@@ -248,6 +249,20 @@ class Workspace:
             }
         self.states = {candidate: state for candidate, state in self.states.items() if candidate in alive}
         return point
+
+    def choose_least_biased(self, performance_floor: float = 0.0) -> bool:
+        """Choose by another rule than φ: the least bias among points that perform well enough.
+
+        Args:
+            performance_floor: Least performance.
+
+        Returns:
+            Whether there is such a point; if not, the choice stays.
+        """
+        enough = [point for point in self.front() if point.performance >= performance_floor]
+        if enough:
+            self.chosen = min(enough, key=lambda point: abs(point.bias))
+        return bool(enough)
 
     def exhausted(self) -> bool:
         """Whether a budget is used up: time, or candidates without a gain."""

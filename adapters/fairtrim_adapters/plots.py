@@ -1,0 +1,125 @@
+"""Pictures of repairs: performance against bias, and the training samples that do harm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fairtrim import BiasInfluence, InputError, Repair
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_most_harmful", "plot_trade_off"]
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise InputError("plotting needs matplotlib: pip install 'fairtrim[plot]'") from None
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=size, layout="constrained")
+    return ax
+
+
+def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = None, ax: Axes | None = None) -> Axes:
+    """Performance against absolute bias on the selection people, one line a method.
+
+    A line gives, for each bound on the bias, the best performance of any candidate and threshold within it; a dot marks
+    what was chosen, a cross the network as it was given. Selection people choose, so their figures are a little
+    too good: judge the chosen network on people who had no part in it.
+
+    Args:
+        repairs: Repairs of one network by name of the method, of one measure and one performance.
+        max_bias: Right end of the axis; default a little beyond the given network's bias.
+        ax: Where to draw; default new axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: There is no repair, measures differ, or matplotlib is not installed.
+    """
+    if not repairs:
+        raise InputError("no repairs to draw; expected at least one, by name")
+    objectives = {(repair.objective.measure, repair.objective.performance) for repair in repairs.values()}
+    if len(objectives) > 1:
+        raise InputError(f"the repairs are of different measures: {sorted(objectives)}; expected one picture for each")
+    ((measure, performance),) = objectives
+    ax = _axes(ax, (7.5, 4.5))
+    first = next(iter(repairs.values()))
+    right = 1.15 * max(abs(first.bias_before), first.objective.epsilon) if max_bias is None else max_bias
+    for name, repair in repairs.items():
+        points = [point for point in repair.trade_off if abs(point.bias) <= right]
+        sizes = [abs(point.bias) for point in points]
+        performances = [point.performance for point in points]
+        if points:
+            sizes.append(right)
+            performances.append(performances[-1])
+        (line,) = ax.plot(sizes, performances, drawstyle="steps-post", label=name)
+        ax.plot(abs(repair.bias), repair.performance, "o", color=line.get_color())
+    ax.plot(abs(first.bias_before), first.performance_before, "kx", label="as given")
+    ax.axvline(first.objective.bound, color="grey", linestyle=":", linewidth=1)
+    ax.set_xlim(0, right)
+    ax.set_xlabel(f"|{measure.replace('_', ' ')}|, selection people")
+    ax.set_ylabel(performance.replace("_", " "))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return ax
+
+
+def plot_most_harmful(
+    influence: BiasInfluence,
+    *,
+    number: int = 20,
+    labels: Sequence[str] | None = None,
+    images: Any = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The training samples that raise the bias most, as bars or as pictures.
+
+    Args:
+        influence: Scores of the training samples.
+        number: How many at most.
+        labels: What to call each training sample, (N,); default its position.
+        images: The training images, (N, H, W) or (N, C, H, W), drawn in place of bars; None for bars.
+        ax: Where to draw; default new axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: There are not as many labels or images as scores, or matplotlib is not installed.
+    """
+    for name, given in (("labels", labels), ("images", images)):
+        if given is not None and len(given) != len(influence.scores):
+            raise InputError(f"{len(given)} {name} for {len(influence.scores)} training samples; expected as many")
+    rows = influence.most_harmful(number).tolist()
+    names = [str(row) if labels is None else str(labels[row]) for row in rows]
+    scores = influence.scores[rows].tolist()
+    if images is None:
+        ax = _axes(ax, (7, 1 + 0.28 * len(rows)))
+        ax.barh(range(len(rows)), scores, color="tab:red")
+        ax.set_yticks(range(len(rows)), names)
+        ax.invert_yaxis()
+        ax.set_xlabel(f"influence on {influence.measure.replace('_', ' ')} (positive: raises it)")
+        return ax
+    ax = _axes(ax, (10, 5))
+    ax.set_axis_off()
+    columns = min(10, max(1, len(rows)))
+    for place, (row, name, score) in enumerate(zip(rows, names, scores, strict=True)):
+        picture = np.asarray(torch.as_tensor(images[row]).detach().cpu(), dtype=float)
+        if picture.ndim == 3:
+            picture = picture.transpose(1, 2, 0)[:, :, : 3 if picture.shape[0] >= 3 else 1]
+        low, high = picture.min(), picture.max()
+        picture = (picture - low) / (high - low if high > low else 1)
+        height = 1 / (-(-len(rows) // columns))
+        box = (place % columns / columns, 1 - (place // columns + 1) * height, 0.9 / columns, 0.75 * height)
+        inset = ax.inset_axes(box)
+        inset.imshow(picture.squeeze(), cmap="gray" if picture.shape[-1] == 1 or picture.ndim == 2 else None)
+        inset.set_title(f"{name}\n{score:+.2f}", fontsize=8)
+        inset.set_axis_off()
+    return ax

@@ -1,0 +1,191 @@
+"""Counterfactual pairs: the same person with the sensitive attribute flipped, and how much a network minds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = ["ColumnFlip", "CounterfactualBias", "counterfactual_bias"]
+
+
+@dataclass(frozen=True)
+class ColumnFlip:
+    """Flip a sensitive attribute in rows of a table.
+
+    Args:
+        one_hot: Columns of the attribute, one for each value, by position or name: the 1 (or whatever stands for it)
+            moves on to the next column, from the last to the first; with two columns they are swapped.
+        binary: Column of an attribute -> its two values as the network sees them, e.g. standardised ones.
+        interactions: Column that holds a product -> the columns it is the product of, computed anew.
+        names: Names of all columns, if columns are given by name.
+
+    Raises:
+        InputError: Nothing is to be flipped, or a column is unknown.
+
+    Example:
+        >>> flip = ColumnFlip(one_hot=["sex_Female", "sex_Male"], names=["age", "sex_Female", "sex_Male"])
+        >>> flip(torch.tensor([[30.0, 1.0, 0.0], [40.0, 0.0, 1.0]])).tolist()
+        [[30.0, 0.0, 1.0], [40.0, 1.0, 0.0]]
+    """
+
+    one_hot: Sequence[int | str] = ()
+    binary: Mapping[int | str, tuple[float, float]] = field(default_factory=dict)
+    interactions: Mapping[int | str, Sequence[int | str]] = field(default_factory=dict)
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.one_hot and not self.binary:
+            raise InputError("nothing to flip; expected one_hot= or binary= columns of the sensitive attribute")
+        if len(self.one_hot) == 1:
+            raise InputError(
+                f"one_hot={list(self.one_hot)} is a single column; expected one column for each value, or "
+                "binary={column: (value, other_value)}"
+            )
+        factors = [factor for product in self.interactions.values() for factor in product]
+        for column in (*self.one_hot, *self.binary, *self.interactions, *factors):
+            self._position(column)
+
+    def _position(self, column: int | str) -> int:
+        if isinstance(column, str):
+            if self.names is None or column not in self.names:
+                known = "pass names=, the names of all columns" if self.names is None else f"known: {list(self.names)}"
+                raise InputError(f"column {column!r} is unknown; {known}")
+            return list(self.names).index(column)
+        return int(column)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Rows with the attribute flipped.
+
+        Args:
+            inputs: (N, D).
+
+        Returns:
+            (N, D), a copy.
+
+        Raises:
+            InputError: The rows don't have these columns, or hold other values than they should.
+        """
+        columns = [self._position(column) for column in (*self.one_hot, *self.binary, *self.interactions)]
+        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or max(columns) >= inputs.shape[1]:
+            got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise InputError(f"inputs are {got}; expected a tensor (N, D) with at least {max(columns) + 1} columns")
+        if self.names is not None and len(self.names) != inputs.shape[1]:
+            raise InputError(f"inputs have {inputs.shape[1]} columns; expected {len(self.names)}, as many as names")
+        flipped = inputs.clone()
+        if self.one_hot:
+            positions = [self._position(column) for column in self.one_hot]
+            block = inputs[:, positions]
+            if bool((block == block[:, :1]).all(1).any()):
+                row = int((block == block[:, :1]).all(1).nonzero()[0])
+                raise InputError(
+                    f"row {row} has the same value in all columns of one_hot={list(self.one_hot)}; expected one column "
+                    "to stand out"
+                )
+            flipped[:, positions] = block.roll(1, dims=1)
+        for column, (first, second) in self.binary.items():
+            position = self._position(column)
+            values = inputs[:, position]
+            low, high = torch.tensor([first, second]).to(values)
+            is_low, is_high = torch.isclose(values, low), torch.isclose(values, high)
+            if not bool((is_low | is_high).all()):
+                other = float(values[~(is_low | is_high)][0])
+                raise InputError(f"column {column!r} holds {other}; expected {first} or {second} only")
+            flipped[:, position] = torch.where(is_low, high, low)
+        for column, factors in self.interactions.items():
+            flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in factors]].prod(1)
+        return flipped
+
+
+@dataclass(frozen=True)
+class CounterfactualBias:
+    """How much a network minds the flip, over N pairs.
+
+    The mean change alone is no measure of a repair, because shrinking all logits lowers it: look at the flips, at the
+    relative change, and at the cross-entropy beside it.
+
+    Attributes:
+        mean_change: Mean of |p(y|x) − p(y|x̄)|, y the label: Chen et al.'s B(θ) (FMD, NeurIPS 2023).
+        flips: Share of pairs whose decision changes.
+        relative_change: Mean of |f(x) − f(x̄)| in standard deviations of f, which is the margin of label 1 for two
+            classes, else the scores less their mean.
+        cross_entropy: Of the unflipped side, in nats.
+        n_pairs: N.
+    """
+
+    mean_change: float
+    flips: float
+    relative_change: float
+    cross_entropy: float
+    n_pairs: int
+
+
+def counterfactual_bias(scores: Tensor, flipped: Tensor, target: Tensor) -> CounterfactualBias:
+    """Figures of pairs.
+
+    Args:
+        scores: Class scores of the people as they are, (N, K) or a single logit (N, 1).
+        flipped: Of their counterfactuals.
+        target: Labels, (N,).
+
+    Returns:
+        The figures.
+
+    Raises:
+        InputError: The two sides are not alike in shape.
+
+    Example:
+        >>> scores, flipped = torch.tensor([[1.0], [3.0]]), torch.tensor([[-1.0], [3.0]])
+        >>> bias = counterfactual_bias(scores, flipped, torch.ones(2).long())
+        >>> bias.flips, bias.n_pairs
+        (0.5, 2)
+    """
+    if scores.shape != flipped.shape:
+        raise InputError(f"scores are {tuple(scores.shape)} and {tuple(flipped.shape)}; expected pairs of one shape")
+    sides = [_log_probabilities(side.double()) for side in (scores, flipped)]
+    here, there = (side.gather(1, target[:, None]).squeeze(1) for side in sides)
+    change = centred(scores.double()) - centred(flipped.double())
+    spread = centred(scores.double()).std(0, correction=0).mean().clamp(min=1e-12)
+    return CounterfactualBias(
+        mean_change=float((here.exp() - there.exp()).abs().mean()),
+        flips=float((labels_of(scores) != labels_of(flipped)).double().mean()),
+        relative_change=float(change.abs().mean() / spread),
+        cross_entropy=float(-here.mean()),
+        n_pairs=len(target),
+    )
+
+
+def centred(scores: Tensor) -> Tensor:
+    """What matters of scores: the margin for two classes, else the scores less their mean.
+
+    Args:
+        scores: (N, K) or a single logit (N, 1).
+
+    Returns:
+        (N, 1) or (N, K).
+    """
+    if scores.shape[1] == 1:
+        return scores
+    return scores[:, 1:] - scores[:, :1] if scores.shape[1] == 2 else scores - scores.mean(1, keepdim=True)
+
+
+def labels_of(scores: Tensor) -> Tensor:
+    """Decisions: the largest score, or whether a single logit is positive.
+
+    Args:
+        scores: (N, K) or a single logit (N, 1).
+
+    Returns:
+        (N,) int64.
+    """
+    return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
+
+
+def _log_probabilities(scores: Tensor) -> Tensor:
+    if scores.shape[1] == 1:
+        scores = torch.cat([torch.zeros_like(scores), scores], 1)
+    return scores.log_softmax(1)
