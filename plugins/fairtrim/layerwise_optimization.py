@@ -72,7 +72,9 @@ class LayerwiseOptimization(PostProcessor):
             raise InputError(f"search={self.search!r}; expected one of {list(_SEARCHES)}")
 
     def _edit(self, workspace: Workspace) -> None:
-        search = _SEARCHES[self.search]()
+        self._search_tensors(workspace, _SEARCHES[self.search]())
+
+    def _search_tensors(self, workspace: Workspace, search: Search) -> None:
         named = [(name, p) for name, p in workspace.model.named_parameters() if p.is_floating_point()][-self.tensors :]
         large = [f"{name} ({p.numel()} entries)" for name, p in named if p.numel() > _OPTUNA_ENTRIES]
         if self.search == "optuna" and large:

@@ -40,6 +40,13 @@ def _column(values: Any) -> list[Any]:
     return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
 
 
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)  # NaN differs from itself
+    except TypeError:  # pandas.NA has no truth value
+        return True
+
+
 def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
     """Columns of the sensitive features of one batch.
 
@@ -73,7 +80,7 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
             raise InputError(
                 f"sensitive feature {name!r} has {len(column)} values for {n_samples} samples; expected as many"
             )
-        missing = sum(value is None or value != value for value in column)  # NaN differs from itself
+        missing = sum(map(_is_missing, column))
         if missing:
             raise InputError(
                 f"sensitive feature {name!r} is missing for {missing} of {n_samples} samples of a batch; leave those "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,21 +75,23 @@ class ThresholdSweep:
         Raises:
             InputError: A margin is not finite, or there is none.
         """
-        margin, target, group = margin.detach().double().cpu(), target.cpu(), group.cpu()
-        if len(margin) == 0 or not bool(torch.isfinite(margin).all()):
-            bad = int((~torch.isfinite(margin)).sum())
-            raise InputError(f"{bad} of {len(margin)} scores are not finite; expected at least one, all of them finite")
-        ordered, order = margin.sort(descending=True)
-        member = torch.nn.functional.one_hot(group[order], n_groups).double()
-        member = member if weight is None else member * weight.double().cpu()[order, None]
-        of_label = (target[order] == 1).double()[:, None]
-        last = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])  # of each run of equal margins
-        nobody = torch.zeros(1, n_groups, dtype=torch.float64)
-        true_positive = torch.cat([nobody, (member * of_label).cumsum(0)[last]])
-        false_positive = torch.cat([nobody, (member * (1 - of_label)).cumsum(0)[last]])
-        distinct = ordered[last]
+        margins = margin.detach().double().cpu().numpy()
+        if len(margins) == 0 or not np.isfinite(margins).all():
+            bad = int((~np.isfinite(margins)).sum())
+            raise InputError(f"{bad} of {len(margins)} scores are not finite; expected at least one, all of them finite")
+        order = np.argsort(-margins)
+        ordered = margins[order]
+        cell = (2 * group.cpu() + (target.cpu() == 1)).numpy()[order]
+        people = np.zeros((len(ordered) + 1, 2 * n_groups))  # the first row is nobody
+        people[np.arange(1, len(people)), cell] = 1.0 if weight is None else weight.double().cpu().numpy()[order]
+        np.cumsum(people, axis=0, out=people)
+        # of each run of equal margins the last, and nobody
+        last = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+        sums = torch.from_numpy(people if len(last) == len(people) else people[last]).reshape(-1, n_groups, 2)
+        true_positive, false_positive = sums[:, :, 1], sums[:, :, 0]
+        distinct = ordered[last[1:] - 1]
         middle = (distinct[1:] + distinct[:-1]) / 2
-        threshold = torch.cat([distinct[:1] + 1, middle, distinct[-1:] - 1])
+        threshold = torch.from_numpy(np.concatenate([distinct[:1] + 1, middle, distinct[-1:] - 1]))
         counts = GroupCounts(
             true_positive=true_positive[:, None],
             false_positive=false_positive[:, None],

@@ -272,6 +272,11 @@ class ValidationSet:
             InputError: Labels are outside 0 … K − 1 or all the same, there is one group only, or a group has nobody
                 that the measure compares.
         """
+        if len(self) == 0:
+            raise InputError(
+                "nobody is left in one part of the validation data: every sensitive group has one person of each label; "
+                "expected at least two of each, to edit on and to select on: use more people"
+            )
         low, high = int(self.target.min()), int(self.target.max())
         if low < 0 or high >= n_classes:
             raise InputError(

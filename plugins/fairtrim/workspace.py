@@ -232,14 +232,7 @@ class Workspace:
         )
         if self.chosen is None or key > self._chosen_key:
             self.chosen, self._chosen_key, self._last_gain = point, key, number
-        useful = decisions.eligible
-        rows = torch.stack(
-            [torch.full_like(decisions.bias, number), decisions.threshold, decisions.bias, decisions.bias.abs()], 1
-        )[useful]
-        front = torch.cat([self._front, rows])
-        merged = torch.cat([self._front_performance, decisions.performance[useful]])
-        kept = non_dominated(front[:, 3], merged)
-        self._front, self._front_performance = front[kept], merged[kept]
+        self._merge(number, decisions)
         alive = {0, self.chosen.candidate, *map(int, self._front[:, 0].tolist())}
         if number in alive:
             self.states[number] = {
@@ -249,6 +242,19 @@ class Workspace:
             }
         self.states = {candidate: state for candidate, state in self.states.items() if candidate in alive}
         return point
+
+    def _merge(self, number: int, decisions: Decisions) -> None:
+        """Take the candidate's points into the front; most are beaten by it and never sorted."""
+        size, useful = decisions.bias.abs(), decisions.performance
+        place = torch.searchsorted(self._front[:, 3].contiguous(), size, right=True)
+        best_before = torch.cat([useful.new_full((1,), -torch.inf), self._front_performance])[place]
+        rows = (decisions.eligible & (useful > best_before)).nonzero().squeeze(1)
+        if not len(rows):
+            return
+        points = torch.stack([torch.full_like(size, number), decisions.threshold, decisions.bias, size], 1)[rows]
+        front, merged = torch.cat([self._front, points]), torch.cat([self._front_performance, useful[rows]])
+        kept = non_dominated(front[:, 3], merged)
+        self._front, self._front_performance = front[kept], merged[kept]
 
     def choose_least_biased(self, performance_floor: float = 0.0) -> bool:
         """Choose by another rule than φ: the least bias among points that perform well enough.
