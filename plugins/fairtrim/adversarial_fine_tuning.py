@@ -95,7 +95,8 @@ class AdversarialFineTuning(PostProcessor):
                     features, scores = workspace.features(batch)
                     suspected = critic(features.flatten()[None])[0, 0].abs()
                     factor = (self.strength * (suspected - workspace.objective.bound) + 1).clamp(min=1)
-                    loss = factor * self._cross_entropy(scores, batch.target)
+                    own = None if workspace.edit.weight is None else workspace.edit.weight[rows].to(scores)
+                    loss = factor * self._cross_entropy(scores, batch.target, own)
                     act.zero_grad()
                     loss.backward()
                     act.step()
@@ -116,7 +117,10 @@ class AdversarialFineTuning(PostProcessor):
         for _ in range(_REDRAWS):
             rows = torch.randperm(len(people), generator=workspace.generator)[:size]
             given = torch.ones(size, 1)
-            counts = GroupCounts.of(given, people.target[rows], people.group[rows], n_groups=people.n_groups)
+            own = None if people.weight is None else people.weight[rows]
+            counts = GroupCounts.of(
+                given, people.target[rows], people.group[rows], n_groups=people.n_groups, weight=own
+            )
             if bool(torch.isfinite(bias(self.measure, counts))):
                 chosen = people.take(rows)
                 return rows, next(batch for _, batch in chosen.batches(size, workspace.device))
@@ -129,12 +133,14 @@ class AdversarialFineTuning(PostProcessor):
         people = workspace.edit
         decided = scores > 0 if scores.shape[1] == 1 else (scores[:, 1] > scores[:, 0])[:, None]
         counts = GroupCounts.of(
-            decided.double().cpu(), people.target[rows], people.group[rows], n_groups=people.n_groups
+            decided.cpu().double(), people.target[rows], people.group[rows], n_groups=people.n_groups
         )
         return bias(self.measure, counts, signed=people.n_groups == 2)
 
     @staticmethod
-    def _cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
+    def _cross_entropy(scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if scores.shape[1] == 1:
-            return F.binary_cross_entropy_with_logits(scores[:, 0], target.to(scores.dtype))
-        return F.cross_entropy(scores, target)
+            losses = F.binary_cross_entropy_with_logits(scores[:, 0], target.to(scores.dtype), reduction="none")
+        else:
+            losses = F.cross_entropy(scores, target, reduction="none")
+        return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()

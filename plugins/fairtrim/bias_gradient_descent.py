@@ -60,10 +60,18 @@ class BiasGradientDescent(PostProcessor):
         if self.performance_floor is not None and not 0 <= self.performance_floor <= 1:
             raise InputError(f"performance_floor={self.performance_floor}; expected a performance in [0, 1], or None")
 
+    def _set_up(self, workspace: Workspace) -> None:
+        workspace.performance_floor = self.performance_floor
+
     def _edit(self, workspace: Workspace) -> None:
         people = workspace.edit
         start = proxy_bias(
-            self.measure, workspace.scores(people), people.target, people.group, n_groups=people.n_groups
+            self.measure,
+            workspace.scores(people),
+            people.target,
+            people.group,
+            n_groups=people.n_groups,
+            weight=people.weight,
         )
         sign = 1.0 if float(start) >= 0 else -1.0
         optimizer = torch.optim.Adam(workspace.trainable(), lr=self.learning_rate)
@@ -73,22 +81,17 @@ class BiasGradientDescent(PostProcessor):
             for epoch in range(self.epochs):
                 for rows, batch in people.batches(self.training_batch_size, workspace.device, workspace.generator):
                     if workspace.exhausted():
-                        return self._select(workspace)
-                    group = people.group[rows].to(workspace.device)
+                        group = people.group[rows].to(workspace.device)
                     scores = workspace.forward(batch)
-                    slope = sign * proxy_bias(self.measure, scores, batch.target, group, n_groups=people.n_groups)
+                    own = None if people.weight is None else people.weight[rows].to(scores)
+                    slope = sign * proxy_bias(
+                        self.measure, scores, batch.target, group, n_groups=people.n_groups, weight=own
+                    )
                     bar.update()
                     step += 1
                     if bool(torch.isfinite(slope)):  # else a group is missing in the batch
                         optimizer.zero_grad()
                         slope.backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
-                    if step % self.evaluate_every == 0:
+                    if step % self.evaluate_every == 0 or step == self.epochs * per_epoch:
                         workspace.offer(epoch=epoch, step=step)
-        return self._select(workspace)
-
-    def _select(self, workspace: Workspace) -> None:
-        if self.performance_floor is None:
-            return
-        if not workspace.choose_least_biased(self.performance_floor):
-            workspace.flags.append(f"no candidate has {self.performance} of at least {self.performance_floor}")

@@ -78,9 +78,7 @@ class GroupCounts:
     def pooled(self) -> GroupCounts:
         """Counts over everybody, as one group."""
         # column by column: a reduction over a short last axis costs several times as much
-        return GroupCounts(
-            *(sum(getattr(self, name).unbind(-1)).unsqueeze(-1) for name in self.__dataclass_fields__)
-        )
+        return GroupCounts(*(sum(getattr(self, name).unbind(-1)).unsqueeze(-1) for name in self.__dataclass_fields__))
 
 
 def _selection(counts: GroupCounts) -> Tensor:
@@ -151,7 +149,8 @@ def rates(measure: str, counts: GroupCounts) -> Tensor:
     """
     if measure not in BIAS_MEASURES:
         raise InputError(f"measure={measure!r} is not a bias measure; expected one of {list(BIAS_MEASURES)}")
-    return torch.cat([rate(counts) for rate in BIAS_MEASURES[measure]], dim=-2)
+    parts = [rate(counts) for rate in BIAS_MEASURES[measure]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:
@@ -182,6 +181,8 @@ def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:
     if of_groups.shape[-1] != 2:
         raise InputError(f"a signed difference of {of_groups.shape[-1]} sensitive groups; expected 2")
     difference = of_groups[..., 0] - of_groups[..., 1]
+    if difference.shape[-1] == 1:
+        return difference[..., 0]
     largest = difference.abs().argmax(-1, keepdim=True)
     return difference.gather(-1, largest).squeeze(-1)
 

@@ -18,8 +18,8 @@ class ColumnFlip:
     """Flip a sensitive attribute in rows of a table.
 
     Args:
-        one_hot: Columns of the attribute, one for each value, by position or name: the 1 (or whatever stands for it)
-            moves on to the next column, from the last to the first; with two columns they are swapped.
+        one_hot: Columns of the attribute, one for each value, by position or name: the 1 moves on to the next column,
+            from the last to the first; with two columns they are swapped.
         binary: Column of an attribute -> its two values as the network sees them, e.g. standardised ones.
         interactions: Column that holds a product -> the columns it is the product of, computed anew.
         names: Names of all columns, if columns are given by name.
@@ -70,8 +70,13 @@ class ColumnFlip:
         Raises:
             InputError: The rows don't have these columns, or hold other values than they should.
         """
-        columns = [self._position(column) for column in (*self.one_hot, *self.binary, *self.interactions)]
-        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or max(columns) >= inputs.shape[1]:
+        factors = [factor for product in self.interactions.values() for factor in product]
+        columns = [self._position(column) for column in (*self.one_hot, *self.binary, *self.interactions, *factors)]
+        if (
+            not isinstance(inputs, Tensor)
+            or inputs.ndim != 2
+            or not 0 <= min(columns) <= max(columns) < inputs.shape[1]
+        ):
             got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise InputError(f"inputs are {got}; expected a tensor (N, D) with at least {max(columns) + 1} columns")
         if self.names is not None and len(self.names) != inputs.shape[1]:
@@ -80,6 +85,12 @@ class ColumnFlip:
         if self.one_hot:
             positions = [self._position(column) for column in self.one_hot]
             block = inputs[:, positions]
+            if len(block.unique()) > 2:  # type: ignore[no-untyped-call]
+                raise InputError(
+                    f"the columns one_hot={list(self.one_hot)} hold more than two values; expected the same two in "
+                    "all of them. For standardised columns name each column's two values instead: binary={column: (value, "
+                    "other_value), ...}"
+                )
             if bool((block == block[:, :1]).all(1).any()):
                 row = int((block == block[:, :1]).all(1).nonzero()[0])
                 raise InputError(
@@ -90,14 +101,14 @@ class ColumnFlip:
         for column, (first, second) in self.binary.items():
             position = self._position(column)
             values = inputs[:, position]
-            low, high = torch.tensor([first, second]).to(values)
+            low, high = torch.tensor([first, second], dtype=torch.float64).to(values)
             is_low, is_high = torch.isclose(values, low), torch.isclose(values, high)
             if not bool((is_low | is_high).all()):
                 other = float(values[~(is_low | is_high)][0])
                 raise InputError(f"column {column!r} holds {other}; expected {first} or {second} only")
             flipped[:, position] = torch.where(is_low, high, low)
-        for column, factors in self.interactions.items():
-            flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in factors]].prod(1)
+        for column, product in self.interactions.items():
+            flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in product]].prod(1)
         return flipped
 
 
@@ -124,13 +135,16 @@ class CounterfactualBias:
     n_pairs: int
 
 
-def counterfactual_bias(scores: Tensor, flipped: Tensor, target: Tensor) -> CounterfactualBias:
+def counterfactual_bias(
+    scores: Tensor, flipped: Tensor, target: Tensor, weight: Tensor | None = None
+) -> CounterfactualBias:
     """Figures of pairs.
 
     Args:
         scores: Class scores of the people as they are, (N, K) or a single logit (N, 1).
         flipped: Of their counterfactuals.
         target: Labels, (N,).
+        weight: Sample weights, (N,), or None for 1 each.
 
     Returns:
         The figures.
@@ -149,12 +163,16 @@ def counterfactual_bias(scores: Tensor, flipped: Tensor, target: Tensor) -> Coun
     sides = [_log_probabilities(side.double()) for side in (scores, flipped)]
     here, there = (side.gather(1, target[:, None]).squeeze(1) for side in sides)
     change = centred(scores.double()) - centred(flipped.double())
-    spread = centred(scores.double()).std(0, correction=0).mean().clamp(min=1e-12)
+    share = torch.ones(len(target), dtype=torch.float64) if weight is None else weight.double()
+    share = share / share.sum()
+    here_centred = centred(scores.double())
+    mean = share @ here_centred
+    spread = (share @ (here_centred - mean).square()).sqrt().mean().clamp(min=1e-12)
     return CounterfactualBias(
-        mean_change=float((here.exp() - there.exp()).abs().mean()),
-        flips=float((labels_of(scores) != labels_of(flipped)).double().mean()),
-        relative_change=float(change.abs().mean() / spread),
-        cross_entropy=float(-here.mean()),
+        mean_change=float(share @ (here.exp() - there.exp()).abs()),
+        flips=float(share @ (labels_of(scores) != labels_of(flipped)).double()),
+        relative_change=float((share @ change.abs()).mean() / spread),
+        cross_entropy=float(-(share @ here)),
         n_pairs=len(target),
     )
 

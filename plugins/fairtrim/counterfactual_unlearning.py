@@ -14,7 +14,7 @@ from .confusion import BIAS_MEASURES
 from .counterfactual import CounterfactualBias, centred, counterfactual_bias, labels_of
 from .errors import InputError
 from .last_layer import LastLayer, damped_cholesky
-from .objective import Decisions
+from .objective import Decisions, Objective
 from .post_processing import PostProcessor
 from .proxies import balancing_weights
 from .validation import ValidationSet
@@ -48,7 +48,9 @@ class CounterfactualUnlearning(PostProcessor):
         measure: ``counterfactual_flips``, the share of decisions that change with the attribute;
             ``counterfactual_bias``, the mean change of the label's probability; or a measure that compares groups,
             which then needs sensitive features.
-        epsilon: Bound on the measure; where it is not met the repair is flagged.
+        epsilon: Bound on the measure; where it is not met the repair is flagged. None for 1 (no bound) for pairs, 0.05
+            for measures that compare groups.
+        margin: None for 0 for pairs, 0.01 for groups.
         counterfactual: Inputs -> the inputs with the attribute flipped, e.g. a ``ColumnFlip`` for tables or a generator
             for images and text. None if the inputs of the data are pairs (x, x̄) themselves.
         form: ``consistency`` or ``published``.
@@ -73,8 +75,8 @@ class CounterfactualUnlearning(PostProcessor):
     """
 
     measure: str = "counterfactual_flips"
-    epsilon: float = 1.0
-    margin: float = 0.0
+    epsilon: float | None = None  # type: ignore[assignment]
+    margin: float | None = None  # type: ignore[assignment]
     counterfactual: Callable[[Any], Any] | None = None
     form: str = "consistency"
     layers: str = "output"
@@ -113,6 +115,13 @@ class CounterfactualUnlearning(PostProcessor):
         if min(self.max_performance_loss, self.max_cross_entropy_rise) < 0:
             raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
 
+    def objective(self) -> Objective:
+        """The objective that these settings describe."""
+        epsilon, margin = (0.05, 0.01) if self._compares_groups() else (1.0, 0.0)
+        epsilon = epsilon if self.epsilon is None else self.epsilon
+        margin = min(margin, epsilon / 2) if self.margin is None else self.margin
+        return Objective(self.measure, epsilon, margin, self.performance)
+
     def _compares_groups(self) -> bool:
         return self.measure in BIAS_MEASURES
 
@@ -133,6 +142,7 @@ class CounterfactualUnlearning(PostProcessor):
             return
         judge = _PairJudge(self, workspace)
         workspace.judge = workspace.judge_own = judge
+        workspace.performance_floor = 0.0
 
     def _path(self) -> tuple[float, ...]:
         if self.strengths is not None:
@@ -148,13 +158,11 @@ class CounterfactualUnlearning(PostProcessor):
             self._fine_tune(workspace)
         else:
             self._solve(workspace)
-        if not self._compares_groups():
-            workspace.choose_least_biased()
 
     def _solve(self, workspace: Workspace) -> None:
         people = workspace.edit
         layer = workspace.head.module
-        given = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double().cpu()
+        given = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
         single = layer.out_features == 1
         sides = [workspace.all_features(side) for side in (people, people.flipped())]
         here, there = (LastLayer.of(h, people.target, single_logit=single, weight=people.weight) for h in sides)
@@ -271,7 +279,7 @@ class _PairJudge:
         flipped = self.workspace.scores(self.flipped)
         if not bool(torch.isfinite(flipped).all()):
             raise InputError("scores of the counterfactuals are not finite; look at what the flip makes of the inputs")
-        figures = counterfactual_bias(scores, flipped, people.target)
+        figures = counterfactual_bias(scores, flipped, people.target, people.weight)
         own = self.workspace.objective.own_decisions(
             scores, people.target, torch.zeros_like(people.group), n_groups=1, weight=people.weight, signed=False
         )

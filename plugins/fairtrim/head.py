@@ -97,6 +97,11 @@ def find_head(
         )
     module = model.get_submodule(name)
     assert isinstance(module, nn.Linear)
+    if torch.nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        raise UnsupportedModelError(
+            f"the weights of the head {name!r} are computed from others; expected plain parameters: "
+            "torch.nn.utils.parametrize.remove_parametrizations(head, 'weight') first"
+        )
     if module.bias is None:
         raise UnsupportedModelError(
             f"the head {name!r} has no bias, so a threshold can't be written into it; expected one: "
@@ -107,7 +112,39 @@ def find_head(
             f"the head {name!r} has {module.out_features} outputs and the network {scores.shape[1]} scores; expected "
             "as many"
         )
+    _check_decides(model, name, module, batch, forward_fn, output_transform)
     return LinearHead(name, module, FeatureTap(model, name))
+
+
+def _check_decides(
+    model: nn.Module,
+    name: str,
+    module: nn.Linear,
+    batch: Batch,
+    forward_fn: ForwardFunction | None,
+    output_transform: Callable[[Any], Tensor] | None,
+) -> None:
+    """Refuse a head whose outputs are used twice, or changed before they are returned."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output.detach().clone())))
+    try:
+        with preserved_model(model), torch.no_grad():
+            scores = class_scores(model, batch, forward_fn, output_transform)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        raise UnsupportedModelError(f"the head {name!r} is called {len(calls)} times for one batch; expected once")
+    inputs, output = calls[0]
+    if inputs.ndim != 2 or output.numel() != scores.numel():
+        raise UnsupportedModelError(
+            f"the head {name!r} gets inputs of shape {tuple(inputs.shape)} and gives more than the scores; expected "
+            "(N, D): select the token or place before the head, not after it"
+        )
+    if not torch.equal(output.reshape(scores.shape), scores) and bool(torch.isfinite(output).all()):
+        raise UnsupportedModelError(
+            f"the outputs of the head {name!r} are changed before the network returns them, so that a threshold can't "
+            "be written into its bias; expected the head to come last"
+        )
 
 
 def fold_threshold(head: nn.Linear, threshold: float) -> None:

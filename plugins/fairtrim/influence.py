@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .batches import Batch, ForwardFunction, class_scores, model_device
+from .batches import Batch, ForwardFunction, check_independent_samples, class_scores, model_device
 from .confusion import BIAS_MEASURES
 from .errors import InputError, UnsupportedModelError
 from .head import LinearHead, find_head
@@ -79,7 +79,7 @@ def influence_on_bias(
     *,
     measure: str = "counterfactual_bias",
     layers: str = "output",
-    ridge: float = 0.0,
+    ridge: float = 1e-4,
     newton_steps: int = 5,
     damping: float = 1e-3,
     max_iterations: int = 100,
@@ -98,7 +98,8 @@ def influence_on_bias(
             instead of decisions.
         layers: ``output``: the closed-form Hessian of the output layer, in float64. ``all``: every trainable parameter,
             conjugate gradients on damped Gauss-Newton products (needs curvlinops).
-        ridge: For ``output``: the weight decay it was trained with.
+        ridge: For ``output``: the weight decay it was trained with; a little, if it was trained with none, because
+            without any the optimum of features that separate the labels lies at infinity.
         newton_steps: For ``output``: steps towards the layer's own optimum before the influence is taken, because the
             expansion holds around a stationary point.
         damping: For ``all``: added to the Gauss-Newton matrix.
@@ -165,13 +166,14 @@ def unlearn_samples(
     *,
     counterfactual: Callable[[Any], Any] | None = None,
     exact: bool = True,
-    ridge: float = 0.0,
+    ridge: float = 1e-4,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Refit the output layer as if training samples had not been there, or had been their counterfactuals.
 
+    The whole layer is refitted, to its own optimum on the other samples: other figures change a little with it.
     The published step is θ + H⁻¹ 1/n Σ [∇ℓ(z_k) − ∇ℓ(z̄_k)] (without the second term if samples are only left out). One
     step is far from the refit when thousands of samples go, so Newton's method goes on from there to convergence.
 
@@ -182,7 +184,7 @@ def unlearn_samples(
         counterfactual: Inputs -> the inputs with the attribute flipped, put in the place of the samples; None leaves
             them out.
         exact: Newton's method to convergence; False for the one published step.
-        ridge: The weight decay the layer was trained with.
+        ridge: The weight decay the layer was trained with, or a little.
         forward_fn: How to call the network.
         output_transform: How to find the scores.
         progress: Show progress bars.
@@ -196,6 +198,10 @@ def unlearn_samples(
     samples = IndexedSamples(train_loader)
     gone = torch.zeros(samples.n_samples, dtype=torch.bool)
     rows = torch.as_tensor(rows)
+    if rows.dtype == torch.bool:
+        if rows.shape != gone.shape:
+            raise InputError(f"rows is a mask of {len(rows)} samples; expected {samples.n_samples}, or positions")
+        rows = rows.nonzero().squeeze(1)
     if rows.is_floating_point() or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < samples.n_samples):
         raise InputError(f"rows are not positions in a dataset of {samples.n_samples} samples")
     gone[rows.long()] = True
@@ -232,6 +238,7 @@ class _Network:
         forward_fn: ForwardFunction | None,
         output_transform: Callable[[Any], Tensor] | None,
     ) -> None:
+        check_independent_samples(model)
         self.model, self.device = model, model_device(model)
         self._options = (forward_fn, output_transform)
 
@@ -243,7 +250,7 @@ class _Network:
 
     def batch_features(self, batch: Batch, head: LinearHead) -> Tensor:
         with torch.no_grad():
-            return head.features(self.model, batch, *self._options)[0].double().cpu()
+            return head.features(self.model, batch, *self._options)[0].cpu().double()
 
     def features(self, people: ValidationSet, head: LinearHead) -> Tensor:
         return torch.cat([self.batch_features(batch, head) for _, batch in people.batches(1024, self.device)])
@@ -265,7 +272,7 @@ def _last_layer(
         features.append(network.batch_features(batch, head))
         targets.append(batch.target.cpu())
     layer = head.module
-    theta = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double().cpu()
+    theta = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
     single = layer.out_features == 1
     return LastLayer.of(torch.cat(features), torch.cat(targets), single_logit=single, ridge=ridge), theta
 
@@ -273,9 +280,13 @@ def _last_layer(
 def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
     """B as a differentiable function of the scores of the people, and of their counterfactuals."""
     if measure != "counterfactual_bias":
-        return proxy_bias(measure, sides[0], people.target, people.group, n_groups=people.n_groups).abs()
+        return proxy_bias(
+            measure, sides[0], people.target, people.group, n_groups=people.n_groups, weight=people.weight
+        ).abs()
     of_label = [_two_or_more(scores).softmax(1).gather(1, people.target[:, None]) for scores in sides]
-    return (of_label[0] - of_label[1]).abs().mean()
+    change = (of_label[0] - of_label[1]).abs().squeeze(1)
+    weight = torch.ones_like(change) if people.weight is None else people.weight.to(change)
+    return (weight * change).sum() / weight.sum()
 
 
 def _influence_of_all_layers(
@@ -388,4 +399,4 @@ def _directional(
 
     primals = {name: parameter.detach() for name, parameter in named.items()}
     change: Tensor = torch.func.jvp(losses, (primals,), (direction,))[1]
-    return change.double().cpu()
+    return change.cpu().double()

@@ -93,7 +93,7 @@ class LastLayer:
             The problem.
         """
         ones = torch.ones(len(features), 1, dtype=torch.float64)
-        return cls(torch.cat([features.double().cpu(), ones], 1), target.cpu(), single_logit, weight, ridge)
+        return cls(torch.cat([features.cpu().double(), ones], 1), target.cpu(), single_logit, weight, ridge)
 
     def _weights(self) -> Tensor:
         own = torch.ones(len(self.target), dtype=torch.float64) if self.weight is None else self.weight.double()

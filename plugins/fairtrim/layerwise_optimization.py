@@ -172,7 +172,7 @@ def _optuna_search() -> Search:
 
     def search(loss: Callable[[npt.NDArray[np.float64]], float], n_entries: int, evaluations: int, seed: int) -> None:
         verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         try:
             study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
             study.enqueue_trial({f"entry_{i}": 0.0 for i in range(n_entries)})

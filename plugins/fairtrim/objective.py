@@ -99,7 +99,7 @@ class Objective:
         if not 0 <= self.margin < self.epsilon <= 1:
             raise InputError(
                 f"epsilon={self.epsilon}, margin={self.margin}; expected 0 <= margin < epsilon <= 1, because "
-                "|bias| < epsilon - margin is asked for"
+                "|bias| < epsilon - margin is asked for: pass margin= with a small epsilon"
             )
 
     @property
@@ -118,19 +118,6 @@ class Objective:
             ρ where |μ| < ε − margin, else 0.
         """
         return torch.where(bias.abs() < self.bound, performance, 0.0)
-
-    def smooth_phi(self, bias: Tensor, performance: Tensor, sharpness: float = 500.0) -> Tensor:
-        """σ(sharpness · (ε − margin − |μ|)) ρ: differentiable, and informative outside the bound.
-
-        Args:
-            bias: μ, (T,).
-            performance: ρ, (T,).
-            sharpness: How steep the step at the bound is.
-
-        Returns:
-            (T,).
-        """
-        return torch.sigmoid(sharpness * (self.bound - bias.abs())) * performance
 
     def decisions(
         self, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None, signed: bool
@@ -151,8 +138,8 @@ class Objective:
         if scores.shape[1] > 2:
             return self.own_decisions(scores, target, group, n_groups=n_groups, weight=weight, signed=signed)
         sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)
-        constant = torch.zeros(len(sweep.threshold), dtype=torch.bool)
-        constant[0] = constant[-1] = True
+        selected = (sweep.counts.true_positive + sweep.counts.false_positive).sum((-2, -1))
+        constant = (selected == 0) | (selected >= selected[-1])  # by weight: people without any don't count
         return Decisions(
             sweep.threshold,
             bias(self.measure, sweep.counts, signed=signed),
@@ -182,7 +169,8 @@ class Objective:
         else:
             given = (positive_margin(scores) > 0).double()[:, None]
         counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
-        constant = (given == given[:1]).all()[None]
+        counted = given if weight is None else given[weight.to(given.device) > 0]
+        constant = (counted == counted[:1]).all()[None]
         measured = (
             bias(self.measure, counts, signed=signed)[None]
             if self.measure in BIAS_MEASURES
@@ -212,4 +200,21 @@ class Objective:
             return int(torch.where(at_best, size, torch.inf).argmin())
         size = size.masked_fill(~decisions.eligible, torch.inf)
         least = size == size.min()
+        return int(torch.where(least, useful, -torch.inf).argmax())
+
+    def least_biased(self, decisions: Decisions, performance_floor: float) -> int:
+        """Position of the decisions with the least bias among those that perform well enough.
+
+        Args:
+            decisions: All there are.
+            performance_floor: Least performance.
+
+        Returns:
+            Position in 0 … T − 1; if none performs well enough, that of the best performance.
+        """
+        size, useful = decisions.bias.abs(), decisions.performance
+        enough = decisions.eligible & (useful >= performance_floor)
+        if not bool(enough.any()):
+            return int(torch.where(decisions.eligible, useful, -torch.inf).argmax())
+        least = enough & (size == size[enough].min())
         return int(torch.where(least, useful, -torch.inf).argmax())

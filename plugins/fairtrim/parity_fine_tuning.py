@@ -114,7 +114,7 @@ class ParityFineTuning(PostProcessor):
         features = workspace.all_features(workspace.edit)
         rows = torch.arange(len(features))
         layer = workspace.head.module
-        given = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double().cpu()
+        given = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
         scale = self.ridge / given.square().sum().clamp(min=1e-12)
         weight = given.clone().requires_grad_(True)
         path = self._path()

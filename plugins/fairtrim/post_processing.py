@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .batches import ForwardFunction
 from .confusion import BIAS_MEASURES
 from .errors import InputError
-from .head import fold_threshold
 from .objective import COUNTERFACTUAL_MEASURES, Objective
-from .people import SensitiveNames
+from .people import SensitiveNames, match_groups
 from .preservation import preserved_random_state
-from .repair import Repair
+from .repair import Repair, edited
 from .validation import ValidationSet
 from .workspace import Workspace
 
@@ -92,6 +92,8 @@ class PostProcessor(ABC):
             )
         if not 0 < self.selection_share < 1:
             raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1)")
+        if not isinstance(self.random_state, int | np.integer | torch.Generator):
+            raise InputError(f"random_state={self.random_state!r}; expected a whole number or a torch.Generator")
         for name in ("max_seconds", "patience", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -154,8 +156,8 @@ class PostProcessor(ABC):
 
         Args:
             model: The trained network, which returns logits (N, 2) or one logit; (N, K) for methods that are defined
-                for more classes. Untouched unless ``inplace``; frozen parameters are not fine-tuned, and BatchNorm
-                keeps its statistics.
+                for more classes. Untouched unless ``inplace``. Fine-tuning of all layers leaves frozen parameters as
+                they are; the other methods edit what they name. BatchNorm keeps its statistics.
             data: Validation people: a loader of (inputs, target, sensitive) or a ``ValidationSet``; best not the
                 training data.
             selection_data: Other people who select the candidate and the threshold; default a share of ``data``.
@@ -186,8 +188,15 @@ class PostProcessor(ABC):
                     require_sensitive=self._compares_groups(),
                     progress=progress,
                 )
-            elif not source.sides and self.privileged is not None:
-                source = source.with_sides(self.privileged)
+            elif self.privileged is not None:
+                if source.sides and match_groups(self.privileged, source.groups, None, "privileged") != [1]:
+                    raise InputError(
+                        f"privileged={self.privileged!r}, but in the data the privileged side is {source.groups[1]!r}; "
+                        "expected the same, or privileged=None"
+                    )
+                source = source if source.sides else source.with_sides(self.privileged)
+            if len(source) == 0:
+                raise InputError("the validation data hold nobody; expected people of every sensitive group and label")
             return self._prepared(source)
 
         generator = self._generator()
@@ -199,14 +208,16 @@ class PostProcessor(ABC):
                     f"the selection data have the sensitive groups {list(selection.groups)}; "
                     f"expected {list(edit.groups)}"
                 )
-            rows = torch.arange(len(edit)), torch.arange(len(selection))
+            rows = torch.arange(len(edit) if self.edits_on_data else 0), torch.arange(len(selection))
         elif self.edits_on_data:
             rows = everyone.split(1 - self.selection_share, generator)
             edit, selection = everyone.take(rows[0]), everyone.take(rows[1])
         else:
             edit = selection = everyone
             rows = torch.empty(0, dtype=torch.int64), torch.arange(len(everyone))
-        with preserved_random_state():
+        for part in (edit, selection):
+            part.check_not_empty()
+        with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
             workspace = Workspace(
                 model,
                 edit,
@@ -258,44 +269,36 @@ def _finished(
     point = workspace.chosen
     assert point is not None
     workspace.restore()
-    state = workspace.model.state_dict()
-    with torch.no_grad():
-        for name, value in workspace.states[point.candidate].items():
-            state[name].copy_(value)
-    if workspace.n_classes == 2:
-        fold_threshold(workspace.head.module, point.margin_threshold)
-    after = workspace.own_decisions()
-    within = abs(after[0]) < workspace.objective.bound
+    template, head = workspace.model, workspace.head.name
+    for original, copied in zip(model.modules(), template.modules(), strict=True):
+        copied.training = original.training
+    for mine, theirs in zip(template.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+        mine.grad = None
+    repaired = edited(template, head, workspace.states[point.candidate], point.margin_threshold)
+    bias, performance, constant = workspace.own_decisions(repaired)
+    within = abs(bias) < workspace.objective.bound and not constant
     flags = list(workspace.flags)
-    if after[2]:
-        within = False
+    if constant:
         flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
     if not within:
-        flags.append(
-            f"bound not met: the least-biased decisions have |{workspace.objective.measure}| = {abs(after[0]):.4f} on "
-            f"the selection people; asked for: below {workspace.objective.bound:g}"
-        )
-    edited = {name for changes in workspace.states.values() for name in changes} | set(workspace.head.parameter_names())
-    states = dict(workspace.states)
-    states[0] = {name: workspace.original[name] for name in edited}
-    with torch.no_grad():
-        target = model if inplace else workspace.model
-        if inplace:
-            here = model.state_dict()
-            for name in edited:
-                here[name].copy_(state[name])
-        for original, copied in zip(model.modules(), target.modules(), strict=True):
-            copied.training = original.training
-        for mine, theirs in zip(target.parameters(), model.parameters(), strict=True):
-            if mine is not theirs:
-                mine.requires_grad_(theirs.requires_grad)
-                mine.grad = None
+        what = f"|{workspace.objective.measure}| = {abs(bias):.4f} on the selection people"
+        flags.append(f"bound not met: {what}; asked for: below {workspace.objective.bound:g}")
+    floor = workspace.performance_floor
+    if floor is not None and performance < floor - 1e-9:
+        flags.append(f"no candidate has {workspace.objective.performance} of at least {floor:g}")
+    if inplace:
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in repaired.named_parameters():
+                if not torch.equal(value, parameters[name]):
+                    parameters[name].copy_(value)
     return Repair(
-        model=target,
+        model=model if inplace else repaired,
         chosen=point,
         within_bound=within,
-        bias=after[0],
-        performance=after[1],
+        bias=bias,
+        performance=performance,
         bias_before=before[0],
         performance_before=before[1],
         flags=tuple(flags),
@@ -304,6 +307,7 @@ def _finished(
         edit_rows=rows[0],
         selection_rows=rows[1],
         objective=workspace.objective,
-        _states=states,
-        _head=workspace.head.name,
+        _states=workspace.states,
+        _template=template,
+        _head=head,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -26,7 +27,9 @@ def probabilities(scores: Tensor) -> Tensor:
     return scores.softmax(1)[:, 1:] if scores.shape[1] == 2 else scores.softmax(1)
 
 
-def proxy_bias(measure: str, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int) -> Tensor:
+def proxy_bias(
+    measure: str, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None = None
+) -> Tensor:
     """The bias of probabilities; for statistical parity Marcinkevics et al.'s μ_SPD (MLHC 2022).
 
     Args:
@@ -35,6 +38,7 @@ def proxy_bias(measure: str, scores: Tensor, target: Tensor, group: Tensor, *, n
         target: (N,).
         group: (N,).
         n_groups: G.
+        weight: (N,), or None.
 
     Returns:
         A scalar: group 0 minus group 1 for two groups, else the largest difference; differentiable.
@@ -44,7 +48,7 @@ def proxy_bias(measure: str, scores: Tensor, target: Tensor, group: Tensor, *, n
         >>> float(proxy_bias("statistical_parity_difference", scores, target, group, n_groups=2))
         0.0
     """
-    counts = GroupCounts.of(probabilities(scores), target, group, n_groups=n_groups)
+    counts = GroupCounts.of(probabilities(scores), target, group, n_groups=n_groups, weight=weight)
     return bias(measure, counts, signed=n_groups == 2)
 
 
@@ -65,9 +69,20 @@ def differences(
         One entry a rate and pair of groups, without those that are undefined here; differentiable.
     """
     counts = GroupCounts.of(probabilities(scores), target, group, n_groups=n_groups, weight=weight)
+    undefined = rates(measure, counts).detach().isnan()
+    # a missing cell divides 0 by 0, whose gradient is NaN even where the value is left out
+    counts = replace(
+        counts,
+        positive=counts.positive.where(counts.positive > 0, 1.0),
+        negative=counts.negative.where(counts.negative > 0, 1.0),
+    )
     of_groups = rates(measure, counts)
-    pairs = torch.cat([of_groups[:, g] - of_groups[:, h] for g, h in combinations(range(n_groups), 2)])
-    return pairs[~pairs.isnan()]
+    return torch.cat(
+        [
+            (of_groups[:, g] - of_groups[:, h])[~(undefined[:, g] | undefined[:, h])]
+            for g, h in combinations(range(n_groups), 2)
+        ]
+    )
 
 
 def balancing_weights(target: Tensor, n_classes: int, weight: Tensor | None) -> Tensor:

@@ -42,6 +42,30 @@ class OperatingPoint:
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, self.margin_threshold))))
 
 
+def edited(template: nn.Module, head: str, state: dict[str, Tensor], margin_threshold: float) -> nn.Module:
+    """A copy of a network with some of its parameters replaced and a threshold folded in.
+
+    Args:
+        template: The network.
+        head: Name of its output layer.
+        state: Parameters by name.
+        margin_threshold: On the margin of label 1; ignored for more than two classes.
+
+    Returns:
+        The copy.
+    """
+    model = copy.deepcopy(template)
+    parameters = dict(model.named_parameters())
+    layer = model.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)
+    if layer.out_features <= 2:
+        fold_threshold(layer, margin_threshold)
+    return model
+
+
 @dataclass(frozen=True)
 class Repair:
     """A repaired network, and how it was chosen.
@@ -58,7 +82,7 @@ class Repair:
         flags: What a user should know: bound not met, constant classifier, stopped by a budget.
         history: One entry a candidate: its number, details of the method, and its best operating point.
         trade_off: The points that none beats, by increasing bias, over all candidates and thresholds.
-        edit_rows: Rows of the data that the edit has seen, (M,).
+        edit_rows: Rows of the data that the edit has seen, (M,); none for methods whose edit sees no data.
         selection_rows: Rows of the data that candidate and threshold were selected on (of ``selection_data`` if given).
         objective: What was maximised.
     """
@@ -77,6 +101,7 @@ class Repair:
     selection_rows: Tensor
     objective: Objective
     _states: dict[int, dict[str, Tensor]] = field(repr=False)
+    _template: nn.Module = field(repr=False)
     _head: str = field(repr=False)
 
     @property
@@ -104,6 +129,8 @@ class Repair:
             >>> type(repair.model_at(0.5)).__name__
             'Linear'
         """
+        if not self.trade_off:
+            raise InputError("the trade-off curve is empty: every candidate gives everybody the same label")
         points = [point for point in self.trade_off if abs(point.bias) < epsilon]
         if not points:
             least = min(abs(point.bias) for point in self.trade_off)
@@ -111,24 +138,14 @@ class Repair:
         return self._network(max(points, key=lambda point: point.performance))
 
     def _network(self, point: OperatingPoint) -> nn.Module:
-        model = copy.deepcopy(self.model)
-        state = model.state_dict()
-        with torch.no_grad():
-            for name, value in self._states[0].items():
-                state[name].copy_(value)
-            for name, value in self._states[point.candidate].items():
-                state[name].copy_(value)
-        head = model.get_submodule(self._head)
-        assert isinstance(head, nn.Linear)
-        if head.out_features <= 2:
-            fold_threshold(head, point.margin_threshold)
-        return model
+        return edited(self._template, self._head, self._states[point.candidate], point.margin_threshold)
 
     def to_frame(self) -> pd.DataFrame:
         """The trade-off curve.
 
         Returns:
-            Columns candidate, threshold, bias, performance, by increasing absolute bias.
+            Columns candidate, threshold, and the names of the bias and the performance measure, by increasing absolute
+            bias.
         """
         import pandas as pd
 

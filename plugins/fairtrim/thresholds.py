@@ -75,20 +75,22 @@ class ThresholdSweep:
         Raises:
             InputError: A margin is not finite, or there is none.
         """
-        margins = margin.detach().double().cpu().numpy()
+        margins = margin.detach().cpu().double().numpy()
         if len(margins) == 0 or not np.isfinite(margins).all():
             bad = int((~np.isfinite(margins)).sum())
-            raise InputError(f"{bad} of {len(margins)} scores are not finite; expected at least one, all of them finite")
+            raise InputError(f"{bad} of {len(margins)} scores are not finite; expected some, all of them finite")
         order = np.argsort(-margins)
         ordered = margins[order]
         cell = (2 * group.cpu() + (target.cpu() == 1)).numpy()[order]
-        people = np.zeros((len(ordered) + 1, 2 * n_groups))  # the first row is nobody
-        people[np.arange(1, len(people)), cell] = 1.0 if weight is None else weight.double().cpu().numpy()[order]
-        np.cumsum(people, axis=0, out=people)
+        people = np.zeros(
+            (2 * n_groups, len(ordered) + 1)
+        )  # a row for each group and label; the first column is nobody
+        people[cell, np.arange(1, people.shape[1])] = 1.0 if weight is None else weight.cpu().double().numpy()[order]
+        np.cumsum(people, axis=1, out=people)
         # of each run of equal margins the last, and nobody
         last = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
-        sums = torch.from_numpy(people if len(last) == len(people) else people[last]).reshape(-1, n_groups, 2)
-        true_positive, false_positive = sums[:, :, 1], sums[:, :, 0]
+        sums = torch.from_numpy(people if len(last) == people.shape[1] else np.take(people, last, axis=1))
+        true_positive, false_positive = sums[1::2].T, sums[::2].T
         distinct = ordered[last[1:] - 1]
         middle = (distinct[1:] + distinct[:-1]) / 2
         threshold = torch.from_numpy(np.concatenate([distinct[:1] + 1, middle, distinct[-1:] - 1]))

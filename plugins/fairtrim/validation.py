@@ -93,6 +93,23 @@ class ValidationSet:
     counterfactual: Any = None
 
     def __post_init__(self) -> None:
+        for name, dtype in (("target", torch.int64), ("group", torch.int64), ("weight", torch.float64)):
+            column = getattr(self, name)
+            if column is not None:
+                given = torch.as_tensor(column).detach().cpu()
+                if dtype == torch.int64 and given.is_floating_point():
+                    given = whole_labels(given, 0)
+                object.__setattr__(self, name, given.to(dtype))
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if len(self.group) and not 0 <= int(self.group.min()) <= int(self.group.max()) < len(self.groups):
+            raise InputError(
+                f"groups reach from {int(self.group.min())} to {int(self.group.max())}; expected positions in "
+                f"{list(self.groups)}"
+            )
+        if self.sides and len(self.groups) != 2:
+            raise InputError(
+                f"sides=True with {len(self.groups)} groups; expected an unprivileged and a privileged one"
+            )
         lengths: list[int] = []
         for side in (self.inputs, self.counterfactual):
             map_tensors(side, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
@@ -261,6 +278,18 @@ class ValidationSet:
             inputs = to_device(map_tensors(self.inputs, lambda tensor, rows=rows: tensor[rows]), device)  # type: ignore[misc]
             yield rows, Batch(inputs, self.target[rows].to(device), None, index)
 
+    def check_not_empty(self) -> None:
+        """Refuse a part without people.
+
+        Raises:
+            InputError: Nobody is in it.
+        """
+        if len(self) == 0:
+            raise InputError(
+                "nobody is left in one part of the validation data: every sensitive group has one person of each "
+                "label; expected at least two of each, to edit on and to select on: use more people"
+            )
+
     def check(self, measure: str | None, n_classes: int) -> None:
         """Refuse people whom a bias measure can't be computed for.
 
@@ -272,11 +301,6 @@ class ValidationSet:
             InputError: Labels are outside 0 … K − 1 or all the same, there is one group only, or a group has nobody
                 that the measure compares.
         """
-        if len(self) == 0:
-            raise InputError(
-                "nobody is left in one part of the validation data: every sensitive group has one person of each label; "
-                "expected at least two of each, to edit on and to select on: use more people"
-            )
         low, high = int(self.target.min()), int(self.target.max())
         if low < 0 or high >= n_classes:
             raise InputError(
@@ -285,6 +309,12 @@ class ValidationSet:
         if low == high:
             raise InputError(
                 f"everybody in the validation data has label {low}; expected people of at least two labels"
+            )
+        absent = sorted(set(range(n_classes)) - set(self.target.tolist()))
+        if absent:
+            raise InputError(
+                f"nobody in one part of the validation data has label {', '.join(map(str, absent))}; expected at least "
+                f"two people of each of the {n_classes} labels, to edit on and to select on"
             )
         if measure is None:
             return

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .batches import Batch, ForwardFunction, class_scores, model_device
+from .batches import Batch, ForwardFunction, check_independent_samples, class_scores, model_device
 from .errors import InputError, UnsupportedModelError
 from .head import LinearHead, find_head
 from .objective import Decisions, Objective, non_dominated
+from .preservation import preserved_model
 from .repair import OperatingPoint
 from .validation import ValidationSet
 
@@ -45,6 +46,7 @@ class Workspace:
         n_classes: K.
         judge: Scores on the selection people -> what they can decide; by default at every threshold.
         judge_own: Scores on the selection people -> what they decide by themselves.
+        performance_floor: Choose the least bias among decisions that perform at least so well, instead of by φ.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Workspace:
         patience: int | None = None,
         progress: bool = True,
     ) -> None:
+        check_independent_samples(model)
         self.model = copy.deepcopy(model)
+        self.model.zero_grad(set_to_none=True)
         self.model.eval()
         for module in self.model.modules():  # a network may override train()
             module.training = False
@@ -70,10 +74,13 @@ class Workspace:
         self.generator, self.batch_size, self.patience, self.progress = generator, batch_size, patience, progress
         self.forward_fn, self.output_transform = forward_fn, output_transform
         self.device = model_device(self.model)
-        self._batches: dict[int, list[Batch]] = {}
+        self._batches: dict[
+            int, tuple[ValidationSet, list[Batch]]
+        ] = {}  # the set is kept, so that its id is not reused
         self.head: LinearHead = find_head(self.model, self._kept_batches(selection)[0], forward_fn, output_transform)
         self.n_classes = max(2, self.head.module.out_features)
-        self.original = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
+        self.original = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.states: dict[int, dict[str, Tensor]] = {}
         self.history: list[dict[str, Any]] = []
         self._front = torch.empty(0, 4, dtype=torch.float64)  # |bias| is column 3; candidate, threshold, bias first
@@ -82,15 +89,16 @@ class Workspace:
         self.flags: list[str] = []
         self.judge: Callable[[Tensor], Decisions] = self._judge_thresholds
         self.judge_own: Callable[[Tensor], Decisions] = self._judge_own
-        self._chosen_key = (-1.0, -math.inf, -math.inf)
+        self.performance_floor: float | None = None
+        self._chosen_key = (-math.inf, -math.inf, -math.inf)
         self._last_gain = 0
         self._started = time.monotonic()
         self._deadline = math.inf if max_seconds is None else self._started + max_seconds
 
     def _kept_batches(self, people: ValidationSet) -> list[Batch]:
         if id(people) not in self._batches:
-            self._batches[id(people)] = [batch for _, batch in people.batches(self.batch_size, self.device)]
-        return self._batches[id(people)]
+            self._batches[id(people)] = (people, [batch for _, batch in people.batches(self.batch_size, self.device)])
+        return self._batches[id(people)][1]
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores of the working copy, (N, K).
@@ -124,7 +132,7 @@ class Workspace:
             (N, K) float64 on the CPU.
         """
         with torch.no_grad():
-            return torch.cat([self.forward(batch) for batch in self._kept_batches(people)]).double().cpu()
+            return torch.cat([self.forward(batch) for batch in self._kept_batches(people)]).cpu().double()
 
     def all_features(self, people: ValidationSet) -> Tensor:
         """Penultimate features of the working copy for all of some people.
@@ -136,7 +144,7 @@ class Workspace:
             (N, D) float64 on the CPU.
         """
         with torch.no_grad():
-            return torch.cat([self.features(batch)[0] for batch in self._kept_batches(people)]).double().cpu()
+            return torch.cat([self.features(batch)[0] for batch in self._kept_batches(people)]).cpu().double()
 
     def _judge_thresholds(self, scores: Tensor) -> Decisions:
         people = self.selection
@@ -150,21 +158,30 @@ class Workspace:
             scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
         )
 
-    def own_decisions(self) -> tuple[float, float, bool]:
-        """What the working copy's scores decide by themselves: the largest one, or the logit's sign.
+    def own_decisions(self, model: nn.Module | None = None) -> tuple[float, float, bool]:
+        """What a network's scores decide by themselves: the largest one, or the logit's sign.
+
+        Args:
+            model: A network like the working copy, which is used for good; None for the working copy as it is.
 
         Returns:
             Bias and performance on the selection people, and whether everybody gets the same label.
         """
-        decisions = self.judge_own(self.scores(self.selection))
+        if model is not None:
+            with preserved_model(model):
+                self.model = model
+                decisions = self.judge_own(self.scores(self.selection))
+        else:
+            decisions = self.judge_own(self.scores(self.selection))
         return float(decisions.bias[0]), float(decisions.performance[0]), bool(decisions.constant[0])
 
     def restore(self) -> None:
         """Give the working copy its original weights back; optimizers' parameters stay the same objects."""
-        state = self.model.state_dict()
         with torch.no_grad():
-            for name, value in self.original.items():
-                state[name].copy_(value)
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self.original[name])
+            for buffer, value in self._buffers:
+                buffer.copy_(value)
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the caller left trainable.
@@ -178,57 +195,41 @@ class Workspace:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True to edit")
+        if any(parameter.dtype == torch.float16 for parameter in parameters):
+            raise UnsupportedModelError(
+                "the network is in float16, whose range is too small for fine-tuning; expected float32 or bfloat16: "
+                "model.float()"
+            )
         return parameters
 
-    def offer(self, **detail: Any) -> OperatingPoint:
+    def offer(self, **detail: Any) -> OperatingPoint | None:
         """Judge the working copy at every threshold on the selection people and keep what is worth keeping.
 
         Args:
             detail: What the method wants in the history.
 
         Returns:
-            The candidate's best operating point.
+            The candidate's best operating point; None if a score is not finite, which is flagged.
 
         Raises:
-            InputError: A score is not finite.
-        """
-        return self.offer_scores(self.scores(self.selection), **detail)
-
-    def offer_scores(self, scores: Tensor, **detail: Any) -> OperatingPoint:
-        """As ``offer``, for a method that has the scores already.
-
-        Args:
-            scores: Of the working copy on the selection people, (N, K).
-            detail: What the method wants in the history.
-
-        Returns:
-            The candidate's best operating point.
-
-        Raises:
-            InputError: A score is not finite.
+            InputError: The network as it was given has scores that are not finite.
         """
         number = len(self.history)
+        entry = {"candidate": number, **detail, "seconds": time.monotonic() - self._started}
+        scores = self.scores(self.selection)
         if not bool(torch.isfinite(scores).all()):
-            cause = (
-                "the network itself gives them: look at its inputs"
-                if number == 0
-                else f"candidate {number}: {detail}; take smaller steps"
-            )
-            raise InputError(f"scores are not finite; {cause}")
+            if number == 0:
+                raise InputError("scores are not finite; the network itself gives them: look at its inputs")
+            self.history.append({**entry, "threshold": math.nan, "bias": math.nan, "performance": math.nan})
+            self._flag("some candidates had scores that are not finite and were left out; take smaller steps")
+            return None
         decisions = self.judge(scores)
-        best = self.objective.best(decisions)
+        best, key = self._best(decisions)
         point = OperatingPoint(
             number, float(decisions.threshold[best]), float(decisions.bias[best]), float(decisions.performance[best])
         )
         self.history.append(
-            {"candidate": number, **detail, "threshold": point.threshold, "bias": point.bias}
-            | {"performance": point.performance, "seconds": time.monotonic() - self._started}
-        )
-        within = abs(point.bias) < self.objective.bound and bool(decisions.eligible[best])
-        key = (
-            float(within),
-            point.performance if within else -abs(point.bias),
-            -abs(point.bias) if within else point.performance,
+            {**entry, "threshold": point.threshold, "bias": point.bias, "performance": point.performance}
         )
         if self.chosen is None or key > self._chosen_key:
             self.chosen, self._chosen_key, self._last_gain = point, key, number
@@ -236,12 +237,27 @@ class Workspace:
         alive = {0, self.chosen.candidate, *map(int, self._front[:, 0].tolist())}
         if number in alive:
             self.states[number] = {
-                name: value.detach().clone()
-                for name, value in self.model.state_dict().items()
+                name: value.detach().cpu().clone()
+                for name, value in self.model.named_parameters()
                 if not torch.equal(value, self.original[name])
             }
         self.states = {candidate: state for candidate, state in self.states.items() if candidate in alive}
         return point
+
+    def _best(self, decisions: Decisions) -> tuple[int, tuple[float, float, float]]:
+        """Position of a candidate's best decisions, and what they are compared with those of other candidates by."""
+        if self.performance_floor is None:
+            best = self.objective.best(decisions)
+            enough = abs(float(decisions.bias[best])) < self.objective.bound
+        else:
+            best = self.objective.least_biased(decisions, self.performance_floor)
+            enough = float(decisions.performance[best]) >= self.performance_floor
+        size, useful = abs(float(decisions.bias[best])), float(decisions.performance[best])
+        if not bool(decisions.eligible[best]):
+            return best, (-1.0, -size, useful)
+        if self.performance_floor is None:
+            return best, (1.0, useful, -size) if enough else (0.0, -size, useful)
+        return best, (1.0, -size, useful) if enough else (0.0, useful, -size)
 
     def _merge(self, number: int, decisions: Decisions) -> None:
         """Take the candidate's points into the front; most are beaten by it and never sorted."""
@@ -255,20 +271,6 @@ class Workspace:
         front, merged = torch.cat([self._front, points]), torch.cat([self._front_performance, useful[rows]])
         kept = non_dominated(front[:, 3], merged)
         self._front, self._front_performance = front[kept], merged[kept]
-
-    def choose_least_biased(self, performance_floor: float = 0.0) -> bool:
-        """Choose by another rule than φ: the least bias among points that perform well enough.
-
-        Args:
-            performance_floor: Least performance.
-
-        Returns:
-            Whether there is such a point; if not, the choice stays.
-        """
-        enough = [point for point in self.front() if point.performance >= performance_floor]
-        if enough:
-            self.chosen = min(enough, key=lambda point: abs(point.bias))
-        return bool(enough)
 
     def exhausted(self) -> bool:
         """Whether a budget is used up: time, or candidates without a gain."""
