@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from fairlearn.metrics import MetricFrame, demographic_parity_difference, selection_rate, true_positive_rate
 from fairlearn.postprocessing import ThresholdOptimizer
-from prune_adult import SEX, load_adult, network, train
+from prune_adult import SEX, load_adult, network, train  # type: ignore[import-not-found]  # beside this file
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import balanced_accuracy_score
 from tqdm.auto import tqdm

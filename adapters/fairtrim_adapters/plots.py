@@ -119,7 +119,8 @@ def plot_most_harmful(
         height = 1 / (-(-len(rows) // columns))
         box = (place % columns / columns, 1 - (place // columns + 1) * height, 0.9 / columns, 0.75 * height)
         inset = ax.inset_axes(box)
-        inset.imshow(picture.squeeze(), cmap="gray" if picture.shape[-1] == 1 or picture.ndim == 2 else None)
+        picture = picture[:, :, 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
+        inset.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
         inset.set_title(f"{name}\n{score:+.2f}", fontsize=8)
         inset.set_axis_off()
     return ax

@@ -81,7 +81,8 @@ class BiasGradientDescent(PostProcessor):
             for epoch in range(self.epochs):
                 for rows, batch in people.batches(self.training_batch_size, workspace.device, workspace.generator):
                     if workspace.exhausted():
-                        group = people.group[rows].to(workspace.device)
+                        return
+                    group = people.group[rows].to(workspace.device)
                     scores = workspace.forward(batch)
                     own = None if people.weight is None else people.weight[rows].to(scores)
                     slope = sign * proxy_bias(

@@ -46,6 +46,9 @@ class ColumnFlip:
                 f"one_hot={list(self.one_hot)} is a single column; expected one column for each value, or "
                 "binary={column: (value, other_value)}"
             )
+        for column, values in self.binary.items():
+            if len(values) != 2 or values[0] == values[1]:
+                raise InputError(f"binary={{{column!r}: {values}}}; expected two different values of the column")
         factors = [factor for product in self.interactions.values() for factor in product]
         for column in (*self.one_hot, *self.binary, *self.interactions, *factors):
             self._position(column)
@@ -88,14 +91,15 @@ class ColumnFlip:
             if len(block.unique()) > 2:  # type: ignore[no-untyped-call]
                 raise InputError(
                     f"the columns one_hot={list(self.one_hot)} hold more than two values; expected the same two in "
-                    "all of them. For standardised columns name each column's two values instead: binary={column: (value, "
-                    "other_value), ...}"
+                    "all of them. For standardised columns name each column's two values instead: "
+                    "binary={column: (value, other_value), ...}"
                 )
-            if bool((block == block[:, :1]).all(1).any()):
-                row = int((block == block[:, :1]).all(1).nonzero()[0])
+            several = (block == block.max()).sum(1) != 1
+            if bool(several.any()):
+                row = int(several.nonzero()[0])
                 raise InputError(
-                    f"row {row} has the same value in all columns of one_hot={list(self.one_hot)}; expected one column "
-                    "to stand out"
+                    f"row {row} has {int((block[row] == block.max()).sum())} columns of one_hot={list(self.one_hot)} "
+                    f"at {float(block.max())}; expected one"
                 )
             flipped[:, positions] = block.roll(1, dims=1)
         for column, (first, second) in self.binary.items():

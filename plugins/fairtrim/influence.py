@@ -145,7 +145,9 @@ def influence_on_bias(
             with warnings.catch_warnings():
                 # torch's own forward-mode derivatives, and a dependency of curvlinops, still use it
                 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-                return _influence_of_all_layers(network, samples, people, measure, damping, max_iterations, progress)
+                return _influence_of_all_layers(
+                    network, samples, people, measure, head.module.out_features, damping, max_iterations, progress
+                )
         problem, theta = _last_layer(network, samples, head, ridge, progress)
         theta = problem.refitted(theta, max_steps=newton_steps)
         sides = [people] if people.counterfactual is None else [people, people.flipped()]
@@ -198,6 +200,7 @@ def unlearn_samples(
     samples = IndexedSamples(train_loader)
     gone = torch.zeros(samples.n_samples, dtype=torch.bool)
     rows = torch.as_tensor(rows)
+    rows = rows if rows.numel() else rows.long()
     if rows.dtype == torch.bool:
         if rows.shape != gone.shape:
             raise InputError(f"rows is a mask of {len(rows)} samples; expected {samples.n_samples}, or positions")
@@ -269,12 +272,19 @@ def _last_layer(
     for _, batch in bar:
         if counterfactual is not None:
             batch = Batch(counterfactual(batch.inputs), batch.target, None, batch.index)
+        _check_labels(batch, head.module.out_features)
         features.append(network.batch_features(batch, head))
         targets.append(batch.target.cpu())
     layer = head.module
     theta = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
     single = layer.out_features == 1
     return LastLayer.of(torch.cat(features), torch.cat(targets), single_logit=single, ridge=ridge), theta
+
+
+def _check_labels(batch: Batch, n_outputs: int) -> None:
+    low, high, n_classes = int(batch.target.min()), int(batch.target.max()), max(2, n_outputs)
+    if low < 0 or high >= n_classes:
+        raise InputError(f"training labels reach from {low} to {high}; expected 0 to {n_classes - 1}")
 
 
 def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
@@ -294,6 +304,7 @@ def _influence_of_all_layers(
     samples: IndexedSamples,
     people: ValidationSet,
     measure: str,
+    n_outputs: int,
     damping: float,
     max_iterations: int,
     progress: bool,
@@ -314,6 +325,9 @@ def _influence_of_all_layers(
 
     def whole(side: ValidationSet) -> Tensor:
         return torch.cat([network.scores(batch) for _, batch in side.batches(1024, network.device)])
+
+    for _, batch in samples.in_order(network.device):
+        _check_labels(batch, n_outputs)
 
     with torch.enable_grad():
         sides = [people] if people.counterfactual is None else [people, people.flipped()]

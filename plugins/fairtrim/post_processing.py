@@ -281,7 +281,7 @@ def _finished(
     flags = list(workspace.flags)
     if constant:
         flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
-    if not within:
+    elif not within:
         what = f"|{workspace.objective.measure}| = {abs(bias):.4f} on the selection people"
         flags.append(f"bound not met: {what}; asked for: below {workspace.objective.bound:g}")
     floor = workspace.performance_floor

@@ -93,6 +93,7 @@ class ThresholdSweep:
         true_positive, false_positive = sums[1::2].T, sums[::2].T
         distinct = ordered[last[1:] - 1]
         middle = (distinct[1:] + distinct[:-1]) / 2
+        middle = np.where(middle < distinct[:-1], middle, distinct[1:])  # between neighbouring numbers there is none
         threshold = torch.from_numpy(np.concatenate([distinct[:1] + 1, middle, distinct[-1:] - 1]))
         counts = GroupCounts(
             true_positive=true_positive[:, None],

@@ -65,7 +65,13 @@ class Workspace:
         progress: bool = True,
     ) -> None:
         check_independent_samples(model)
-        self.model = copy.deepcopy(model)
+        try:
+            self.model = copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"the network can't be copied ({error}); expected one that copy.deepcopy takes: remove weight norms "
+                "and tensors kept from a forward pass"
+            ) from error
         self.model.zero_grad(set_to_none=True)
         self.model.eval()
         for module in self.model.modules():  # a network may override train()
@@ -254,7 +260,7 @@ class Workspace:
             enough = float(decisions.performance[best]) >= self.performance_floor
         size, useful = abs(float(decisions.bias[best])), float(decisions.performance[best])
         if not bool(decisions.eligible[best]):
-            return best, (-1.0, -size, useful)
+            return best, (-1.0, 0.0, 0.0)  # the first, the network as it was given, stays
         if self.performance_floor is None:
             return best, (1.0, useful, -size) if enough else (0.0, -size, useful)
         return best, (1.0, -size, useful) if enough else (0.0, useful, -size)
