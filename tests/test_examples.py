@@ -51,6 +51,30 @@ def test_colored_digits(tmp_path: Path) -> None:
     assert unbiased["DENP, true conflicts"] > unbiased["magnitude"]
 
 
+@pytest.mark.slow
+def test_repair_adult(tmp_path: Path) -> None:
+    text = _run("repair_adult.py", "--epochs", "6", cwd=tmp_path)
+    assert (tmp_path / "repair_adult.png").stat().st_size > 10_000
+    table = text[text.index("test people") :]
+    rows = re.findall(r"^(\D+?) +(0\.\d+) +(0\.\d+) +0\.\d+ +0\.\d+ +0\.\d+ +0\.\d+$", table, re.M)
+    figures = {name: (float(accuracy), float(gap)) for name, accuracy, gap in rows}
+    assert {"threshold alone", "parity, output layer", "ThresholdOptimizer (sees the sex)"} <= set(figures)
+    assert figures["best threshold"][1] > 0.2  # there is something to repair
+    for name in ("parity, output layer", "parity, all layers"):
+        assert figures[name][1] < 0.1
+        assert figures[name][0] > figures["threshold alone"][0] + 0.1
+
+
+@pytest.mark.slow
+def test_aif360_german(tmp_path: Path) -> None:
+    text = _run("aif360_german.py", cwd=tmp_path)
+    assert (tmp_path / "aif360_german.png").stat().st_size > 10_000
+    rows = re.findall(r"^([a-z][\D]+?) +(0\.\d+) +([-+]0\.\d+)", text, re.M)
+    figures = {name.strip(): (float(accuracy), abs(float(gap))) for name, accuracy, gap in rows}
+    assert len(figures) > 8
+    assert all(0.4 < accuracy < 0.9 and gap < 0.7 for accuracy, gap in figures.values())
+
+
 def test_help_and_wrong_argument() -> None:
     assert "--ratio" in _run("prune_adult.py", "--help", cwd=ROOT)
     script = str(ROOT / "examples" / "prune_adult.py")

@@ -1,0 +1,253 @@
+"""fairtrim's post-processors as an AIF360 ``Transformer``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from fairtrim import InputError, NotFittedError, PostProcessor, Repair, ValidationSet
+from fairtrim.batches import ForwardFunction
+
+from .datasets import (
+    Groups,
+    _check_dataset,
+    _clauses,
+    _feature_names,
+    _input_dtype,
+    _inputs,
+    _scores,
+    _sides,
+    to_dataset,
+    to_validation_set,
+)
+from .host import BinaryLabelDataset, Transformer
+
+__all__ = ["NetworkPostProcessing"]
+
+_ALIGNED = (
+    *("feature_names", "instance_names", "protected_attribute_names", "favorable_label", "unfavorable_label"),
+    *("features", "protected_attributes", "instance_weights"),
+)
+"""What two datasets of the same people have in common; labels and scores may differ."""
+
+
+def _check_aligned(dataset_true: Any, dataset_pred: Any) -> None:
+    _check_dataset(dataset_pred, "dataset_pred")
+    differs = [
+        name for name in _ALIGNED if not np.array_equal(getattr(dataset_true, name), getattr(dataset_pred, name))
+    ]
+    if differs:
+        raise InputError(
+            f"dataset_pred differs from dataset_true in {', '.join(differs)}; expected the same rows, with predicted "
+            "labels and scores: predict_dataset(model, dataset_true)"
+        )
+
+
+class NetworkPostProcessing(Transformer):  # type: ignore[misc]
+    """Repair a trained network's weights on validation data, and predict with the repaired network.
+
+    Works like AIF360's post-processors, except that it edits the network instead of its outputs: the protected
+    attributes are needed by ``fit`` only. What is predicted follows from the features alone, so leave the protected
+    ones out with ``features`` if the network must not see them.
+
+    Args:
+        model: The trained network: logits (N, 2), label 1 the favorable one, or one logit. It stays as it is.
+        post_processor: One of fairtrim's, e.g. ``ParityFineTuning(epsilon=0.05)``; its ``privileged`` must be None,
+            because the groups say it.
+        unprivileged_groups: As for AIF360's post-processors: a list of dicts.
+        privileged_groups: The same.
+        features: Names of the features that the network takes, in its order; None for all, among which AIF360 counts
+            the protected attributes.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        progress: Show progress bars.
+
+    Attributes:
+        repair_: How the network was repaired, its figures and trade-off curve; ``edit_rows`` and ``selection_rows`` are
+            rows of the datasets.
+        model_: The repaired network, ``repair_.model``.
+        feature_names_: Names of the features that it takes.
+
+    Raises:
+        InputError: An argument is not what it should be.
+
+    Example:
+        >>> import torch
+        >>> from aif360.metrics import ClassificationMetric
+        >>> from fairtrim import ParityFineTuning
+        >>> x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+        >>> dataset = from_tensors(
+        ...     x,
+        ...     (x[:, 0] + 0.3 * x[:, 2] > 0).long(),
+        ...     feature_names=["a", "b", "c"],
+        ...     protected_attributes={"sex": x[:, 0] + x[:, 1] > 0},
+        ... )
+        >>> sides = {"unprivileged_groups": [{"sex": 0}], "privileged_groups": [{"sex": 1}]}
+        >>> repairing = NetworkPostProcessing(
+        ...     nn.Linear(3, 2), ParityFineTuning(epsilon=0.1), features=["a", "b", "c"], progress=False, **sides
+        ... )
+        >>> predicted = repairing.fit(dataset).predict(dataset)
+        >>> bool(abs(ClassificationMetric(dataset, predicted, **sides).statistical_parity_difference()) < 0.15)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        post_processor: PostProcessor,
+        unprivileged_groups: Groups,
+        privileged_groups: Groups,
+        *,
+        features: Sequence[str] | None = None,
+        forward_fn: ForwardFunction | None = None,
+        output_transform: Any = None,
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model is a {type(model).__name__}; expected a torch.nn.Module (of a skorch net, net.module_)"
+            )
+        if not isinstance(post_processor, PostProcessor):
+            raise InputError(
+                f"post_processor is a {type(post_processor).__name__}; expected one of fairtrim's, e.g. "
+                "ParityFineTuning()"
+            )
+        # names and not objects: AIF360 deep-copies and pickles the metadata with every dataset
+        super().__init__(
+            model=type(model).__name__,
+            post_processor=repr(post_processor),
+            unprivileged_groups=_clauses(unprivileged_groups, "unprivileged_groups"),
+            privileged_groups=_clauses(privileged_groups, "privileged_groups"),
+            features=None if features is None else list(features),
+        )
+        self.model = model
+        self.post_processor = post_processor
+        self.unprivileged_groups = unprivileged_groups
+        self.privileged_groups = privileged_groups
+        self.features = features
+        self.forward_fn = forward_fn
+        self.output_transform = output_transform
+        self.progress = progress
+        self._check_sides_are_ours()
+
+    def _check_sides_are_ours(self) -> None:
+        privileged = self.post_processor.privileged
+        if privileged is not None:
+            raise InputError(
+                f"the post-processor has privileged={privileged!r}; expected None: unprivileged_groups and "
+                "privileged_groups name the sides"
+            )
+
+    def fit(
+        self,
+        dataset_true: BinaryLabelDataset,
+        dataset_pred: BinaryLabelDataset | None = None,
+        *,
+        dataset_selection: BinaryLabelDataset | None = None,
+    ) -> NetworkPostProcessing:
+        """Repair the network.
+
+        Args:
+            dataset_true: Validation people with their true labels; best not the training data. Rows in neither side
+                are left out, instance weights count.
+            dataset_pred: As for AIF360's post-processors, the same people with predicted labels. The network predicts
+                for itself, so that it may be left out; it is only checked to be the same people.
+            dataset_selection: Other people, who select among the repaired networks and thresholds; default a share of
+                ``dataset_true``.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InputError: The datasets or settings don't allow it; the message says why.
+        """
+        self._check_sides_are_ours()
+        _check_dataset(dataset_true, "dataset_true")
+        if dataset_pred is not None:
+            _check_aligned(dataset_true, dataset_pred)
+        names = _feature_names(dataset_true, self.features)
+        people, rows = self._people(dataset_true, names)
+        selection, selection_rows = None, rows
+        if dataset_selection is not None:
+            _check_dataset(dataset_selection, "dataset_selection")
+            self._check_features(dataset_selection, names)
+            selection, selection_rows = self._people(dataset_selection, names)
+        n_scores = self._scores(self.model, people.inputs[:1]).shape[1]
+        if n_scores > 2:
+            raise InputError(
+                f"the network has {n_scores} classes; expected two, or one logit: a BinaryLabelDataset has a favorable "
+                "and an unfavorable label"
+            )
+        repair = self.post_processor.fit(
+            self.model,
+            people,
+            selection_data=selection,
+            forward_fn=self.forward_fn,
+            output_transform=self.output_transform,
+            progress=self.progress,
+        )
+        self.repair_: Repair = replace(
+            repair, edit_rows=rows[repair.edit_rows], selection_rows=selection_rows[repair.selection_rows]
+        )
+        self.model_: nn.Module = repair.model
+        self.feature_names_: tuple[str, ...] = tuple(names)
+        return self
+
+    def predict(self, dataset: BinaryLabelDataset) -> BinaryLabelDataset:
+        """Predict with the repaired network; neither labels nor protected attributes are looked at.
+
+        Args:
+            dataset: People with the features of ``fit``, in any order; others too if ``features`` were named.
+
+        Returns:
+            A copy with new ``labels`` and ``scores``: the network's decisions and its probabilities of the favorable
+            label, float64. The threshold is folded into the network, so that 0.5 belongs to these scores.
+
+        Raises:
+            NotFittedError: ``fit`` comes first.
+            InputError: The dataset has other features.
+        """
+        if not hasattr(self, "repair_"):
+            raise NotFittedError("there is no repaired network yet; call fit(dataset_true) first")
+        _check_dataset(dataset)
+        self._check_features(dataset, self.feature_names_)
+        inputs = _inputs(dataset, self.feature_names_, _input_dtype(self.model_))
+        return to_dataset(dataset, self._scores(self.model_, inputs))
+
+    def fit_predict(
+        self, dataset_true: BinaryLabelDataset, dataset_pred: BinaryLabelDataset | None = None
+    ) -> BinaryLabelDataset:
+        """Repair the network, and predict for the same people.
+
+        Args:
+            dataset_true: As for ``fit``.
+            dataset_pred: As for ``fit``.
+
+        Returns:
+            As of ``predict``.
+        """
+        return self.fit(dataset_true, dataset_pred).predict(dataset_true)
+
+    def _people(self, dataset: BinaryLabelDataset, names: Sequence[str]) -> tuple[ValidationSet, Tensor]:
+        sides = self.unprivileged_groups, self.privileged_groups
+        people = to_validation_set(dataset, *sides, features=names, dtype=_input_dtype(self.model))
+        return people, _sides(dataset, *sides)[0]
+
+    def _scores(self, model: nn.Module, inputs: Tensor) -> npt.NDArray[np.float64]:
+        return _scores(model, inputs, self.post_processor.batch_size, self.forward_fn, self.output_transform)
+
+    def _check_features(self, dataset: Any, names: Sequence[str]) -> None:
+        missing = [name for name in names if name not in dataset.feature_names]
+        unexpected = [] if self.features is not None else [n for n in dataset.feature_names if n not in names]
+        if missing or unexpected:
+            found = [f"lacks {missing}"] if missing else []
+            found += [f"has unexpected {unexpected}"] if unexpected else []
+            raise InputError(
+                f"the dataset's features are not those of fit: it {' and '.join(found)}; expected the same names: "
+                "encode categories before splitting the data, so that every part has the same columns"
+            )
