@@ -80,6 +80,7 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         >>> import torch
         >>> from aif360.metrics import ClassificationMetric
         >>> from fairtrim import ParityFineTuning
+        >>> from fairtrim_adapters.aif360 import from_tensors
         >>> x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
         >>> dataset = from_tensors(
         ...     x,
