@@ -4,10 +4,10 @@
     python -m benchmarks.repair --data adult --seeds 0
     python -m benchmarks.repair --data path/to/compas-scores-two-years.csv
 
-Half of the people train a multilayer perceptron that does not see the protected attribute, a quarter is given to the
-post-processors (half of it to edit on, half to select on; all of it to the rivals), a quarter tests; small data sets
-are turned round until everybody was tested. For each bias measure: balanced accuracy, absolute bias and CPU seconds,
-mean over seeds; then the trade-off on the test people, one column for each bound that was asked for on the
+Half of the people train a multilayer perceptron, which does not see the protected attribute unless --visible. A quarter
+is given to the post-processors (half of it to edit on, half to select on; all of it to the rivals), a quarter tests;
+small data sets are turned round until everybody was tested. For each bias measure: balanced accuracy, absolute bias and
+CPU seconds, mean over seeds; then the trade-off on the test people, one column for each bound that was asked for on the
 validation people.
 """
 
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,11 @@ def main() -> None:
     parser.add_argument("--measures", nargs="*", default=list(MEASURES), choices=list(MEASURES))
     parser.add_argument("--all-rivals", action="store_true", help="sweep reject option over all bounds (slow)")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(METHODS), help="methods to leave out")
+    parser.add_argument("--visible", action="store_true", help="let the network see the protected attribute")
     arguments = parser.parse_args()
     for data in arguments.data:
         task = {"adult": adult, "german": german}[data]() if data in ("adult", "german") else compas(Path(data))
+        task = replace(task, visible=arguments.visible)
         for measure in arguments.measures:
             pools = [
                 run(task, measure, seed, all_rivals=arguments.all_rivals, skip=arguments.skip)
