@@ -133,7 +133,11 @@ class AdversarialFineTuning(PostProcessor):
         people = workspace.edit
         decided = scores > 0 if scores.shape[1] == 1 else (scores[:, 1] > scores[:, 0])[:, None]
         counts = GroupCounts.of(
-            decided.cpu().double(), people.target[rows], people.group[rows], n_groups=people.n_groups
+            decided.cpu().double(),
+            people.target[rows],
+            people.group[rows],
+            n_groups=people.n_groups,
+            weight=None if people.weight is None else people.weight[rows],
         )
         return bias(self.measure, counts, signed=people.n_groups == 2)
 

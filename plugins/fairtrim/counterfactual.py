@@ -59,6 +59,8 @@ class ColumnFlip:
                 known = "pass names=, the names of all columns" if self.names is None else f"known: {list(self.names)}"
                 raise InputError(f"column {column!r} is unknown; {known}")
             return list(self.names).index(column)
+        if column < 0:
+            raise InputError(f"column {column} is negative; expected a position from 0, or a name")
         return int(column)
 
     def __call__(self, inputs: Tensor) -> Tensor:

@@ -295,7 +295,8 @@ class _PairJudge:
             and figures.cross_entropy <= given.cross_entropy + method.max_cross_entropy_rise
         )
         if method.measure == "counterfactual_bias":  # which shrinking all logits lowers, even at a better cross-entropy
-            affordable = affordable and figures.relative_change <= given.relative_change + 1e-9
+            less = figures.relative_change < given.relative_change * (1 - 1e-6)
+            affordable = affordable and (figures is given or less)
         size = figures.flips if method.measure == "counterfactual_flips" else figures.mean_change
         return replace(
             own,

@@ -71,10 +71,11 @@ def differences(
     counts = GroupCounts.of(probabilities(scores), target, group, n_groups=n_groups, weight=weight)
     undefined = rates(measure, counts).detach().isnan()
     # a missing cell divides 0 by 0, whose gradient is NaN even where the value is left out
+    spoilt = undefined.any(0)
     counts = replace(
         counts,
-        positive=counts.positive.where(counts.positive > 0, 1.0),
-        negative=counts.negative.where(counts.negative > 0, 1.0),
+        positive=counts.positive.where(~spoilt | (counts.positive > 0), 1.0),
+        negative=counts.negative.where(~spoilt | (counts.negative > 0), 1.0),
     )
     of_groups = rates(measure, counts)
     return torch.cat(
