@@ -984,3 +984,9 @@ def test_weights_of_people_count_as_copies(measure: str, layers: str) -> None:
     ]
     assert found[0].bias == pytest.approx(found[1].bias)
     torch.testing.assert_close(found[0].scores, found[1].scores, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, SPD], ids=["pairs", "groups"])
+def test_people_are_a_set(options: dict[str, Any], model: nn.Module) -> None:
+    with pytest.raises(InputError, match="expected a ValidationSet"):
+        RUNS["output"](model, _loader(X, Y), [(X, Y, Y)], **options)

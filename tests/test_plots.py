@@ -97,6 +97,13 @@ def test_nothing_within_the_axis(repairs: dict[str, Repair]) -> None:
     assert [len(line.get_xdata()) for line in ax.lines] == [0, 1, 1, 2]
 
 
+def test_nothing_to_trade_off(repairs: dict[str, Repair]) -> None:
+    """A network that gives everybody one label has no curve."""
+    ax = plot_trade_off({"constant": replace(repairs["threshold alone"], trade_off=())})
+    _drawn(ax)
+    assert [len(line.get_xdata()) for line in ax.lines] == [0, 1, 1, 2]
+
+
 def test_bound_beyond_the_given_bias_is_in_the_picture(repairs: dict[str, Repair]) -> None:
     repair = repairs["threshold alone"]
     wide = replace(repair, objective=replace(repair.objective, epsilon=0.9))

@@ -1571,7 +1571,6 @@ def test_people_without_weight_make_no_decision() -> None:
     assert len(set(labels.tolist())) == 2 or not repair.within_bound
 
 
-@pytest.mark.xfail(reason="scores of the edit people that are not finite end the search with an error")
 def test_boxes_that_are_too_wide() -> None:
     model = _network(dtype=torch.float32)
     people = replace(_people(), inputs=_people().inputs.float() * 1e3)
@@ -1579,7 +1578,6 @@ def test_boxes_that_are_too_wide() -> None:
     assert method.fit(model, people, progress=False).within_bound
 
 
-@pytest.mark.xfail(reason="sides of several values have lost the values' names")
 def test_sides_of_several_values_named_twice() -> None:
     people = _people(n_groups=3, privileged=["b", "c"])
     method = RandomPerturbation(trials=1, epsilon=0.3, privileged=["b", "c"])

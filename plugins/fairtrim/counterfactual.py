@@ -87,6 +87,8 @@ class ColumnFlip:
         if self.names is not None and len(self.names) != inputs.shape[1]:
             raise InputError(f"inputs have {inputs.shape[1]} columns; expected {len(self.names)}, as many as names")
         flipped = inputs.clone()
+        if not len(inputs):
+            return flipped
         if self.one_hot:
             positions = [self._position(column) for column in self.one_hot]
             block = inputs[:, positions]

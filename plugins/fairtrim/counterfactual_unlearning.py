@@ -112,7 +112,7 @@ class CounterfactualUnlearning(PostProcessor):
                 f"epochs={self.epochs}, training_batch_size={self.training_batch_size}, "
                 f"learning_rate={self.learning_rate}, damping={self.damping}; expected positive numbers"
             )
-        if min(self.max_performance_loss, self.max_cross_entropy_rise) < 0:
+        if not (self.max_performance_loss >= 0 and self.max_cross_entropy_rise >= 0):
             raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
 
     def objective(self) -> Objective:
@@ -228,7 +228,9 @@ class CounterfactualUnlearning(PostProcessor):
         people, flipped = workspace.edit, workspace.edit.flipped()
         with torch.no_grad():
             own = workspace.scores(people)
-        spread = centred(own).var(0, correction=0).mean().clamp(min=1e-12)
+        mass = torch.ones(len(people), dtype=torch.float64) if people.weight is None else people.weight
+        mass = mass / mass.sum()
+        spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
         parameters = workspace.trainable()
         path = self._path()
         with workspace.bar(len(path) * self.epochs, "counterfactual unlearning") as bar:
@@ -245,10 +247,15 @@ class CounterfactualUnlearning(PostProcessor):
                         here, there = (workspace.forward(side) for side in sides)
                         own_here = own[rows].to(here)
                         if here.shape[1] == 1:
-                            loss = F.binary_cross_entropy_with_logits(here, own_here.sigmoid())
+                            losses = F.binary_cross_entropy_with_logits(
+                                here[:, 0], own_here[:, 0].sigmoid(), reduction="none"
+                            )
                         else:
-                            loss = F.cross_entropy(here, own_here.softmax(1))
-                        gap = (centred(here) - centred(there)).square().mean()
+                            losses = F.cross_entropy(here, own_here.softmax(1), reduction="none")
+                        share = torch.ones_like(losses) if people.weight is None else people.weight[rows].to(losses)
+                        share = share / share.sum().clamp(min=1e-12)
+                        loss = share @ losses
+                        gap = share @ (centred(here) - centred(there)).square().mean(1)
                         loss = loss + strength * gap / spread.to(here)
                         optimizer.zero_grad()
                         loss.backward()  # type: ignore[no-untyped-call]

@@ -129,8 +129,16 @@ def influence_on_bias(
         raise InputError(f"layers={layers!r}; expected 'output' or 'all'")
     if measure != "counterfactual_bias" and measure not in BIAS_MEASURES:
         raise InputError(f"measure={measure!r}; expected one of {['counterfactual_bias', *BIAS_MEASURES]}")
+    if not isinstance(people, ValidationSet):
+        raise InputError(
+            f"people is a {type(people).__name__}; expected a ValidationSet: ValidationSet.from_loader(loader)"
+        )
     if measure == "counterfactual_bias" and people.counterfactual is None:
-        raise InputError("the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs)")
+        raise InputError(
+            "the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs) or "
+            "ValidationSet.from_loader(loader, counterfactual=flip), or a measure of groups, e.g. "
+            "'equal_opportunity_difference'"
+        )
     if not (ridge >= 0 and newton_steps >= 0 and damping > 0 and max_iterations >= 1):
         raise InputError(
             f"ridge={ridge}, newton_steps={newton_steps}, damping={damping}, max_iterations={max_iterations}; expected "

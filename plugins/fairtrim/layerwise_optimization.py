@@ -121,6 +121,8 @@ class LayerwiseOptimization(PostProcessor):
         """−φ of the best threshold on the edit people; the least bias (at least 0) where none is within the bound."""
         people, objective = workspace.edit, workspace.objective
         scores = workspace.scores(people)
+        if not bool(torch.isfinite(scores).all()):
+            return 2.0  # worse than any bias
         decisions = objective.decisions(
             scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
         )

@@ -189,7 +189,12 @@ class PostProcessor(ABC):
                     progress=progress,
                 )
             elif self.privileged is not None:
-                if source.sides and match_groups(self.privileged, source.groups, None, "privileged") != [1]:
+                composite = source.sides and source.groups[1] == "privileged"  # of several values, whose names are gone
+                if (
+                    source.sides
+                    and not composite
+                    and match_groups(self.privileged, source.groups, None, "privileged") != [1]
+                ):
                     raise InputError(
                         f"privileged={self.privileged!r}, but in the data the privileged side is {source.groups[1]!r}; "
                         "expected the same, or privileged=None"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["OperatingPoint", "Repair"]
 
 
+_LARGE_LOSS = 0.1
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """One candidate network with one threshold, judged on the selection people.
@@ -72,7 +75,7 @@ class Repair:
 
     Attributes:
         model: The repaired network: a plain module that needs no sensitive feature and no threshold; its largest score
-            (or whether its logit is positive) is the decision.
+            (or whether its logit is positive) is the decision. Its training flags are those of the given network.
         chosen: The operating point whose threshold is folded into the model's last bias.
         within_bound: Whether |bias| < ε − margin on the selection people.
         bias: Of the repaired network's own decisions on the selection people, after folding and rounding.
@@ -158,9 +161,13 @@ class Repair:
         objective = self.objective
         lines = [
             f"{objective.measure}: {self.bias_before:+.4f} before, {self.bias:+.4f} after "
-            f"(asked for: below {objective.bound:g})",
+            f"(asked for: at most {objective.bound:g} either way)",
             f"{objective.performance}: {self.performance_before:.4f} before, {self.performance:.4f} after",
             f"candidate {self.chosen.candidate} of {len(self.history)}, threshold {self.threshold:.4f} (folded into "
             f"the last bias); selected on {len(self.selection_rows)} people, edited on {len(self.edit_rows)}",
         ]
+        if self.performance_before - self.performance > _LARGE_LOSS:
+            lines.append(
+                f"{objective.performance} fell a lot: nearly constant decisions have little bias, too; see trade_off"
+            )
         return "\n".join([*lines, *self.flags])

@@ -137,6 +137,7 @@ class ValidationSet:
         sensitive_names: SensitiveNames | None = None,
         privileged: Any = None,
         require_sensitive: bool = True,
+        counterfactual: Callable[[Any], Any] | None = None,
         progress: bool = True,
     ) -> ValidationSet:
         """Read a loader once.
@@ -146,6 +147,7 @@ class ValidationSet:
             sensitive_names: Names of the sensitive features and of their values.
             privileged: The privileged side (a value, a crossing, a dict, or a list of those); everybody else is then
                 the unprivileged one. None compares every pair of groups.
+            counterfactual: Inputs -> the inputs with the sensitive attribute flipped, e.g. a ``ColumnFlip``.
             require_sensitive: Refuse a loader without sensitive features; else everybody is one group.
             progress: Show a progress bar.
 
@@ -179,6 +181,8 @@ class ValidationSet:
         people = cls(
             _joined(inputs), torch.cat(targets), position[torch.cat(codes)], names, features=encoder.features or ()
         )
+        if counterfactual is not None:
+            people = replace(people, counterfactual=counterfactual(map_tensors(people.inputs, torch.clone)))
         return people if privileged is None else people.with_sides(privileged)
 
     def with_sides(self, privileged: Any) -> ValidationSet:
