@@ -30,7 +30,7 @@ class CounterfactualUnlearning(PostProcessor):
     The pairs are the validation people and the same people with the attribute flipped. Three forms:
 
     - ``form="consistency", layers="output"`` (ours): min over W of ½‖W − W₀‖²_H + ½ λ E‖f(x) − f(x̄)‖², one linear
-      solve for each λ, H the closed-form Hessian of the output layer.
+      solve for each λ, H the closed-form Hessian of the output layer, f the scores less their mean, or the logit.
     - ``form="consistency", layers="all"`` (ours): fine-tuning with cross-entropy to the given network's own
       probabilities plus λ E‖f(x) − f(x̄)‖² / Var f. It needs no labels.
     - ``form="published"`` (fast model debiasing, FMD; Chen et al., NeurIPS 2023): θ + s H⁻¹ 1/n Σ [∇ℓ(z) − ∇ℓ(z̄)] on
@@ -285,6 +285,16 @@ class _PairJudge:
         method, people = self.method, self.people
         flipped = self.workspace.scores(self.flipped)
         if not bool(torch.isfinite(flipped).all()):
+            if self.given is not None:  # a candidate that went too far: left out
+                own = self.workspace.objective.own_decisions(
+                    scores,
+                    people.target,
+                    torch.zeros_like(people.group),
+                    n_groups=1,
+                    weight=people.weight,
+                    signed=False,
+                )
+                return replace(own, bias=torch.ones(1, dtype=torch.float64), eligible=torch.zeros(1, dtype=torch.bool))
             raise InputError("scores of the counterfactuals are not finite; look at what the flip makes of the inputs")
         figures = counterfactual_bias(scores, flipped, people.target, people.weight)
         own = self.workspace.objective.own_decisions(

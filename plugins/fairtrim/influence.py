@@ -103,7 +103,7 @@ def influence_on_bias(
         newton_steps: For ``output``: steps towards the layer's own optimum before the influence is taken, because the
             expansion holds around a stationary point.
         damping: For ``all``: added to the Gauss-Newton matrix.
-        max_iterations: For ``all``: of the conjugate gradients.
+        max_iterations: For ``all``: of the conjugate gradients; a RuntimeWarning tells if they are too few.
         forward_fn: How to call the network.
         output_transform: How to find the scores.
         progress: Show progress bars.
@@ -208,7 +208,7 @@ def unlearn_samples(
     samples = IndexedSamples(train_loader)
     gone = torch.zeros(samples.n_samples, dtype=torch.bool)
     rows = torch.as_tensor(rows)
-    rows = rows if rows.numel() else rows.long()
+    rows = rows.reshape(-1) if rows.numel() else rows.reshape(-1).long()
     if rows.dtype == torch.bool:
         if rows.shape != gone.shape:
             raise InputError(f"rows is a mask of {len(rows)} samples; expected {samples.n_samples}, or positions")
@@ -362,8 +362,15 @@ def _influence_of_all_layers(
 
         size = len(slope)
         operator = LinearOperator((size, size), matvec=damped, dtype=np.float64)
-        solution, _ = cg(operator, slope, rtol=1e-5, maxiter=max_iterations, callback=lambda _: bar.update())
+        solution, unfinished = cg(operator, slope, rtol=1e-5, maxiter=max_iterations, callback=lambda _: bar.update())
         bar.close()
+    if unfinished:
+        warnings.warn(
+            f"the conjugate gradients did not converge in {max_iterations} iterations: the influence is rough; take "
+            "more max_iterations, or more damping",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     parts = torch.split(torch.from_numpy(solution), [p.numel() for p in parameters])
     direction = {name: part.reshape(p.shape).to(p) for (name, p), part in zip(named.items(), parts, strict=True)}
     scores = [_directional(network, named, direction, batch) for _, batch in samples.in_order(network.device)]
