@@ -13,6 +13,7 @@ from .confusion import GroupCounts, bias
 from .errors import InputError
 from .post_processing import PostProcessor
 from .preservation import preserved_random_state
+from .proxies import label_losses
 from .workspace import Workspace
 
 __all__ = ["AdversarialFineTuning"]
@@ -143,8 +144,5 @@ class AdversarialFineTuning(PostProcessor):
 
     @staticmethod
     def _cross_entropy(scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        if scores.shape[1] == 1:
-            losses = F.binary_cross_entropy_with_logits(scores[:, 0], target.to(scores.dtype), reduction="none")
-        else:
-            losses = F.cross_entropy(scores, target, reduction="none")
+        losses = label_losses(scores, target)
         return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()

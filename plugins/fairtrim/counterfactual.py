@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .last_layer import two_or_more
 
 __all__ = ["ColumnFlip", "CounterfactualBias", "counterfactual_bias"]
 
@@ -168,7 +169,7 @@ def counterfactual_bias(
     """
     if scores.shape != flipped.shape:
         raise InputError(f"scores are {tuple(scores.shape)} and {tuple(flipped.shape)}; expected pairs of one shape")
-    sides = [_log_probabilities(side.double()) for side in (scores, flipped)]
+    sides = [two_or_more(side.double()).log_softmax(1) for side in (scores, flipped)]
     here, there = (side.gather(1, target[:, None]).squeeze(1) for side in sides)
     change = centred(scores.double()) - centred(flipped.double())
     share = torch.ones(len(target), dtype=torch.float64) if weight is None else weight.double()
@@ -209,9 +210,3 @@ def labels_of(scores: Tensor) -> Tensor:
         (N,) int64.
     """
     return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
-
-
-def _log_probabilities(scores: Tensor) -> Tensor:
-    if scores.shape[1] == 1:
-        scores = torch.cat([torch.zeros_like(scores), scores], 1)
-    return scores.log_softmax(1)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .confusion import BIAS_MEASURES
@@ -16,7 +15,7 @@ from .errors import InputError
 from .last_layer import LastLayer, damped_cholesky
 from .objective import Decisions, Objective
 from .post_processing import PostProcessor
-from .proxies import balancing_weights
+from .proxies import balancing_weights, label_losses
 from .validation import ValidationSet, map_tensors
 from .workspace import Workspace
 
@@ -161,9 +160,8 @@ class CounterfactualUnlearning(PostProcessor):
 
     def _solve(self, workspace: Workspace) -> None:
         people = workspace.edit
-        layer = workspace.head.module
-        given = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
-        single = layer.out_features == 1
+        given = workspace.head.theta()
+        single = len(given) == 1
         sides = [workspace.all_features(side) for side in (people, people.flipped())]
         here, there = (LastLayer.of(h, people.target, single_logit=single, weight=people.weight) for h in sides)
         if self.form == "consistency":
@@ -175,10 +173,7 @@ class CounterfactualUnlearning(PostProcessor):
             for strength in path:
                 if workspace.exhausted():
                     break
-                theta = moved(strength)
-                with torch.no_grad():
-                    layer.weight.copy_(theta[:, :-1])
-                    layer.bias.copy_(theta[:, -1])
+                workspace.head.write(moved(strength))
                 workspace.offer(strength=strength)
                 bar.update()
 
@@ -228,8 +223,7 @@ class CounterfactualUnlearning(PostProcessor):
         people, flipped = workspace.edit, workspace.edit.flipped()
         with torch.no_grad():
             own = workspace.scores(people)
-        mass = torch.ones(len(people), dtype=torch.float64) if people.weight is None else people.weight
-        mass = mass / mass.sum()
+        mass = people.mass / people.mass.sum()
         spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
         parameters = workspace.trainable()
         path = self._path()
@@ -246,13 +240,9 @@ class CounterfactualUnlearning(PostProcessor):
                         sides = [next(side.batches(len(rows), workspace.device))[1] for side in chosen]
                         here, there = (workspace.forward(side) for side in sides)
                         own_here = own[rows].to(here)
-                        if here.shape[1] == 1:
-                            losses = F.binary_cross_entropy_with_logits(
-                                here[:, 0], own_here[:, 0].sigmoid(), reduction="none"
-                            )
-                        else:
-                            losses = F.cross_entropy(here, own_here.softmax(1), reduction="none")
-                        share = torch.ones_like(losses) if people.weight is None else people.weight[rows].to(losses)
+                        wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
+                        losses = label_losses(here, wanted)
+                        share = people.mass[rows].to(losses)
                         share = share / share.sum().clamp(min=1e-12)
                         loss = share @ losses
                         gap = share @ (centred(here) - centred(there)).square().mean(1)
@@ -276,30 +266,25 @@ class _PairJudge:
         self.method, self.workspace = method, workspace
         self.people, self.flipped = workspace.selection, workspace.selection.flipped()
         self.given: tuple[CounterfactualBias, float, Tensor] | None = None
-        weight = torch.ones(len(self.people), dtype=torch.float64) if self.people.weight is None else self.people.weight
+        weight = self.people.mass
         if method.performance == "balanced_accuracy":
             weight = balancing_weights(self.people.target, workspace.n_classes, weight)
         self.share = weight / weight.sum()
 
     def __call__(self, scores: Tensor) -> Decisions:
         method, people = self.method, self.people
-        flipped = self.workspace.scores(self.flipped)
-        if not bool(torch.isfinite(flipped).all()):
-            if self.given is not None:  # a candidate that went too far: left out
-                own = self.workspace.objective.own_decisions(
-                    scores,
-                    people.target,
-                    torch.zeros_like(people.group),
-                    n_groups=1,
-                    weight=people.weight,
-                    signed=False,
-                )
-                return replace(own, bias=torch.ones(1, dtype=torch.float64), eligible=torch.zeros(1, dtype=torch.bool))
-            raise InputError("scores of the counterfactuals are not finite; look at what the flip makes of the inputs")
-        figures = counterfactual_bias(scores, flipped, people.target, people.weight)
         own = self.workspace.objective.own_decisions(
             scores, people.target, torch.zeros_like(people.group), n_groups=1, weight=people.weight, signed=False
         )
+        flipped = self.workspace.scores(self.flipped)
+        if not bool(torch.isfinite(flipped).all()):
+            if self.given is None:
+                raise InputError(
+                    "scores of the counterfactuals are not finite; look at what the flip makes of the inputs"
+                )
+            # a candidate that went too far is left out
+            return replace(own, bias=torch.ones(1, dtype=torch.float64), eligible=torch.zeros(1, dtype=torch.bool))
+        figures = counterfactual_bias(scores, flipped, people.target, people.weight)
         useful = float(own.performance[0])
         right = (labels_of(scores) == people.target).double()
         if self.given is None:

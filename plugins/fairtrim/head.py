@@ -53,10 +53,19 @@ class LinearHead:
             scores = class_scores(model, batch, forward_fn, output_transform)
             return self.tap.features(scores), scores
 
-    def parameter_names(self) -> tuple[str, str]:
-        """Names of the weight and the bias in the network's ``state_dict``."""
-        prefix = f"{self.name}." if self.name else ""
-        return f"{prefix}weight", f"{prefix}bias"
+    def theta(self) -> Tensor:
+        """Weight and bias side by side, (K, D + 1) float64 on the CPU."""
+        return torch.cat([self.module.weight, self.module.bias[:, None]], 1).detach().cpu().double()
+
+    def write(self, theta: Tensor) -> None:
+        """Put weight and bias back, in the layer's own precision.
+
+        Args:
+            theta: (K, D + 1).
+        """
+        with torch.no_grad():
+            self.module.weight.copy_(theta[:, :-1])
+            self.module.bias.copy_(theta[:, -1])
 
 
 def find_head(

@@ -20,7 +20,7 @@ from .batches import Batch, ForwardFunction, check_independent_samples, class_sc
 from .confusion import BIAS_MEASURES
 from .errors import InputError, UnsupportedModelError
 from .head import LinearHead, find_head
-from .last_layer import LastLayer
+from .last_layer import LastLayer, two_or_more
 from .preservation import preserved_model, preserved_random_state
 from .proxies import proxy_bias
 from .samples import IndexedSamples
@@ -234,9 +234,7 @@ def unlearn_samples(
         theta = theta - problem.solve(theta, share * (others.gradient(theta) - ridge * theta) + ridge * theta)
         if exact:
             theta = others.refitted(theta)
-        with torch.no_grad():
-            head.module.weight.copy_(theta[:, :-1])
-            head.module.bias.copy_(theta[:, -1])
+        head.write(theta)
     return repaired
 
 
@@ -283,9 +281,8 @@ def _last_layer(
         _check_labels(batch, head.module.out_features)
         features.append(network.batch_features(batch, head))
         targets.append(batch.target.cpu())
-    layer = head.module
-    theta = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
-    single = layer.out_features == 1
+    theta = head.theta()
+    single = len(theta) == 1
     return LastLayer.of(torch.cat(features), torch.cat(targets), single_logit=single, ridge=ridge), theta
 
 
@@ -301,9 +298,9 @@ def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
         return proxy_bias(
             measure, sides[0], people.target, people.group, n_groups=people.n_groups, weight=people.weight
         ).abs()
-    of_label = [_two_or_more(scores).softmax(1).gather(1, people.target[:, None]) for scores in sides]
+    of_label = [two_or_more(scores).softmax(1).gather(1, people.target[:, None]) for scores in sides]
     change = (of_label[0] - of_label[1]).abs().squeeze(1)
-    weight = torch.ones_like(change) if people.weight is None else people.weight.to(change)
+    weight = people.mass.to(change)
     return (weight * change).sum() / weight.sum()
 
 
@@ -396,12 +393,7 @@ class _Scores(nn.Module):
         self._network = network
 
     def forward(self, inputs: Any) -> Tensor:
-        return _two_or_more(self._network.scores(Batch(inputs, torch.zeros(_length(inputs)), None, 0)))
-
-
-def _two_or_more(scores: Tensor) -> Tensor:
-    """A single logit as the scores of two classes."""
-    return torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+        return two_or_more(self._network.scores(Batch(inputs, torch.zeros(_length(inputs)), None, 0)))
 
 
 class _Entries:

@@ -9,9 +9,21 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["LastLayer", "damped_cholesky"]
+__all__ = ["LastLayer", "damped_cholesky", "two_or_more"]
 
 _MAX_PARAMETERS = 20_000  # a Hessian of 3.2 GB
+
+
+def two_or_more(scores: Tensor) -> Tensor:
+    """A single logit as the scores of two classes.
+
+    Args:
+        scores: (N, K), or one logit (N, 1).
+
+    Returns:
+        (N, K), K at least 2.
+    """
+    return torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
 
 
 def damped_cholesky(matrix: Tensor, *, damping: float = 1e-8) -> tuple[Tensor, float]:
@@ -131,8 +143,7 @@ class LastLayer:
             The losses.
         """
         scores = self.scores(theta)
-        logits = torch.cat([torch.zeros_like(scores), scores], 1) if self.single_logit else scores
-        return torch.nn.functional.cross_entropy(logits, self.target, reduction="none")
+        return torch.nn.functional.cross_entropy(two_or_more(scores), self.target, reduction="none")
 
     def residuals(self, theta: Tensor) -> Tensor:
         """Derivatives of each sample's loss in its scores, (N, K); its gradient in θ is their outer product with h.

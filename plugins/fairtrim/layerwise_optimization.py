@@ -123,9 +123,7 @@ class LayerwiseOptimization(PostProcessor):
         scores = workspace.scores(people)
         if not bool(torch.isfinite(scores).all()):
             return 2.0  # worse than any bias
-        decisions = objective.decisions(
-            scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
-        )
+        decisions = workspace.decisions(people, scores)
         best = objective.best(decisions)
         bias, useful = float(decisions.bias[best].abs()), float(decisions.performance[best])
         return -useful if bias < objective.bound and bool(decisions.eligible[best]) else bias

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
 from .post_processing import PostProcessor
-from .proxies import balancing_weights, differences
+from .proxies import balancing_weights, differences, label_losses
 from .workspace import Workspace
 
 __all__ = ["ParityFineTuning"]
@@ -86,8 +85,7 @@ class ParityFineTuning(PostProcessor):
         people = workspace.edit
         if self.performance == "balanced_accuracy":
             return balancing_weights(people.target, workspace.n_classes, people.weight)
-        own = torch.ones(len(people), dtype=torch.float64) if people.weight is None else people.weight
-        return own * len(people) / own.sum()
+        return people.mass * len(people) / people.mass.sum()
 
     def _edit(self, workspace: Workspace) -> None:
         weights = self._sample_weights(workspace)
@@ -99,10 +97,7 @@ class ParityFineTuning(PostProcessor):
     def _loss(self, workspace: Workspace, scores: Tensor, rows: Tensor, weights: Tensor, penalty: float) -> Tensor:
         people = workspace.edit
         target, group = people.target[rows].to(scores.device), people.group[rows].to(scores.device)
-        if scores.shape[1] == 1:
-            losses = F.binary_cross_entropy_with_logits(scores[:, 0], target.to(scores.dtype), reduction="none")
-        else:
-            losses = F.cross_entropy(scores, target, reduction="none")
+        losses = label_losses(scores, target)
         loss = (losses * weights[rows].to(losses)).mean()
         if penalty:
             own = None if people.weight is None else people.weight[rows].to(scores)
@@ -113,8 +108,7 @@ class ParityFineTuning(PostProcessor):
     def _fit_output_layer(self, workspace: Workspace, weights: Tensor) -> None:
         features = workspace.all_features(workspace.edit)
         rows = torch.arange(len(features))
-        layer = workspace.head.module
-        given = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().cpu().double()
+        given = workspace.head.theta()
         scale = self.ridge / given.square().sum().clamp(min=1e-12)
         weight = given.clone().requires_grad_(True)
         path = self._path()
@@ -133,9 +127,7 @@ class ParityFineTuning(PostProcessor):
                     return loss
 
                 optimizer.step(closure)  # type: ignore[no-untyped-call]
-                with torch.no_grad():
-                    layer.weight.copy_(weight[:, :-1])
-                    layer.bias.copy_(weight[:, -1])
+                workspace.head.write(weight.detach())
                 workspace.offer(penalty=penalty)
                 bar.update()
 

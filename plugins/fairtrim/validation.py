@@ -125,6 +125,11 @@ class ValidationSet:
         return len(self.target)
 
     @property
+    def mass(self) -> Tensor:
+        """Weights of the samples, 1 each if there are none, (N,) float64."""
+        return torch.ones(len(self), dtype=torch.float64) if self.weight is None else self.weight
+
+    @property
     def n_groups(self) -> int:
         """G."""
         return len(self.groups)
@@ -327,9 +332,8 @@ class ValidationSet:
                 f"everybody in the validation data is of the sensitive group {self.groups[0]!r}; expected at least two "
                 "groups to compare"
             )
-        weight = torch.ones(len(self), dtype=torch.float64) if self.weight is None else self.weight
         cells = torch.zeros(self.n_groups, n_classes, dtype=torch.float64)
-        cells.index_put_((self.group, self.target), weight, accumulate=True)
+        cells.index_put_((self.group, self.target), self.mass, accumulate=True)
         empty = [str(name) for name, row in zip(self.groups, cells, strict=True) if row.sum() == 0]
         if empty:
             raise InputError(

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class Workspace:
         self._front_performance = torch.empty(0, dtype=torch.float64)
         self.chosen: OperatingPoint | None = None
         self.flags: list[str] = []
-        self.judge: Callable[[Tensor], Decisions] = self._judge_thresholds
+        self.judge: Callable[[Tensor], Decisions] = partial(self.decisions, selection)
         self.judge_own: Callable[[Tensor], Decisions] = self._judge_own
         self.performance_floor: float | None = None
         self._chosen_key = (-math.inf, -math.inf, -math.inf)
@@ -152,8 +153,16 @@ class Workspace:
         with torch.no_grad():
             return torch.cat([self.features(batch)[0] for batch in self._kept_batches(people)]).cpu().double()
 
-    def _judge_thresholds(self, scores: Tensor) -> Decisions:
-        people = self.selection
+    def decisions(self, people: ValidationSet, scores: Tensor) -> Decisions:
+        """Bias and performance at every threshold.
+
+        Args:
+            people: The edit or the selection set.
+            scores: Their scores.
+
+        Returns:
+            One row a threshold.
+        """
         return self.objective.decisions(
             scores, people.target, people.group, n_groups=people.n_groups, weight=people.weight, signed=people.sides
         )
