@@ -1,4 +1,4 @@
-"""Any loader of (inputs, target[, sensitive]) as it is, and any network that returns scores."""
+"""Any loader of (inputs, target[, sensitive]) or of dicts as it is, and any network that returns scores."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ __all__ = [
     "Batch",
     "ForwardFunction",
     "as_target",
-    "check_independent_samples",
+    "check_network",
     "class_scores",
     "iterate_batches",
     "model_device",
+    "parts_of_batch",
     "to_device",
 ]
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 """Runs the network on the inputs of one batch: ``forward_fn(model, inputs) -> output``."""
+
+TARGET_KEYS = ("labels", "label")
+SENSITIVE_KEYS = ("sensitive_features", "sensitive")
+"""Where a batch that is a dict holds its target and its sensitive features; everything else is the inputs."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Batch:
 
     Attributes:
         inputs: Whatever the network takes: a tensor, a tuple of tensors or a dict.
-        target: Labels, (N,) or as the loss wants them.
+        target: Labels, (N,), (N, T) for one at each of T positions, or as the loss wants them.
         sensitive: Values of the sensitive features as the loader gave them, or None.
         index: Number of the batch, for messages.
     """
@@ -70,16 +75,22 @@ def model_device(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def check_independent_samples(model: nn.Module) -> None:
-    """Refuse a network that normalises by the batch even in eval mode.
+def check_network(model: nn.Module) -> None:
+    """Refuse a network whose samples or layers can't be told apart from outside.
 
     Args:
         model: The network.
 
     Raises:
-        UnsupportedModelError: It has a BatchNorm without running statistics.
+        UnsupportedModelError: It was compiled into another object, or has a BatchNorm without running statistics,
+            which normalises by the batch even in eval mode.
     """
     for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):  # torch.compile's wrapper: hooks on the layers inside are compiled away
+            raise UnsupportedModelError(
+                f"{name or 'the network'} was compiled by torch.compile; expected the network itself, model._orig_mod "
+                "(the compiled one shares its weights; compile again after pruning, which changes the shapes)"
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise UnsupportedModelError(
                 f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
@@ -131,6 +142,51 @@ def as_target(target: Any, index: int) -> Tensor:
         ) from None
 
 
+def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
+    """Inputs, target and sensitive features of one entry of a loader.
+
+    Args:
+        entry: (inputs, target[, sensitive]), or a dict, such as Hugging Face's collators make, whose target is under
+            ``labels`` and whose sensitive features, if any, are under ``sensitive_features``.
+        index: Number of the batch, for messages.
+
+    Returns:
+        Inputs, target (N, ...), and sensitive features or None.
+
+    Raises:
+        InputError: The entry has another form, or the target has no sample axis.
+
+    Example:
+        >>> inputs, target, sensitive = parts_of_batch({"input_ids": torch.ones(2, 3), "labels": [1, 0]}, 0)
+        >>> list(inputs), target.tolist(), sensitive
+        (['input_ids'], [1, 0], None)
+    """
+    sensitive = None
+    if isinstance(entry, Mapping):
+        target_key = next((key for key in TARGET_KEYS if entry.get(key) is not None), None)
+        if target_key is None:
+            raise InputError(
+                f"batch {index} of the loader is a dict of {sorted(map(str, entry))}; expected the target under "
+                f"{TARGET_KEYS[0]!r} (and the sensitive features under {SENSITIVE_KEYS[0]!r})"
+            )
+        sensitive = next((entry[key] for key in SENSITIVE_KEYS if key in entry), None)
+        inputs: Any = {key: value for key, value in entry.items() if key not in (target_key, *SENSITIVE_KEYS)}
+        target = entry[target_key]
+    elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) in (2, 3):
+        inputs, target = entry[0], entry[1]
+        sensitive = entry[2] if len(entry) == 3 else None
+    else:
+        form = f"{type(entry).__name__}" + (f" of {len(entry)}" if hasattr(entry, "__len__") else "")
+        raise InputError(
+            f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive), or a "
+            "dict with 'labels'"
+        )
+    target = as_target(target, index)
+    if target.ndim == 0:
+        raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
+    return inputs, target, sensitive
+
+
 def iterate_batches(
     loader: Iterable[Any],
     device: torch.device,
@@ -138,8 +194,9 @@ def iterate_batches(
     max_batches: int | None = None,
     progress: bool = True,
     description: str = "",
+    allow_empty: bool = False,
 ) -> Iterator[Batch]:
-    """Go through a loader of (inputs, target) or (inputs, target, sensitive).
+    """Go through a loader of (inputs, target), (inputs, target, sensitive) or dicts.
 
     Args:
         loader: A DataLoader or any iterable of such batches.
@@ -147,6 +204,7 @@ def iterate_batches(
         max_batches: Stop after so many batches.
         progress: Show a progress bar.
         description: Text of the bar.
+        allow_empty: Whether a loader may give no sample at all, as one process of several may.
 
     Yields:
         The batches.
@@ -168,21 +226,12 @@ def iterate_batches(
         islice(loader, max_batches), total=total, desc=description, disable=not progress, leave=False, unit="batch"
     )
     for index, entry in enumerate(bar):
-        if not isinstance(entry, Sequence) or len(entry) not in (2, 3):
-            form = f"{type(entry).__name__}" + (f" of {len(entry)}" if hasattr(entry, "__len__") else "")
-            raise InputError(
-                f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive)"
-            )
-        inputs, target = entry[0], entry[1]
-        target = as_target(target, index)
-        if target.ndim == 0:
-            raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
+        inputs, target, sensitive = parts_of_batch(entry, index)
         if len(target) == 0:
             continue
         empty = False
-        sensitive = entry[2] if len(entry) == 3 else None
         yield Batch(to_device(inputs, device), target.to(device), sensitive, index)
-    if empty:
+    if empty and not allow_empty:
         raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")
 
 
@@ -191,6 +240,8 @@ def class_scores(
     batch: Batch,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
+    *,
+    positions: bool = False,
 ) -> Tensor:
     """Scores f(x) of one batch, (N, K).
 
@@ -201,9 +252,10 @@ def class_scores(
             list and ``model(**inputs)`` for a dict.
         output_transform: Takes the scores out of what the network returns. Tensors, and the ``logits`` of an
             object or dict, need none. (N,) becomes (N, 1).
+        positions: Whether scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
 
     Returns:
-        Scores, (N, K).
+        Scores, (N, K) or (N, T, K).
 
     Raises:
         InputError: There are more or fewer targets than inputs.
@@ -233,9 +285,16 @@ def class_scores(
     n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
     if n_inputs not in (None, len(batch)):
         raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
-    if scores.ndim != 2 or scores.shape[0] != len(batch):
+    at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
+    if at_positions and not positions:
         raise UnsupportedModelError(
-            f"the network returned scores of shape {tuple(output.shape)} for {len(batch)} samples; expected "
-            "(N, K): pass output_transform to select or reshape them"
+            f"the network returned scores of shape {tuple(scores.shape)}, one row for each of {scores.shape[1]} "
+            "positions; this method is defined for one label a sample: pass output_transform to select a position"
+        )
+    if scores.shape[0] != len(batch) or not (scores.ndim == 2 or at_positions):
+        raise UnsupportedModelError(
+            f"the network returned scores of shape {tuple(output.shape)} for a target of shape "
+            f"{tuple(batch.target.shape)}; expected (N, K), or (N, T, K) for labels (N, T): pass output_transform to "
+            "select or reshape them"
         )
     return scores

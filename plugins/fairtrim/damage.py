@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,30 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import (
-    Batch,
-    ForwardFunction,
-    check_independent_samples,
-    class_scores,
-    iterate_batches,
-    model_device,
-)
+from .batches import Batch, ForwardFunction, check_network, class_scores, iterate_batches, model_device
 from .channels import ChannelColumns, ChannelGroup, channel_sites
 from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
 from .gates import Gates, hooked_gates
+from .moments import Interactions, Moments, resolved_interactions
 from .people import GroupName, SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
+from .processes import Processes
+from .sketch import SampleSketch
+from .streaming import ScoringRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["DamageTable", "collect_damage"]
-
-MAX_INTERACTION_BYTES = 4 * 2**30
-"""Above this the Gram matrices of joint selection are refused rather than swapped to disk."""
-
-_ROWS_PER_PRODUCT = 2048  # a Gram update of fewer rows is bound by memory, not by arithmetic
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,8 @@ class DamageTable:
         loss: Mean loss of each group in the network as it is, (G,).
         slope: E_g[s_nc], (G, C).
         curvature: E_g E_y[s_nc(y)²], (G, C).
-        interactions: E_g E_y[s_nc(y) s_nd(y)], (G, C, C), or None if they were not collected.
+        interactions: E_g E_y[s_nc(y) s_nd(y)], (G, C, C); a sketch of the samples that stands for it, over very many
+            channels; or None if they were not collected.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -77,7 +71,7 @@ class DamageTable:
     loss: Tensor
     slope: Tensor
     curvature: Tensor
-    interactions: Tensor | None = None
+    interactions: Tensor | SampleSketch | None = None
 
     @property
     def damage(self) -> Tensor:
@@ -114,13 +108,51 @@ class DamageTable:
             InputError: A channel is unknown, or the table was collected without interactions.
         """
         columns = self.columns.selected(channels)
+        return -self.slope[:, columns].sum(1) + 0.5 * self._squares(columns)[0]
+
+    def prediction_error(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
+        """Standard error of ``predict`` that comes from the sketch, not from the number of people.
+
+        Args:
+            channels: R, channel numbers by group name.
+
+        Returns:
+            (G,) in units of the loss; 0 where the interactions are exact.
+
+        Raises:
+            InputError: As for ``predict``.
+        """
+        return 0.5 * self._squares(self.columns.selected(channels))[1]
+
+    def _squares(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """E_g E_y[(Σ_{c∈R} s_nc(y))²] and its standard error, (G,) each."""
         if self.interactions is None:
             raise InputError(
                 "this table holds no interactions, so it can't predict channels that are removed together; "
                 "collect it with interactions=True (selection='joint')"
             )
-        pairs = self.interactions[:, columns][:, :, columns].sum((1, 2))
-        return -self.slope[:, columns].sum(1) + 0.5 * pairs
+        if isinstance(self.interactions, SampleSketch):
+            return self.interactions.square(columns)
+        squares = self.interactions[:, columns][:, :, columns].sum((1, 2))
+        return squares, torch.zeros_like(squares)
+
+    def interactions_with(self, column: int) -> Tensor:
+        """E_g E_y[s_nc(y) s_nd(y)] of one channel with every other.
+
+        Args:
+            column: Of the channel c.
+
+        Returns:
+            (G, C).
+
+        Raises:
+            InputError: They were not collected.
+        """
+        if self.interactions is None:
+            raise InputError("joint selection needs the table's interactions; collect it with interactions=True")
+        if isinstance(self.interactions, SampleSketch):
+            return self.interactions.row(column)
+        return self.interactions[:, column]
 
     def pooled(self, groups: Sequence[Sequence[int]], names: Sequence[GroupName]) -> DamageTable:
         """The table of larger groups of people: each row the mean over the people of some rows of this one.
@@ -158,12 +190,16 @@ class DamageTable:
 
     def _mixed(self, mixing: Tensor) -> DamageTable:
         interactions = self.interactions
+        if isinstance(interactions, SampleSketch):
+            interactions = interactions.mixed(mixing)
+        elif interactions is not None:
+            interactions = torch.einsum("hg,gcd->hcd", mixing, interactions)
         return replace(
             self,
             loss=mixing @ self.loss,
             slope=mixing @ self.slope,
             curvature=mixing @ self.curvature,
-            interactions=None if interactions is None else torch.einsum("hg,gcd->hcd", mixing, interactions),
+            interactions=interactions,
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -192,111 +228,6 @@ class DamageTable:
         return pd.concat(frames, ignore_index=True)
 
 
-class Moments:
-    """Weighted sums of gate gradients over samples, for any number of sensitive groups at once.
-
-    Args:
-        n_columns: C.
-        interactions: Whether to keep the Gram matrices.
-    """
-
-    def __init__(self, n_columns: int, *, interactions: bool) -> None:
-        self.counts = torch.zeros(0, dtype=torch.float64)
-        self.loss = torch.zeros(0, dtype=torch.float64)
-        self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
-        self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
-        self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions else None
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-
-    def _grow(self, n_groups: int) -> None:
-        missing = n_groups - len(self.counts)
-        if missing <= 0:
-            return
-        for name in ("counts", "loss", "slope", "curvature", "gram"):
-            sums = getattr(self, name)
-            if sums is None:
-                continue
-            if name == "gram" and (needed := n_groups * sums.shape[1] ** 2 * 8) > MAX_INTERACTION_BYTES:
-                raise InputError(
-                    f"joint selection over {sums.shape[1]} channels and {n_groups} sensitive groups needs "
-                    f"{needed / 2**30:.1f} GiB for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); "
-                    "use selection='single' (interactions=False), fewer sensitive groups or more ignored_layers"
-                )
-            setattr(self, name, torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])]))
-
-    def add(self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor) -> None:
-        """Add the samples of one batch.
-
-        Args:
-            weights: One column for each sensitive group, (N, G) float64 on the CPU.
-            loss: ℓ_n, (N,).
-            slope: s_nc under the true label, (N, C).
-            rows: (N, R, C) with Σ_r rows_nrc rows_nrd = E_y[s_nc(y) s_nd(y)].
-        """
-        self._grow(weights.shape[1])
-        self.counts += weights.sum(0)
-        self.loss += weights.T @ loss.double().cpu()
-        on_device = weights.T.to(slope.device, slope.dtype)
-        self.slope += (on_device @ slope).double().cpu()
-        self.curvature += (on_device @ rows.square().sum(1)).double().cpu()
-        if self.gram is not None:
-            self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
-            if sum(len(waiting) for waiting, _ in self._waiting) >= _ROWS_PER_PRODUCT:
-                self.flush()
-
-    def flush(self) -> None:
-        """Multiply the rows that wait into the Gram matrices: one product for each group of people."""
-        if self.gram is None or not self._waiting:
-            return
-        n_groups = max(weights.shape[1] for _, weights in self._waiting)
-        rows = torch.cat([rows for rows, _ in self._waiting])
-        weights = torch.cat([F.pad(weights, (0, n_groups - weights.shape[1])) for _, weights in self._waiting])
-        self._waiting = []
-        for g in range(n_groups):
-            members = weights[:, g].nonzero().squeeze(1)
-            if len(members):
-                weighted = rows[members] * weights[members, g].sqrt().unsqueeze(1)
-                self.gram[g] += (weighted.T @ weighted).double().cpu()
-
-    def table(self, encoder: SensitiveEncoder, sizes: Mapping[str, int]) -> DamageTable:
-        """Turn sums into means.
-
-        Args:
-            encoder: Holds the names of the groups in the order of the sums.
-            sizes: C of each channel group by name.
-
-        Returns:
-            The table, its groups sorted by name, so that the order of the samples leaves no trace.
-
-        Raises:
-            InputError: A weight column is zero for everybody.
-        """
-        self.flush()
-        empty = [encoder.groups[g] for g in (self.counts == 0).nonzero().flatten().tolist()]
-        if empty:
-            raise InputError(f"the sensitive groups {empty} have no samples (all weights are 0); leave them out")
-        order = encoder.order()
-        counts = self.counts[order]
-        means = {
-            name: sums[order] / counts.view(-1, *[1] * (sums.ndim - 1))
-            for name in ("loss", "slope", "curvature")
-            if (sums := getattr(self, name)) is not None
-        }
-        if self.gram is not None:
-            gram = self.gram if order == list(range(len(order))) else self.gram[order]
-            gram /= counts.view(-1, 1, 1)
-        else:
-            gram = None
-        return DamageTable(
-            sensitive_groups=tuple(encoder.groups[g] for g in order),
-            features=encoder.features or (),
-            sizes=dict(sizes),
-            counts=counts,
-            interactions=gram,
-            **means,
-        )
-
-
 def collect_damage(
     model: nn.Module,
     loader: Iterable[Any],
@@ -304,11 +235,13 @@ def collect_damage(
     *,
     loss_fn: LossFunction = F.cross_entropy,
     curvature: Curvature = "auto",
-    interactions: bool = False,
+    interactions: bool | Interactions = False,
     sensitive_names: SensitiveNames | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
     max_batches: int | None = None,
+    distributed: bool | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> DamageTable:
     """Score every channel for every sensitive group in one pass over the data.
@@ -319,56 +252,85 @@ def collect_damage(
 
     Args:
         model: The network, on any one device.
-        loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        loader: Batches of (inputs, target), (inputs, target, sensitive), or dicts with ``labels``.
         channel_groups: Which channels there are and where they are consumed.
         loss_fn: Loss of scores and target; any differentiable one, averaged or not.
-        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
-        interactions: Also collect what joint selection needs: the table keeps 8·G·C² bytes, and twice that for a
-            moment at the end.
+        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 scores a sample).
+        interactions: Also collect what joint selection needs. ``"exact"``: the table keeps 8·G·C² bytes, and twice
+            that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
+            True: exact up to 8,192 channels.
         sensitive_names: Names of the sensitive features, and of their values.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
         max_batches: Stop after so many batches.
+        distributed: Whether the processes of ``torch.distributed`` each read a share of the data and the sums are added
+            up over them; None if it is initialised with several, False to compute alone.
+        folder: Where to keep the sums once a minute, so that a run that was cut short goes on from there: call again
+            with the same network and a loader that gives the same batches. The file is removed at the end.
         progress: Show a progress bar.
 
     Returns:
-        The damage table.
+        The damage table, the same in every process.
 
     Raises:
         InputError: The data or an argument is wrong.
+        ProcessError: Another process failed.
         UnsupportedModelError: The network can't be scored, e.g. because its samples are not independent.
     """
-    sites = channel_sites(model, channel_groups)
-    device = model_device(model)
-    check_independent_samples(model)
-    sizes = {group.name: group.size for group in channel_groups}
-    n_columns = sum(sizes.values())
-    sample_loss = SampleLoss(loss_fn)
-    encoder = SensitiveEncoder(sensitive_names)
-    moments = Moments(n_columns, interactions=interactions)
+    processes = Processes(distributed)
+    with processes.together():
+        sites = channel_sites(model, channel_groups)
+        device = model_device(model)
+        check_network(model)
+        sizes = {group.name: group.size for group in channel_groups}
+        n_columns = sum(sizes.values())
+        sample_loss = SampleLoss(loss_fn)
+        encoder = SensitiveEncoder(sensitive_names)
+        pairs = resolved_interactions(interactions, n_columns)
+        moments = Moments(n_columns, pairs)
+        run = ScoringRun(
+            folder,
+            model,
+            {"sizes": sizes, "curvature": curvature, "interactions": pairs, "sensitive_names": repr(sensitive_names)},
+            processes,
+        )
+        run.restore(moments, encoder)
     with (
+        processes.together(),
         preserved_random_state(loader),
         preserved_model(model),
         torch.enable_grad(),
         hooked_gates(model, sites, n_columns) as gates,
     ):
         batches = iterate_batches(
-            loader, device, max_batches=max_batches, progress=progress, description="damage table"
+            loader,
+            device,
+            max_batches=max_batches,
+            progress=progress,
+            description="damage table",
+            allow_empty=processes.count > 1,
         )
         checked = False
-        for batch in batches:
+        for batch in run.unread(batches):
             gates.start(len(batch))
-            scores = class_scores(model, batch, forward_fn, output_transform)
-            expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
-            weights = encoder.encode(batch.sensitive, len(batch))
-            if not checked and len(batch) > 1:
-                _check_independence(gates, scores, expansion, batch)
-                checked = True
-            slope, rows = _gate_moments(gates, scores, expansion)
-            if batch.index == 0:
-                _check_connected(gates, channel_groups)
-            moments.add(weights, expansion.loss, slope, rows)
-    return moments.table(encoder, sizes)
+            scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
+            with torch.autocast(device.type, enabled=False):  # the caller's is for the network
+                expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
+                weights = encoder.encode(batch.sensitive, len(batch))
+                if not checked and len(batch) > 1:
+                    _check_independence(gates, scores, expansion, batch)
+                slope, rows = _gate_moments(gates, scores, expansion)
+                if not checked:
+                    _check_connected(gates, channel_groups)
+                checked = checked or len(batch) > 1
+                moments.add(weights, expansion.loss, slope, rows)
+            run.save(moments, encoder)
+    places = encoder.share(processes)
+    total = moments.merged(processes, places, len(encoder.groups))
+    if not len(total.counts):
+        raise InputError("no process was given a sample; pass loaders with at least one batch in all")
+    run.finish()
+    return DamageTable(sizes=sizes, **total.means(encoder))
 
 
 def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> tuple[Tensor, Tensor]:
@@ -397,7 +359,8 @@ def _check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> No
 def _check_independence(gates: Gates, scores: Tensor, expansion: OutputExpansion, batch: Batch) -> None:
     """The first sample's scores must move no other sample's gates, or per-sample gradients mean nothing."""
     direction = torch.zeros_like(expansion.directions[0])
-    direction[0] = 1 + torch.arange(direction.shape[1], device=direction.device, dtype=direction.dtype)
+    each = direction[0].numel()
+    direction[0] = torch.arange(1, each + 1, device=direction.device, dtype=direction.dtype).view(direction.shape[1:])
     others = gates.gradients(scores, direction, keep_graph=True)[1:]
     if bool((others != 0).any()):
         n = int((others != 0).any(1).nonzero()[0]) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FairtrimError", "InputError", "NotFittedError", "StaleTableError", "UnsupportedModelError"]
+__all__ = ["FairtrimError", "InputError", "NotFittedError", "ProcessError", "StaleTableError", "UnsupportedModelError"]
 
 
 class FairtrimError(Exception):
@@ -23,3 +23,7 @@ class NotFittedError(FairtrimError, RuntimeError):
 
 class StaleTableError(NotFittedError):
     """The network has changed since the damage table was computed: fit again."""
+
+
+class ProcessError(FairtrimError, RuntimeError):
+    """Another of the processes that work together failed or is gone: mend that one and start all of them again."""

@@ -31,7 +31,9 @@ class SampleLoss:
     """The loss of every single sample, (N,), from any loss function.
 
     A function or module with a ``reduction`` is called with ``reduction="none"``; any other is called on
-    batches of one, so that what it averages over can't matter.
+    batches of one, so that what it averages over can't matter. With scores at T positions a sample, e.g. one for each
+    token, its loss is the mean over the positions that have a label: cross-entropy leaves out ``ignore_index``, by
+    default −100, and a sample without any label has loss 0.
 
     Args:
         loss_fn: ``loss_fn(scores, target)``.
@@ -46,6 +48,7 @@ class SampleLoss:
         self.is_cross_entropy = loss_fn is F.cross_entropy or (
             type(loss_fn) is nn.CrossEntropyLoss and loss_fn.weight is None and loss_fn.label_smoothing == 0
         )
+        self.ignore_index = int(getattr(loss_fn, "ignore_index", -100))
         self._unreduced: Callable[[Tensor, Tensor], Tensor] | None = None
         self._loss_fn = loss_fn
         if isinstance(loss_fn, nn.Module):
@@ -60,8 +63,8 @@ class SampleLoss:
         """Loss of every sample.
 
         Args:
-            scores: (N, K).
-            target: Labels, (N,) or as the loss wants them.
+            scores: (N, K), or (N, T, K) at T positions.
+            target: Labels, (N,), (N, T), or as the loss wants them.
 
         Returns:
             (N,), differentiable in the scores.
@@ -69,8 +72,45 @@ class SampleLoss:
         Raises:
             InputError: A class label is not an integer, or lies outside 0 … K−1.
         """
+        if scores.ndim == 2:
+            return self._of_rows(scores, target).mean(1)
+        labelled = self.labelled(scores, target)
+        rows = self._of_rows(scores.flatten(0, 1), target.flatten(0, 1), labelled.flatten()).mean(1)
+        return (rows.view(labelled.shape) * labelled).sum(1) / labelled.sum(1).clamp_min(1)
+
+    def labelled(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Which positions have a label.
+
+        Args:
+            scores: (N, T, K).
+            target: (N, T) or as the loss wants it.
+
+        Returns:
+            (N, T) bool.
+        """
+        if target.ndim > 2 or target.is_floating_point():
+            return torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
+        return target != self.ignore_index
+
+    def terms(self, scores: Tensor, target: Tensor) -> Tensor:
+        """How many independent terms the loss of each sample is the mean of: labels, or labelled positions.
+
+        Args:
+            scores: (N, K) or (N, T, K).
+            target: Labels.
+
+        Returns:
+            (N,), at least 1.
+        """
+        if scores.ndim == 3:
+            return self.labelled(scores, target).sum(1).clamp_min(1)
+        several = target.shape == scores.shape
+        return torch.full((len(scores),), scores.shape[1] if several else 1, device=scores.device)
+
+    def _of_rows(self, scores: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
+        """Losses of rows of scores, (rows, terms)."""
         if self.is_cross_entropy:
-            _check_labels(scores, target)
+            _check_labels(scores, target, labelled)
             target = target.long()
         elif scores.shape[1] == 1 and target.ndim == 1:
             target = target.unsqueeze(1)
@@ -80,7 +120,7 @@ class SampleLoss:
             losses = self._unreduced(scores, target)
         else:
             losses = torch.stack([self._loss_fn(scores[n : n + 1], target[n : n + 1]) for n in range(len(scores))])
-        return losses.reshape(len(scores), -1).mean(1)
+        return losses.reshape(len(scores), -1)
 
 
 def _takes_reduction(loss_fn: Callable[..., Any]) -> bool:
@@ -90,7 +130,7 @@ def _takes_reduction(loss_fn: Callable[..., Any]) -> bool:
         return False
 
 
-def _check_labels(scores: Tensor, target: Tensor) -> None:
+def _check_labels(scores: Tensor, target: Tensor, labelled: Tensor | None) -> None:
     n_classes = scores.shape[1]
     if n_classes < 2:
         raise InputError(
@@ -101,7 +141,10 @@ def _check_labels(scores: Tensor, target: Tensor) -> None:
         raise InputError(
             f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy expects integer labels (N,)"
         )
-    low, high = int(target.min()), int(target.max())
+    known = target if labelled is None else target[labelled]
+    if not len(known):
+        return
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= n_classes:
         raise InputError(f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} scores")
 
@@ -112,8 +155,8 @@ class OutputExpansion:
 
     Attributes:
         loss: ℓ_n, (N,).
-        directions: D, the directions to differentiate along: R tensors (N, K). R = K − 1 for softmax, whose
-            loss doesn't change when all scores shift; R = 1 for the empirical Fisher.
+        directions: D, the directions to differentiate along: R tensors (N, K), or (N, T, K). R = K − 1 for softmax,
+            whose loss doesn't change when all scores shift, at every position; R = 1 for the empirical Fisher.
         slope: u_n in those coordinates, (N, R): the gradient of ℓ_n is Σ_r slope_nr ∂(D_nr · f_n).
         factor: F_n in those coordinates, (N, R, R), with H_n = F_n F_nᵀ.
     """
@@ -124,13 +167,13 @@ class OutputExpansion:
     factor: Tensor
 
     def factor_directions(self) -> list[Tensor]:
-        """Directions whose squared derivatives sum to the curvature: R tensors (N, K).
+        """Directions whose squared derivatives sum to the curvature: R tensors like the scores.
 
         Returns:
             Σ_r F_nrj D_nr for each column j of the factor.
         """
         stacked = torch.stack(self.directions, 1)
-        return list(torch.einsum("nrj,nrk->jnk", self.factor, stacked).unbind(0))
+        return list(torch.einsum("nrj,nr...->jn...", self.factor, stacked).unbind(0))
 
 
 def softmax_factor(probabilities: Tensor) -> Tensor:
@@ -161,15 +204,29 @@ def softmax_factor(probabilities: Tensor) -> Tensor:
 
 
 def _unit_directions(scores: Tensor, shift_invariant: bool) -> tuple[Tensor, ...]:
-    n_classes = scores.shape[1]
+    n_classes = scores.shape[-1]
     directions = []
-    for k in range(n_classes - 1 if shift_invariant else n_classes):
-        direction = torch.zeros_like(scores)
-        direction[:, k] = 1
-        if shift_invariant:
-            direction[:, -1] = -1
-        directions.append(direction)
+    for t in range(scores.shape[1] if scores.ndim == 3 else 1):
+        for k in range(n_classes - 1 if shift_invariant else n_classes):
+            direction = torch.zeros_like(scores)
+            at_position = direction[:, t] if scores.ndim == 3 else direction
+            at_position[:, k] = 1
+            if shift_invariant:
+                at_position[:, -1] = -1
+            directions.append(direction)
     return tuple(directions)
+
+
+def _softmax_factors(scores: Tensor, labelled: Tensor) -> Tensor:
+    """F of a mean of cross-entropies at T positions, block by block: (N, T(K−1), T(K−1))."""
+    n_samples, n_positions, n_classes = scores.shape
+    blocks = softmax_factor(torch.softmax(scores, 2).flatten(0, 1))
+    share = labelled / labelled.sum(1, keepdim=True).clamp_min(1)
+    blocks = blocks.view(n_samples, n_positions, n_classes - 1, n_classes - 1) * share.sqrt()[:, :, None, None]
+    factor = blocks.new_zeros(n_samples, n_positions, n_classes - 1, n_positions, n_classes - 1)
+    for t in range(n_positions):
+        factor[:, t, :, t] = blocks[:, t]
+    return factor.view(n_samples, n_positions * (n_classes - 1), -1)
 
 
 def expand_outputs(
@@ -179,13 +236,15 @@ def expand_outputs(
 
     The exact curvature is the Hessian of the loss in the scores, which makes that of gates and weights the
     generalised Gauss-Newton one; for cross-entropy that is the Fisher information with the labels drawn from
-    the network's own p(y|x). The empirical curvature is the square of the slope.
+    the network's own p(y|x). The empirical curvature is the square of the slope, times the number of independent
+    labels that the loss is a mean of: the curvature of a mean of T terms is T times the expected square of its slope.
 
     Args:
-        scores: f(x), (N, K); needs no graph.
+        scores: f(x), (N, K), or (N, T, K) at T positions; needs no graph.
         target: Labels.
         sample_loss: The loss.
-        curvature: ``"exact"``, ``"empirical"``, or ``"auto"``: exact up to 20 classes.
+        curvature: ``"exact"``, ``"empirical"``, or ``"auto"``: exact up to 20 scores a sample, so that at many
+            positions it is empirical.
 
     Returns:
         The expansion.
@@ -200,7 +259,7 @@ def expand_outputs(
         raise InputError("the network's scores are not finite; check the inputs and the weights for NaN")
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    exact = curvature == "exact" or (curvature == "auto" and scores.shape[1] <= MAX_EXACT_CLASSES)
+    exact = curvature == "exact" or (curvature == "auto" and scores[0].numel() <= MAX_EXACT_CLASSES)
     leaf = scores.clone().requires_grad_()
     with torch.enable_grad():
         loss = sample_loss(leaf, target)
@@ -210,18 +269,23 @@ def expand_outputs(
         (gradient,) = torch.autograd.grad(loss.sum(), leaf, create_graph=exact and not sample_loss.is_cross_entropy)
     if not exact:
         ones = torch.ones_like(loss.detach()).unsqueeze(1)
-        return OutputExpansion(loss.detach(), (gradient,), ones, ones.unsqueeze(2))
+        terms = sample_loss.terms(scores, target).to(ones.dtype).sqrt()
+        return OutputExpansion(loss.detach(), (gradient,), ones, (ones * terms.unsqueeze(1)).unsqueeze(2))
     if sample_loss.is_cross_entropy:
         directions = _unit_directions(scores, shift_invariant=True)
-        factor = softmax_factor(torch.softmax(scores, 1))
-        return OutputExpansion(loss.detach(), directions, gradient[:, :-1], factor)
-    hessian = torch.stack([_row(gradient[:, k], leaf) for k in range(scores.shape[1])], 1)
+        if scores.ndim == 3:
+            factor = _softmax_factors(scores, sample_loss.labelled(scores, target))
+        else:
+            factor = softmax_factor(torch.softmax(scores, 1))
+        return OutputExpansion(loss.detach(), directions, gradient[..., :-1].flatten(1), factor)
+    slopes = gradient.flatten(1)
+    hessian = torch.stack([_row(slopes[:, k], leaf).flatten(1) for k in range(slopes.shape[1])], 1)
     if not bool(hessian.any()):  # a loss that is piecewise linear in the scores: one direction says all
         ones = torch.ones_like(loss.detach()).unsqueeze(1)
         return OutputExpansion(loss.detach(), (gradient.detach(),), ones, torch.zeros_like(ones).unsqueeze(2))
     values, vectors = torch.linalg.eigh(hessian)
     factor = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-    return OutputExpansion(loss.detach(), _unit_directions(scores, False), gradient.detach(), factor)
+    return OutputExpansion(loss.detach(), _unit_directions(scores, False), slopes.detach(), factor)
 
 
 def _row(slope: Tensor, scores: Tensor) -> Tensor:

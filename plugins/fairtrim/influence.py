@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .batches import Batch, ForwardFunction, check_independent_samples, class_scores, model_device
+from .batches import Batch, ForwardFunction, check_network, class_scores, model_device
 from .confusion import BIAS_MEASURES
 from .errors import InputError, UnsupportedModelError
 from .head import LinearHead, find_head
@@ -247,7 +247,7 @@ class _Network:
         forward_fn: ForwardFunction | None,
         output_transform: Callable[[Any], Tensor] | None,
     ) -> None:
-        check_independent_samples(model)
+        check_network(model)
         self.model, self.device = model, model_device(model)
         self._options = (forward_fn, output_transform)
 

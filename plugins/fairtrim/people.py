@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .processes import Processes
 
 __all__ = ["EVERYONE", "GroupName", "SensitiveEncoder", "SensitiveNames", "match_groups", "sensitive_columns"]
 
@@ -217,6 +218,66 @@ class SensitiveEncoder:
             return list(range(len(self.groups)))
         return sorted(range(len(self.groups)), key=lambda g: _sort_key(self.groups[g]))
 
+    def state(self) -> dict[str, Any]:
+        """The features and groups seen so far, as JSON holds them.
+
+        Returns:
+            The state, for ``learn``.
+        """
+        return {
+            "features": None if self.features is None else list(self.features),
+            "groups": [name if isinstance(name, str) else list(name) for name in self.groups],
+            "weighted": self._weighted,
+        }
+
+    def learn(self, state: Mapping[str, Any]) -> list[int]:
+        """Take in the groups that another encoder of the same features has seen.
+
+        Args:
+            state: What its ``state`` gave.
+
+        Returns:
+            Where each of its groups stands among these.
+
+        Raises:
+            InputError: It has seen other features.
+        """
+        features = None if state["features"] is None else tuple(state["features"])
+        if features is not None:
+            if self.features is not None and features != self.features:
+                raise InputError(
+                    f"the sensitive features are {self.features} here and {features} in another process; expected "
+                    "the same in every share of the data"
+                )
+            self.features, self._weighted = features, bool(state["weighted"])
+        places = []
+        for entry in state["groups"]:
+            name: GroupName = entry if isinstance(entry, str) else tuple(entry)
+            if name not in self._position:
+                self._position[name] = len(self.groups)
+                self.groups.append(name)
+            places.append(self._position[name])
+        return places
+
+    def share(self, processes: Processes) -> list[int]:
+        """Learn the groups of all processes, in the same order everywhere.
+
+        Args:
+            processes: All of which call this.
+
+        Returns:
+            Where each group that was known here before stands now.
+
+        Raises:
+            InputError: The processes have seen other features.
+        """
+        mine = self.state()
+        told = processes.exchange(mine)
+        self.groups, self._position = [], {}
+        for state in told:
+            self.learn(state)
+        return self.learn(mine)
+
     def _weights(self, weights: Tensor, n_samples: int) -> Tensor:
         if weights.ndim != 2 or len(weights) != n_samples:
             raise InputError(
@@ -230,6 +291,7 @@ class SensitiveEncoder:
             self._weighted = True
             names = list(self._names) if self._names is not None else [f"weights_{g}" for g in range(weights.shape[1])]
             self.groups = [str(name) for name in names]
+            self._position = {name: g for g, name in enumerate(self.groups)}
         if len(self.groups) != weights.shape[1]:
             raise InputError(f"the loader gives {weights.shape[1]} weight columns; expected {len(self.groups)}")
         return weights

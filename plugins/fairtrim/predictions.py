@@ -54,7 +54,9 @@ def predict(
 ) -> Predictions:
     """Run networks over the same batches, in eval mode, and leave them as they were.
 
-    The loader is gone through once, so that rows belong together even if it shuffles.
+    The loader is gone through once, so that rows belong together even if it shuffles. With scores (N, T, K) and labels
+    (N, T), each labelled position, e.g. each token, is a row of its own, with the sensitive features of its sample;
+    positions with a negative label, such as padding, are left out.
 
     Args:
         models: One network (named ``model``) or several by name.
@@ -87,18 +89,24 @@ def predict(
         for batch in iterate_batches(
             loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="predicting"
         ):
-            targets.append(_labels(batch))
-            if batch.sensitive is not None:
-                for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
-                    sensitive.setdefault(name, []).extend(values)
+            labelled: Tensor | None = None
             for name, model in named.items():
                 inputs = to_device(batch.inputs, model_device(model))
                 with preserved_model(model):
                     here = Batch(inputs, batch.target, None, batch.index)
-                    scores = class_scores(model, here, forward_fn, output_transform).double().cpu()
+                    scores = class_scores(model, here, forward_fn, output_transform, positions=True).double().cpu()
+                if scores.ndim == 3:
+                    labelled = batch.target >= 0
+                    scores = scores[labelled]
                 if not bool(torch.isfinite(scores).all()):
                     raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
                 collected[name].append(scores)
+            targets.append(_labels(batch, labelled))
+            if batch.sensitive is not None:
+                repeats = [1] * len(batch) if labelled is None else labelled.sum(1).tolist()
+                for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
+                    of_rows = [value for value, n in zip(values, repeats, strict=True) for _ in range(n)]
+                    sensitive.setdefault(name, []).extend(of_rows)
     scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
     target = np.concatenate(targets)
     n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
@@ -117,9 +125,9 @@ def predict(
     )
 
 
-def _labels(batch: Batch) -> npt.NDArray[np.int64]:
-    target = batch.target
-    if target.numel() != len(batch):
+def _labels(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
+    target = batch.target if labelled is None else batch.target[labelled]
+    if labelled is None and target.numel() != len(batch):
         raise InputError(
             f"batch {batch.index}: the target has shape {tuple(target.shape)}; expected class labels (N,), not one "
             "number for each class: for one-hot targets pass target.argmax(1)"

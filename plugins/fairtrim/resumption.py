@@ -144,3 +144,8 @@ class Resumption:
             with suppress(FileNotFoundError):
                 Path(temporary).unlink()
             raise
+
+    def remove(self) -> None:
+        """Forget what was finished."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

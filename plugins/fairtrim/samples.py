@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from .batches import Batch, as_target, to_device
+from .batches import Batch, parts_of_batch, to_device
 from .errors import InputError
 from .preservation import preserved_random_state
 
@@ -91,16 +91,12 @@ class IndexedSamples:
             generator=torch.Generator().manual_seed(seed),  # of the workers; the order is settled
         )
         for number, (indices, entry) in enumerate(zip(batches, entries, strict=True)):
-            if not isinstance(entry, Sequence) or len(entry) < 2:
-                raise InputError(
-                    f"the dataset yields a {type(entry).__name__}; expected (inputs, target) or more, target second"
-                )
-            target = as_target(entry[1], number)
+            inputs, target, _ = parts_of_batch(entry[:2] if isinstance(entry, tuple | list) else entry, number)
             if target.ndim != 1 or target.is_floating_point():
                 raise InputError(
                     f"the target is {target.dtype} of shape {tuple(target.shape)}; expected integer labels (N,)"
                 )
-            yield torch.tensor(indices), Batch(to_device(entry[0], device), target.long().to(device), None, number)
+            yield torch.tensor(indices), Batch(to_device(inputs, device), target.long().to(device), None, number)
 
     def __len__(self) -> int:
         """Number of batches of one pass."""

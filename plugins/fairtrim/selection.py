@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .channels import ChannelColumns
 from .criteria import Criterion, require_sensitive_groups
@@ -212,6 +213,7 @@ def joint_selection(
     *,
     pools: Sequence[Pool] | None = None,
     floors: Sequence[Floor] = (),
+    progress: bool = False,
 ) -> Selection:
     """Remove channels greedily, each time the one whose loss together with those already gone hurts least.
 
@@ -225,6 +227,7 @@ def joint_selection(
         pools: What a pruner ranks together and how much it takes: each pool closes when its quota is reached,
             until all have reached theirs. None lets every channel compete with every other.
         floors: Channels that stay, so that they come last; every layer keeps one.
+        progress: Show a progress bar if it takes more than two seconds.
 
     Returns:
         The selection; its scores are the places in the order, comparable across layers.
@@ -258,6 +261,7 @@ def joint_selection(
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
     value = float(value_of(current)[0])
+    bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
     while len(order) < n_columns:
         candidates = value_of(current + addition)
         if not bool(torch.isfinite(candidates).all()):
@@ -274,9 +278,10 @@ def joint_selection(
         change[pick] = float(candidates[pick]) - value
         value = float(candidates[pick])
         current = current + addition[:, pick : pick + 1]
-        addition += table.interactions[:, pick]
+        addition += table.interactions_with(pick)
         gone[pick] = closed[pick] = True
         order.append(pick)
+        bar.update()
         allowance.take(pick)
         for columns in allowance.protected(pick):
             closed[columns] = True
@@ -285,6 +290,7 @@ def joint_selection(
             quotas[pool] = quota - 1
             if quota == 1:
                 closed[columns_of[pool]] = True
+    bar.close()
     places = torch.full((n_columns,), torch.nan, dtype=torch.float64)
     places[order] = torch.arange(n_columns, dtype=torch.float64)
     return Selection(torch.tensor(order), places, change)

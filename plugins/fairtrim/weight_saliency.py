@@ -19,17 +19,19 @@ from torch.utils._pytree import tree_map
 from .batches import (
     Batch,
     ForwardFunction,
-    check_independent_samples,
+    check_network,
     class_scores,
     iterate_batches,
     model_device,
 )
 from .channels import ChannelGroup
-from .damage import DamageTable, Moments
+from .damage import DamageTable
 from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, SampleLoss, expand_outputs
+from .moments import Moments, spread
 from .people import SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
+from .processes import Processes
 
 __all__ = ["collect_weight_saliency", "squared_gradients"]
 
@@ -50,6 +52,7 @@ def squared_gradients(
     output_transform: Callable[[Any], Tensor] | None = None,
     parameters: Sequence[str] | None = None,
     max_batches: int | None = None,
+    distributed: bool | None = None,
     progress: bool = True,
 ) -> tuple[DamageTable, dict[str, Tensor]]:
     """h_i^g of every parameter for every sensitive group, in one pass.
@@ -67,6 +70,7 @@ def squared_gradients(
         output_transform: How to find the scores in what it returns.
         parameters: Names of the parameters to score; default all of them.
         max_batches: Stop after so many batches.
+        distributed: Whether several processes each read a share of the data; see ``collect_damage``.
         progress: Show a progress bar.
 
     Returns:
@@ -74,25 +78,29 @@ def squared_gradients(
         float64 for each parameter by name. Frozen parameters are scored too.
 
     Raises:
+        ProcessError: Another process failed.
         UnsupportedModelError: The network is a single function of all samples, or can't be differentiated.
     """
-    device = model_device(model)
-    check_independent_samples(model)
-    sample_loss, encoder, moments = (
-        SampleLoss(loss_fn),
-        SensitiveEncoder(sensitive_names),
-        Moments(0, interactions=False),
-    )
-    wanted = dict(model.named_parameters())
-    if parameters is not None:
-        wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
-    sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
-    names = {id(p): name for name, p in wanted.items()}
-    closed = _closed_form_layers(model, names)
-    with preserved_random_state(loader), preserved_model(model), torch.enable_grad():
+    processes = Processes(distributed)
+    with processes.together():
+        device = model_device(model)
+        check_network(model)
+        sample_loss, encoder, moments = SampleLoss(loss_fn), SensitiveEncoder(sensitive_names), Moments(0)
+        wanted = dict(model.named_parameters())
+        if parameters is not None:
+            wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
+        sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
+        names = {id(p): name for name, p in wanted.items()}
+        closed = _closed_form_layers(model, names)
+    with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False
         for batch in iterate_batches(
-            loader, device, max_batches=max_batches, progress=progress, description="saliency"
+            loader,
+            device,
+            max_batches=max_batches,
+            progress=progress,
+            description="saliency",
+            allow_empty=processes.count > 1,
         ):
             if not checked:
                 closed = _layers_of_agreement(model, closed, batch, forward_fn, output_transform)
@@ -100,26 +108,29 @@ def squared_gradients(
                 others = [name for name, p in wanted.items() if id(p) not in covered]
                 checked = True
             with _recorded_calls(closed) as calls:
-                scores = class_scores(model, batch, forward_fn, output_transform)
-            expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
-            weights = encoder.encode(batch.sensitive, len(batch))
-            empty = scores.new_zeros(len(batch), 0)
-            moments.add(weights, expansion.loss, empty, empty.unsqueeze(1))
-            directions = expansion.factor_directions()
-            on_device = weights.T.to(device, torch.promote_types(torch.float32, scores.dtype))
-            for r, direction in enumerate(directions):
-                for parameter, square in _closed_form_squares(
-                    calls, scores, direction, on_device, r < len(directions) - 1
-                ):
-                    if parameter in names:
-                        sums[names[parameter]] = _added(sums[names[parameter]], square.double().cpu())
-                if others:
-                    squares = _vmap_squares(model, others, batch, direction, on_device, forward_fn, output_transform)
-                    for name, square in squares.items():
-                        sums[name] = _added(sums[name], square.double().cpu())
-    table = moments.table(encoder, {})
+                scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
+            with torch.autocast(device.type, enabled=False):  # the caller's is for the network
+                expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
+                weights = encoder.encode(batch.sensitive, len(batch))
+                empty = scores.new_zeros(len(batch), 0)
+                moments.add(weights, expansion.loss, empty, empty.unsqueeze(1))
+                directions = expansion.factor_directions()
+                on_device = weights.T.to(device, torch.promote_types(torch.float32, scores.dtype))
+                for r, direction in enumerate(directions):
+                    for parameter, square in _closed_form_squares(
+                        calls, scores, direction, on_device, r < len(directions) - 1
+                    ):
+                        if parameter in names:
+                            sums[names[parameter]] = _added(sums[names[parameter]], square.double().cpu())
+            for direction in directions if others else []:
+                squares = _vmap_squares(model, others, batch, direction, on_device, forward_fn, output_transform)
+                for name, square in squares.items():
+                    sums[name] = _added(sums[name], square.double().cpu())
+    places = encoder.share(processes)
+    n_groups = len(encoder.groups)
+    table = DamageTable(sizes={}, **moments.merged(processes, places, n_groups).means(encoder))
     order = [encoder.groups.index(name) for name in table.sensitive_groups]
-    total = {name: _added(value, value.new_zeros(len(order), *value.shape[1:])) for name, value in sums.items()}
+    total = {name: processes.sum(spread(value.cpu(), places, n_groups)) for name, value in sums.items()}
     return table, {name: value[order] / table.counts.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()}
 
 
@@ -217,10 +228,11 @@ def _layers_of_agreement(
     for layer in layers:
         layer.requires_grad_(True)  # the caller's flags come back with preserved_model
     with _recorded_calls(layers) as calls:
-        scores = class_scores(model, batch, forward_fn, output_transform)
+        scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
     if not calls or not scores.requires_grad:
         return list(layers)
-    direction = torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device).expand_as(scores)
+    direction = torch.linspace(1, 2, scores[0].numel(), dtype=scores.dtype, device=scores.device)
+    direction = direction.view(scores.shape[1:]).expand_as(scores)
     owned = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
     gradients = torch.autograd.grad(scores, owned, direction, retain_graph=True, allow_unused=True)
     expected = {id(p): g for p, g in zip(owned, gradients, strict=True)}
@@ -437,4 +449,4 @@ class _Scorer(nn.Module):
         self.model, self._forward_fn, self._output_transform = model, forward_fn, output_transform
 
     def forward(self, batch: Batch) -> Tensor:
-        return class_scores(self.model, batch, self._forward_fn, self._output_transform)
+        return class_scores(self.model, batch, self._forward_fn, self._output_transform, positions=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .batches import Batch, ForwardFunction, check_independent_samples, class_scores, model_device
+from .batches import Batch, ForwardFunction, check_network, class_scores, model_device
 from .errors import InputError, UnsupportedModelError
 from .head import LinearHead, find_head
 from .objective import Decisions, Objective, non_dominated
@@ -65,7 +65,7 @@ class Workspace:
         patience: int | None = None,
         progress: bool = True,
     ) -> None:
-        check_independent_samples(model)
+        check_network(model)
         try:
             self.model = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:

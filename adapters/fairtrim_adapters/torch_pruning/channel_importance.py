@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,9 @@ class CollectOptions(TypedDict, total=False):
         output_transform: Finds the scores (N, K) in what the network returns.
         sensitive_names: Names of the sensitive features, and of their values.
         max_batches: Stop after so many batches.
+        distributed: Whether the processes of ``torch.distributed`` each read a share of the data; default: if it is
+            initialised with several.
+        folder: Where a long pass keeps its sums, to go on after it was cut short; see ``fairtrim.collect_damage``.
         progress: Show a progress bar; default True.
     """
 
@@ -45,6 +49,8 @@ class CollectOptions(TypedDict, total=False):
     output_transform: Callable[[Any], Tensor] | None
     sensitive_names: SensitiveNames | None
     max_batches: int | None
+    distributed: bool | None
+    folder: str | os.PathLike[str] | None
     progress: bool
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
 from fairtrim.expansion import Curvature
+from fairtrim.moments import Interactions
 from fairtrim.selection import (
     Pool,
     Selection,
@@ -44,6 +45,8 @@ class DamageImportance(ChannelImportance):
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
         level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
         shrinkage: κ, pulls groups of few people toward everybody; see ``DamageTable.shrunk``.
+        interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
+            channels, with its error in the report), or ``"auto"``: exact up to 8,192 channels.
         arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
 
     Attributes:
@@ -63,8 +66,10 @@ class DamageImportance(ChannelImportance):
         curvature: Curvature = "auto",
         level: Literal["channel", "weight"] = "channel",
         shrinkage: float = 0.0,
+        interactions: Literal["auto"] | Interactions = "auto",
         **arguments: Any,
     ) -> None:
+        _check_choice("interactions", interactions, ("auto", "exact", "sketched"))
         _check_choice("selection", selection, ("joint", "single"))
         _check_choice("curvature", curvature, ("exact", "empirical", "auto"))
         _check_choice("level", level, ("channel", "weight"))
@@ -75,6 +80,7 @@ class DamageImportance(ChannelImportance):
         super().__init__(**arguments)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
+        self.interactions = interactions
 
     @property
     def damage_(self) -> DamageTable:
@@ -89,19 +95,27 @@ class DamageImportance(ChannelImportance):
         self._check_plan(plan)
         collect: dict[str, Any] = {"curvature": self.curvature, **options}
         if self.level == "channel":
-            table = collect_damage(model, loader, plan.groups, interactions=self.selection == "joint", **collect)
+            pairs: bool | Interactions = self.selection == "joint"
+            if pairs and self.interactions != "auto":
+                pairs = self.interactions
+            table = collect_damage(model, loader, plan.groups, interactions=pairs, **collect)
         else:
+            if collect.pop("folder", None) is not None:
+                raise InputError("folder= keeps the sums of gates; level='weight' has none: leave folder= out")
             table = collect_weight_saliency(model, loader, plan.groups, **collect)
         if self.shrinkage:
             table = table.shrunk(self.shrinkage)
-        return self._select(table, plan, plan.pools), table
+        return self._select(table, plan, plan.pools, progress=bool(options.get("progress", True))), table
 
     def _check_plan(self, plan: PruningPlan) -> None:
         """Refuse a kind of ranking that the scores don't support."""
 
-    def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
-        select = joint_selection if self.selection == "joint" else single_selection
-        return select(table, self.criterion, pools=pools, floors=plan.floors)
+    def _select(
+        self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...], *, progress: bool = False
+    ) -> Selection:
+        if self.selection == "joint":
+            return joint_selection(table, self.criterion, pools=pools, floors=plan.floors, progress=progress)
+        return single_selection(table, self.criterion, pools=pools, floors=plan.floors)
 
     def _negative(self) -> Tensor:
         selection = self._select(self.damage_, self.plan_, (Pool(tuple(self.damage_.sizes)),))
@@ -210,7 +224,9 @@ class ShareBalancedImportance(DamageImportance):
                 "each other; use global_pruning=False without isomorphic, or WorstGroupImportance"
             )
 
-    def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
+    def _select(
+        self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...], *, progress: bool = False
+    ) -> Selection:
         return share_balanced_order(table)
 
     def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fairtrim import DamageTable
 from fairtrim.selection import Selection
+from fairtrim.sketch import SampleSketch
 
 from .plan import PruningPlan, rounded_quota
 
@@ -93,18 +94,17 @@ def pruning_report(
 def _predicted(table: DamageTable | None, removed: Mapping[str, set[int]]) -> pd.DataFrame:
     if table is None:
         return pd.DataFrame()
-    if table.interactions is not None:
-        change = table.predict(removed)
-    else:
-        change = table.damage[:, table.columns.selected(removed)].sum(1)
-    return pd.DataFrame(
-        {
-            "sensitive_group": [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups],
-            "people": [f"{count:g}" for count in table.counts.tolist()],
-            "loss before": table.loss.numpy(),
-            "predicted change" + ("" if table.interactions is not None else " (sum of single)"): change.numpy(),
-        }
-    )
+    single = table.interactions is None
+    change = table.damage[:, table.columns.selected(removed)].sum(1) if single else table.predict(removed)
+    predicted = {
+        "sensitive_group": [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups],
+        "people": [f"{count:g}" for count in table.counts.tolist()],
+        "loss before": table.loss.numpy(),
+        "predicted change" + (" (sum of single)" if single else ""): change.numpy(),
+    }
+    if isinstance(table.interactions, SampleSketch):
+        predicted["error of the sketch"] = table.prediction_error(removed).numpy()
+    return pd.DataFrame(predicted)
 
 
 def _asked(selection: Selection, plan: PruningPlan) -> dict[str, int]:

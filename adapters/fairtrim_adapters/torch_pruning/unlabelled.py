@@ -179,7 +179,8 @@ class AccumulatedConfidenceImportance(ChannelImportance):
             plan.groups,
             interactions=self.selection == "joint",
             curvature="exact",
-            **{"loss_fn": negative_margin, **options},
+            # every process reads all samples by their index, so that nothing is to be added up
+            **{"loss_fn": negative_margin, **options, "distributed": False},
         )
         return self._select(table, plan, plan.pools), table
 

@@ -1,0 +1,227 @@
+"""Weighted sums of gate gradients over samples, for any number of sensitive groups at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+from .people import GroupName, SensitiveEncoder
+from .processes import Processes
+from .sketch import SampleSketch, Sketches
+
+__all__ = ["Interactions", "Moments", "resolved_interactions", "spread"]
+
+Interactions = Literal["exact", "sketched"]
+
+MAX_INTERACTION_BYTES = 4 * 2**30
+"""Above this the Gram matrices of joint selection are refused rather than swapped to disk."""
+
+MAX_EXACT_CHANNELS = 8192
+"""Up to so many channels pairs are kept exactly, half a GiB a sensitive group; above, a sketch of the samples."""
+
+_ROWS_PER_PRODUCT = 2048  # a Gram update of fewer rows is bound by memory, not by arithmetic
+
+_SUMS = ("counts", "loss", "slope", "curvature", "gram")
+
+
+def resolved_interactions(interactions: bool | Interactions, n_columns: int) -> Interactions | None:
+    """How pairs of channels are kept.
+
+    Args:
+        interactions: False for not at all, True for exactly where that is affordable.
+        n_columns: C.
+
+    Returns:
+        ``"exact"``, ``"sketched"`` or None.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if interactions is True:
+        return "exact" if n_columns <= MAX_EXACT_CHANNELS else "sketched"
+    if interactions not in (False, "exact", "sketched"):
+        raise InputError(f"interactions={interactions!r}; expected False, True, 'exact' or 'sketched'")
+    return interactions or None
+
+
+def spread(sums: Tensor, places: Sequence[int], n_groups: int) -> Tensor:
+    """Put the rows of some groups in their places among all groups.
+
+    Args:
+        sums: (groups here, ...).
+        places: Where each of them stands.
+        n_groups: How many there are in all.
+
+    Returns:
+        (n_groups, ...), zero for the groups that are not here.
+    """
+    total = sums.new_zeros(n_groups, *sums.shape[1:])
+    total[list(places)] = torch.cat([sums, sums.new_zeros(len(places) - len(sums), *sums.shape[1:])])
+    return total
+
+
+class Moments:
+    """Weighted sums over samples.
+
+    Args:
+        n_columns: C.
+        interactions: How to keep pairs of channels: ``"exact"`` (Gram matrices), ``"sketched"``, or not at all.
+    """
+
+    def __init__(self, n_columns: int, interactions: Interactions | None = None) -> None:
+        self.counts = torch.zeros(0, dtype=torch.float64)
+        self.loss = torch.zeros(0, dtype=torch.float64)
+        self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
+        self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES) if interactions == "sketched" else None
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def _grow(self, n_groups: int) -> None:
+        missing = n_groups - len(self.counts)
+        if missing <= 0:
+            return
+        for name in _SUMS:
+            sums = getattr(self, name)
+            if sums is None:
+                continue
+            if name == "gram" and (needed := n_groups * sums.shape[1] ** 2 * 8) > MAX_INTERACTION_BYTES:
+                raise InputError(
+                    f"joint selection over {sums.shape[1]} channels and {n_groups} sensitive groups needs "
+                    f"{needed / 2**30:.1f} GiB for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); "
+                    "use interactions='sketched', selection='single' (interactions=False), fewer sensitive groups or "
+                    "more ignored_layers"
+                )
+            setattr(self, name, torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])]))
+
+    def add(self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor) -> None:
+        """Add the samples of one batch.
+
+        Args:
+            weights: One column for each sensitive group, (N, G) float64 on the CPU.
+            loss: ℓ_n, (N,).
+            slope: s_nc under the true label, (N, C).
+            rows: (N, R, C) with Σ_r rows_nrc rows_nrd = E_y[s_nc(y) s_nd(y)].
+        """
+        self._grow(weights.shape[1])
+        self.counts += weights.sum(0)
+        self.loss += weights.T @ loss.double().cpu()
+        on_device = weights.T.to(slope.device, slope.dtype)
+        self.slope += (on_device @ slope).double().cpu()
+        self.curvature += (on_device @ rows.square().sum(1)).double().cpu()
+        if self.gram is not None or self.sketches is not None:
+            self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
+            if self.sketches is not None or sum(len(waiting) for waiting, _ in self._waiting) >= _ROWS_PER_PRODUCT:
+                self.flush()
+
+    def flush(self) -> None:
+        """Work off the rows that wait: one product for each group of people, or one sum in the sketch."""
+        if not self._waiting:
+            return
+        n_groups = max(weights.shape[1] for _, weights in self._waiting)
+        rows = torch.cat([rows for rows, _ in self._waiting])
+        weights = torch.cat([F.pad(weights, (0, n_groups - weights.shape[1])) for _, weights in self._waiting])
+        self._waiting = []
+        if self.sketches is not None:
+            self.sketches.add(rows, weights)
+        if self.gram is None:
+            return
+        for g in range(n_groups):
+            members = weights[:, g].nonzero().squeeze(1)
+            if len(members):
+                weighted = rows[members] * weights[members, g].sqrt().unsqueeze(1)
+                self.gram[g] += (weighted.T @ weighted).double().cpu()
+
+    def merged(self, processes: Processes, places: Sequence[int], n_groups: int) -> Moments:
+        """The sums over the samples of all processes.
+
+        Args:
+            processes: All of which call this.
+            places: Where each group of this process stands among all; see ``SensitiveEncoder.share``.
+            n_groups: How many there are in all.
+
+        Returns:
+            The sums, the same in every process; these where there is one.
+        """
+        self.flush()
+        if processes.count == 1:
+            return self
+        total = Moments(self.slope.shape[1])
+        for name in _SUMS:
+            sums = getattr(self, name)
+            if sums is None:
+                continue
+            if name == "gram":  # one group at a time: together they may be gigabytes
+                here = dict(zip(places, sums, strict=True))
+                blank = sums.new_zeros(sums.shape[1:])
+                total.gram = torch.stack([processes.sum(here.get(g, blank)) for g in range(n_groups)])
+            else:
+                setattr(total, name, processes.sum(spread(sums, places, n_groups)))
+        if self.sketches is not None:
+            total.sketches = self.sketches.merged(processes, places, n_groups)
+        return total
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything in named tensors, to be stored.
+
+        Returns:
+            The tensors.
+        """
+        self.flush()
+        state = {name: sums for name in _SUMS if (sums := getattr(self, name)) is not None}
+        return state if self.sketches is None else {**state, **self.sketches.state()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state`` gave.
+
+        Args:
+            state: The tensors.
+        """
+        for name in _SUMS:
+            if name in state:
+                setattr(self, name, state[name])
+        if self.sketches is not None:
+            self.sketches.restore(state, len(self.counts))
+
+    def means(self, encoder: SensitiveEncoder) -> dict[str, Any]:
+        """Turn sums into means, the groups sorted by name, so that the order of the samples leaves no trace.
+
+        Args:
+            encoder: Holds the names of the groups in the order of the sums.
+
+        Returns:
+            The fields of a damage table but ``sizes``; these sums are used up.
+
+        Raises:
+            InputError: A weight column is zero for everybody.
+        """
+        self.flush()
+        empty = [encoder.groups[g] for g in (self.counts == 0).nonzero().flatten().tolist()]
+        if empty:
+            raise InputError(f"the sensitive groups {empty} have no samples (all weights are 0); leave them out")
+        order = encoder.order()
+        names: tuple[GroupName, ...] = tuple(encoder.groups[g] for g in order)
+        counts = self.counts[order]
+        means: dict[str, Tensor] = {
+            name: sums[order] / counts.view(-1, *[1] * (sums.ndim - 1))
+            for name in ("loss", "slope", "curvature")
+            if (sums := getattr(self, name)) is not None
+        }
+        interactions: Tensor | SampleSketch | None = None
+        if self.gram is not None:
+            interactions = self.gram if order == list(range(len(order))) else self.gram[order]
+            interactions /= counts.view(-1, 1, 1)
+        elif self.sketches is not None:
+            interactions = self.sketches.sketch(order, counts, means["curvature"])
+        return {
+            "sensitive_groups": names,
+            "features": encoder.features or (),
+            "counts": counts,
+            "interactions": interactions,
+            **means,
+        }

@@ -1,0 +1,118 @@
+"""A pass over much data that can be taken up again where it was cut short."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .batches import Batch
+from .errors import InputError
+from .moments import Moments
+from .people import SensitiveEncoder
+from .processes import Processes
+from .resumption import Resumption, fingerprint
+
+__all__ = ["ScoringRun"]
+
+SECONDS_BETWEEN_SAVES = 60.0
+
+
+class ScoringRun:
+    """How far a pass over the data has come, kept in a folder.
+
+    Args:
+        folder: Where, or None to keep nothing.
+        model: The network; another one can't go on.
+        settings: What else must be the same.
+        processes: Each keeps a file of its own.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        model: nn.Module,
+        settings: Mapping[str, Any],
+        processes: Processes,
+    ) -> None:
+        known = {} if folder is None else {**settings, "network": fingerprint(model), "processes": processes.count}
+        self._keeps = folder is not None
+        self._file = Resumption(folder, known, name=f"damage-{processes.rank}")
+        self._read = hashlib.sha256()
+        self._n_read = self._n_done = 0
+        self._expected = ""
+        self._saved = time.monotonic()
+
+    def restore(self, moments: Moments, encoder: SensitiveEncoder) -> None:
+        """Go on from the last save, if there is one.
+
+        Args:
+            moments: Take what was summed.
+            encoder: Learns the groups that were seen.
+
+        Raises:
+            InputError: The file is damaged, or of another run.
+        """
+        progress = self._file.load()
+        if progress is None:
+            return
+        encoder.learn(progress.data["people"])
+        moments.restore(progress.tensors)
+        self._n_done, self._expected = progress.step, progress.data["samples"]
+
+    def unread(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches that have not been scored yet.
+
+        Args:
+            batches: All of them, in the order of the first run.
+
+        Yields:
+            The rest.
+
+        Raises:
+            InputError: The batches that are passed over are not those that were scored.
+        """
+        for batch in batches:
+            if self._keeps:
+                for leaf in tree_leaves((batch.inputs, batch.target)):
+                    if isinstance(leaf, Tensor):
+                        data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                        self._read.update(data.numpy().tobytes())
+            self._n_read += 1
+            if self._n_read > self._n_done:
+                yield batch
+            elif self._n_read == self._n_done:
+                self._check()
+        if self._n_read < self._n_done:
+            self._check()
+
+    def _check(self) -> None:
+        if self._n_read != self._n_done or self._read.hexdigest() != self._expected:
+            raise InputError(
+                f"the first {self._n_done} batches are not those that were scored before the run was cut short; pass a "
+                "loader that gives the same ones (shuffle=False, or a generator with the same seed), or use another "
+                "folder to begin again"
+            )
+
+    def save(self, moments: Moments, encoder: SensitiveEncoder) -> None:
+        """Keep what was summed, if the last time is a minute ago.
+
+        Args:
+            moments: The sums.
+            encoder: The groups.
+        """
+        if not self._keeps or time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES:
+            return
+        data = {"people": encoder.state(), "samples": self._read.hexdigest()}
+        self._file.save(self._n_read, data, moments.state())
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Remove the file: the sums are a table now."""
+        self._file.remove()
