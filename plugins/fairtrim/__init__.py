@@ -12,7 +12,7 @@ from .checkpoint import load_pruned, save_pruned
 from .counterfactual import ColumnFlip, counterfactual_bias
 from .counterfactual_unlearning import CounterfactualUnlearning
 from .damage import DamageTable, collect_damage
-from .errors import FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .influence import BiasInfluence, influence_on_bias, unlearn_samples
 from .layerwise_optimization import LayerwiseOptimization
 from .mining import (
@@ -26,6 +26,7 @@ from .mining import (
 from .parity_fine_tuning import ParityFineTuning
 from .post_processing import PostProcessor
 from .predictions import Predictions, predict
+from .processes import share_of_process
 from .random_perturbation import RandomPerturbation
 from .recalibration import recalibrate_batchnorm
 from .repair import OperatingPoint, Repair
@@ -59,6 +60,7 @@ __all__ = [
     "ParityFineTuning",
     "PostProcessor",
     "Predictions",
+    "ProcessError",
     "RandomPerturbation",
     "Repair",
     "StaleTableError",
@@ -73,5 +75,6 @@ __all__ = [
     "predict",
     "recalibrate_batchnorm",
     "save_pruned",
+    "share_of_process",
     "unlearn_samples",
 ]
