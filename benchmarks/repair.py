@@ -19,6 +19,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from aif360.algorithms.postprocessing import (
     RejectOptionClassification,
 )
 from aif360.datasets import BinaryLabelDataset
+from benchmarks.sweep import add_jobs, sweep
 from examples.aif360_german import Task, adult, compas, german, splits, trained
 from fairlearn.postprocessing import ThresholdOptimizer
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -249,15 +251,14 @@ def main() -> None:
     parser.add_argument("--all-rivals", action="store_true", help="sweep reject option over all bounds (slow)")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(METHODS), help="methods to leave out")
     parser.add_argument("--visible", action="store_true", help="let the network see the protected attribute")
+    add_jobs(parser)
     arguments = parser.parse_args()
     for data in arguments.data:
         task = {"adult": adult, "german": german}[data]() if data in ("adult", "german") else compas(Path(data))
         task = replace(task, visible=arguments.visible)
         for measure in arguments.measures:
-            pools = [
-                run(task, measure, seed, all_rivals=arguments.all_rivals, skip=arguments.skip)
-                for seed in arguments.seeds
-            ]
+            once = partial(run, task, measure, all_rivals=arguments.all_rivals, skip=arguments.skip)
+            pools = sweep(once, arguments.seeds, arguments.jobs)
             rows = [
                 (name, bound, accuracy, gap) for pool in pools for name, bound, accuracy, gap in pool.figures(measure)
             ]

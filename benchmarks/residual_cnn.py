@@ -13,6 +13,7 @@ import argparse
 import copy
 import gzip
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
+from benchmarks.sweep import add_jobs, sweep
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
@@ -184,31 +186,45 @@ def accuracies(model: nn.Module, test: Split) -> dict[str, float]:
     }
 
 
+def run(seed: int, epochs: int) -> list[dict[str, Any]]:
+    """Train one network and prune it in every way.
+
+    Args:
+        seed: Of everything random.
+        epochs: Of training.
+
+    Returns:
+        One row a way, with and without recalibrated BatchNorm.
+    """
+    (train_x, train_y), (test_x, test_y) = read_images("train"), read_images("t10k")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(train_x), generator=generator)
+    data = with_minority(train_x[chosen[:5000]], train_y[chosen[:5000]], generator)
+    held_out = with_minority(train_x[chosen[5000:6000]], train_y[chosen[5000:6000]], generator)
+    test = with_minority(test_x, test_y, generator)
+    calibration = DataLoader(TensorDataset(*held_out), batch_size=100)
+    torch.manual_seed(seed)
+    dense = ResidualNetwork()
+    train(dense, data, epochs, seed)
+    rows: list[dict[str, Any]] = []
+    rows.append({"pruning": "none", "criterion": "dense", "BatchNorm": "as trained", **accuracies(dense, test)})
+    for (ratio, steps), name in [(plan, name) for plan in [(0.25, 1), (0.5, 1), (0.5, 5)] for name in CRITERIA]:
+        model = prune(dense, name, calibration, ratio, steps)
+        label = {"pruning": f"{ratio:.0%}, {steps} step{'s' if steps > 1 else ''}", "criterion": name}
+        rows.append({**label, "BatchNorm": "as trained", **accuracies(model, test)})
+        recalibrate_batchnorm(model, calibration, progress=False)
+        rows.append({**label, "BatchNorm": "recalibrated", **accuracies(model, test)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
+    add_jobs(parser)
     arguments = parser.parse_args()
-    (train_x, train_y), (test_x, test_y) = read_images("train"), read_images("t10k")
-    rows = []
-    for seed in range(arguments.seeds):
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(train_x), generator=generator)
-        data = with_minority(train_x[chosen[:5000]], train_y[chosen[:5000]], generator)
-        held_out = with_minority(train_x[chosen[5000:6000]], train_y[chosen[5000:6000]], generator)
-        test = with_minority(test_x, test_y, generator)
-        calibration = DataLoader(TensorDataset(*held_out), batch_size=100)
-        torch.manual_seed(seed)
-        dense = ResidualNetwork()
-        train(dense, data, arguments.epochs, seed)
-        rows.append({"pruning": "none", "criterion": "dense", "BatchNorm": "as trained", **accuracies(dense, test)})
-        plans = [(0.25, 1), (0.5, 1), (0.5, 5)]
-        for (ratio, steps), name in tqdm([(p, n) for p in plans for n in CRITERIA], desc=f"seed {seed}", leave=False):
-            model = prune(dense, name, calibration, ratio, steps)
-            label = {"pruning": f"{ratio:.0%}, {steps} step{'s' if steps > 1 else ''}", "criterion": name}
-            rows.append({**label, "BatchNorm": "as trained", **accuracies(model, test)})
-            recalibrate_batchnorm(model, calibration, progress=False)
-            rows.append({**label, "BatchNorm": "recalibrated", **accuracies(model, test)})
+    runs = sweep(partial(run, epochs=arguments.epochs), range(arguments.seeds), arguments.jobs)
+    rows = [row for of_seed in runs for row in of_seed]
     frame = pd.DataFrame(rows).groupby(["pruning", "criterion", "BatchNorm"], sort=False)
     mean, deviation = frame.mean(), frame.std(ddof=0)
     text = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)

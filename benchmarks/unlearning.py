@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
+from benchmarks.sweep import add_jobs, sweep
 from examples.prune_adult import adult_columns, load_adult, network, train
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -120,8 +122,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--removed", type=int, nargs="*", default=[20, 200, 2000])
+    add_jobs(parser)
     arguments = parser.parse_args()
-    tables = [pd.DataFrame(run(seed, arguments.pairs, arguments.removed)) for seed in arguments.seeds]
+    once = partial(run, n_pairs=arguments.pairs, removed=arguments.removed)
+    tables = [pd.DataFrame(rows) for rows in sweep(once, arguments.seeds, arguments.jobs)]
     for seed, table in zip(arguments.seeds, tables, strict=True):
         print(f"\nseed {seed}\n{table.set_index('method').to_string(float_format=lambda value: f'{value:.4f}')}")
     mean = pd.concat(tables).groupby("method", sort=False).mean()

@@ -511,7 +511,7 @@ def test_inputs_and_outputs_of_any_form(kind: str, layers: str) -> None:
         torch.testing.assert_close(found.scores, expected, rtol=1e-9, atol=1e-12)
     repaired = unlearn_samples(model, loader, torch.tensor([0, 5, 6]), ridge=0.1, progress=False, **options)
     same = unlearn_samples(plain, _loader(x, target), torch.tensor([0, 5, 6]), ridge=0.1, progress=False)
-    torch.testing.assert_close(_theta(repaired.head), _theta(same[2]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(_theta(repaired.head), _theta(same[2]), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("layers", ["output", "all"])

@@ -406,7 +406,8 @@ def test_same_choice_as_the_published_algorithm(name: str) -> None:
         if name == "parity, all":  # every batch with both groups, and with label 1 of both
             more = {"training_batch_size": 31 if "measure" not in settings else 70}
         edit, selection = _people(61, seed=1, **who), _people(67, seed=2, **who)
-        for seed, model in [(5, _network()), (6, _network(1, seed=3))]:
+        more_seeds = range(7, 13) if name == "adversarial" else ()  # its late candidates win now and then only
+        for seed, model in [(5, _network()), (6, _network(1, seed=3)), *((s, _network()) for s in more_seeds)]:
             method = METHODS[name](random_state=seed, **settings, **more)
             repair = method.fit(model, edit, selection_data=selection, progress=False)
             PUBLISHED[name](method, model, edit, selection).assert_equals(repair)
@@ -419,9 +420,12 @@ def test_same_choice_as_the_published_algorithm(name: str) -> None:
 def test_weights_of_people_count(name: str) -> None:
     kinds = {"n_groups": 3 if name in ("random perturbation", "layer-wise") else 2, "weighted": True}
     edit, selection = _people(61, seed=1, **kinds), _people(67, seed=2, **kinds)
-    more = {"adversarial": {"epochs": 4, "learning_rate": 0.1, "random_state": 2}}.get(name, {})
-    method = METHODS[name](**{"epsilon": 0.1, "random_state": 4, **more})
-    repair = method.fit(_network(), edit, selection_data=selection, progress=False)
+    more = {"adversarial": {"epochs": 4, "learning_rate": 0.1}}.get(name, {})
+    for random_state in range(2, 8):  # an edit has to win, or nothing is compared
+        method = METHODS[name](epsilon=0.1, random_state=random_state, **more)
+        repair = method.fit(_network(), edit, selection_data=selection, progress=False)
+        if repair.chosen.candidate > 0:
+            break
     assert repair.chosen.candidate > 0
     PUBLISHED[name](method, _network(), edit, selection).assert_equals(repair)
     alike = replace(selection, weight=torch.ones(67))

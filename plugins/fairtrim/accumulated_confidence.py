@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -67,7 +68,11 @@ class AccumulatedConfidence(Miner):
         learning_rate: Of that training.
         loss_fn: Of that training; generalised cross-entropy keeps to the shortcut.
         accumulate: ``"confidence"``, ``"drop"`` or ``"correctness"``; see ``accumulated``.
-        seed: Of the pruning and the order of the samples.
+        repeats: How many times to prune from the start, with other random channels and another order of the samples;
+            the confidences are averaged over all.
+        n_jobs: How many of those at a time, through joblib; None leaves it to ``joblib.parallel_config``, by default
+            one. A Dask or Ray cluster is such a configuration.
+        seed: Of the pruning and the order of the samples; each repeat takes the next.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
 
@@ -81,6 +86,8 @@ class AccumulatedConfidence(Miner):
     learning_rate: float = 1e-3
     loss_fn: BatchLoss = generalized_cross_entropy
     accumulate: Accumulation = "confidence"
+    repeats: int = 1
+    n_jobs: int | None = None
     seed: int = 0
     forward_fn: ForwardFunction | None = None
     output_transform: Callable[[Any], Tensor] | None = None
@@ -93,6 +100,8 @@ class AccumulatedConfidence(Miner):
             raise InputError(f"accumulate={self.accumulate!r}; expected 'confidence', 'drop' or 'correctness'")
         if self.epochs < 0:
             raise InputError(f"epochs={self.epochs}; expected at least 0")
+        if self.repeats < 1:
+            raise InputError(f"repeats={self.repeats}; expected at least 1")
 
     def trace(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> tuple[Trace, Tensor]:
         """Confidence of every sample at each level.
@@ -103,11 +112,21 @@ class AccumulatedConfidence(Miner):
             progress: Show a progress bar.
 
         Returns:
-            The trace, and the confidence of the unpruned network, (N,).
+            The trace, one row a repeat and level, and the confidence of the unpruned network, (N,).
         """
-        samples = IndexedSamples(loader)
-        generator = torch.Generator().manual_seed(self.seed)
-        dense, _, target = label_probabilities(model, samples, self.forward_fn, self.output_transform)
+        dense, _, target = label_probabilities(model, IndexedSamples(loader), self.forward_fn, self.output_transform)
+        repeats = Parallel(n_jobs=self.n_jobs)(
+            delayed(self._repeat)(model, loader, self.seed + r, progress) for r in range(self.repeats)
+        )
+        rows = [row for of_repeat in repeats for row in of_repeat]
+        probability, correct = (torch.stack(column) for column in zip(*rows, strict=True))
+        return Trace(probability, correct, target), dense
+
+    def _repeat(
+        self, model: nn.Module, loader: DataLoader[Any], seed: int, progress: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Confidence and correctness of every sample at each level of one run, (N,) each."""
+        samples, generator = IndexedSamples(loader), torch.Generator().manual_seed(seed)
         shrinking = copy.deepcopy(model)
         rows = []
         for _ in self.prune(shrinking, samples, list(self.levels), generator):
@@ -123,8 +142,7 @@ class AccumulatedConfidence(Miner):
                 progress=progress,
             )
             rows.append(label_probabilities(shrinking, samples, self.forward_fn, self.output_transform)[:2])
-        probability, correct = (torch.stack(column) for column in zip(*rows, strict=True))
-        return Trace(probability, correct, target), dense
+        return rows
 
     def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         """Score every sample; see ``Miner.fit``."""

@@ -24,7 +24,8 @@ MAX_INTERACTION_BYTES = 4 * 2**30
 MAX_EXACT_CHANNELS = 8192
 """Up to so many channels pairs are kept exactly, half a GiB a sensitive group; above, a sketch of the samples."""
 
-_ROWS_PER_PRODUCT = 2048  # a Gram update of fewer rows is bound by memory, not by arithmetic
+_ROWS_PER_PRODUCT = 2048
+_ROWS_PER_GROUP = 256  # a Gram update of fewer rows is bound by memory, not by arithmetic
 
 _SUMS = ("counts", "loss", "slope", "curvature", "gram")
 
@@ -116,7 +117,8 @@ class Moments:
         self.curvature += (on_device @ rows.square().sum(1)).double().cpu()
         if self.gram is not None or self.sketches is not None:
             self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
-            if self.sketches is not None or sum(len(waiting) for waiting, _ in self._waiting) >= _ROWS_PER_PRODUCT:
+            enough = max(_ROWS_PER_PRODUCT, _ROWS_PER_GROUP * len(self.counts))
+            if self.sketches is not None or sum(len(waiting) for waiting, _ in self._waiting) >= enough:
                 self.flush()
 
     def flush(self) -> None:

@@ -1,0 +1,5 @@
+"""Doctests of modules whose extra is not installed are left out."""
+
+from importlib.util import find_spec
+
+collect_ignore = ["conftest.py", *([] if find_spec("cma") else ["fairtrim/layerwise_optimization.py"])]

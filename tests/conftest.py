@@ -1,0 +1,34 @@
+"""Tests of what an extra brings are left out where it is not installed, so that the rest runs without any."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+_NEEDS = {
+    "test_aif360.py": ("aif360",),
+    "test_plots.py": ("matplotlib",),
+    "test_repaired_classifier.py": ("skorch",),
+    "test_examples.py": ("BlackBoxAuditing", "aif360", "matplotlib"),
+}
+
+collect_ignore = [file for file, modules in _NEEDS.items() if not all(map(find_spec, modules))]
+
+# What an extra is called, and a module that it brings.
+_EXTRAS = {"influence": "curvlinops", "search": "cma", "plot": "matplotlib", "aif360": "aif360", "test": "optuna"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, Any, Any]:
+    """A test that ends in the message that names a missing extra is skipped there."""
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as error:
+        for extra, module in _EXTRAS.items():
+            named = f"fairtrim[{extra}]" in str(error) or f"No module named '{module}'" in str(error)
+            if named and find_spec(module) is None:
+                pytest.skip(f"needs {module}")
+        raise
