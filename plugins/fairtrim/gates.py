@@ -50,13 +50,14 @@ class _IdentityGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation: Tensor, gate: Tensor, site: Site) -> Tensor:
         ctx.save_for_backward(activation)  # autograd notices a later change in place
-        ctx.site, ctx.n_samples = site, gate.shape[0]
+        ctx.site, ctx.n_samples, ctx.dtype = site, gate.shape[0], gate.dtype
         return activation.view_as(activation)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (activation,) = ctx.saved_tensors
-        product = _sum_of_products(activation, gradient, ctx.site, ctx.n_samples)
+        # half precision is for the network: a sum over many positions would lose what it adds
+        product = _sum_of_products(activation.to(ctx.dtype), gradient.to(ctx.dtype), ctx.site, ctx.n_samples)
         return (gradient if ctx.needs_input_grad[0] else None), product, None
 
 
@@ -122,9 +123,8 @@ class Gates:
         gate = self._gates.get(number)
         if gate is None:
             channels = activation.shape[site.channel_axis]
-            gate = torch.ones(
-                self._n_samples, channels, dtype=activation.dtype, device=activation.device, requires_grad=True
-            )
+            dtype = torch.promote_types(torch.float32, activation.dtype)
+            gate = torch.ones(self._n_samples, channels, dtype=dtype, device=activation.device, requires_grad=True)
             self._gates[number] = gate
         if site.side == "input":
             gated: Tensor = _IdentityGate.apply(activation, gate, site)  # type: ignore[no-untyped-call]
@@ -185,7 +185,7 @@ def _multiply(activation: Tensor, gate: Tensor, site: Site) -> Tensor:
     rows = gate.repeat_interleave(tensor.shape[0] // gate.shape[0], 0)
     shape = [1] * tensor.ndim
     shape[0], shape[site.channel_axis] = rows.shape
-    product: Tensor = tensor * rows.view(shape)
+    product: Tensor = tensor * rows.to(tensor.dtype).view(shape)
     return product.movedim(0, site.sample_axis) if site.sample_axis else product
 
 

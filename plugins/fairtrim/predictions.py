@@ -130,8 +130,12 @@ def _labels(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
     if labelled is None and target.numel() != len(batch):
         raise InputError(
             f"batch {batch.index}: the target has shape {tuple(target.shape)}; expected class labels (N,), not one "
-            "number for each class: for one-hot targets pass target.argmax(1)"
+            "number for each class: for one-hot targets pass target.argmax(1); several labels a sample have no one "
+            "prediction to report: give each label's decisions to fairlearn.metrics.MetricFrame"
         )
     if target.is_floating_point() and not torch.equal(target, target.round()):
-        raise InputError(f"batch {batch.index}: the target holds fractions; expected class labels")
+        raise InputError(
+            f"batch {batch.index}: the target holds fractions; expected class labels. For regression give "
+            "the outputs, in float64, to fairlearn.metrics.MetricFrame with a regression metric"
+        )
     return target.reshape(-1).long().numpy()
