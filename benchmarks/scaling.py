@@ -277,6 +277,15 @@ def main() -> None:
     table("Samples", "N", samples, lambda n: scored(model, groups, RandomBatches(n)), "first row")
     people = [1, 4, 16, 64, 256]
     table("Sensitive groups", "G", people, lambda g: scored(model, groups, RandomBatches(10_000, g)), "first row")
+
+    def of_channels(n_channels: int) -> dict[str, float]:
+        network, its_groups = perceptron(n_channels)
+        batches = RandomBatches(2_500)
+        plain = {"plain pass": seconds(lambda: plain_pass(network, batches))}
+        return {**plain, **scored(network, its_groups, batches)}
+
+    table("Channels, in plain forward and backward passes", "C", [500, 1000, 2000, 4000], of_channels, "plain pass")
+    table("Processes of one thread each", "W", [1, 2], lambda count: in_processes(count, 10_000), "first row")
     sketch_against_exact(2_000, 20_000)
 
 

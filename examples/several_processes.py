@@ -13,7 +13,12 @@ import copy
 import torch
 import torch.distributed as dist
 import torch_pruning as tp
-from prune_adult import SENSITIVE_NAMES, load_adult, network, train
+from prune_adult import (  # type: ignore[import-not-found]  # beside this file
+    SENSITIVE_NAMES,
+    load_adult,
+    network,
+    train,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

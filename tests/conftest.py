@@ -17,18 +17,20 @@ _NEEDS = {
 
 collect_ignore = [file for file, modules in _NEEDS.items() if not all(map(find_spec, modules))]
 
-# What an extra is called, and a module that it brings.
-_EXTRAS = {"influence": "curvlinops", "search": "cma", "plot": "matplotlib", "aif360": "aif360", "test": "optuna"}
+# What an extra is called, and a module that it brings; further modules that tests import by themselves.
+_EXTRAS = {"influence": "curvlinops", "search": "cma", "plot": "matplotlib", "aif360": "aif360"}
+_MODULES = (*_EXTRAS.values(), "onnx", "onnxruntime", "onnxscript", "optuna", "skorch", "transformers")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, Any, Any]:
-    """A test that ends in the message that names a missing extra is skipped there."""
+    """A test that stops because an extra is missing is skipped."""
     try:
         return (yield)
     except (Exception, pytest.fail.Exception) as error:
-        for extra, module in _EXTRAS.items():
-            named = f"fairtrim[{extra}]" in str(error) or f"No module named '{module}'" in str(error)
+        for module in _MODULES:
+            extra = next((name for name, brings in _EXTRAS.items() if brings == module), None)
+            named = (extra and f"fairtrim[{extra}]" in str(error)) or f"No module named '{module}'" in str(error)
             if named and find_spec(module) is None:
                 pytest.skip(f"needs {module}")
         raise
