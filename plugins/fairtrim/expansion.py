@@ -75,8 +75,11 @@ class SampleLoss:
         if scores.ndim == 2:
             return self._of_rows(scores, target).mean(1)
         labelled = self.labelled(scores, target)
-        rows = self._of_rows(scores.flatten(0, 1), target.flatten(0, 1), labelled.flatten()).mean(1)
-        return (rows.view(labelled.shape) * labelled).sum(1) / labelled.sum(1).clamp_min(1)
+        # a loss may refuse what has no label, or make NaN of it, which no factor 0 takes away
+        rows = self._of_rows(scores[labelled], target[labelled]).mean(1)
+        places = labelled.flatten().nonzero().squeeze(1) // labelled.shape[1]
+        total = rows.new_zeros(len(scores)).index_add(0, places, rows)
+        return total / labelled.sum(1).clamp_min(1)
 
     def labelled(self, scores: Tensor, target: Tensor) -> Tensor:
         """Which positions have a label.
@@ -102,20 +105,22 @@ class SampleLoss:
         Returns:
             (N,), at least 1.
         """
+        each = scores.shape[-1] if target.shape == scores.shape else 1
         if scores.ndim == 3:
-            return self.labelled(scores, target).sum(1).clamp_min(1)
-        several = target.shape == scores.shape
-        return torch.full((len(scores),), scores.shape[1] if several else 1, device=scores.device)
+            return each * self.labelled(scores, target).sum(1).clamp_min(1)
+        return torch.full((len(scores),), each, device=scores.device)
 
-    def _of_rows(self, scores: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
+    def _of_rows(self, scores: Tensor, target: Tensor) -> Tensor:
         """Losses of rows of scores, (rows, terms)."""
         if self.is_cross_entropy:
-            _check_labels(scores, target, labelled)
+            _check_labels(scores, target)
             target = target.long()
         elif scores.shape[1] == 1 and target.ndim == 1:
             target = target.unsqueeze(1)
         if target.shape == scores.shape:  # one target for each score, not a label: as numbers
             target = target.to(scores.dtype)
+        if not len(scores):  # no position of the batch has a label
+            return scores.sum(1, keepdim=True)
         if self._unreduced is not None:
             losses = self._unreduced(scores, target)
         else:
@@ -130,7 +135,7 @@ def _takes_reduction(loss_fn: Callable[..., Any]) -> bool:
         return False
 
 
-def _check_labels(scores: Tensor, target: Tensor, labelled: Tensor | None) -> None:
+def _check_labels(scores: Tensor, target: Tensor) -> None:
     n_classes = scores.shape[1]
     if n_classes < 2:
         raise InputError(
@@ -141,10 +146,7 @@ def _check_labels(scores: Tensor, target: Tensor, labelled: Tensor | None) -> No
         raise InputError(
             f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy expects integer labels (N,)"
         )
-    known = target if labelled is None else target[labelled]
-    if not len(known):
-        return
-    low, high = int(known.min()), int(known.max())
+    low, high = (int(target.min()), int(target.max())) if len(target) else (0, 0)
     if low < 0 or high >= n_classes:
         raise InputError(f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} scores")
 
@@ -221,7 +223,7 @@ def _softmax_factors(scores: Tensor, labelled: Tensor) -> Tensor:
     """F of a mean of cross-entropies at T positions, block by block: (N, T(K−1), T(K−1))."""
     n_samples, n_positions, n_classes = scores.shape
     blocks = softmax_factor(torch.softmax(scores, 2).flatten(0, 1))
-    share = labelled / labelled.sum(1, keepdim=True).clamp_min(1)
+    share = labelled.to(scores.dtype) / labelled.sum(1, keepdim=True).clamp_min(1)
     blocks = blocks.view(n_samples, n_positions, n_classes - 1, n_classes - 1) * share.sqrt()[:, :, None, None]
     factor = blocks.new_zeros(n_samples, n_positions, n_classes - 1, n_positions, n_classes - 1)
     for t in range(n_positions):
