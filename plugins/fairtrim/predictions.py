@@ -110,6 +110,8 @@ def predict(
     scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
     target = np.concatenate(targets)
     n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
+    if not len(target):
+        raise InputError("no position of any sample has a label of at least 0; expected some that have")
     if target.min() < 0 or target.max() >= n_classes:
         raise InputError(
             f"labels reach from {target.min()} to {target.max()}; expected 0 to {n_classes - 1} for {n_classes} classes"
