@@ -82,7 +82,7 @@ def check_network(model: nn.Module) -> None:
         model: The network.
 
     Raises:
-        UnsupportedModelError: It was compiled into another object, or has a BatchNorm without running statistics,
+        UnsupportedModelError: It was compiled, or has a BatchNorm without running statistics,
             which normalises by the batch even in eval mode.
     """
     for name, module in model.named_modules():
@@ -90,6 +90,11 @@ def check_network(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{name or 'the network'} was compiled by torch.compile; expected the network itself, model._orig_mod "
                 "(the compiled one shares its weights; compile again after pruning, which changes the shapes)"
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:  # may have left out hooks that come later
+            raise UnsupportedModelError(
+                f"{name or 'the network'} was compiled in place by its compile(), which passes hooks over in silence; "
+                "expected one that is not: compile after pruning, or take copy.deepcopy(model), which is not compiled"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise UnsupportedModelError(
