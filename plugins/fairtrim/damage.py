@@ -287,7 +287,7 @@ def collect_damage(
         sample_loss = SampleLoss(loss_fn)
         encoder = SensitiveEncoder(sensitive_names)
         pairs = resolved_interactions(interactions, n_columns)
-        moments = Moments(n_columns, pairs)
+        moments = Moments(n_columns, pairs, processes.rank)
         run = ScoringRun(
             folder,
             model,

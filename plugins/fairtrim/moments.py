@@ -72,15 +72,16 @@ class Moments:
     Args:
         n_columns: C.
         interactions: How to keep pairs of channels: ``"exact"`` (Gram matrices), ``"sketched"``, or not at all.
+        rank: Of this process; the sketches of several must not err alike.
     """
 
-    def __init__(self, n_columns: int, interactions: Interactions | None = None) -> None:
+    def __init__(self, n_columns: int, interactions: Interactions | None = None, rank: int = 0) -> None:
         self.counts = torch.zeros(0, dtype=torch.float64)
         self.loss = torch.zeros(0, dtype=torch.float64)
         self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
         self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
         self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
-        self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES) if interactions == "sketched" else None
+        self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def _grow(self, n_groups: int) -> None:

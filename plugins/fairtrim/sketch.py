@@ -8,6 +8,7 @@ none is added to another, and nothing is lost.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,23 +27,25 @@ HELD_OUT_ROWS = 1024
 """Rows of a second, independent sketch that judges what was selected on the first: greedy selection would
 otherwise count the first one's errors in its own favour."""
 
+_SUMS_FOR_THE_ERROR = 256  # of which all pairs are looked at, to see how far the estimate is off
+
 
 class SketchedRows:
     """Signed sums of rows that come in batches, for one sensitive group.
 
     Args:
         n_sums: m.
-        seed: Of the signs.
+        name: Of the signs: sketches of different names err independently of each other.
 
     Attributes:
         sums: (min(m, rows so far), C), or None before the first.
         n_rows: How many rows went in.
     """
 
-    def __init__(self, n_sums: int, seed: int) -> None:
+    def __init__(self, n_sums: int, name: str) -> None:
         self.sums: Tensor | None = None
         self.n_rows = 0
-        self._n_sums, self._seed = n_sums, seed
+        self._n_sums, self._name = n_sums, name
 
     def add(self, rows: Tensor) -> None:
         """Add rows.
@@ -57,10 +60,8 @@ class SketchedRows:
         # signs depend on how many rows went before only, not on how they were cut into batches
         first = max(0, self._n_sums - self.n_rows)
         if first < len(rows):
-            rows = (
-                rows
-                * torch.cat([rows.new_ones(first), self._signs(self.n_rows + first, len(rows) - first, rows)])[:, None]
-            )
+            signs = self._signs(self._name, self.n_rows + first, len(rows) - first).to(rows)
+            rows = rows * torch.cat([signs.new_ones(first), signs])[:, None]
         start = self.n_rows % self._n_sums
         self.n_rows += len(rows)
         self._make_room(rows)
@@ -70,14 +71,14 @@ class SketchedRows:
         if len(before_end) < len(rows):
             self.sums[: len(rows) - len(before_end)] += rows[len(before_end) :]
 
-    def _signs(self, position: int, number: int, like: Tensor) -> Tensor:
+    def _signs(self, name: str, position: int, number: int) -> Tensor:
         first, last = position // self._n_sums, (position + number - 1) // self._n_sums
         drawn = []
         for block in range(first, last + 1):
-            generator = torch.Generator().manual_seed(self._seed + 7919 * block)
-            drawn.append(torch.randint(0, 2, (self._n_sums,), generator=generator))
+            seed = int.from_bytes(hashlib.sha256(f"{name}/{block}".encode()).digest()[:4], "big")
+            drawn.append(torch.randint(0, 2, (self._n_sums,), generator=torch.Generator().manual_seed(seed)))
         offset = position - first * self._n_sums
-        return (torch.cat(drawn)[offset : offset + number] * 2 - 1).to(like)
+        return torch.cat(drawn)[offset : offset + number] * 2 - 1
 
     def _make_room(self, rows: Tensor) -> None:
         needed = min(self.n_rows, self._n_sums)
@@ -113,7 +114,7 @@ class SketchedRows:
             A sketch that is exact where all rows together are at most m.
         """
         counts = [int(n) for n in processes.exchange(self.n_rows)]
-        total = SketchedRows(self._n_sums, self._seed)
+        total = SketchedRows(self._n_sums, self._name)
         total.n_rows = sum(counts)
         mine = torch.zeros(min(self._n_sums, total.n_rows), n_columns, dtype=torch.float64)
         before = sum(counts[: processes.rank])
@@ -121,9 +122,9 @@ class SketchedRows:
         if len(filled):
             # like rows that come after those of the processes before: sums that are shared get signs of their own
             places = before + torch.arange(len(filled))
-            shared = places >= self._n_sums
-            signs = self._signs(before, len(filled), filled)
-            mine[places % self._n_sums] = filled * torch.where(shared, signs, torch.ones_like(signs))[:, None]
+            signs = self._signs(f"{self._name}/merged", 0, len(filled)).to(filled)
+            signs[places < self._n_sums] = 1
+            mine[places % self._n_sums] = filled * signs[:, None]
         total.sums = processes.sum(mine)
         return total
 
@@ -172,13 +173,10 @@ class SampleSketch:
         for g, n_rows in enumerate(self.n_rows):
             fits = n_rows <= len(self.selection[g])
             chosen = (self.selection if fits else self.held_out)[g][:, columns].double()
-            squares = chosen.sum(1).square()
             # single channels are known exactly: put them in the place of their own estimate
-            exact = self.diagonal[g, columns].sum() - chosen.square().sum()
-            estimates.append(squares.sum() + exact)
-            # a sum of k signed rows of size v: E[sum⁴] ≈ (3 − 2/k) v⁴, and its square has the variance 2 (1 − 1/k) v⁴
-            k = max(1.0, n_rows / max(1, len(chosen)))
-            variances.append(0 * squares.sum() if fits else squares.square().sum() * 2 * (1 - 1 / k) / (3 - 2 / k))
+            pairs = chosen.sum(1).square().sum() - chosen.square().sum()
+            estimates.append(self.diagonal[g, columns].sum() + pairs)
+            variances.append(0 * pairs if fits else _variance_of_pairs(chosen, n_rows))
         estimate, variance = torch.stack(estimates), torch.stack(variances)
         return self.mixing @ estimate, (self.mixing.square() @ variance).sqrt()
 
@@ -194,16 +192,32 @@ class SampleSketch:
         return replace(self, mixing=mixing @ self.mixing)
 
 
+def _variance_of_pairs(sums: Tensor, n_rows: int) -> Tensor:
+    """Variance of Σ_i q(b_i, b_i) over the m signed sums b of rows x, q(x, y) = Σ_c x_c Σ_d y_d − Σ_c x_c y_c.
+
+    Rows of one sum add q(x, y) with a random sign, twice a pair, so that the variance is 2 Σ q(x, y)² over ordered
+    pairs of rows in one sum. Pairs of rows in different sums are like them: E[q(b_i, b_j)²] = Σ_{x∈i, y∈j} q(x, y)².
+    """
+    n_sums, few = len(sums), sums[:_SUMS_FOR_THE_ERROR]
+    smaller, larger_ones = divmod(n_rows, n_sums)
+    pairs_within = (n_sums - larger_ones) * smaller * (smaller - 1) + larger_ones * (smaller + 1) * smaller
+    totals = few.sum(1)
+    between = (torch.outer(totals, totals) - few @ few.T).square().fill_diagonal_(0)
+    pairs_between = len(few) * (len(few) - 1) * (n_rows / n_sums) ** 2
+    return 2 * between.sum() * pairs_within / pairs_between
+
+
 class Sketches:
     """The sketches of all sensitive groups while samples come in.
 
     Args:
         n_columns: C.
         max_bytes: More is refused.
+        rank: Of this process among those that are merged at the end.
     """
 
-    def __init__(self, n_columns: int, max_bytes: int) -> None:
-        self._n_columns, self._max_bytes = n_columns, max_bytes
+    def __init__(self, n_columns: int, max_bytes: int, rank: int = 0) -> None:
+        self._n_columns, self._max_bytes, self._rank = n_columns, max_bytes, rank
         self.groups: list[tuple[SketchedRows, SketchedRows]] = []
 
     def grow(self, n_groups: int) -> None:
@@ -213,7 +227,10 @@ class Sketches:
             n_groups: G so far.
         """
         while len(self.groups) < n_groups:
-            self.groups.append((SketchedRows(SELECTION_ROWS, 0), SketchedRows(HELD_OUT_ROWS, 104729)))
+            name = f"{self._rank}/{len(self.groups)}"
+            self.groups.append(
+                (SketchedRows(SELECTION_ROWS, f"{name}/selection"), SketchedRows(HELD_OUT_ROWS, f"{name}/held out"))
+            )
 
     def add(self, rows: Tensor, weights: Tensor) -> None:
         """Add the rows of a batch.
