@@ -21,7 +21,7 @@ from .people import GroupName, SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
 from .processes import Processes
 from .sketch import SampleSketch
-from .streaming import ScoringRun
+from .streaming import ScoringRun, described
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -291,7 +291,15 @@ def collect_damage(
         run = ScoringRun(
             folder,
             model,
-            {"sizes": sizes, "curvature": curvature, "interactions": pairs, "sensitive_names": repr(sensitive_names)},
+            {
+                "sizes": sizes,
+                "curvature": curvature,
+                "interactions": pairs,
+                "sensitive_names": repr(sensitive_names),
+                "loss_fn": described(loss_fn),
+                "forward_fn": described(forward_fn),
+                "output_transform": described(output_transform),
+            },
             processes,
         )
         run.restore(moments, encoder)

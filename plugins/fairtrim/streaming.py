@@ -8,20 +8,53 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .batches import Batch
+from .batches import Batch, to_device
 from .errors import InputError
 from .moments import Moments
 from .people import SensitiveEncoder
 from .processes import Processes
 from .resumption import Resumption, fingerprint
 
-__all__ = ["ScoringRun"]
+__all__ = ["ScoringRun", "described"]
 
 SECONDS_BETWEEN_SAVES = 60.0
+
+_PLAIN = (str, bool, int, float, type(None))
+
+
+def described(function: Any) -> Any:
+    """A function or loss as JSON can hold it, the same in every process: its name and its numbers.
+
+    Args:
+        function: The function, or None.
+
+    Returns:
+        The description; functions of one name are not told apart.
+
+    Example:
+        >>> described(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
+        0.1
+    """
+    if function is None:
+        return None
+    plain = {key: value for key, value in getattr(function, "__dict__", {}).items() if isinstance(value, _PLAIN)}
+    return {"name": getattr(function, "__qualname__", type(function).__qualname__), **plain}
+
+
+def _content(leaf: Any) -> bytes:
+    if isinstance(leaf, Tensor):
+        data = leaf.detach().contiguous().reshape(-1).view(torch.uint8)
+        return bytes(data.numpy().tobytes())
+    if hasattr(leaf, "to_numpy"):  # a column or a table of pandas
+        leaf = leaf.to_numpy()
+    if isinstance(leaf, np.ndarray):
+        leaf = leaf.tolist()
+    return repr(leaf).encode() if isinstance(leaf, (*_PLAIN, list)) else b""
 
 
 class ScoringRun:
@@ -80,10 +113,8 @@ class ScoringRun:
         """
         for batch in batches:
             if self._keeps:
-                for leaf in tree_leaves((batch.inputs, batch.target)):
-                    if isinstance(leaf, Tensor):
-                        data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                        self._read.update(data.numpy().tobytes())
+                for leaf in tree_leaves(to_device([batch.inputs, batch.target, batch.sensitive], torch.device("cpu"))):
+                    self._read.update(_content(leaf))
             self._n_read += 1
             if self._n_read > self._n_done:
                 yield batch
