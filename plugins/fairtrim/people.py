@@ -269,13 +269,15 @@ class SensitiveEncoder:
             Where each group that was known here before stands now.
 
         Raises:
-            InputError: The processes have seen other features.
+            InputError: The processes have seen other features, or none has seen anybody.
         """
         mine = self.state()
         told = processes.exchange(mine)
         self.groups, self._position = [], {}
         for state in told:
             self.learn(state)
+        if not self.groups:
+            raise InputError("no process was given a sample; pass loaders with at least one batch in all")
         return self.learn(mine)
 
     def _weights(self, weights: Tensor, n_samples: int) -> Tensor:
