@@ -24,6 +24,7 @@ def _rewritten(path: Path, change: Any) -> None:
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["fairtrim-pruned"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header.pop("digest")  # or nothing else would be looked at
     change(header, tensors)
     save_file(tensors, path, metadata={"fairtrim-pruned": json.dumps(header)})
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import InputError
+from .resumption import digest
 
 __all__ = ["load_pruned", "save_pruned"]
 
@@ -76,7 +77,8 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
         raise InputError(f"folder {path.parent} doesn't exist; create it first")
     tensors, aliases = _tensors(model)
     modules = {name: attributes for name, module in model.named_modules() if (attributes := _attributes(module))}
-    header = {"format": FORMAT, "version": VERSION, "aliases": aliases, "modules": modules}
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "aliases": aliases, "modules": modules}
+    header["digest"] = digest(tensors, json.dumps(header, sort_keys=True))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
@@ -177,6 +179,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         isinstance(attributes, dict) for attributes in header["modules"].values()
     ):
         raise InputError(f"{path} is damaged: its header lacks the modules or aliases")
+    known = {key: header[key] for key in ("format", "version", "aliases", "modules")}
+    if set(header) - set(known) - {"digest"}:
+        raise InputError(f"{path} is damaged: its header holds {sorted(set(header) - set(known))} besides")
+    # files of the first releases have none
+    if "digest" in header and header["digest"] != digest(tensors, json.dumps(known, sort_keys=True)):
+        raise InputError(f"{path} is damaged, or was changed since it was written")
     return header, tensors
 
 

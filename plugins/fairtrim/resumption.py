@@ -19,18 +19,27 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
-__all__ = ["Progress", "Resumption", "fingerprint"]
+__all__ = ["Progress", "Resumption", "digest", "fingerprint"]
 
 FORMAT, VERSION = "fairtrim-recipe", 1
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """A digest of tensors and a text.
+
+    Args:
+        tensors: By name.
+        text: Whatever else must not change.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    sums = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        sums.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sums.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sums.hexdigest()
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -47,7 +56,7 @@ def fingerprint(model: nn.Module) -> str:
         >>> fingerprint(network) == fingerprint(network)
         True
     """
-    return _digest(model.state_dict())
+    return digest(model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class Resumption:
                 f"{self._path} was not written by this release (version {VERSION}); delete it to begin again"
             )
         known = {key: header.get(key) for key in ("version", "settings", "step", "data")}
-        if header.get("digest") != _digest(tensors, json.dumps(known, sort_keys=True)):
+        if header.get("digest") != digest(tensors, json.dumps(known, sort_keys=True)):
             raise InputError(f"{self._path} was changed since it was written; delete it to begin again")
         before = header["settings"]
         differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
@@ -137,7 +146,7 @@ class Resumption:
         os.close(handle)
         try:
             stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            header["digest"] = _digest(stored, json.dumps(header, sort_keys=True))
+            header["digest"] = digest(stored, json.dumps(header, sort_keys=True))
             save_file(stored, temporary, metadata={FORMAT: json.dumps(header)})
             Path(temporary).replace(self._path)
         except BaseException:
