@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .channels import ChannelGroup, Site
 from .errors import UnsupportedModelError
+from .preservation import remove_hooks
 
 __all__ = ["Gates", "explicit_gates", "hooked_gates"]
 
@@ -213,8 +214,7 @@ def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Ite
                 handles.append(module.register_forward_hook(_output_hook(gates, number)))
         yield gates
     finally:
-        for handle in handles:
-            handle.remove()
+        remove_hooks(handles)
 
 
 def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -299,5 +299,4 @@ def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapp
                     handles.append(module.register_forward_hook(after))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        remove_hooks(handles)

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["preserved_model", "preserved_random_state", "seeded"]
+__all__ = ["insist", "preserved_model", "preserved_random_state", "remove_hooks", "seeded"]
+
+
+def insist(restore: Callable[[], None]) -> None:
+    """Put something back, even if an interrupt comes while that is being done.
+
+    When a worker of a DataLoader dies, one error comes with the data and another, a little later, with the signal.
+
+    Args:
+        restore: Puts it back; twice does no harm.
+    """
+    try:
+        restore()
+    except BaseException:
+        restore()
+        raise
+
+
+def remove_hooks(handles: Iterable[RemovableHandle]) -> None:
+    """Take one's own hooks off a network.
+
+    Args:
+        handles: Of the hooks.
+    """
+    handles = list(handles)
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    insist(remove)
 
 
 @contextmanager
@@ -30,16 +61,23 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     generators = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
     states = [(generator, generator.get_state()) for generator in generators.values()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
+    device_states = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+    def restore() -> None:
         for generator, state in states:
             generator.set_state(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        for device, state in device_states:
+            torch.cuda.set_rng_state(state, device)
+
+    try:
+        yield
+    finally:
+        insist(restore)
 
 
 @contextmanager
@@ -87,12 +125,8 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for module in model.modules():  # a network may override train()
-            module.training = False
-        yield
-    finally:
+
+    def restore() -> None:
         for module, flag in training:
             module.training = flag
         with torch.no_grad():
@@ -104,3 +138,11 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
             if parameter.requires_grad != requires_gradient:
                 parameter.requires_grad_(requires_gradient)
+
+    try:
+        model.eval()
+        for module in model.modules():  # a network may override train()
+            module.training = False
+        yield
+    finally:
+        insist(restore)

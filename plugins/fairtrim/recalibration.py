@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .batches import ForwardFunction, class_scores, iterate_batches, model_device
 from .errors import InputError
-from .preservation import preserved_random_state
+from .preservation import insist, preserved_random_state
 
 __all__ = ["recalibrate_batchnorm"]
 
@@ -64,6 +64,18 @@ def recalibrate_batchnorm(
         raise InputError("the network has no BatchNorm with running statistics; there is nothing to recalibrate")
     before = [(norm, norm.momentum, {k: b.detach().clone() for k, b in norm.named_buffers()}) for norm in norms]
     training = [(module, module.training) for module in model.modules()]
+
+    def restore_statistics() -> None:
+        for norm, _, buffers in before:
+            for name, value in buffers.items():
+                getattr(norm, name).copy_(value)
+
+    def restore_settings() -> None:
+        for norm, momentum, _ in before:
+            norm.momentum = momentum
+        for module, flag in training:
+            module.training = flag
+
     try:
         for module in model.modules():
             module.training = False
@@ -86,13 +98,8 @@ def recalibrate_batchnorm(
             if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):
                 raise InputError("the statistics are not finite; check the inputs for NaN and infinity")
     except BaseException:
-        for norm, _, buffers in before:
-            for name, value in buffers.items():
-                getattr(norm, name).copy_(value)
+        insist(restore_statistics)
         raise
     finally:
-        for norm, momentum, _ in before:
-            norm.momentum = momentum
-        for module, flag in training:
-            module.training = flag
+        insist(restore_settings)
     return model

@@ -30,7 +30,7 @@ from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, SampleLoss, expand_outputs
 from .moments import Moments, spread
 from .people import SensitiveEncoder, SensitiveNames
-from .preservation import preserved_model, preserved_random_state
+from .preservation import preserved_model, preserved_random_state, remove_hooks
 from .processes import Processes
 
 __all__ = ["collect_weight_saliency", "squared_gradients"]
@@ -278,8 +278,7 @@ def _recorded_calls(layers: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Modul
     try:
         yield calls
     finally:
-        for handle in handles:
-            handle.remove()
+        remove_hooks(handles)
 
 
 def _closed_form_squares(
