@@ -359,9 +359,7 @@ def test_worker_that_dies(name: str) -> None:
     before.assert_unchanged()
 
 
-@pytest.mark.parametrize(
-    "what", ["random.setstate", "numpy.random.set_state", "torch.set_rng_state", "a hook", "a flag"]
-)
+@pytest.mark.parametrize("what", ["random.setstate", "numpy.random.set_state", "torch.set_rng_state", "hook", "flag"])
 @pytest.mark.parametrize("name", ["collect_damage", "collect_weight_saliency", "predict", "recalibrate_batchnorm"])
 def test_second_error_while_the_first_is_handled(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead worker is noticed twice: by what it doesn't send, and by a signal that comes at any time."""
