@@ -27,6 +27,7 @@ from .importance import (
     TailRiskImportance,
     WorstGroupImportance,
 )
+from .layers import ParameterAxis, describe_layer, forget_layer
 from .recipes import RecipeResult, dcwp, denp
 from .registry import IMPORTANCES, register, register_importance
 from .report import PruningReport
@@ -42,6 +43,7 @@ __all__ = [
     "DamageImportance",
     "GroupSaliencyImportance",
     "MeanDamageImportance",
+    "ParameterAxis",
     "PruningReport",
     "RecipeResult",
     "ShareBalancedImportance",
@@ -49,6 +51,8 @@ __all__ = [
     "WorstGroupImportance",
     "dcwp",
     "denp",
+    "describe_layer",
+    "forget_layer",
     "gradual_channel_pruning",
     "register",
     "register_importance",

@@ -14,6 +14,8 @@ from torch import nn
 from fairtrim import ChannelGroup, ChannelPlace, ParameterPlace, UnsupportedModelError
 from fairtrim.selection import Floor
 
+from .layers import description_of, parameter_axes, sample_axis_of
+
 __all__ = [
     "Root",
     "channel_group_of",
@@ -93,7 +95,8 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
     To the host attention passes its channels on too, but it consumes its inputs.
     """
     module, handler = item.dep.target.module, item.dep.handler
-    if isinstance(module, nn.MultiheadAttention):
+    description = description_of(module)
+    if description is not None and description.mixes:
         return True
     return bool(
         isinstance(module, nn.Module)
@@ -222,6 +225,7 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
     # every path through attention meets two places: query and key, or value and output projection
     weight = 0.5 if attention else 1.0
     places = []
+    unknown = []
     for item in group:
         module = item.dep.target.module
         produces_heads = any(module is layer for layer in attention)
@@ -230,22 +234,26 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
         channels, roots = _mapped(item)
         if not len(channels):
             continue
+        description = description_of(module)
+        if description is None:
+            unknown.append(f"{group._DG._module2name[module]} ({type(module).__name__})")
+            continue
         places.append(
             ChannelPlace(
                 module=group._DG._module2name[module],
                 side="output" if produces_heads else "input",
                 channels=tuple(channels.tolist()),
                 group_channels=tuple(unit_of(roots).tolist()),
-                channel_axis=_channel_axis(module),
-                sample_axis=_sample_axis(module),
+                channel_axis=description.channel_axis,
+                sample_axis=sample_axis_of(module),
                 weight=weight,
             )
         )
-    unknown = sorted({place.module for place in places if place.channel_axis == 0})
     if unknown:
         raise UnsupportedModelError(
-            f"the channels of {name!r} are consumed by {unknown}, layers with a customised pruner, whose axis of "
-            "channels is not known here; add the layers that produce them to ignored_layers"
+            f"the channels of {name!r} are consumed by {sorted(unknown)}, layers whose axis of channels is not known; "
+            "say it with fairtrim_adapters.torch_pruning.describe_layer(type, channel_axis=...), or add the layers "
+            "that produce the channels to ignored_layers"
         )
     if not places:
         raise UnsupportedModelError(
@@ -253,17 +261,6 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
             f"them would remove its scores. Add the layer to ignored_layers=[model.{name}] of the pruner"
         )
     return ChannelGroup(name, size, tuple(places), tuple(_parameter_places(group, unit_of)))
-
-
-def _channel_axis(module: nn.Module) -> int:
-    """Axis of the channels; 0 for layers of the user's, which may have it anywhere."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return 1
-    return -1 if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.RNNBase) else 0
-
-
-def _sample_axis(module: nn.Module) -> int:
-    return 0 if getattr(module, "batch_first", True) else 1
 
 
 def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterator[ParameterPlace]:
@@ -278,30 +275,13 @@ def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterato
         if isinstance(module, nn.Parameter):
             yield ParameterPlace(names[id(module)], item.dep.target.pruning_dim, tuple(channels.tolist()), units)
             continue
-        for parameter, axis in _axes(module, _is_consumer(graph, item)):
-            if parameter is not None:
+        for parameter, axis, blocks in parameter_axes(module, consumer=_is_consumer(graph, item)):
+            size = parameter.shape[axis] // blocks
+            for block in range(blocks):
                 # a grouped convolution stores the inputs of one group only: each slice counts once
-                pairs = dict.fromkeys(zip((channels % parameter.shape[axis]).tolist(), units, strict=True))
-                stored, of_units = zip(*pairs, strict=True)
+                slices = (channels % size + block * size).tolist()
+                stored, of_units = zip(*dict.fromkeys(zip(slices, units, strict=True)), strict=True)
                 yield ParameterPlace(names[id(parameter)], axis, stored, of_units)
-
-
-def _axes(module: nn.Module, consumer: bool) -> list[tuple[Any, int]]:
-    """Parameters that lose slices with the channels, and along which axis."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        output_axis = 1 if module.transposed else 0
-        return [(module.weight, 1 - output_axis)] if consumer else [(module.weight, output_axis), (module.bias, 0)]
-    if isinstance(module, nn.Linear):
-        return [(module.weight, 1)] if consumer else [(module.weight, 0), (module.bias, 0)]
-    if isinstance(module, nn.Embedding):
-        return [(module.weight, 1)]
-    if isinstance(module, nn.LayerNorm):
-        return [(module.weight, -1), (module.bias, -1)]
-    if isinstance(module, nn.PReLU):
-        return [(module.weight, 0)] if module.num_parameters > 1 else []
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
-        return [(module.weight, 0), (module.bias, 0)]
-    return []
 
 
 def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePruner | None) -> str:
