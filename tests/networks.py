@@ -247,12 +247,14 @@ class Case:
             torch.manual_seed(seed)
             model = self.make().double()
             for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
                     nn.init.uniform_(module.running_mean, -0.3, 0.3)
                     nn.init.uniform_(module.running_var, 0.5, 2.0)
-                if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
-                    nn.init.uniform_(module.weight, 0.5, 1.5)
-                    nn.init.uniform_(module.bias, -0.5, 0.5)
+                if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+                    if module.weight is not None:
+                        nn.init.uniform_(module.weight, 0.5, 1.5)
+                    if getattr(module, "bias", None) is not None:
+                        nn.init.uniform_(module.bias, -0.5, 0.5)
         return model
 
     def head(self, model: nn.Module) -> nn.Module:

@@ -648,7 +648,7 @@ class Tokens(nn.Module):
 
 
 def test_attention_of_torch_consumes_query_key_and_value() -> None:
-    case = Case(Tokens, (5, 3))
+    case = Case(Tokens, (5, 3), options=lambda model: {"out_channel_groups": {model.mix: 2}})
     model = case.model()
     groups = case.plan(model).groups
     table = collect_damage(model, _loader(case), groups, interactions=True, progress=False)

@@ -31,6 +31,7 @@ from .layers import ParameterAxis, describe_layer, forget_layer
 from .recipes import RecipeResult, dcwp, denp
 from .registry import IMPORTANCES, register, register_importance
 from .report import PruningReport
+from .tracing import RecurrentPruner, RMSNormPruner, traceable
 from .unlabelled import AccumulatedConfidenceImportance, ContrastiveImportance
 
 __all__ = [
@@ -45,7 +46,9 @@ __all__ = [
     "MeanDamageImportance",
     "ParameterAxis",
     "PruningReport",
+    "RMSNormPruner",
     "RecipeResult",
+    "RecurrentPruner",
     "ShareBalancedImportance",
     "TailRiskImportance",
     "WorstGroupImportance",
@@ -56,4 +59,5 @@ __all__ = [
     "gradual_channel_pruning",
     "register",
     "register_importance",
+    "traceable",
 ]

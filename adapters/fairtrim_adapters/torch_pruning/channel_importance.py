@@ -20,7 +20,9 @@ from fairtrim.expansion import LossFunction
 from fairtrim.people import SensitiveNames
 from fairtrim.selection import Selection, break_ties
 
-from .groups import consumers, group_name, repair_split_offsets
+from .corrections import correct_graph, correct_group
+from .groups import consumers, group_name
+from .map_check import check_map
 from .plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
 from .report import PruningReport, pruning_report
 
@@ -154,6 +156,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
     ) -> None:
         if not plan.groups:
             return
+        check_map(graph, plan, loader, options)
         selection, table = self._rank(graph.model, plan, loader, options)
         if not bool(torch.isfinite(selection.scores).all()):
             raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
@@ -188,7 +191,9 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             raise
 
     def _score(self, group: tp.Group, caller: Caller) -> Tensor | None:
-        if repair_split_offsets(group._DG):  # the host mapped this group before the repair
+        remapped = correct_graph(group._DG)
+        correct_group(group)  # the host will prune from this root
+        if remapped:  # the host mapped this group before
             group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
         self._ensure_fitted(group._DG, caller)
         name = group_name(group)

@@ -17,7 +17,8 @@ from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.samples import IndexedSamples
 from fairtrim.training import FeatureTap
 
-from .groups import group_name, is_consumed, repair_split_offsets
+from .corrections import correct_graph
+from .groups import group_name, is_consumed
 from .plan import groups_of_next_step
 
 __all__ = ["AccumulatedConfidence", "freeze", "frozen_parameters", "gradual_channel_pruning", "pruner_of_levels"]
@@ -214,7 +215,7 @@ def gradual_channel_pruning(
         )
         frozen = frozen_parameters(model)
         for level in levels:
-            repair_split_offsets(pruner.DG)
+            correct_graph(pruner.DG)
             pruner.step()
             freeze(model, frozen)
             yield level

@@ -23,11 +23,12 @@ __all__ = [
     "group_name",
     "head_layers",
     "is_consumed",
-    "obstacle",
+    "mapped",
     "part_floors",
+    "producers_of",
     "prunes_heads",
-    "repair_split_offsets",
     "root_of",
+    "units_of",
 ]
 
 
@@ -46,49 +47,6 @@ class Root:
     units: npt.NDArray[np.int64]
 
 
-def repair_split_offsets(graph: tp.DependencyGraph) -> bool:
-    """Bring the graph's splits in order, and up to date after a step.
-
-    Torch-Pruning 1.6 updates the sizes of a split but not the offsets that map its channels (``SplitPruner`` sets
-    them on itself), so that a second step would map channels to the wrong layers or out of range.
-
-    Args:
-        graph: The host's dependency graph.
-
-    Returns:
-        Whether anything was out of date.
-    """
-    changed = _order_splits(graph)
-    for node in graph.module2node.values():
-        if node.type == tp.ops.OPTYPE.SPLIT and node.module.split_sizes is not None:
-            offsets = [0, *np.cumsum(node.module.split_sizes).tolist()]
-            changed |= node.module.offsets != offsets
-            node.module.offsets = offsets
-    return changed
-
-
-def _order_splits(graph: tp.DependencyGraph) -> bool:
-    """Put the outputs of a split in the order of its parts.
-
-    Torch-Pruning 1.6 lists them as its walk from the network's output meets them, so that the channels of one part were
-    mapped to the consumers of another. Left alone where a consumer takes several parts.
-    """
-    changed = False
-    for node in graph.module2node.values():
-        if node.type != tp.ops.OPTYPE.SPLIT or node.module.split_sizes is None:
-            continue
-        parts: list[int | None] = []
-        for output in node.outputs:
-            edges = getattr(output.grad_fn, "next_functions", ())
-            numbers = [number for function, number in edges if function is node.grad_fn]
-            parts.append(numbers[0] if len(numbers) == 1 else None)
-        if None in parts or parts == sorted(parts):  # type: ignore[type-var]
-            continue
-        node.outputs[:] = [node.outputs[k] for k in np.argsort(np.array(parts, dtype=np.int64))]
-        changed = True
-    return changed
-
-
 def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
     """Whether an item of a group takes channels in and gives others out; norms pass theirs on.
 
@@ -105,23 +63,12 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
     )
 
 
-def _mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Channels of an item and the root channels they belong to; what the host couldn't map (None) is left out."""
     pairs = [(i, r) for i, r in zip(item.idxs, item.root_idxs, strict=True) if r is not None]
     channels, roots = (
         np.asarray(values, dtype=np.int64) for values in (zip(*pairs, strict=True) if pairs else ((), ()))
     )
-    present = getattr(item.dep.target.module, "in_channels", getattr(item.dep.target.module, "in_features", None))
-    if (
-        len(channels)
-        and present is not None
-        and item.dep.handler.__name__ == "prune_in_channels"
-        and channels.max() >= present
-    ):
-        raise UnsupportedModelError(
-            f"the host maps channel {channels.max()} to {item.dep.target.name}, which has {present} inputs: its graph "
-            "does not follow the network any more. Build a new pruner for the pruned network"
-        )
     return channels, roots
 
 
@@ -137,7 +84,7 @@ def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt
     graph = group._DG
     for item in group:
         if _is_consumer(graph, item):
-            channels, roots = _mapped(item)
+            channels, roots = mapped(item)
             if len(channels):
                 yield graph._module2name[item.dep.target.module], channels, roots
 
@@ -231,7 +178,7 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
         produces_heads = any(module is layer for layer in attention)
         if not (_is_consumer(group._DG, item) or produces_heads):
             continue
-        channels, roots = _mapped(item)
+        channels, roots = mapped(item)
         if not len(channels):
             continue
         description = description_of(module)
@@ -263,12 +210,40 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
     return ChannelGroup(name, size, tuple(places), tuple(_parameter_places(group, unit_of)))
 
 
+def producers_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[ChannelPlace, ...]:
+    """Where the channels of a group come from, and which layers they pass.
+
+    Args:
+        group: A full dependency group of the host.
+        pruner: The pruner; None for a bare dependency graph.
+
+    Returns:
+        The outputs of its layers; none where one of them is not described.
+    """
+    unit_of = units_of(group, pruner)[1]
+    places = []
+    for item in group:
+        module = item.dep.target.module
+        if not isinstance(module, nn.Module) or not group._DG.is_out_channel_pruning_fn(item.dep.handler):
+            continue
+        if module not in group._DG._module2name:
+            continue  # an operation, not a layer
+        description, (channels, roots) = description_of(module), mapped(item)
+        if description is None:
+            return ()
+        if len(channels):
+            units = tuple(unit_of(roots).tolist())
+            name = group._DG._module2name[module]
+            places.append(ChannelPlace(name, "output", tuple(channels.tolist()), units, description.channel_axis))
+    return tuple(places)
+
+
 def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterator[ParameterPlace]:
     graph = group._DG
     names = {id(parameter): name for name, parameter in graph.model.named_parameters()}
     for item in group:
         module = item.dep.target.module
-        channels, roots = _mapped(item)
+        channels, roots = mapped(item)
         if not len(channels):
             continue
         units = tuple(unit_of(roots).tolist())
@@ -276,31 +251,14 @@ def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterato
             yield ParameterPlace(names[id(module)], item.dep.target.pruning_dim, tuple(channels.tolist()), units)
             continue
         for parameter, axis, blocks in parameter_axes(module, consumer=_is_consumer(graph, item)):
+            if id(parameter) not in names:
+                continue  # computed from others: see obstacle
             size = parameter.shape[axis] // blocks
             for block in range(blocks):
                 # a grouped convolution stores the inputs of one group only: each slice counts once
                 slices = (channels % size + block * size).tolist()
                 stored, of_units = zip(*dict.fromkeys(zip(slices, units, strict=True)), strict=True)
                 yield ParameterPlace(names[id(parameter)], axis, stored, of_units)
-
-
-def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePruner | None) -> str:
-    """Why gates can't describe a group, or nothing."""
-    unmapped = [
-        str(of_host._DG._module2name[layer])
-        for item in of_host
-        if (layer := item.dep.target.module) in head_layers(of_host, pruner) and None in item.root_idxs
-    ]
-    if unmapped:
-        return f"the host doesn't map the channels of {unmapped} (attention in which heads share keys and values)"
-    covered: set[int] = set()
-    for place in group.places:
-        if len(set(place.channels)) < len(place.channels):
-            return f"several of its channels share one input channel of {place.module!r} (a reshape in between)"
-        covered.update(place.group_channels)
-    if len(covered) < group.size:
-        return f"the host doesn't map {group.size - len(covered)} of its {group.size} channels to any consumer"
-    return ""
 
 
 def root_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Root:

@@ -7,27 +7,28 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim import ChannelGroup, InputError
+from fairtrim import ChannelGroup, ChannelPlace, InputError
 from fairtrim.channels import ChannelColumns
 from fairtrim.selection import Floor, Pool
 
+from .corrections import correct_graph, correct_group
 from .groups import (
     Root,
     channel_group_of,
     head_layers,
     is_consumed,
-    obstacle,
     part_floors,
+    producers_of,
     prunes_heads,
-    repair_split_offsets,
     root_of,
 )
+from .obstacles import fewest_units, obstacle
 
 __all__ = ["PruningPlan", "caller_of", "groups_of_next_step", "plan_of_graph", "plan_of_pruner"]
 
@@ -46,6 +47,7 @@ class PruningPlan:
         roots: Where the host starts when it removes channels of a group.
         unscored: Groups that gates can't describe, with the reason; they are not pruned.
         step: Number of the host's step, or 0 where no pruner is known.
+        producers: Where the channels of a group come from; none where a layer is not described.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -56,6 +58,7 @@ class PruningPlan:
     step: int = 0
     heads: frozenset[str] = frozenset()
     round_to: int = 1
+    producers: dict[str, tuple[ChannelPlace, ...]] = field(default_factory=dict)
 
     @property
     def columns(self) -> ChannelColumns:
@@ -151,7 +154,7 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
 @contextmanager
 def _listening(pruner: tp.pruner.BasePruner, step: int) -> Iterator[list[tp.Group]]:
     """The groups that the host asks for at a step; nothing is pruned, and the step doesn't count."""
-    repair_split_offsets(pruner.DG)
+    correct_graph(pruner.DG)
     importance, current_step = pruner.importance, pruner.current_step
     listener = _Listener()
     try:
@@ -194,7 +197,11 @@ def plan_of_graph(graph: tp.DependencyGraph) -> PruningPlan:
         InputError: Every group ends in the output.
     """
     types = (nn.modules.conv._ConvNd, nn.Linear)
-    return _plan([g for g in graph.get_all_groups(root_module_types=types) if is_consumed(g, graph)], None, 0)
+    correct_graph(graph)
+    groups = [group for group in graph.get_all_groups(root_module_types=types) if is_consumed(group, graph)]
+    for group in groups:
+        correct_group(group)
+    return _plan(groups, None, 0)
 
 
 def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step: int) -> PruningPlan:
@@ -207,6 +214,12 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
             unscored[channel_group.name] = reason
         else:
             scored.append((group, channel_group))
+    pools, floors, heads = _pools(pruner, scored, step)
+    emptied = _left_with_too_few(scored, pools) if pruner and step < pruner.iterative_steps else {}
+    if emptied:
+        unscored |= emptied
+        scored = [(group, channel_group) for group, channel_group in scored if channel_group.name not in emptied]
+        pools, floors, heads = _pools(pruner, scored, step)
     if unscored:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unscored.items())
         warnings.warn(f"fairtrim leaves these dependency groups as they are: {reasons}", stacklevel=4)
@@ -215,7 +228,6 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
             "nothing in this network can be pruned: the host finds no dependency group that it may touch; check "
             "ignored_layers, root_module_types, max_pruning_ratio, and that parameters have requires_grad=True"
         )
-    pools, floors, heads = _pools(pruner, scored, step)
     return PruningPlan(
         groups=tuple(channel_group for _, channel_group in scored),
         pools=pools,
@@ -225,7 +237,22 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
         step=step,
         heads=heads,
         round_to=(pruner.round_to or 1) if pruner else 1,
+        producers={channel_group.name: producers_of(group, pruner) for group, channel_group in scored},
     )
+
+
+def _left_with_too_few(scored: Sequence[tuple[tp.Group, ChannelGroup]], pools: Sequence[Pool]) -> dict[str, str]:
+    """Groups that the host's quota would leave with channels that it mistakes for depthwise ones in its next step."""
+    quotas = {pool.layers[0]: pool.quota for pool in pools if len(pool.layers) == 1 and pool.quota is not None}
+    reasons = {}
+    for of_host, group in scored:
+        quota = quotas.get(group.name, 0)
+        if quota and fewest_units(of_host) == 2 > group.size - quota:
+            reasons[group.name] = (
+                f"{quota} of {group.size} channels of each convolution group should go, and the host takes what would "
+                "be left for a depthwise convolution in its next step; lower pruning_ratio, or add it to ignored_layers"
+            )
+    return reasons
 
 
 class _Listener:
@@ -235,6 +262,7 @@ class _Listener:
         self.groups: list[tp.Group] = []
 
     def __call__(self, group: tp.Group) -> None:
+        correct_group(group)
         self.groups.append(group)
 
 
@@ -264,7 +292,7 @@ def _pools(
             heads[channel_group.name] = channel_group.size, pruner.get_target_head_pruning_ratio(attention[0])
             continue
         members.setdefault(scope, []).append(channel_group)
-        kept = max(1, math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
+        kept = max(fewest_units(group), math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
         floors.append(Floor(channel_group.name, kept))
     roots = {channel_group.name: len(group[0].idxs) for group, channel_group in scored}
     pools = []

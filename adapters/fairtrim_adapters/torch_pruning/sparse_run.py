@@ -25,8 +25,8 @@ from fairtrim.samples import IndexedSamples
 from fairtrim.training import FeatureTap, fine_tune
 
 from .channel_importance import ChannelImportance
+from .corrections import correct_graph
 from .gradual import freeze, frozen_parameters, pruner_of_levels
-from .groups import repair_split_offsets
 
 __all__ = ["RecipeResult", "SparseRun", "begin"]
 
@@ -209,7 +209,7 @@ class SparseRun:
                 functions = graph.get_pruner_of_module(modules[name])
                 function = functions.prune_out_channels if outputs else functions.prune_in_channels
                 graph.get_pruning_group(modules[name], function, idxs).prune()
-            repair_split_offsets(graph)
+            correct_graph(graph)
         freeze(self.model, frozen)
         self.removed, self.rows = finished.data["removed"], finished.data["rows"]
         self.pruner._scope_initial_channels.update(finished.data["scopes"])
