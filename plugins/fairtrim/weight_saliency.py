@@ -7,6 +7,7 @@ the square of a batch's mean gradient is a few per cent of it and ranks differen
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -92,6 +93,7 @@ def squared_gradients(
         sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
         names = {id(p): name for name, p in wanted.items()}
         closed = _closed_form_layers(model, names)
+        recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())  # vmap can't go through those
     with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False
         for batch in iterate_batches(
@@ -123,7 +125,8 @@ def squared_gradients(
                         if parameter in names:
                             sums[names[parameter]] = _added(sums[names[parameter]], square.double().cpu())
             for direction in directions if others else []:
-                squares = _vmap_squares(model, others, batch, direction, on_device, forward_fn, output_transform)
+                squares_of = _looped_squares if recurrent else _vmap_squares
+                squares = squares_of(model, others, batch, direction, on_device, forward_fn, output_transform)
                 for name, square in squares.items():
                     sums[name] = _added(sums[name], square.double().cpu())
     places = encoder.share(processes)
@@ -428,10 +431,37 @@ def _vmap_squares(
     squares: dict[str, Tensor] = {}
     for start in range(0, len(batch), size):  # vmap's own chunk_size would keep the gradients of all samples
         part = slice(start, min(start + size, len(batch)))
-        gradients = differentiate(chosen, tree_map(lambda t, part=part: t[part], batch.inputs), direction[part])
+        with warnings.catch_warnings():  # attention has no batching rule: slower, and right
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+            gradients = differentiate(chosen, tree_map(lambda t, part=part: t[part], batch.inputs), direction[part])
         for name, gradient in gradients.items():
             square = torch.tensordot(weights[:, part], gradient.to(weights.dtype).square(), dims=1)
             squares[name] = squares[name] + square if name in squares else square
+    return squares
+
+
+def _looped_squares(
+    model: nn.Module,
+    names: Sequence[str],
+    batch: Batch,
+    direction: Tensor,
+    weights: Tensor,
+    forward_fn: ForwardFunction | None,
+    output_transform: Callable[[Any], Tensor] | None,
+) -> dict[str, Tensor]:
+    """The same by a loop over the samples."""
+    chosen = {name: p.requires_grad_() for name, p in model.named_parameters() if name in set(names)}
+    squares = {name: weights.new_zeros(len(weights), *p.shape) for name, p in chosen.items()}
+    for n in range(len(batch)):
+        single = tree_map(lambda t, n=n: t[n : n + 1], batch.inputs)
+        scores = class_scores(
+            model, Batch(single, batch.target[n : n + 1], None, batch.index), forward_fn, output_transform
+        )
+        along = direction[n : n + 1].to(scores.dtype)
+        gradients = torch.autograd.grad(scores, list(chosen.values()), along, allow_unused=True)
+        for name, gradient in zip(chosen, gradients, strict=True):
+            if gradient is not None:
+                squares[name] += torch.tensordot(weights[:, n], gradient.to(weights.dtype).square(), dims=0)
     return squares
 
 

@@ -207,6 +207,13 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
                 columns = self._columns[module]
                 columns = np.append(columns, np.full(max(0, channels.max() + 1 - len(columns)), -1))[channels]
                 scores[[position[root] for root in roots.tolist()]] = np.where(columns < 0, np.nan, all_scores[columns])
+        if name in self.plan_.roots:
+            # parts of a chunk that meet again reach a reader as one: the map keeps the root channel of one part only
+            units = self.plan_.roots[name].units
+            places = [(k, units[root]) for root, k in position.items() if root < len(units)]
+            known = {unit: scores[k] for k, unit in places if not np.isnan(scores[k])}
+            for k, unit in places:
+                scores[k] = known.get(unit, np.nan)
         if np.isnan(scores).any():
             missing = [root for root, k in position.items() if np.isnan(scores[k])]
             raise UnsupportedModelError(

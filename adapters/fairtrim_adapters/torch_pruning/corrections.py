@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -234,6 +236,21 @@ def _replace_functions(graph: tp.DependencyGraph) -> None:
     for node in graph.module2node.values():
         for dep in node.dependencies:
             _correct(dep, owners)
+        slices = [entry.module for entry in node.outputs if entry.type == tp.ops.OPTYPE.SLICE]
+        slices.sort(key=lambda part: part.start)
+        if len(slices) > 1 and all(a.end == b.start and b.step == 1 for a, b in pairwise(slices)):
+            readers = [dep for entry in node.outputs for reader in entry.outputs for dep in reader.dependencies]
+            for dep in (*node.dependencies, *readers):
+                if any(dep.target.module is part for part in slices) and not isinstance(dep.handler, PruningFunction):
+                    dep.handler = PruningFunction(dep.handler, partial(_prune_slice, slices))
+
+
+def _prune_slice(slices: Sequence[Any], part: Any, idxs: Sequence[int]) -> Any:
+    """Slices that follow each other move up; the host moves each by the channels that it has lost itself."""
+    for other in slices[next(k for k, entry in enumerate(slices) if entry is part) :]:
+        other.start -= 0 if other is part else len(idxs)
+        other.end -= len(idxs)
+    return part
 
 
 def _owners_of_parameters(model: nn.Module) -> dict[int, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch_pruning as tp
@@ -17,6 +18,7 @@ from fairtrim.selection import (
     Selection,
     joint_selection,
     negative_columns,
+    ranked,
     share_balanced_order,
     single_selection,
 )
@@ -227,7 +229,12 @@ class ShareBalancedImportance(DamageImportance):
     def _select(
         self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...], *, progress: bool = False
     ) -> Selection:
-        return share_balanced_order(table)
+        selection = share_balanced_order(table)
+        if all(floor.channels is None for floor in plan.floors):
+            return selection
+        # behind a split every reader must keep a channel, or the host skips the layer
+        order = ranked(selection.scores, table.columns, pools=pools, floors=plan.floors)
+        return replace(order, change=selection.change)
 
     def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
         """An order of shares has no sign.

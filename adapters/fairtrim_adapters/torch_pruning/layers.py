@@ -189,7 +189,8 @@ def parameter_axes(layer: nn.Module, *, consumer: bool) -> list[tuple[Tensor, in
 
 
 def _convolution(layer: nn.modules.conv._ConvNd, consumer: bool) -> list[ParameterAxis]:
-    output_axis = 1 if layer.transposed else 0
+    depthwise = layer.groups == layer.in_channels == layer.out_channels  # its weight is (C, 1, ...) either way
+    output_axis = 1 if layer.transposed and not depthwise else 0
     if consumer:
         return [ParameterAxis("weight", 1 - output_axis)]
     return [ParameterAxis("weight", output_axis), ParameterAxis("bias", 0)]

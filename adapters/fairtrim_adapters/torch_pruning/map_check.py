@@ -57,8 +57,12 @@ def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any
             if isinstance(module, norm) and module.weight is None and type(module) not in graph.CUSTOMIZED_PRUNERS:
                 stack.callback(module.register_forward_pre_hook(_refuse_norm(name)).remove)
         class_scores(model, batch, forward["forward_fn"], forward["output_transform"])
+    chosen: dict[str, set[int]] = {}
     for group in groups.values():
-        _check_group(group, tainted)
+        for place in group.places:
+            chosen.setdefault(place.module, set()).update(_chosen(place))
+    for group in groups.values():
+        _check_group(group, tainted, chosen)
 
 
 def _chosen(place: ChannelPlace) -> list[int]:
@@ -111,19 +115,17 @@ def _refuse_norm(name: str) -> Callable[..., None]:
     return hook
 
 
-def _check_group(group: ChannelGroup, tainted: Mapping[str, Tensor]) -> None:
+def _check_group(group: ChannelGroup, tainted: Mapping[str, Tensor], of_all: Mapping[str, set[int]]) -> None:
     for place in group.places:
-        found = tainted.get(place.module)
-        if place.side != "input" or found is None or max(place.channels) >= len(found):
+        spoilt = tainted.get(place.module)
+        if place.side != "input" or spoilt is None or max(place.channels) >= len(spoilt):
             continue
-        chosen = set(_chosen(place))
-        clean = {c for c in place.channels if not found[c]}
-        missing = chosen & clean
-        others = set(found.nonzero().flatten().tolist()) - chosen
-        if missing or (others & set(place.channels) and clean):
+        found, chosen = set(spoilt.nonzero().flatten().tolist()), set(_chosen(place))
+        # a norm over channels spoils them all, which tells nothing
+        if chosen - found or (found - of_all[place.module] and set(place.channels) - found):
             raise UnsupportedModelError(
                 f"the host maps the channels of {group.name!r} to the wrong inputs of {place.module!r}: when "
-                f"channels {sorted(chosen)[:8]} of it should change, {found.nonzero().flatten().tolist()[:8]} do. An "
+                f"channels {sorted(chosen)[:8]} of it should change, {sorted(found)[:8]} do. An "
                 "operation between them moves channels (a channel shuffle, a flatten, a concatenation along an axis "
                 f"that the host misreads); add the layers that produce them to ignored_layers, e.g. model.{group.name}"
             )
