@@ -292,7 +292,8 @@ def _pools(
             heads[channel_group.name] = channel_group.size, pruner.get_target_head_pruning_ratio(attention[0])
             continue
         members.setdefault(scope, []).append(channel_group)
-        kept = max(fewest_units(group), math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
+        fewest = fewest_units(group) if step < pruner.iterative_steps else 1
+        kept = max(fewest, math.ceil(before * (1 - pruner.max_pruning_ratio) - 1e-9), pruner.round_to or 1)
         floors.append(Floor(channel_group.name, kept))
     roots = {channel_group.name: len(group[0].idxs) for group, channel_group in scored}
     pools = []
