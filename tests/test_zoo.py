@@ -15,14 +15,22 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import ChannelGroup, UnsupportedModelError, collect_damage, load_pruned, save_pruned
+from fairtrim import ChannelGroup, InputError, UnsupportedModelError, collect_damage, load_pruned, save_pruned
 from fairtrim.oracle import explicit_gates, oracle_damage, oracle_squared_gradients
 from fairtrim.weight_saliency import collect_weight_saliency
-from fairtrim_adapters.torch_pruning import IMPORTANCES, ChannelImportance, GroupSaliencyImportance
+from fairtrim_adapters.torch_pruning import (
+    IMPORTANCES,
+    ChannelImportance,
+    GroupSaliencyImportance,
+    describe_layer,
+    forget_layer,
+    traceable,
+)
 from fairtrim_adapters.torch_pruning.corrections import correct_graph, correct_group
+from fairtrim_adapters.torch_pruning.layers import parameter_axes
 from fairtrim_adapters.torch_pruning.plan import PruningPlan, plan_of_pruner
 
-from .zoo import ALL, LEFT, NETWORKS, REFUSED, Network
+from .zoo import ALL, LEFT, NETWORKS, REFUSED, SKIPPED, Network
 
 N_SAMPLES = 6
 FLAGS = torch.tensor([True, False, False, True, False, False])
@@ -113,6 +121,7 @@ MATRIX = [
     for criterion in CRITERIA
     for mode in MODES
     if mode == "local" or criterion != "share-balanced"  # an order of shares is local
+    if name in ALL or not _marks(criterion, mode)
 ]
 
 
@@ -139,9 +148,10 @@ def test_prunes_with_any_criterion(case: Network, criterion: str, mode: str, tmp
         of_host.step()
         assert _removed(pruner) == _removed(of_host)
         assert _widths(model) != _widths(case.model())
-    elif mode == "global":
-        layers = importance.report().layers
-        assert importance.report().skipped == []
+    layers = importance.report().layers
+    assert importance.report().skipped == []
+    assert layers["asked"].tolist() == layers["removed"].tolist()
+    if mode == "global":
         assert layers["removed"].sum() == n_units - int(n_units * 0.6)
     model.eval()
     x, y = case.batch(4)
@@ -309,6 +319,7 @@ FAULTS = {name: case for name, case in {**ALL, **LEFT, **REFUSED}.items() if cas
 
 
 WRONG = {"concatenated input, first": ("stem", [1])}
+WRONG["concatenated input, on both sides"] = ("stem", [1])
 WRONG["channel shuffle"] = ("a", [1, 5])  # the same channel of both convolution groups
 
 
@@ -336,3 +347,113 @@ def test_the_host_alone(name: str) -> None:
         for _ in range(steps):
             pruner.step()
         model(x)
+
+
+def test_the_host_alone_mixes_up_the_weights_of_a_layer_norm() -> None:
+    """It keeps the channels in the order of a set: 8, 9, 7."""
+    norm = nn.LayerNorm(10)
+    nn.init.uniform_(norm.weight)
+    last = norm.weight.detach()[7:].clone()
+    tp.prune_layernorm_out_channels(norm, list(range(7)))
+    assert sorted(norm.weight.tolist()) == sorted(last.tolist()) and norm.weight.tolist() != last.tolist()
+
+
+def test_the_host_alone_breaks_the_outputs_of_an_lstm() -> None:
+    model = NETWORKS["lstm"].make().float()
+    graph = tp.DependencyGraph().build_dependency(model, torch.randn(2, 5, 3))
+    prune = graph.get_pruner_of_module(model.recurrent).prune_out_channels
+    with pytest.raises((IndexError, RuntimeError)):
+        graph.get_pruning_group(model.recurrent, prune, [1]).prune()
+        model(torch.randn(2, 5, 3))
+
+
+# Particular cases ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_what_goes_all_at_once_is_skipped(name: str) -> None:
+    case = SKIPPED[name]
+    model = case.model()
+    importance = IMPORTANCES["worst-group"](model=model, loader=_loader(case), progress=False)
+    case.pruner(model, importance).step()
+    assert importance.report().skipped == ["body.0"]
+    assert model.body[0].out_channels == case.model().body[0].out_channels
+    assert _widths(model) != _widths(case.model())
+    model(case.batch(2)[0])
+
+
+def test_tied_weights_come_out_equal_and_untied() -> None:
+    case = NETWORKS["tied words"]
+    model = case.model()
+    importance = IMPORTANCES["worst-group"](model=model, loader=_loader(case), progress=False)
+    case.pruner(model, importance).step()
+    assert model.head.weight is not model.words.weight and model.words.embedding_dim == 3
+    torch.testing.assert_close(model.head.weight, model.words.weight, rtol=0, atol=0)
+
+
+def test_map_is_not_checked_on_an_iterator() -> None:
+    """It would lose its first batch."""
+    case = REFUSED["channel shuffle"]
+    model = case.model()
+    importance = IMPORTANCES["mean-damage"](progress=False)
+    importance.fit(case.pruner(model, importance), iter(_loader(case)))
+    assert importance.damage_.counts.sum() == N_SAMPLES
+
+
+def test_grouped_convolution_keeps_two_channels_of_a_group_for_a_later_step() -> None:
+    case = ALL["grouped"]
+    model = case.model()
+    importance = IMPORTANCES["worst-group"](progress=False)
+    pruner = case.pruner(model, importance, iterative_steps=2, pruning_ratio_dict={model[2]: 1.2})
+    with pytest.warns(UserWarning, match=r"2: 3 of 4 channels of each convolution group .* depthwise"):
+        importance.fit(pruner, _loader(case))
+    pruner.step()
+    assert model[2].out_channels == 8
+    model(case.batch(2)[0])
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+def test_packed_and_named_inputs_are_traced(keywords: bool) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.recurrent, self.head = nn.Linear(3, 7), nn.GRU(7, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            if keywords:
+                return self.head(self.recurrent(input=x)[1][0])
+            packed = nn.utils.rnn.pack_padded_sequence(x, torch.full((len(x),), 5), batch_first=True)
+            return self.head(self.recurrent(packed)[1][0])
+
+    model = Packed()
+    with traceable(model) as pruners:
+        graph = tp.DependencyGraph().build_dependency(model, torch.randn(2, 5, 3), customized_pruners=pruners)
+    graph.get_pruning_group(model.stem, tp.prune_linear_out_channels, [0, 3]).prune()
+    assert model.recurrent.input_size == 5
+    model(torch.randn(2, 5, 3)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer_type": "Conv1D"}, "layer_type='Conv1D'; expected a subclass"),
+        ({"channel_axis": "last"}, "channel_axis='last'; expected an integer"),
+        ({"channel_axis": 0}, "both 0; expected different axes"),
+        ({"input_parameters": {"weight": "in"}}, "input_parameters holds"),
+    ],
+)
+def test_wrong_descriptions(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        describe_layer(**{"layer_type": nn.Bilinear, **arguments})
+    with pytest.raises(InputError, match="was not described"):
+        forget_layer(nn.Bilinear)
+
+
+def test_description_of_a_parameter_that_is_not_there() -> None:
+    describe_layer(nn.Bilinear, input_parameters={"weigth": 1})
+    try:
+        with pytest.raises(InputError, match="'weigth', which it doesn't have"):
+            parameter_axes(nn.Bilinear(2, 3, 4), consumer=True)
+    finally:
+        forget_layer(nn.Bilinear)

@@ -69,6 +69,14 @@ def _heads(model: Any) -> dict[str, Any]:
     return {"num_heads": {model.qkv: 2}}
 
 
+def _separate(model: Any) -> dict[str, Any]:
+    return {"num_heads": dict.fromkeys((model.query, model.key, model.value), 2)}
+
+
+def _decoder(model: Any) -> dict[str, Any]:
+    return {"out_channel_groups": dict.fromkeys((model.layer.self_attn, model.layer.multihead_attn), 2)}
+
+
 def _customised(model: Any) -> dict[str, Any]:
     pruners = {tokens.TransposedLinear: tokens.TransposedLinearPruner(), tokens.OwnNorm: tokens.OwnNormPruner()}
     return {"customized_pruners": pruners, "root_module_types": [nn.Linear, tokens.TransposedLinear]}
@@ -128,6 +136,9 @@ NETWORKS: dict[str, Network] = {
     "siamese": Network(images.Siamese, IMAGE),
     "scaled channels": Network(images.ScaledChannels, IMAGE, options=_axes),
     "convnext": Network(images.ConvNeXt, (2, 5, 4), exact=False),
+    "upsampled": Network(images.Upsampled, IMAGE),
+    "stacked": Network(images.Stacked, IMAGE),
+    "windows": Network(images.Windows, (2, 4, 6), exact=False),
     "flattened beside tokens": Network(images.FlattenedBesideTokens, IMAGE, alone="fails"),
     # Layers
     "transposed": _pooled(
@@ -237,6 +248,10 @@ NETWORKS: dict[str, Network] = {
         lambda: tokens.TorchAttention(batch_first=False), TOKENS, exact=False, options=_groups_of("mix", 2)
     ),
     "encoder of torch": Network(tokens.TorchEncoder, TOKENS, exact=False, options=_groups_of("layer.self_attn", 2)),
+    "cross-attention of torch": Network(tokens.CrossAttention, TOKENS, exact=False, options=_groups_of("mix", 2)),
+    "decoder of torch": Network(tokens.TorchDecoder, TOKENS, exact=False, options=_decoder),
+    "fused kernel": Network(tokens.FusedKernel, TOKENS, options=_separate),
+    "bag of words": Network(tokens.BagOfWords, (5,), vocabulary=11),
     "split tokens, from the back": Network(
         lambda: tokens.SplitTokens(-1), TOKENS, options=_groups_of("up", 2), alone="fails later"
     ),
@@ -318,6 +333,15 @@ LEFT: dict[str, Network] = {
         alone="fails later",
         message=r"'mix' has 2 heads, .* out_channel_groups=\{model.mix: 2\}",
     ),
+    "cross-attention of torch, another width": Network(
+        lambda: tokens.CrossAttention(6), TOKENS, exact=False, options=_groups_of("mix", 2), message="b: .*'mix'"
+    ),
+    "bare matrix": Network(
+        tokens.BareMatrix, TOKENS, message="embed: the host maps 6 channels to the 9 inputs of 'up'", alone="fails"
+    ),
+    "flattened tokens": Network(
+        tokens.FlattenedTokens, TOKENS, message="embed: the host maps 6 channels to the 30 inputs of", alone="fails"
+    ),
     "shared keys": Network(**{**vars(SHARED_KEYS), "message": "heads share keys and values"}),
     "lstm, not ignored": Network(
         lambda: tokens.Recurrent(nn.LSTM),
@@ -328,12 +352,28 @@ LEFT: dict[str, Network] = {
     ),
 }
 
+# All channels of a group would go as one: the host skips it.
+SKIPPED: dict[str, Network] = {
+    "a group for each channel": _pooled(
+        _layer(C2, 2, 6, 3), _layer(nn.GroupNorm, 6, 6), nn.ReLU, _layer(C2, 6, 7, 1), nn.ReLU, _layer(C2, 7, 5, 1)
+    ),
+    "depthwise with a multiplier": _pooled(
+        _layer(C2, 2, 4, 3), nn.ReLU, _layer(C2, 4, 8, 1, groups=4), nn.ReLU, _layer(C2, 8, 5, 1)
+    ),
+}
+
 REFUSED: dict[str, Network] = {
+    "concatenated input, on both sides": Network(
+        images.InputOnBothSides, IMAGE, message="channels of 'stem' to the wrong inputs of 'mix'", alone="is wrong"
+    ),
     "channel shuffle": Network(
         images.ChannelShuffled, IMAGE, message="channels of 'a' to the wrong inputs of 'b'", alone="is wrong"
     ),
-    "flattened tokens": Network(
-        tokens.FlattenedTokens, TOKENS, message="channels of 'embed' to the wrong inputs of 'dense'", alone="fails"
+    "merged patches": Network(
+        images.MergedPatches, (2, 4, 6), message="channels of 'stem' to the wrong inputs of 'reduce'", alone="fails"
+    ),
+    "flattened tokens beside others": Network(
+        tokens.FlattenedBesideOthers, TOKENS, message="channels of .* to the wrong inputs of 'dense'", alone="fails"
     ),
     "rms norm without parameters, not traced": _normed(
         _layer(nn.RMSNorm, 10, elementwise_affine=False), message="traceable", alone="fails"

@@ -140,6 +140,17 @@ class InputBetween(nn.Module):
         return self.head(self.mix(torch.cat([self.a(x).relu(), x, self.b(x).relu()], 1)).relu().mean((2, 3)))
 
 
+class InputOnBothSides(nn.Module):
+    """The network's input before and behind the channels of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(2, 5, 1), nn.Conv2d(9, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(torch.cat([x, self.stem(x).relu(), x], 1)).relu().mean((2, 3)))
+
+
 class CrossStage(nn.Module):
     """Half of the channels pass by a block, the other half through it."""
 
@@ -289,6 +300,60 @@ class ScaledChannels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.mix(self.stem(x) * self.scale + self.positions).relu().mean((2, 3)))
+
+
+class Upsampled(nn.Module):
+    """Channels that are resized and pooled by their maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 5, 3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(self.stem(x).relu(), scale_factor=2, mode="bilinear")
+        return self.head(self.mix(x).relu().amax((2, 3)))
+
+
+class Stacked(nn.Module):
+    """Two layers whose outputs are stacked along a new axis and weighed against each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.mix = nn.Conv2d(2, 6, 1), nn.Conv2d(2, 6, 1), nn.Conv2d(6, 5, 3)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stacked = torch.stack([self.a(x), self.b(x)], 1)
+        return self.head(self.mix((stacked * stacked.softmax(1)).sum(1)).relu().mean((2, 3)))
+
+
+class Windows(nn.Module):
+    """Swin: shifted windows of an image as tokens, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 6, 1), nn.LayerNorm(6)
+        self.up, self.down, self.head = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        y = torch.roll(x, (1, 1), (1, 2)).view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5)
+        y = self.down(self.up(self.norm(y.reshape(-1, 4, c))).relu()).view(n, h // 2, w // 2, 2, 2, c)
+        return self.head((x + y.permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)).mean((1, 2)))
+
+
+class MergedPatches(nn.Module):
+    """Swin: the channels of four neighbours side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.reduce, self.head = nn.Conv2d(2, 6, 1), nn.Linear(24, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
+        return self.head(self.reduce(x).relu().mean((1, 2)))
 
 
 class ConvNeXt(nn.Module):

@@ -123,6 +123,77 @@ class TorchEncoder(nn.Module):
         return self.head(self.layer(self.embed(x)).mean(1))
 
 
+class CrossAttention(nn.Module):
+    """PyTorch's attention from one layer's tokens to another's, whose width may be its own."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(3, width)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True, kdim=width, vdim=width)
+        self.up, self.head = nn.Linear(8, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.b(x)
+        return self.head(self.up(self.mix(self.a(x), memory, memory, need_weights=False)[0]).relu().mean(1))
+
+
+class TorchDecoder(nn.Module):
+    """PyTorch's decoder layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerDecoderLayer(8, 2, 11, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.a(x), self.b(x)).mean(1))
+
+
+class FusedKernel(nn.Module):
+    """Separate query, key and value through PyTorch's scaled dot product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.key, self.value = (
+            nn.Linear(3, 7),
+            nn.Linear(7, 8),
+            nn.Linear(7, 8),
+            nn.Linear(7, 8),
+        )
+        self.project, self.head = nn.Linear(8, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        heads = [layer(x).view(*x.shape[:2], 2, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        y = F.scaled_dot_product_attention(*heads, scale=0.5).transpose(1, 2).flatten(2)
+        return self.head((x + self.project(y)).mean(1))
+
+
+class BareMatrix(nn.Module):
+    """A linear layer that is written out: the matrix is a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.matrix = nn.Linear(3, 6), nn.Parameter(torch.randn(6, 9))
+        self.up, self.head = nn.Linear(9, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up((self.embed(x).relu() @ self.matrix).relu()).tanh().mean(1))
+
+
+class BagOfWords(nn.Module):
+    """A bag of embeddings beside embeddings, in a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.words = nn.EmbeddingBag(11, 6), nn.Embedding(11, 6)
+        self.up, self.down, self.head = nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bag(x) + self.words(x).mean(1)
+        return self.head(x + self.down(self.up(x).relu()))
+
+
 class Mixer(nn.Module):
     """A layer over positions between two over channels."""
 
@@ -290,6 +361,19 @@ class FlattenedTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.dense(self.embed(x).relu().flatten(1)).relu())
+
+
+class FlattenedBesideOthers(nn.Module):
+    """Flattened tokens side by side with other features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.other = nn.Linear(3, 6), nn.Linear(3, 4)
+        self.dense, self.head = nn.Linear(34, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.embed(x).flatten(1), self.other(x.mean(1))], 1)
+        return self.head(self.dense(x.relu()).relu())
 
 
 class Plain(nn.Module):

@@ -42,6 +42,9 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
     return ""
 
 
+_PARTS = tp.ops.OPTYPE.CONCAT, tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.SLICE, tp.ops.OPTYPE.UNBIND
+
+
 def _name(group: tp.Group, layer: Any) -> str:
     return str(group._DG._module2name[layer])
 
@@ -61,6 +64,7 @@ def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:
     """Layers that the host prunes into something else, or not at all."""
     graph = group._DG
     known = {id(parameter) for parameter in graph.model.parameters()}
+    in_parts = any(item.dep.target.type in _PARTS for item in group)
     for item in group:
         module = item.dep.target.module
         channels, _ = mapped(item)
@@ -83,6 +87,11 @@ def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:
                 f"the host maps channel {channels.max()} to {name!r}, which has {present} inputs: it takes an "
                 "operation between them (a pixel shuffle, a transpose, a reshape) for one that leaves channels where "
                 "they are, or the network has changed since the pruner was made"
+            )
+        elif inwards and present is not None and len(set(channels.tolist())) < present and not in_parts:
+            yield (
+                f"the host maps {len(channels)} channels to the {present} inputs of {name!r}: an operation between "
+                "them (a product with a bare matrix, a reshape) makes others of them"
             )
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
             yield (
