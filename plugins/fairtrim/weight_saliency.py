@@ -59,7 +59,8 @@ def squared_gradients(
     """h_i^g of every parameter for every sensitive group, in one pass.
 
     Linear, convolution and normalisation layers have closed forms from their inputs and output gradients; the
-    parameters of all other layers are differentiated by ``torch.func.vmap``.
+    parameters of all other layers are differentiated by ``torch.func.vmap``, or one sample after the other in networks
+    that branch on values of their input.
 
     Args:
         model: The network.
