@@ -244,6 +244,23 @@ def test_heads_beside_global_pruning(ratio: float) -> None:
 
 
 @pytest.mark.parametrize("global_pruning", [False, True])
+@pytest.mark.parametrize("name", ["attention", "separate heads"])
+def test_attention_that_may_lose_neither_heads_nor_dimensions(name: str, global_pruning: bool) -> None:
+    """Of a pruner that leaves attention alone, nothing is asked there, and no place of a ranking is lost to it."""
+    case = CASES[name]
+    ours, theirs = case.model(), case.model()
+    importance = WorstGroupImportance(model=ours, loader=_loader(case), progress=False)
+    options = {"prune_head_dims": False, "global_pruning": global_pruning}
+    case.pruner(ours, importance, **options).step()
+    layers = importance.report().layers
+    assert layers["asked"].tolist() == layers["removed"].tolist()
+    assert ours.project.in_features == theirs.project.in_features
+    if not global_pruning:
+        case.pruner(theirs, tp.importance.GroupMagnitudeImportance(), **options).step()
+        assert _widths(ours) == _widths(theirs)
+
+
+@pytest.mark.parametrize("global_pruning", [False, True])
 @pytest.mark.parametrize("round_to", [2, 4])
 def test_rounding_as_the_host_rounds(round_to: int, global_pruning: bool) -> None:
     case = Case(

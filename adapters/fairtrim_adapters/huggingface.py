@@ -375,15 +375,15 @@ class _Transformer:
         return heads, shared, size
 
     def _update_intermediate(self, unsaid: list[str]) -> None:
-        widths = []
+        widths: dict[nn.Module, int] = {}
         for name, layer in self.intermediate.items():
-            widths.append(_widths(layer)[1])
             owner = self.base.get_submodule(name.rpartition(".")[0])
+            widths[owner] = _widths(layer)[1]
             if type(vars(owner).get("intermediate_size")) is int:
-                owner.intermediate_size = widths[-1]
-        name = next((name for name in _CONFIG_INTERMEDIATE if hasattr(self.config, name)), None)
-        if name is not None and widths:
-            self._say(name, widths, unsaid)
+                owner.intermediate_size = widths[owner]
+        name = next((name for name in _CONFIG_INTERMEDIATE if hasattr(self.config, name)), "")
+        if name and widths:
+            self._say(name, list(widths.values()), unsaid)
 
     def _say(self, name: str, values: Sequence[int], unsaid: list[str]) -> None:
         """Write one number for all layers into the config, or say that there is none."""

@@ -40,8 +40,8 @@ class PruningPlan:
     Attributes:
         groups: Its dependency groups as channel groups; a channel here is what the host removes as one.
         pools: Groups that are ranked against each other, with the number of channels the host will take.
-        heads: Attention groups whose channels are whole heads here; their single channels count in the host's
-            ranking of all channels, but are not removed there.
+        heads: Attention groups of which the host removes whole heads, if anything; their single channels count in
+            its ranking of all channels, but are not removed there.
         round_to: What the host rounds the channels of a layer to, or 1.
         floors: Channels that stay: the host skips a group whole rather than empty a layer.
         roots: Where the host starts when it removes channels of a group.
@@ -277,10 +277,10 @@ def _pools(
     present: dict[str, int] = {}
     initial: dict[str, int] = {}
     heads: dict[str, tuple[int, float]] = {}
+    untouched: list[str] = []
     floors = []
     for group, channel_group in scored:
         attention = head_layers(group, pruner)
-        whole_heads = prunes_heads(attention, pruner) and not pruner.prune_head_dims
         scope, ratio = _scope(pruner, group, step)
         targets.setdefault(scope, ratio)  # the host takes the first record's ratio for the whole scope
         # what the host ranks there: one of each group of channels, of attention the dimensions of a head
@@ -288,8 +288,11 @@ def _pools(
         present[scope] = present.get(scope, 0) + ranked
         before = _initial_size(pruner, group, ranked)
         initial[scope] = initial.get(scope, 0) + before
-        if whole_heads:
-            heads[channel_group.name] = channel_group.size, pruner.get_target_head_pruning_ratio(attention[0])
+        if attention and not pruner.prune_head_dims:
+            if prunes_heads(attention, pruner):
+                heads[channel_group.name] = channel_group.size, pruner.get_target_head_pruning_ratio(attention[0])
+            else:
+                untouched.append(channel_group.name)
             continue
         members.setdefault(scope, []).append(channel_group)
         fewest = fewest_units(group) if step < pruner.iterative_steps else 1
@@ -310,7 +313,8 @@ def _pools(
         pools.append(Pool(tuple(heads), max(0, n_heads - kept)))
     else:
         pools.extend(Pool((name,), math.ceil(ratio * size)) for name, (size, ratio) in heads.items())
-    return tuple(pools), (*floors, *parts), frozenset(heads)
+    pools.extend(Pool((name,), 0) for name in untouched)
+    return tuple(pools), (*floors, *parts), frozenset({*heads, *untouched})
 
 
 def rounded_quota(quota: int, present: int, round_to: int) -> int:
