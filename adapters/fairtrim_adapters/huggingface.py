@@ -317,14 +317,12 @@ class _Transformer:
         before = int(self.config.hidden_size)
         hidden = _widths(self.attentions[0].query)[0]
         counts = [self._update_attention(attention, pruner, unsaid) for attention in self.attentions]
-        self._check_pooler(hidden)
+        self._update_pooler(hidden, unsaid)
         for module in self.base.modules():
             for name in _HIDDEN:
                 if type(vars(module).get(name)) is int and vars(module)[name] == before:
                     setattr(module, name, hidden)
         self.config.hidden_size = hidden
-        if hasattr(self.config, "pooler_output_size") and getattr(self.base, "pooler", None) is not None:
-            self.config.pooler_output_size = self.base.pooler.dense.out_features  # type: ignore[union-attr]
         self._say("num_attention_heads", [heads for heads, _, _ in counts], unsaid)
         if hasattr(self.config, "num_key_value_heads"):
             self._say("num_key_value_heads", [heads for _, heads, _ in counts], unsaid)
@@ -393,14 +391,20 @@ class _Transformer:
         else:
             unsaid.append(f"{name} is {_listed(values)} in its layers (it stays at {getattr(self.config, name)})")
 
-    def _check_pooler(self, hidden: int) -> None:
+    def _update_pooler(self, hidden: int, unsaid: list[str]) -> None:
         dense = getattr(getattr(self.base, "pooler", None), "dense", None)
-        if isinstance(dense, nn.Linear) and dense.in_features != hidden:
+        if not isinstance(dense, nn.Linear):
+            return
+        if dense.in_features != hidden:
             raise UnsupportedModelError(
                 f"the pooler of {type(self.base).__name__} expects {dense.in_features} hidden channels and {hidden} are "
                 "left: the scores don't depend on it, so the host didn't see it. Build the network with "
                 "add_pooling_layer=False, and prune again"
             )
+        if hasattr(self.config, "pooler_output_size"):
+            self.config.pooler_output_size = dense.out_features
+        elif dense.out_features != hidden:
+            unsaid.append(f"its pooler gives {dense.out_features} channels")
 
     def _tie(self) -> None:
         """Let weights that were shared before the host replaced both be one again."""
