@@ -177,7 +177,9 @@ def main() -> None:
         update_sizes(model, pruner)
     config = model.encoder.config
     kept = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in dense.parameters())
-    print(f"{config.num_hidden_layers} layers of {config.intermediate_size} channels are left, {kept:.0%} of the weights")
+    print(
+        f"{config.num_hidden_layers} layers of {config.intermediate_size} channels are left, {kept:.0%} of the weights"
+    )
     print(compare_models(models, unseen, progress=False))
 
 

