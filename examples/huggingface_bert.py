@@ -24,19 +24,56 @@ from fairtrim_adapters.fairlearn import compare_models
 from fairtrim_adapters.huggingface import example_inputs, pruning_options, update_sizes
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
 
-NOUNS = "food service room film hotel concert book staff coffee trip song party shop ride".split()
+NOUNS = [
+    "food",
+    "service",
+    "room",
+    "film",
+    "hotel",
+    "concert",
+    "book",
+    "staff",
+    "coffee",
+    "trip",
+    "song",
+    "party",
+    "shop",
+    "ride",
+]
 FORMS = {
     "standard": ["The {noun} was {word}.", "I found the {noun} {word}, and said so.", "What a {word} {noun} it was."],
     "informal": ["ngl the {noun} was {word} fr", "that {noun} is straight up {word} lol", "{word} {noun}, no cap"],
 }
 WORDS = {
     "standard": [
-        "terrible awful dreadful poor disappointing unpleasant horrible boring bad mediocre".split(),
-        "excellent wonderful delightful superb pleasant great lovely fantastic charming perfect".split(),
+        [
+            "terrible",
+            "awful",
+            "dreadful",
+            "poor",
+            "disappointing",
+            "unpleasant",
+            "horrible",
+            "boring",
+            "bad",
+            "mediocre",
+        ],
+        [
+            "excellent",
+            "wonderful",
+            "delightful",
+            "superb",
+            "pleasant",
+            "great",
+            "lovely",
+            "fantastic",
+            "charming",
+            "perfect",
+        ],
     ],
     "informal": [
-        "trash mid wack cringe busted sus janky lame garbage dead".split(),
-        "fire lit dope sick goated bussin slapping vibey clean legit".split(),
+        ["trash", "mid", "wack", "cringe", "busted", "sus", "janky", "lame", "garbage", "dead"],
+        ["fire", "lit", "dope", "sick", "goated", "bussin", "slapping", "vibey", "clean", "legit"],
     ],
 }
 
@@ -66,11 +103,14 @@ class SentenceClassifier(nn.Module):
         self.encoder, self.head = encoder, nn.Linear(encoder.config.hidden_size, 2)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Means of the states, (N, D)."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(states)
-        return (states * mask).sum(1) / mask.sum(1)
+        means: Tensor = (states * mask).sum(1) / mask.sum(1)
+        return means
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores, (N, 2)."""
         return self.head(self.features(input_ids, attention_mask))  # type: ignore[no-any-return]
 
 
@@ -87,8 +127,8 @@ def encoder_and_ids(texts: list[str]) -> tuple[Any, list[list[int]]]:
     from transformers.models.bert import BertConfig, BertModel
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = minilm_folder()
     if folder is not None:
         from tokenizers import Tokenizer

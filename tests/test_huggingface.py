@@ -22,7 +22,7 @@ from fairtrim import InputError, UnsupportedModelError, collect_damage, load_pru
 from fairtrim.oracle import explicit_gates
 from fairtrim_adapters.huggingface import Part, example_inputs, pruning_options, update_sizes
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, MeanDamageImportance, WorstGroupImportance
-from fairtrim_adapters.torch_pruning.groups import repair_split_offsets
+from fairtrim_adapters.torch_pruning.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
 # torch tells that vmap is slow for fused attention
@@ -107,10 +107,7 @@ FAMILIES = {
     ),
     "gpt2": Family(
         "GPT2",
-        {
-            **{"vocab_size": 31, "n_positions": 23, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
-            **{"n_embd": 20, "n_layer": 2, "n_head": 4, "n_inner": 27},
-        },
+        {**_TEXT, "bos_token_id": 2, "eos_token_id": 3, "n_embd": 20, "n_layer": 2, "n_head": 4, "n_inner": 27},
         heads="num_heads",
         intermediate="n_inner",
     ),
@@ -329,7 +326,7 @@ def test_everything_at_once_in_steps(transformers: Any, name: str) -> None:
     ]
     for _ in range(2):
         for network, pruner in zip((model, theirs), pruners, strict=True):
-            repair_split_offsets(pruner.DG)  # or the host maps the split of GPT-2 as it was before the first step
+            correct_graph(pruner.DG)  # or the host maps the split of GPT-2 as it was before the first step
             pruner.step()
             _update(network, pruner)
     assert _widths(model) == _widths(theirs)

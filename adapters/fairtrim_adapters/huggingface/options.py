@@ -1,0 +1,243 @@
+"""What Torch-Pruning must be told about a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from fairtrim import InputError, UnsupportedModelError
+from fairtrim_adapters.torch_pruning.layers import describe_layer, description_of
+
+from .parts import PARTS, Attention, Part, Transformer, attentions_of, is_conv1d, is_rms_norm, layer_types, outermost
+
+__all__ = ["example_inputs", "pruning_options"]
+
+
+def pruning_options(model: nn.Module, prune: Collection[Part] = ("intermediate", "heads")) -> dict[str, Any]:
+    """Arguments of ``tp.pruner.BasePruner`` for a transformer, or for a network with transformers in it.
+
+    Layers outside the transformer (the classifier) keep their outputs. Whole heads are removed only if the pruner is
+    given ``head_pruning_ratio`` too.
+
+    Args:
+        model: A network of Hugging Face, or a module that holds some: BERT, RoBERTa, DistilBERT, ViT, GPT-2, Llama,
+            and what names its layers as these do.
+        prune: What may be pruned: ``"intermediate"``, ``"heads"``, ``"head_dims"``, ``"hidden"``.
+
+    Returns:
+        ``num_heads``, ``ignored_layers``, ``customized_pruners``, ``output_transform`` and so on.
+
+    Raises:
+        InputError: The network holds no transformer, or ``prune`` names something else.
+        UnsupportedModelError: A part can't be pruned in this network.
+
+    Example:
+        >>> pruning_options(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: got a Linear without any transformer of Hugging Face in it; expected one, or a \
+module that holds one
+    """
+    if isinstance(prune, str) or not prune or not set(prune) <= set(PARTS):
+        raise InputError(f"prune={prune!r}; expected a collection of some of {PARTS}")
+    wanted = set(prune)
+    transformers = [Transformer.of(name, module) for name, module in outermost(model)]
+    for transformer in transformers:
+        transformer.check(wanted)
+    types = layer_types(model)
+    inside = {module for transformer in transformers for module in transformer.base.modules()}
+    head = [layer for layer in model.modules() if isinstance(layer, types) and layer not in inside]
+    if not head and "hidden" in wanted:
+        raise UnsupportedModelError(
+            f"the hidden states of this {type(model).__name__} are its output, so its hidden size can't be pruned; "
+            "leave 'hidden' out of prune=, or pass the network that has the classifier"
+        )
+    kept = [layer for t in transformers for layer, parts in t.layers(types) if not parts & wanted]
+    return {
+        "num_heads": {layer: n for t in transformers for a in t.attentions for layer, n in a.heads().items()},
+        "prune_num_heads": "heads" in wanted,
+        "prune_head_dims": "head_dims" in wanted,
+        "ignored_layers": head + kept,
+        "root_module_types": list(types),
+        "customized_pruners": _customized_pruners(model),
+        "unwrapped_parameters": [pair for t in transformers for pair in _bare_parameters(t.base)],
+        "output_transform": _scores,
+        "forward_fn": _traced_forward,
+        # the host's defaults are dicts that all its pruners share
+        "in_channel_groups": {},
+        "out_channel_groups": {},
+    }
+
+
+def example_inputs(model: nn.Module, *, batch_size: int = 2) -> dict[str, Tensor]:
+    """Inputs to trace a transformer with, made from its config: token ids and mask, or images.
+
+    Args:
+        model: A network of Hugging Face, or a module with the same arguments around one.
+        batch_size: N; with 1 the host may take the samples' axis for none.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, (N, T) each, or ``pixel_values`` (N, C, H, W), on the model's device.
+
+    Raises:
+        InputError: There is no transformer, or its input is neither text nor images.
+
+    Example:
+        >>> example_inputs(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: got a Linear without any transformer of Hugging Face in it; expected one, or a \
+module that holds one
+    """
+    transformer = outermost(model)[0][1]
+    config, main = transformer.config, getattr(transformer, "main_input_name", "input_ids")
+    first = next(model.parameters())
+    if main == "input_ids":
+        length = max(1, min(8, int(getattr(config, "max_position_embeddings", 10)) - 2))
+        padding = getattr(config, "pad_token_id", None)
+        words = [token for token in range(min(int(config.vocab_size), length + 1)) if token != padding]
+        row = torch.tensor([words[k % len(words)] for k in range(length)], device=first.device)
+        ids = row.expand(batch_size, -1).contiguous()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if main == "pixel_values":
+        size = config.image_size
+        height, width = size if isinstance(size, Sequence) else (size, size)
+        shape = batch_size, int(config.num_channels), height, width
+        return {"pixel_values": torch.zeros(shape, dtype=first.dtype, device=first.device)}
+    raise InputError(
+        f"{type(transformer).__name__} takes {main!r}; expected input_ids or pixel_values: make the example inputs by "
+        "hand, as a dict"
+    )
+
+
+def _bare_parameters(base: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
+    """Parameters that no layer owns, as ViT's positions, with the axis of their channels: the last one."""
+    for module in base.modules():
+        if description_of(module) is None and not is_conv1d(module) and not is_rms_norm(module):
+            for parameter in module.parameters(recurse=False):
+                yield parameter, parameter.ndim - 1
+
+
+def _scores(output: Any) -> Tensor:
+    """The tensor whose graph the host follows."""
+    for name in ("logits", "last_hidden_state"):
+        if hasattr(output, name):
+            output = getattr(output, name)
+    return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
+
+
+# Layers that the host doesn't know ---------------------------------------------------------------------------
+
+
+class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
+    """The host's LinearPruner for a weight (in, out)."""
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        kept = sorted(set(range(layer.nf)) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 1)
+        layer.bias = self._prune_parameter_and_grad(layer.bias, kept, 0)
+        layer.nf = len(kept)
+        return layer
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        kept = sorted(set(range(layer.nx)) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 0)
+        layer.nx = len(kept)
+        return layer
+
+    def get_out_channels(self, layer: Any) -> int:
+        return int(layer.nf)
+
+    def get_in_channels(self, layer: Any) -> int:
+        return int(layer.nx)
+
+
+class _RMSNormPruner(tp.BasePruningFunc):  # type: ignore[misc]
+    """Channels pass through; the same function for both sides tells the host so."""
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        kept = sorted(set(range(len(layer.weight))) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 0)
+        if hasattr(layer, "normalized_shape"):
+            layer.normalized_shape = (len(kept),)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: Any) -> int:
+        return len(layer.weight)
+
+    def get_in_channels(self, layer: Any) -> int:
+        return len(layer.weight)
+
+
+def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePruningFunc]:
+    pruners: dict[type[nn.Module], tp.BasePruningFunc] = {}
+    for layer_type in {type(module) for module in model.modules() if is_conv1d(module)}:
+        describe_layer(layer_type, input_parameters={"weight": 0}, output_parameters={"weight": 1, "bias": 0})
+        pruners[layer_type] = _Conv1DPruner()
+        if not hasattr(layer_type, "out_features"):  # where the host removes whole heads it asks for this name
+            layer_type.out_features = property(lambda layer: layer.nf)  # type: ignore[attr-defined]
+    for layer_type in {type(module) for module in model.modules() if is_rms_norm(module)}:
+        if not issubclass(layer_type, getattr(nn, "RMSNorm", ())):
+            describe_layer(layer_type, input_parameters={"weight": 0}, output_parameters={"weight": 0})
+        pruners[layer_type] = _RMSNormPruner()
+    return pruners
+
+
+# Attention that the host can't follow ------------------------------------------------------------------------
+
+
+def _traced_forward(model: nn.Module, inputs: Any) -> Any:
+    """Run the network for the host's trace, with stand-ins for some attention."""
+    attentions = [a for _, module in outermost(model) for a in attentions_of(module.base_model)]
+    with _stand_ins([a for a in attentions if a.rotary or a.fused]):
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+@contextmanager
+def _stand_ins(attentions: Sequence[Attention]) -> Iterator[None]:
+    """Attention without rotations and softmax, in which the same channels are coupled.
+
+    The host's walk does not end on the slices of rotary positions, and it does not see that GPT-2's split at axis 2 is
+    one of channels.
+    """
+    try:
+        for attention in attentions:
+            attention.module.forward = _stand_in(attention)
+        yield
+    finally:
+        for attention in attentions:
+            vars(attention.module).pop("forward", None)
+
+
+def _stand_in(attention: Attention) -> Callable[..., tuple[Tensor, None]]:
+    module = attention.module
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        if attention.fused:
+            query, key, value = attention.query(hidden_states).chunk(3, -1)
+            return module.c_proj(query + key + value), None
+        shape = (*hidden_states.shape[:2], -1, attention.head_size)
+        query, key, value = (
+            layer(hidden_states).view(shape).transpose(1, 2)
+            for layer in (attention.query, attention.key, attention.value)
+        )
+        key, value = (_repeated(states, query.shape[1] // states.shape[1]) for states in (key, value))
+        mixed = (query + key + value).transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
+        return module.o_proj(mixed), None
+
+    return forward
+
+
+def _repeated(states: Tensor, times: int) -> Tensor:
+    """Keys or values for the queries that share them, in the operations whose form the host knows."""
+    if times == 1:
+        return states
+    n, heads, length, size = states.shape
+    return states[:, :, None].expand(n, heads, times, length, size).reshape(n, heads * times, length, size)

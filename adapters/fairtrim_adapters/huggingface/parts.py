@@ -1,0 +1,274 @@
+"""The parts of a transformer, found by the names that Hugging Face gives them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from fairtrim import InputError, UnsupportedModelError
+
+__all__ = [
+    "HEAD_SIZE",
+    "PARTS",
+    "Attention",
+    "Part",
+    "Transformer",
+    "attentions_of",
+    "is_conv1d",
+    "is_rms_norm",
+    "layer_types",
+    "outermost",
+    "widths",
+]
+
+Part = Literal["intermediate", "heads", "head_dims", "hidden"]
+"""What can be pruned: channels of the feed-forward layers (``config.intermediate_size``), whole attention heads, the
+dimensions of every head, the hidden size with the embeddings."""
+
+PARTS: tuple[Part, ...] = ("intermediate", "heads", "head_dims", "hidden")
+
+HEAD_SIZE = ("attention_head_size", "head_dim")
+"""Where attention modules keep the size of their heads."""
+
+_QUERY_KEY_VALUE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
+_FUSED = "c_attn"
+_INTERMEDIATE = ("intermediate.dense", "mlp.fc1", "ffn.lin1", "mlp.c_fc", "mlp.gate_proj", "mlp.up_proj")
+"""Ends of the names of the layers that widen the hidden states: BERT, ViT, DistilBERT, GPT-2, Llama."""
+
+
+def is_conv1d(module: object) -> bool:
+    """Whether it is Hugging Face's Conv1D, a linear layer whose weight is (in, out).
+
+    Args:
+        module: Anything.
+
+    Returns:
+        Whether it is one.
+    """
+    return isinstance(module, nn.Module) and type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether it is one of the many RMSNorms: one weight for each channel and nothing else.
+
+    Args:
+        module: A module.
+
+    Returns:
+        Whether it is one.
+    """
+    return type(module).__name__.endswith("RMSNorm") and [n for n, _ in module.named_parameters()] == ["weight"]
+
+
+def layer_types(model: nn.Module) -> tuple[type[nn.Module], ...]:
+    """Types of the layers whose outputs the host may prune.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Linear, convolutions, and Conv1D where there is one.
+    """
+    conv1d = {type(module) for module in model.modules() if is_conv1d(module)}
+    return (nn.modules.conv._ConvNd, nn.Linear, *conv1d)
+
+
+def widths(layer: Any) -> tuple[int, int]:
+    """Numbers of inputs and outputs of a linear layer, from its weight.
+
+    Args:
+        layer: A Linear or Conv1D.
+
+    Returns:
+        Both numbers.
+    """
+    rows, columns = layer.weight.shape
+    return (rows, columns) if is_conv1d(layer) else (columns, rows)
+
+
+def outermost(model: nn.Module) -> list[tuple[str, Any]]:
+    """Networks of Hugging Face in a module that lie in no other one.
+
+    Args:
+        model: One of them, or a module that holds some.
+
+    Returns:
+        Their names and themselves.
+
+    Raises:
+        InputError: There is none.
+    """
+    found: list[tuple[str, Any]] = []
+    for name, module in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer, _ in found)
+        if not inside and hasattr(module, "base_model_prefix") and hasattr(module, "config"):
+            found.append((name, module))
+    if not found:
+        raise InputError(
+            f"got a {type(model).__name__} without any transformer of Hugging Face in it; expected one, or a module "
+            "that holds one"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention module.
+
+    Attributes:
+        name: Its name in the transformer.
+        module: It.
+        query: The layer of the queries.
+        key: That of the keys; the same one where they are fused.
+        value: That of the values; the same one where they are fused.
+    """
+
+    name: str
+    module: Any
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+
+    @property
+    def fused(self) -> bool:
+        """Whether one layer gives query, key and value."""
+        return self.query is self.key
+
+    @property
+    def rotary(self) -> bool:
+        """Whether positions enter by rotating pairs of head dimensions."""
+        return hasattr(sys.modules.get(type(self.module).__module__), "apply_rotary_pos_emb")
+
+    @property
+    def head_size(self) -> int:
+        """What the module says of the size of its heads."""
+        return next(int(vars(self.module)[name]) for name in HEAD_SIZE if name in vars(self.module))
+
+    def outputs(self) -> dict[nn.Module, int]:
+        """Channels that each layer gives: queries, keys, values, or one of the three.
+
+        Returns:
+            The numbers by layer.
+        """
+        repeats = 3 if self.fused else 1
+        return {layer: widths(layer)[1] // repeats for layer in (self.query, self.key, self.value)}
+
+    def heads(self) -> dict[nn.Module, int]:
+        """Heads of each layer, if they are as large as the module says.
+
+        Returns:
+            The numbers by layer.
+        """
+        return {layer: width // self.head_size for layer, width in self.outputs().items()}
+
+
+def attentions_of(base: nn.Module) -> Iterator[Attention]:
+    """Attention modules whose layers have names that are known here.
+
+    Args:
+        base: A transformer without its classifier.
+
+    Yields:
+        The modules.
+    """
+    for name, module in base.named_modules():
+        children = dict(module.named_children())
+        for names in _QUERY_KEY_VALUE:
+            if all(isinstance(children.get(child), nn.Linear) for child in names):
+                yield Attention(name, module, *(children[child] for child in names))
+        if is_conv1d(children.get(_FUSED)):
+            yield Attention(name, module, *[children[_FUSED]] * 3)
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A network of Hugging Face by its parts.
+
+    Attributes:
+        module: The network, with its classifier if it has one.
+        base: The transformer in it.
+        config: Its config.
+        attentions: Its attention modules.
+        intermediate: By name, the layers that widen the hidden states.
+    """
+
+    module: Any
+    base: nn.Module
+    config: Any
+    attentions: tuple[Attention, ...]
+    intermediate: Mapping[str, nn.Module]
+
+    @classmethod
+    def of(cls, name: str, module: Any) -> Transformer:
+        """Find the parts.
+
+        Args:
+            name: Its name, for messages.
+            module: The network.
+
+        Returns:
+            Its parts.
+
+        Raises:
+            UnsupportedModelError: It is of a kind that is not known here.
+        """
+        config, base = module.config, module.base_model
+        label = name or type(module).__name__
+        if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+            raise UnsupportedModelError(
+                f"{label} has an encoder and a decoder; expected one of them: cross attention is not supported"
+            )
+        attentions = tuple(attentions_of(base))
+        if not attentions:
+            raise UnsupportedModelError(
+                f"{label} has no attention whose layers are named as known here; expected one of {_QUERY_KEY_VALUE} or "
+                f"{_FUSED!r}: pass num_heads and ignored_layers to the pruner by hand"
+            )
+        intermediate = {
+            n: layer for n, layer in base.named_modules() if any(f".{n}".endswith(f".{end}") for end in _INTERMEDIATE)
+        }
+        return cls(module, base, config, attentions, intermediate)
+
+    def check(self, wanted: Collection[Part]) -> None:
+        """Refuse what can't be pruned here.
+
+        Args:
+            wanted: Parts.
+
+        Raises:
+            UnsupportedModelError: One of them can't be pruned.
+        """
+        if "intermediate" in wanted and not self.intermediate:
+            raise UnsupportedModelError(
+                f"{type(self.base).__name__} has no feed-forward layer whose name ends in one of {_INTERMEDIATE}; "
+                "leave 'intermediate' out of prune="
+            )
+        rotary = [attention.name for attention in self.attentions if attention.rotary]
+        if "head_dims" in wanted and rotary:
+            raise UnsupportedModelError(
+                f"{rotary[0]} rotates pairs of head dimensions by their position, and all layers share the angles, so "
+                "that no dimension can go by itself; use 'heads' in place of 'head_dims'"
+            )
+
+    def layers(self, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[nn.Module, set[Part]]]:
+        """Layers with the parts that their outputs belong to.
+
+        Args:
+            types: Types of layers.
+
+        Yields:
+            Layers of those types, embeddings, and their parts.
+        """
+        of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
+        widening = set(self.intermediate.values())
+        for layer in self.base.modules():
+            if not isinstance(layer, (*types, nn.Embedding)):
+                continue
+            if layer in of_heads:
+                yield layer, {"heads", "head_dims"}
+            else:
+                yield layer, {"intermediate" if layer in widening else "hidden"}

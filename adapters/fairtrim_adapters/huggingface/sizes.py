@@ -1,0 +1,163 @@
+"""The sizes of a pruned transformer, written where Hugging Face reads them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from fairtrim import UnsupportedModelError
+
+from .parts import HEAD_SIZE, Attention, Transformer, outermost, widths
+
+__all__ = ["update_sizes"]
+
+# what modules and configs of the families call the same thing
+_HEADS = ("num_attention_heads", "num_heads", "n_heads")
+_ALL_HEADS = ("all_head_size", "split_size")
+_HIDDEN = ("hidden_size", "embed_dim", "dim")
+_CONFIG_INTERMEDIATE = ("intermediate_size", "n_inner", "hidden_dim")
+
+
+def update_sizes(model: nn.Module, pruner: tp.pruner.BasePruner | None = None) -> None:
+    """Write what is left after a step into the attention modules and the config; before that the network can't run.
+
+    Heads, head sizes and widths are those of the layers themselves. The scale of the attention scores stays what it
+    was, 1/√(head size before pruning): removing dimensions then does what the gates predicted. A network that is built
+    from the config alone has another one, so this is among the things that a warning names: what the config has no
+    words for is kept by ``fairtrim.save_pruned`` only, to be loaded into a network of the original config.
+
+    Args:
+        model: The pruned network.
+        pruner: Its pruner, which knows how many heads each layer has left; None for a network that was loaded, whose
+            modules know it.
+
+    Raises:
+        InputError: The network holds no transformer.
+        UnsupportedModelError: Layers don't fit together, because the host pruned something out of its sight.
+
+    Example:
+        >>> update_sizes(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: got a Linear without any transformer of Hugging Face in it; expected one, or a \
+module that holds one
+    """
+    for name, module in outermost(model):
+        unsaid = _updated(Transformer.of(name, module), pruner)
+        if unsaid:
+            warnings.warn(
+                f"{type(module.config).__name__} can't say that " + "; that ".join(unsaid) + ". Save with "
+                "fairtrim.save_pruned, and load into a network of the original config",
+                stacklevel=2,
+            )
+
+
+def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> list[str]:
+    """Write all sizes; what the config has no words for."""
+    config, unsaid = transformer.config, list[str]()
+    before = int(config.hidden_size)
+    hidden = widths(transformer.attentions[0].query)[0]
+    counts = [_update_attention(attention, pruner, unsaid) for attention in transformer.attentions]
+    for module in transformer.base.modules():
+        for name in _HIDDEN:
+            if type(vars(module).get(name)) is int and vars(module)[name] == before:
+                setattr(module, name, hidden)
+    config.hidden_size = hidden
+    _update_pooler(transformer, hidden, unsaid)
+    _say(transformer, "num_attention_heads", [heads for heads, _, _ in counts], unsaid)
+    if hasattr(config, "num_key_value_heads"):
+        _say(transformer, "num_key_value_heads", [shared for _, shared, _ in counts], unsaid)
+    sizes = [size for _, _, size in counts]
+    if getattr(config, "head_dim", None) is not None:
+        _say(transformer, "head_dim", sizes, unsaid)
+    elif any(heads * size != hidden for heads, _, size in counts):
+        dimensions = ", ".join(map(str, dict.fromkeys(sizes)))
+        unsaid.append(f"heads have {dimensions} dimensions (it takes hidden_size / num_attention_heads)")
+    _update_intermediate(transformer, unsaid)
+    _tie(transformer)
+    return unsaid
+
+
+def _update_attention(
+    attention: Attention, pruner: tp.pruner.BasePruner | None, unsaid: list[str]
+) -> tuple[int, int, int]:
+    """Heads, key and value heads, and head size of one module, now written into it."""
+    module, before, outputs, heads = attention.module, attention.head_size, attention.outputs(), attention.heads()
+    for layer in outputs:
+        if pruner is None or layer not in pruner.num_heads:
+            continue
+        counted = pruner.num_heads[layer]
+        if counted > 0 and outputs[layer] % counted == 0:
+            heads[layer] = counted
+        else:
+            # the host counts heads away before it finds that it must skip a layer that would lose all of them
+            pruner.num_heads[layer] = pruner.out_channel_groups[layer] = heads[layer]
+    sizes = {width / heads[layer] if heads[layer] else 0 for layer, width in outputs.items()}
+    if len(sizes) > 1 or not all(size >= 1 and size == int(size) for size in sizes):
+        raise UnsupportedModelError(
+            f"{attention.name}: query, key and value have {list(outputs.values())} outputs and {list(heads.values())} "
+            "heads; expected heads of one size: prune with the options of pruning_options(model)"
+        )
+    n_heads, n_shared, size = heads[attention.query], heads[attention.key], int(sizes.pop())
+    for names, value in (
+        (_HEADS, n_heads),
+        (HEAD_SIZE, size),
+        (_ALL_HEADS, n_heads * size),
+        (("num_key_value_heads",), n_shared),
+        (("num_key_value_groups",), n_heads // n_shared),
+    ):
+        for name in names:
+            if type(vars(module).get(name)) is int:
+                setattr(module, name, value)
+    if size != before and isinstance(getattr(module, "scaling", None), float):
+        unsaid.append(f"{attention.name} scales its scores by {module.scaling:.3g}, for {before} dimensions a head")
+    return n_heads, n_shared, size
+
+
+def _update_intermediate(transformer: Transformer, unsaid: list[str]) -> None:
+    found: dict[nn.Module, int] = {}
+    for name, layer in transformer.intermediate.items():
+        owner = transformer.base.get_submodule(name.rpartition(".")[0])
+        found[owner] = widths(layer)[1]
+        if type(vars(owner).get("intermediate_size")) is int:
+            setattr(owner, "intermediate_size", found[owner])  # noqa: B010 - an attribute that nn.Module doesn't declare
+    name = next((name for name in _CONFIG_INTERMEDIATE if hasattr(transformer.config, name)), "")
+    if name and found:
+        _say(transformer, name, list(found.values()), unsaid)
+
+
+def _update_pooler(transformer: Transformer, hidden: int, unsaid: list[str]) -> None:
+    dense = getattr(getattr(transformer.base, "pooler", None), "dense", None)
+    if not isinstance(dense, nn.Linear):
+        return
+    if dense.in_features != hidden:
+        raise UnsupportedModelError(
+            f"the pooler of {type(transformer.base).__name__} expects {dense.in_features} hidden channels and {hidden} "
+            "are left: the scores don't depend on it, so the host didn't see it. Build the network with "
+            "add_pooling_layer=False, and prune again"
+        )
+    if hasattr(transformer.config, "pooler_output_size"):
+        transformer.config.pooler_output_size = dense.out_features
+    elif dense.out_features != hidden:
+        unsaid.append(f"its pooler gives {dense.out_features} channels")
+
+
+def _say(transformer: Transformer, name: str, values: Sequence[int], unsaid: list[str]) -> None:
+    """Write one number for all layers into the config, or note that there is none."""
+    config = transformer.config
+    if len(set(values)) > 1:
+        unsaid.append(f"{name} is {', '.join(map(str, values))} in its layers (it stays at {getattr(config, name)})")
+    elif getattr(config, name) != values[0]:
+        setattr(config, name, values[0])
+
+
+def _tie(transformer: Transformer) -> None:
+    """Let weights that were shared before the host replaced both be one again."""
+    if not getattr(transformer.config, "tie_word_embeddings", False):
+        return
+    inputs, outputs = transformer.module.get_input_embeddings(), transformer.module.get_output_embeddings()
+    if outputs is not None and torch.equal(outputs.weight, inputs.weight):
+        outputs.weight = inputs.weight
