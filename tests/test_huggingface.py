@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fairtrim import InputError, UnsupportedModelError, collect_damage, load_pruned, save_pruned
 from fairtrim.oracle import explicit_gates
+from fairtrim.weight_saliency import squared_gradients
 from fairtrim_adapters.huggingface import Part, example_inputs, pruning_options, update_sizes
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, MeanDamageImportance, WorstGroupImportance
 from fairtrim_adapters.torch_pruning.corrections import correct_graph
@@ -299,6 +300,28 @@ def test_padding_contributes_nothing(transformers: Any, name: str, part: Part) -
     tolerance = SINGLE_PRECISION.get(name, 1e-9)
     torch.testing.assert_close(short.damage, long.damage, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(short.interactions, long.interactions, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_squared_gradients_of_all_parameters(transformers: Any, name: str) -> None:
+    """Embeddings, Conv1D and RMSNorm too, against a loop over samples."""
+    family = FAMILIES[name]
+    model, batches = family.model(transformers), family.batches()
+    table, fast = squared_gradients(model, batches, curvature="empirical", progress=False)
+    expected = {key: torch.zeros(3, *p.shape, dtype=torch.float64) for key, p in model.named_parameters()}
+    for inputs, y, people in batches:
+        for n in range(len(y)):
+            scores = model(**{key: value[n : n + 1] for key, value in inputs.items()}).logits
+            loss = nn.functional.cross_entropy(scores, y[n : n + 1])
+            found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+            for key, gradient in zip(expected, found, strict=True):
+                if gradient is not None:
+                    expected[key][people[n]] += gradient.square() / table.counts[people[n]]
+    largest = max(float(value.max()) for value in expected.values())
+    for key, value in expected.items():
+        tolerance = SINGLE_PRECISION.get(name, 1e-9) * max(float(value.max()), 1e-9 * largest)
+        torch.testing.assert_close(fast[key], value, rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.slow
