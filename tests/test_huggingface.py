@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import runpy
 import sys
@@ -242,6 +243,9 @@ def _check_sizes(family: Family, model: Any, part: Part, unsaid: str) -> None:
     else:
         assert config.num_attention_heads == 4 and f"num_attention_heads is {heads[0]}, {heads[1]}" in unsaid
     assert ("scales its scores" in unsaid) == (part == "head_dims")
+    assert ("it refuses them" in unsaid) == (
+        family.own_head_size and config.hidden_size % config.num_attention_heads > 0
+    )
     if not family.own_head_size:
         assert ("heads have" in unsaid) == (part != "intermediate")
     elif part == "heads" and len(set(heads)) == 1:
@@ -357,19 +361,21 @@ def test_everything_at_once_in_steps(transformers: Any, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_attention_stays_without_a_head_ratio(transformers: Any) -> None:
+def test_attention_stays_without_a_head_ratio(transformers: Any, tmp_path: Path) -> None:
     family = FAMILIES["bert"]
     model = family.model(transformers)
     importance = WorstGroupImportance(model=model, loader=family.batches(), progress=False)
     pruner = tp.pruner.BasePruner(
         model, example_inputs(model), importance=importance, pruning_ratio=0.3, **pruning_options(model)
     )
+    shared = inspect.signature(tp.pruner.BasePruner).parameters["out_channel_groups"].default
+    assert not set(shared) & set(model.modules())  # which all pruners of the host would see
     pruner.step()
     update_sizes(model, pruner)  # the config can say all of it
     assert importance.report().skipped == []
     assert (model.config.num_attention_heads, model.config.intermediate_size) == (4, 18)
-    other = type(model)(model.config).double().eval()
-    other.load_state_dict(model.state_dict())
+    model.save_pretrained(tmp_path)
+    other = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
     torch.testing.assert_close(_scores(other, family.batches()), _scores(model, family.batches()))
 
 
@@ -388,21 +394,21 @@ def test_heads_of_a_layer_that_the_host_skipped(transformers: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA.keys())
-def test_shared_keys_and_values(transformers: Any, make: Callable[[], Any]) -> None:
+def test_shared_keys_and_values(transformers: Any, make: Callable[[], Any], tmp_path: Path) -> None:
     """The host can't say which heads share them: attention stays, the rest is pruned."""
     family = FAMILIES["llama"]
     model = family.model(transformers, num_key_value_heads=2)
     importance = make()
-    pruner = _pruner(model, importance, "intermediate", "heads", "hidden")
+    pruner = _pruner(model, importance, "intermediate", "heads", "hidden", pruning_ratio=0.2)
     with pytest.warns(UserWarning, match="heads share keys and values"):
         importance.fit(pruner, family.batches())
     pruner.step()
     update_sizes(model, pruner)
     config = model.config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 2, 6)
-    assert (config.hidden_size, config.intermediate_size) == (14, 18)
-    other = type(model)(config).double().eval()
-    other.load_state_dict(model.state_dict())
+    assert (config.hidden_size, config.intermediate_size) == (16, 21)
+    model.save_pretrained(tmp_path)
+    other = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
     torch.testing.assert_close(_scores(other, family.batches()), _scores(model, family.batches()))
 
 

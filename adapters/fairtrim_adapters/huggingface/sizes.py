@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -77,6 +78,7 @@ def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> l
         dimensions = ", ".join(map(str, dict.fromkeys(sizes)))
         unsaid.append(f"heads have {dimensions} dimensions (it takes hidden_size / num_attention_heads)")
     _update_intermediate(transformer, unsaid)
+    unsaid.extend(_refusal(config))
     _tie(transformer)
     return unsaid
 
@@ -152,6 +154,18 @@ def _say(transformer: Transformer, name: str, values: Sequence[int], unsaid: lis
         unsaid.append(f"{name} is {', '.join(map(str, values))} in its layers (it stays at {getattr(config, name)})")
     elif getattr(config, name) != values[0]:
         setattr(config, name, values[0])
+
+
+def _refusal(config: Any) -> Iterator[str]:
+    """Sizes that the config holds and would not take: it could be neither saved nor loaded."""
+    if not hasattr(config, "validate"):
+        return
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        config.validate()
+    except StrictDataclassError as error:
+        yield f"these sizes are right (it refuses them: {str(error).splitlines()[-1].strip()})"
 
 
 def _tie(transformer: Transformer) -> None:
