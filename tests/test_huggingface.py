@@ -235,6 +235,8 @@ def _check_sizes(family: Family, model: Any, part: Part, unsaid: str) -> None:
             assert vars(module).get(name, count * size) == count * size
     hidden = model.get_input_embeddings().weight.shape[1] if family.name != "ViT" else config.hidden_size
     assert config.hidden_size == hidden and (hidden < 20 if part == "hidden" else hidden == 20)
+    for module in model.base_model.modules():
+        assert {vars(module).get(name, hidden) for name in ("hidden_size", "embed_dim", "dim")} == {hidden}
     pooler = getattr(model.base_model, "pooler", None)
     if pooler is not None:
         assert ("its pooler gives" in unsaid) == (pooler.dense.out_features != hidden)
@@ -384,6 +386,17 @@ def test_attention_stays_without_a_head_ratio(transformers: Any, tmp_path: Path)
     model.save_pretrained(tmp_path)
     other = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
     torch.testing.assert_close(_scores(other, family.batches()), _scores(model, family.batches()))
+
+
+@pytest.mark.slow
+def test_config_that_says_how_large_a_head_is(transformers: Any) -> None:
+    family = FAMILIES["vit"]
+    model = family.model(transformers, head_dim=6)
+    pruner = _pruner(model, tp.importance.GroupMagnitudeImportance(), "head_dims")
+    pruner.step()
+    assert "scales its scores by 0.408, for 6 dimensions a head" in _update(model, pruner)
+    assert (model.config.head_dim, model.config.num_attention_heads, model.config.hidden_size) == (4, 4, 20)
+    _scores(model, family.batches())
 
 
 @pytest.mark.slow
