@@ -490,6 +490,29 @@ def test_encoder_in_a_network_of_the_users(transformers: Any, tmp_path: Path) ->
     )
 
 
+class Pooled(nn.Module):
+    """A classifier of what an encoder's pooler gives."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.config.pooler_output_size, 3, dtype=encoder.dtype)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.encoder(pixel_values).pooler_output)
+
+
+@pytest.mark.slow
+def test_pooler_of_another_size(transformers: Any) -> None:
+    family = FAMILIES["vit"]
+    model = Pooled(Family("ViT", family.sizes, head="Model").model(transformers, pooler_output_size=13))
+    pruner = _pruner(model, WorstGroupImportance(model=model, loader=family.batches(), progress=False), "hidden")
+    pruner.step()
+    _update(model, pruner)
+    assert model.encoder.config.pooler_output_size == model.head.in_features == 9
+    assert model.encoder.config.hidden_size == 14
+    _scores(model, family.batches())
+
+
 # Refusals ---------------------------------------------------------------------------------------------------
 
 
