@@ -7,15 +7,13 @@ the square of a batch's mean gradient is a few per cent of it and ranks differen
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from .batches import (
     Batch,
@@ -31,6 +29,7 @@ from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, SampleLoss, expand_outputs
 from .moments import Moments, spread
 from .people import SensitiveEncoder, SensitiveNames
+from .per_sample import CHUNK_BYTES, PerSampleSquares
 from .preservation import preserved_model, preserved_random_state, remove_hooks
 from .processes import Processes
 
@@ -38,8 +37,6 @@ __all__ = ["collect_weight_saliency", "squared_gradients"]
 
 _Call = tuple[Tensor, Tensor]
 """Input of one call of a layer and the gradient that reached its output."""
-
-_CHUNK_BYTES = 64 * 2**20  # of per-sample gradients at a time
 
 
 def squared_gradients(
@@ -94,7 +91,7 @@ def squared_gradients(
         sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
         names = {id(p): name for name, p in wanted.items()}
         closed = _closed_form_layers(model, names)
-        recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())  # vmap can't go through those
+        per_sample = PerSampleSquares(model, forward_fn, output_transform)
     with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False
         for batch in iterate_batches(
@@ -126,9 +123,7 @@ def squared_gradients(
                         if parameter in names:
                             sums[names[parameter]] = _added(sums[names[parameter]], square.double().cpu())
             for direction in directions if others else []:
-                squares_of = _looped_squares if recurrent else _vmap_squares
-                squares = squares_of(model, others, batch, direction, on_device, forward_fn, output_transform)
-                for name, square in squares.items():
+                for name, square in per_sample.squares(others, batch, direction, on_device).items():
                     sums[name] = _added(sums[name], square.double().cpu())
     places = encoder.share(processes)
     n_groups = len(encoder.groups)
@@ -328,7 +323,7 @@ def _calls_of_layers(
 def _chunks(module: nn.Module, n_samples: int) -> list[slice]:
     """Samples whose gradients fit in memory at once."""
     per_sample = max(8 * sum(p.numel() for p in module.parameters(recurse=False)), 1)
-    size = max(1, _CHUNK_BYTES // per_sample)
+    size = max(1, CHUNK_BYTES // per_sample)
     return [slice(start, min(start + size, n_samples)) for start in range(0, n_samples, size)]
 
 
@@ -399,84 +394,3 @@ def _convolution_gradients(
     weight = (columns @ patches.transpose(2, 3)).reshape(n_samples, -1, *module.weight.shape).sum(1)
     bias = gradient.flatten(2).sum(2).reshape(n_samples, -1, gradient.shape[1]).sum(1)
     return weight, bias
-
-
-# Everything else ------------------------------------------------------------------------------------------
-
-
-def _vmap_squares(
-    model: nn.Module,
-    names: Sequence[str],
-    batch: Batch,
-    direction: Tensor,
-    weights: Tensor,
-    forward_fn: ForwardFunction | None,
-    output_transform: Callable[[Any], Tensor] | None,
-) -> dict[str, Tensor]:
-    """Σ_n w_gn (∂ direction_n · f_n / ∂θ)² of the named parameters by vectorised differentiation."""
-    chosen = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
-    rest = {name: p.detach() for name, p in model.named_parameters() if name not in chosen}
-    fixed = rest | {name: b.detach() for name, b in model.named_buffers()}
-    scorer = _Scorer(model, forward_fn, output_transform)
-
-    def projected(parameters: Mapping[str, Tensor], inputs: Any, along: Tensor) -> Tensor:
-        single = tree_map(lambda t: t.unsqueeze(0), inputs)
-        tensors = {f"model.{name}": t for name, t in {**fixed, **parameters}.items()}
-        scores: Tensor = torch.func.functional_call(
-            scorer, tensors, (Batch(single, batch.target[:1], None, batch.index),)
-        )
-        return (scores[0] * along).sum()
-
-    differentiate = torch.func.vmap(torch.func.grad(projected), in_dims=(None, 0, 0), randomness="different")
-    size = max(1, _CHUNK_BYTES // max(1, 8 * sum(p.numel() for p in chosen.values())))
-    squares: dict[str, Tensor] = {}
-    for start in range(0, len(batch), size):  # vmap's own chunk_size would keep the gradients of all samples
-        part = slice(start, min(start + size, len(batch)))
-        with warnings.catch_warnings():  # attention has no batching rule: slower, and right
-            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-            gradients = differentiate(chosen, tree_map(lambda t, part=part: t[part], batch.inputs), direction[part])
-        for name, gradient in gradients.items():
-            square = torch.tensordot(weights[:, part], gradient.to(weights.dtype).square(), dims=1)
-            squares[name] = squares[name] + square if name in squares else square
-    return squares
-
-
-def _looped_squares(
-    model: nn.Module,
-    names: Sequence[str],
-    batch: Batch,
-    direction: Tensor,
-    weights: Tensor,
-    forward_fn: ForwardFunction | None,
-    output_transform: Callable[[Any], Tensor] | None,
-) -> dict[str, Tensor]:
-    """The same by a loop over the samples."""
-    chosen = {name: p.requires_grad_() for name, p in model.named_parameters() if name in set(names)}
-    squares = {name: weights.new_zeros(len(weights), *p.shape) for name, p in chosen.items()}
-    for n in range(len(batch)):
-        single = tree_map(lambda t, n=n: t[n : n + 1], batch.inputs)
-        scores = class_scores(
-            model, Batch(single, batch.target[n : n + 1], None, batch.index), forward_fn, output_transform
-        )
-        along = direction[n : n + 1].to(scores.dtype)
-        gradients = torch.autograd.grad(scores, list(chosen.values()), along, allow_unused=True)
-        for name, gradient in zip(chosen, gradients, strict=True):
-            if gradient is not None:
-                squares[name] += torch.tensordot(weights[:, n], gradient.to(weights.dtype).square(), dims=0)
-    return squares
-
-
-class _Scorer(nn.Module):
-    """The network with the caller's way to call it, as one module whose parameters can be replaced."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        forward_fn: ForwardFunction | None,
-        output_transform: Callable[[Any], Tensor] | None,
-    ) -> None:
-        super().__init__()
-        self.model, self._forward_fn, self._output_transform = model, forward_fn, output_transform
-
-    def forward(self, batch: Batch) -> Tensor:
-        return class_scores(self.model, batch, self._forward_fn, self._output_transform, positions=True)
