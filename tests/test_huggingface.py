@@ -237,6 +237,8 @@ def _check_sizes(family: Family, model: Any, part: Part, unsaid: str) -> None:
     assert config.hidden_size == hidden and (hidden < 20 if part == "hidden" else hidden == 20)
     for module in model.base_model.modules():
         assert {vars(module).get(name, hidden) for name in ("hidden_size", "embed_dim", "dim")} == {hidden}
+        if hasattr(module, "up_proj"):
+            assert module.intermediate_size == module.up_proj.out_features
     pooler = getattr(model.base_model, "pooler", None)
     if pooler is not None:
         assert ("its pooler gives" in unsaid) == (pooler.dense.out_features != hidden)
