@@ -106,7 +106,8 @@ def test_chunks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
     model = Everything().double()
     batch = (torch.randint(0, 6, (7, 4)), torch.tensor([0, 1, 2, 2, 1, 0, 1]), torch.arange(7) % 3)
     _, whole = squared_gradients(model, [batch], progress=False)
-    monkeypatch.setattr("fairtrim.weight_saliency._CHUNK_BYTES", 1000)  # three samples of the embedding
+    for module in ("weight_saliency", "per_sample"):
+        monkeypatch.setattr(f"fairtrim.{module}.CHUNK_BYTES", 1000)  # three samples of the embedding
     _, chunked = squared_gradients(model, [batch], progress=False)
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, rtol=1e-12, atol=1e-18)
