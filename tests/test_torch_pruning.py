@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 
 from fairtrim import (
     InputError,
@@ -807,3 +807,34 @@ def test_save_and_load_a_pruned_network(case: Case, tmp_path: Any) -> None:
     again = WorstGroupImportance(model=fresh, loader=_loader(case), **_options(case))
     case.pruner(fresh, again).step()  # can be pruned further
     assert [p.name for p in tmp_path.iterdir()] == ["pruned.safetensors"]
+
+
+class _Gated(nn.Module):
+    """Activations that make numbers of not-a-numbers, or refuse them."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.hidden, self.head, self.activation = nn.Linear(4, 6), nn.Linear(6, 2), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.activation(self.hidden(x)))
+
+
+def _checked(x: Tensor) -> Tensor:
+    assert bool(torch.isfinite(x).all())
+    return x
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda x: torch.where(x > 0, x, torch.zeros_like(x)), torch.nan_to_num, _checked, lambda x: x * (x > x.median())],
+    ids=["where", "nan_to_num", "assertion", "median"],
+)
+def test_networks_that_handle_not_a_number_are_not_refused(activation: Callable[[Tensor], Tensor]) -> None:
+    model, importance = _Gated(activation), MeanDamageImportance(progress=False)
+    pruner = tp.pruner.BasePruner(
+        model, torch.randn(2, 4), importance=importance, pruning_ratio=0.5, ignored_layers=[model.head]
+    )
+    importance.fit(pruner, [(torch.randn(9, 4), torch.arange(9) % 2)])
+    pruner.step()
+    assert model.hidden.out_features == 3

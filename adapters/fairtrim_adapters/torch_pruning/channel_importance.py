@@ -18,6 +18,7 @@ from fairtrim import DamageTable, InputError, NotFittedError, StaleTableError, U
 from fairtrim.batches import ForwardFunction
 from fairtrim.expansion import LossFunction
 from fairtrim.people import SensitiveNames
+from fairtrim.processes import Processes
 from fairtrim.selection import Selection, break_ties
 
 from .corrections import correct_graph, correct_group
@@ -156,7 +157,8 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
     ) -> None:
         if not plan.groups:
             return
-        check_map(graph, plan, loader, options)
+        with Processes(options.get("distributed")).together():
+            check_map(graph, plan, loader, options)
         selection, table = self._rank(graph.model, plan, loader, options)
         if not bool(torch.isfinite(selection.scores).all()):
             raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")

@@ -56,7 +56,10 @@ def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any
             norm = getattr(nn, "RMSNorm", ())
             if isinstance(module, norm) and module.weight is None and type(module) not in graph.CUSTOMIZED_PRUNERS:
                 stack.callback(module.register_forward_pre_hook(_refuse_norm(name)).remove)
-        class_scores(model, batch, forward["forward_fn"], forward["output_transform"])
+        try:
+            class_scores(model, batch, forward["forward_fn"], forward["output_transform"], positions=True)
+        except (AssertionError, FloatingPointError, ValueError):
+            return  # a network that refuses not-a-number can't be asked; any other fault shows again when it is scored
     chosen: dict[str, set[int]] = {}
     for group in groups.values():
         for place in group.places:
@@ -121,7 +124,9 @@ def _check_group(group: ChannelGroup, tainted: Mapping[str, Tensor], of_all: Map
         if place.side != "input" or spoilt is None or max(place.channels) >= len(spoilt):
             continue
         found, chosen = set(spoilt.nonzero().flatten().tolist()), set(_chosen(place))
-        # a norm over channels spoils them all, which tells nothing
+        # a norm over channels spoils them all, and an activation may turn all into numbers, which tells nothing
+        if not found:
+            continue
         if chosen - found or (found - of_all[place.module] and set(place.channels) - found):
             raise UnsupportedModelError(
                 f"the host maps the channels of {group.name!r} to the wrong inputs of {place.module!r}: when "
