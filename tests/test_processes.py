@@ -56,6 +56,7 @@ def _failures(folder: Path, rank: int, output: str) -> dict[str, str]:
     return failures
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """See ``processes_script.TOGETHER``: one launch for all of it, because each costs seconds."""
     results = _launch("together", tmp_path)
@@ -66,6 +67,7 @@ def test_two_processes(tmp_path: Path) -> None:
         assert output.count(" s\n") >= 12  # all of it ran
 
 
+@pytest.mark.slow
 def test_process_that_is_gone(tmp_path: Path) -> None:
     (code, output), (other, _) = _launch("gone", tmp_path)
     assert other == 3 and code == 0

@@ -364,12 +364,13 @@ def test_report_names_the_error_of_the_sketch(small: None) -> None:
     assert "error of the sketch" in str(importance.report())
 
 
+@pytest.mark.slow
 def test_a_real_size() -> None:
     """9,000 channels: the default is a sketch, and its error is a few per cent of what it predicts."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 9000), nn.ReLU(), nn.Linear(9000, 2))
     groups = [ChannelGroup("0", 9000, (ChannelPlace("2", "input", range(9000), range(9000), -1),))]
-    batch = (torch.randn(2400, 8), torch.randint(0, 2, (2400,)))
+    batch = (torch.randn(2200, 8), torch.randint(0, 2, (2200,)))
     table = collect_damage(model, [batch], groups, interactions=True, progress=False)
     assert isinstance(table.interactions, SampleSketch)
     chosen = {"0": range(0, 9000, 2)}
