@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -318,6 +319,27 @@ def test_repairs_in_place(name: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             run(setting)
         before.assert_unchanged()
+
+
+@pytest.mark.parametrize("name", ["collect_damage", "collect_weight_saliency", "fit of worst-group"])
+def test_gradients_that_the_callers_code_leaves(name: str) -> None:
+    """A way to call the network that also goes backward: after success and after an error."""
+    for at in (0, 3):
+        setting = Setting("forward_fn")
+        fuse = setting.fuse
+
+        def going_back(model: nn.Module, inputs: Any, setting: Setting = setting) -> Any:
+            model(inputs).square().sum().backward()
+            return Setting._forward(setting, model, inputs)
+
+        setting._forward = going_back  # type: ignore[method-assign]
+        before = Snapshot(setting.model)
+        fuse.calls, fuse.at, fuse.error = 0, at, KeyboardInterrupt()
+        with contextlib.suppress(KeyboardInterrupt):
+            ONE_PASS[name](setting)
+        assert fuse.calls >= 3
+        if name.startswith("collect"):
+            before.assert_unchanged()  # a fit checks that by itself
 
 
 # Workers --------------------------------------------------------------------------------------------------

@@ -155,3 +155,12 @@ def test_order_of_groups() -> None:
     columns = SensitiveEncoder(["z", "a"])
     columns.encode(torch.rand(3, 2), 3)
     assert columns.order() == [0, 1]
+
+
+def test_weight_columns_of_other_processes_are_the_same() -> None:
+    here, there = SensitiveEncoder(), SensitiveEncoder()
+    here.encode(torch.ones(2, 3), 2)
+    there.encode(torch.ones(2, 2), 2)
+    with pytest.raises(InputError, match="weight columns are .* here and .* in another process"):
+        here.learn(there.state())
+    assert here.learn(here.state()) == [0, 1, 2]

@@ -249,6 +249,11 @@ class SensitiveEncoder:
                     f"the sensitive features are {self.features} here and {features} in another process; expected "
                     "the same in every share of the data"
                 )
+            if state["weighted"] and self.groups and list(state["groups"]) != self.groups:
+                raise InputError(
+                    f"the weight columns are {self.groups} here and {state['groups']} in another process; expected the "
+                    "same in every share of the data"
+                )
             self.features, self._weighted = features, bool(state["weighted"])
         places = []
         for entry in state["groups"]:

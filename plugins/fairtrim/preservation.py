@@ -143,6 +143,8 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         model.eval()
         for module in model.modules():  # a network may override train()
             module.training = False
+        for parameter, _, _ in parameters:
+            parameter.grad = None  # a backward pass of the caller's code would add to it in place
         yield
     finally:
         insist(restore)
