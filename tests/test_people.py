@@ -161,6 +161,6 @@ def test_weight_columns_of_other_processes_are_the_same() -> None:
     here, there = SensitiveEncoder(), SensitiveEncoder()
     here.encode(torch.ones(2, 3), 2)
     there.encode(torch.ones(2, 2), 2)
-    with pytest.raises(InputError, match="weight columns are .* here and .* in another process"):
+    with pytest.raises(InputError, match=r"weight columns are .* here and .* in another process"):
         here.learn(there.state())
     assert here.learn(here.state()) == [0, 1, 2]

@@ -14,7 +14,7 @@ from .people import GroupName, SensitiveEncoder
 from .processes import Processes
 from .sketch import SampleSketch, Sketches
 
-__all__ = ["Interactions", "Moments", "resolved_interactions", "spread"]
+__all__ = ["Interactions", "Moments", "group_sums", "resolved_interactions", "spread"]
 
 Interactions = Literal["exact", "sketched"]
 
@@ -48,6 +48,29 @@ def resolved_interactions(interactions: bool | Interactions, n_columns: int) -> 
     if interactions not in (False, "exact", "sketched"):
         raise InputError(f"interactions={interactions!r}; expected False, True, 'exact' or 'sketched'")
     return interactions or None
+
+
+def group_sums(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ_n w_gn v_n for every group, at a cost that doesn't grow with the groups where each sample is in one of them.
+
+    Args:
+        weights: w, (G, N).
+        values: v, (N, ...), of the same type.
+
+    Returns:
+        (G, ...).
+
+    Example:
+        >>> group_sums(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]), torch.tensor([[1.0], [3.0], [5.0]])).flatten()
+        tensor([11.,  3.])
+    """
+    members = weights.T.nonzero()
+    if weights.device.type != "cpu" or len(members) > weights.shape[1]:
+        sums: Tensor = torch.tensordot(weights, values, dims=1)
+        return sums
+    samples, groups = members.unbind(1)
+    weighted = values[samples] * weights[groups, samples].view(-1, *[1] * (values.ndim - 1))
+    return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
 
 
 def spread(sums: Tensor, places: Sequence[int], n_groups: int) -> Tensor:
@@ -114,12 +137,14 @@ class Moments:
         self.counts += weights.sum(0)
         self.loss += weights.T @ loss.double().cpu()
         on_device = weights.T.to(slope.device, slope.dtype)
-        self.slope += (on_device @ slope).double().cpu()
-        self.curvature += (on_device @ rows.square().sum(1)).double().cpu()
+        self.slope += group_sums(on_device, slope).double().cpu()
+        self.curvature += group_sums(on_device, rows.square().sum(1)).double().cpu()
         if self.gram is not None or self.sketches is not None:
             self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
-            enough = max(_ROWS_PER_PRODUCT, _ROWS_PER_GROUP * len(self.counts))
-            if self.sketches is not None or sum(len(waiting) for waiting, _ in self._waiting) >= enough:
+            enough = _ROWS_PER_PRODUCT
+            if self.gram is not None:
+                enough = max(enough, _ROWS_PER_GROUP * len(self.counts))
+            if sum(len(waiting) for waiting, _ in self._waiting) >= enough:
                 self.flush()
 
     def flush(self) -> None:

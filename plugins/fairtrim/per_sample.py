@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .batches import Batch, ForwardFunction, class_scores
+from .moments import group_sums
 
 __all__ = ["CHUNK_BYTES", "PerSampleSquares"]
 
@@ -85,7 +86,7 @@ class PerSampleSquares(nn.Module):
                 warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
                 gradients = differentiate(chosen, inputs, batch.target[part], direction[part])
             for name, gradient in gradients.items():
-                square = torch.tensordot(weights[:, part], gradient.to(weights.dtype).square(), dims=1)
+                square = group_sums(weights[:, part], gradient.to(weights.dtype).square())
                 squares[name] = squares[name] + square if name in squares else square
         return squares
 

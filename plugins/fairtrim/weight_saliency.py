@@ -27,7 +27,7 @@ from .channels import ChannelGroup
 from .damage import DamageTable
 from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, SampleLoss, expand_outputs
-from .moments import Moments, spread
+from .moments import Moments, group_sums, spread
 from .people import SensitiveEncoder, SensitiveNames
 from .per_sample import CHUNK_BYTES, PerSampleSquares
 from .preservation import preserved_model, preserved_random_state, remove_hooks
@@ -294,13 +294,15 @@ def _closed_form_squares(
         if single_linear and len(of_module[0][0]) == n_samples:
             value, gradient = (t.to(weights.dtype).square() for t in of_module[0])
             # (g_o a_i)² = g_o² a_i²: one product for each group of people, no per-sample matrices
-            yield id(module.weight), torch.stack([(gradient * w.unsqueeze(1)).T @ value for w in weights])
+            members = [w.nonzero().squeeze(1) for w in weights]
+            products = [(gradient[m] * w[m].unsqueeze(1)).T @ value[m] for w, m in zip(weights, members, strict=True)]
+            yield id(module.weight), torch.stack(products)
             if module.bias is not None:
-                yield id(module.bias), weights @ gradient
+                yield id(module.bias), group_sums(weights, gradient)
             continue
         for chunk in _chunks(module, n_samples):
             for key, gradient in _chunk_gradients(module, of_module, chunk, n_samples, weights.dtype).items():
-                yield key, torch.tensordot(weights[:, chunk], gradient.square(), dims=1)
+                yield key, group_sums(weights[:, chunk], gradient.square())
 
 
 def _calls_of_layers(
