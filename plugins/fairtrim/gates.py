@@ -19,7 +19,7 @@ from .channels import ChannelGroup, Site
 from .errors import UnsupportedModelError
 from .preservation import remove_hooks
 
-__all__ = ["Gates", "explicit_gates", "hooked_gates"]
+__all__ = ["Gates", "explicit_gates", "hooked_gates", "map_consumed"]
 
 
 def _samples_first(tensor: Tensor, site: Site, n_samples: int) -> Tensor:
@@ -217,16 +217,31 @@ def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Ite
         remove_hooks(handles)
 
 
+def map_consumed(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Change the inputs whose channels a layer consumes: its first argument; of attention query, key and value.
+
+    Args:
+        module: The layer.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        change: What to do with each of those inputs.
+
+    Returns:
+        The arguments with these changed, for a forward pre-hook.
+    """
+    wanted = 3 if isinstance(module, nn.MultiheadAttention) else 1
+    names = list(inspect.signature(module.forward).parameters)[len(args) : wanted]
+    by_name = {name: change(kwargs[name]) for name in names if name in kwargs}
+    return (*map(change, args[:wanted]), *args[wanted:]), {**kwargs, **by_name}
+
+
 def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # query, key and value of attention hold the same channels; any other layer consumes its first argument
-        wanted = 3 if isinstance(module, nn.MultiheadAttention) else 1
-        names = list(inspect.signature(module.forward).parameters)[len(args) : wanted]
-        gated = [gates.apply(number, value) for value in args[:wanted]]
-        by_name = {name: gates.apply(number, kwargs[name]) for name in names if name in kwargs}
-        return (*gated, *args[wanted:]), {**kwargs, **by_name}
+        return map_consumed(module, args, kwargs, lambda value: gates.apply(number, value))
 
     return hook
 
@@ -277,12 +292,7 @@ def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapp
                         group: ChannelGroup = group,
                         number: int = number,
                     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-                        # query, key and value of attention hold the same channels
-                        n_gated = 3 if isinstance(module, nn.MultiheadAttention) else 1
-                        names = list(inspect.signature(module.forward).parameters)[len(args) : n_gated]
-                        by_name = {name: gated(kwargs[name], group, number) for name in names if name in kwargs}
-                        positional = (*(gated(value, group, number) for value in args[:n_gated]), *args[n_gated:])
-                        return positional, {**kwargs, **by_name}
+                        return map_consumed(module, args, kwargs, lambda value: gated(value, group, number))
 
                     handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 else:
