@@ -166,7 +166,7 @@ def main() -> None:
     collect_damage(model, more, groups, progress=False)
     scoring = time.perf_counter() - start
     start = time.perf_counter()
-    joint = collect_damage(model, more, groups, interactions=True, progress=False)
+    joint = collect_damage(model, more, groups, interactions="exact", progress=False)
     pairs = max(0.0, time.perf_counter() - start - scoring)
     selecting = seconds(lambda: joint_selection(joint, WorstGroup()), 1)
     scale = 10_000 / n_samples

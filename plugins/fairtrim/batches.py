@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from .errors import InputError, UnsupportedModelError
@@ -22,6 +24,7 @@ __all__ = [
     "iterate_batches",
     "model_device",
     "parts_of_batch",
+    "slice_samples",
     "to_device",
 ]
 
@@ -54,6 +57,26 @@ class Batch:
         return int(self.target.shape[0])
 
 
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+
+
+def slice_samples(inputs: Any, samples: slice) -> Any:
+    """Some of the samples of a batch's inputs.
+
+    Args:
+        inputs: Tensors in tuples, lists and dicts; anything else in them belongs to no sample and stays.
+        samples: Which.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> slice_samples({"x": torch.eye(3), "return_dict": True}, slice(0, 1))
+        {'x': tensor([[1., 0., 0.]]), 'return_dict': True}
+    """
+    return tree_map(lambda leaf: leaf[samples] if isinstance(leaf, Tensor) else leaf, inputs)
+
+
 def model_device(model: nn.Module) -> torch.device:
     """Device of the network's parameters and buffers.
 
@@ -82,10 +105,16 @@ def check_network(model: nn.Module) -> None:
         model: The network.
 
     Raises:
-        UnsupportedModelError: It was compiled, or has a BatchNorm without running statistics,
-            which normalises by the batch even in eval mode.
+        UnsupportedModelError: It was compiled, is wrapped for several devices, or has a BatchNorm without running
+            statistics, which normalises by the batch even in eval mode.
     """
     for name, module in model.named_modules():
+        if type(module).__name__ in _WRAPPERS:
+            raise UnsupportedModelError(
+                f"{name or 'the network'} is wrapped in {type(module).__name__}, whose forward pass waits for other "
+                "processes or devices; expected the network itself, model.module (shares of the data are added up "
+                "without a wrapper)"
+            )
         if hasattr(module, "_orig_mod"):  # torch.compile's wrapper: hooks on the layers inside are compiled away
             raise UnsupportedModelError(
                 f"{name or 'the network'} was compiled by torch.compile; expected the network itself, model._orig_mod "
@@ -223,7 +252,10 @@ def iterate_batches(
         raise InputError(
             f"the loader is a {type(loader).__name__}; expected a DataLoader or another iterable of batches"
         )
-    total = len(loader) if isinstance(loader, Sized) else None
+    try:
+        total = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over a stream, or a bar around a generator, has a length only by name
+        total = None
     if total is not None and max_batches is not None:
         total = min(total, max_batches)
     empty = True
@@ -238,6 +270,18 @@ def iterate_batches(
         yield Batch(to_device(inputs, device), target.to(device), sensitive, index)
     if empty and not allow_empty:
         raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")
+
+
+def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    surplus = sorted(str(name) for name in inputs if name not in parameters)
+    if surplus:
+        raise InputError(
+            f"the batch is a dict with {surplus}, which the network's forward doesn't take ({list(parameters)}); leave "
+            "them out of the batch, or pass forward_fn=lambda model, inputs: model(...)"
+        )
 
 
 def class_scores(
@@ -270,6 +314,7 @@ def class_scores(
     if forward_fn is not None:
         output = forward_fn(model, inputs)
     elif isinstance(inputs, Mapping):
+        _check_names(model, inputs)
         output = model(**inputs)
     elif isinstance(inputs, tuple | list):
         output = model(*inputs)

@@ -258,7 +258,7 @@ def collect_damage(
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 scores a sample).
         interactions: Also collect what joint selection needs. ``"exact"``: the table keeps 8·G·C² bytes, and twice
             that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
-            True: exact up to 8,192 channels.
+            True: exact up to 4,096 channels.
         sensitive_names: Names of the sensitive features, and of their values.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.

@@ -7,6 +7,7 @@ curvature H_n ≈ F_n F_nᵀ, gives first and second order terms in any of them,
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class SampleLoss:
         self.is_cross_entropy = loss_fn is F.cross_entropy or (
             type(loss_fn) is nn.CrossEntropyLoss and loss_fn.weight is None and loss_fn.label_smoothing == 0
         )
-        self.ignore_index = int(getattr(loss_fn, "ignore_index", -100))
+        keywords = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
+        self.ignore_index = int(keywords.get("ignore_index", getattr(loss_fn, "ignore_index", -100)))
         self._unreduced: Callable[[Tensor, Tensor], Tensor] | None = None
         self._loss_fn = loss_fn
         if isinstance(loss_fn, nn.Module):

@@ -21,8 +21,8 @@ Interactions = Literal["exact", "sketched"]
 MAX_INTERACTION_BYTES = 4 * 2**30
 """Above this the Gram matrices of joint selection are refused rather than swapped to disk."""
 
-MAX_EXACT_CHANNELS = 8192
-"""Up to so many channels pairs are kept exactly, half a GiB a sensitive group; above, a sketch of the samples."""
+MAX_EXACT_CHANNELS = 4096
+"""Up to so many channels pairs are kept exactly, 128 MiB a sensitive group; above, a sketch of the samples."""
 
 _ROWS_PER_PRODUCT = 2048
 _ROWS_PER_GROUP = 256  # a Gram update of fewer rows is bound by memory, not by arithmetic
@@ -89,6 +89,16 @@ def spread(sums: Tensor, places: Sequence[int], n_groups: int) -> Tensor:
     return total
 
 
+def _check_room(n_groups: int, n_columns: int) -> None:
+    needed = n_groups * n_columns**2 * 8
+    if needed > MAX_INTERACTION_BYTES:
+        raise InputError(
+            f"joint selection over {n_columns} channels and {n_groups} sensitive groups needs {needed / 2**30:.1f} GiB "
+            f"for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); use interactions='sketched', "
+            "selection='single' (interactions=False), fewer sensitive groups or more ignored_layers"
+        )
+
+
 class Moments:
     """Weighted sums over samples.
 
@@ -115,13 +125,8 @@ class Moments:
             sums = getattr(self, name)
             if sums is None:
                 continue
-            if name == "gram" and (needed := n_groups * sums.shape[1] ** 2 * 8) > MAX_INTERACTION_BYTES:
-                raise InputError(
-                    f"joint selection over {sums.shape[1]} channels and {n_groups} sensitive groups needs "
-                    f"{needed / 2**30:.1f} GiB for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); "
-                    "use interactions='sketched', selection='single' (interactions=False), fewer sensitive groups or "
-                    "more ignored_layers"
-                )
+            if name == "gram":
+                _check_room(n_groups, sums.shape[1])
             setattr(self, name, torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])]))
 
     def add(self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor) -> None:
@@ -184,7 +189,9 @@ class Moments:
             sums = getattr(self, name)
             if sums is None:
                 continue
-            if name == "gram":  # one group at a time: together they may be gigabytes
+            if name == "gram":
+                _check_room(n_groups, sums.shape[1])
+                # one group at a time: together they may be gigabytes
                 here = dict(zip(places, sums, strict=True))
                 blank = sums.new_zeros(sums.shape[1:])
                 total.gram = torch.stack([processes.sum(here.get(g, blank)) for g in range(n_groups)])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .batches import Batch, ForwardFunction, class_scores
+from .batches import Batch, ForwardFunction, class_scores, slice_samples
 from .moments import group_sums
 
 __all__ = ["CHUNK_BYTES", "PerSampleSquares"]
@@ -70,8 +70,16 @@ class PerSampleSquares(nn.Module):
         rest = {name: p.detach() for name, p in self.model.named_parameters() if name not in chosen}
         fixed = rest | {name: b.detach() for name, b in self.model.named_buffers()}
 
-        def projected(parameters: Mapping[str, Tensor], inputs: Any, target: Tensor, along: Tensor) -> Tensor:
-            single = Batch(tree_map(lambda t: t.unsqueeze(0), inputs), target.unsqueeze(0), None, batch.index)
+        leaves, structure = tree_flatten(batch.inputs)
+        samples = {k: leaf for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+
+        def projected(
+            parameters: Mapping[str, Tensor], sample: Mapping[int, Tensor], target: Tensor, along: Tensor
+        ) -> Tensor:
+            inputs = tree_unflatten(
+                [sample[k].unsqueeze(0) if k in sample else v for k, v in enumerate(leaves)], structure
+            )
+            single = Batch(inputs, target.unsqueeze(0), None, batch.index)
             tensors = {f"model.{name}": t for name, t in {**fixed, **parameters}.items()}
             scores: Tensor = torch.func.functional_call(self, tensors, (single,))
             return (scores[0] * along).sum()
@@ -81,7 +89,7 @@ class PerSampleSquares(nn.Module):
         squares: dict[str, Tensor] = {}
         for start in range(0, len(batch), size):  # vmap's own chunk_size would keep the gradients of all samples
             part = slice(start, min(start + size, len(batch)))
-            inputs = tree_map(lambda t, part=part: t[part], batch.inputs)
+            inputs = {k: leaf[part] for k, leaf in samples.items()}
             with warnings.catch_warnings():  # attention has no batching rule: slower, and right
                 warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
                 gradients = differentiate(chosen, inputs, batch.target[part], direction[part])
@@ -94,7 +102,7 @@ class PerSampleSquares(nn.Module):
         chosen = {name: p.requires_grad_() for name, p in self.model.named_parameters() if name in set(names)}
         squares = {name: weights.new_zeros(len(weights), *p.shape) for name, p in chosen.items()}
         for n in range(len(batch)):
-            inputs = tree_map(lambda t, n=n: t[n : n + 1], batch.inputs)
+            inputs = slice_samples(batch.inputs, slice(n, n + 1))
             scores = self(Batch(inputs, batch.target[n : n + 1], None, batch.index))
             along = direction[n : n + 1].to(scores.dtype)
             gradients = torch.autograd.grad(scores, list(chosen.values()), along, allow_unused=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from .errors import InputError, ProcessError
 
@@ -33,13 +33,21 @@ def share_of_process(dataset: Dataset[Sample]) -> Subset[Sample]:
     Returns:
         This process's share; everything where ``torch.distributed`` is not initialised.
 
+    Raises:
+        InputError: It is a stream, or a loader.
+
     Example:
         >>> from torch.utils.data import TensorDataset
         >>> len(share_of_process(TensorDataset(torch.eye(3))))
         3
     """
+    if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
+        raise InputError(
+            f"got a {type(dataset).__name__}; expected the dataset itself, with __getitem__ and __len__: "
+            "DataLoader(share_of_process(dataset), ...). A stream has to be shared out where it is read"
+        )
     processes = Processes()
-    return Subset(dataset, range(processes.rank, len(dataset), processes.count))  # type: ignore[arg-type]
+    return Subset(dataset, range(processes.rank, len(dataset), processes.count))
 
 
 class Processes:

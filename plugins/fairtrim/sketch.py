@@ -83,6 +83,8 @@ class SketchedRows:
     def _make_room(self, rows: Tensor) -> None:
         needed = min(self.n_rows, self._n_sums)
         present = 0 if self.sums is None else len(self.sums)
+        if self.sums is not None:
+            self.sums = self.sums.to(rows)  # what was restored lies on the CPU
         if present >= needed:
             return
         room = rows.new_zeros(min(self._n_sums, max(needed, 2 * present)), rows.shape[1])

@@ -48,7 +48,7 @@ class DamageImportance(ChannelImportance):
         level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
         shrinkage: κ, pulls groups of few people toward everybody; see ``DamageTable.shrunk``.
         interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
-            channels, with its error in the report), or ``"auto"``: exact up to 8,192 channels.
+            channels, with its error in the report), or ``"auto"``: exact up to 4,096 channels.
         arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
 
     Attributes:

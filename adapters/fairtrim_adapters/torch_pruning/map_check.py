@@ -77,8 +77,10 @@ def _is_stream(loader: Any) -> bool:
     """Whether looking at the first batch would take it away."""
     if isinstance(loader, DataLoader):
         return isinstance(loader.dataset, IterableDataset)
-    if not isinstance(loader, Iterable):
-        return True  # the collector refuses it
+    try:
+        len(loader)
+    except TypeError:  # also what the collector refuses, and a bar around a generator
+        return True
     return isinstance(loader, Iterator) or iter(loader) is iter(loader)
 
 

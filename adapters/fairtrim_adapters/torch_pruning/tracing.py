@@ -163,7 +163,10 @@ class _OneOperation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-        raise NotImplementedError("the network is being traced; leave the block of traceable(model) before training it")
+        raise InputError(
+            "the network is inside the block of traceable(model), where it can be traced but not differentiated; make the "
+            "pruner there, and fit, prune and train after it"
+        )
 
 
 def _as_one(
