@@ -11,6 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fairtrim import InputError
+
 __all__ = ["RMSNormPruner", "RecurrentPruner", "traceable"]
 
 
@@ -164,8 +166,8 @@ class _OneOperation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         raise InputError(
-            "the network is inside the block of traceable(model), where it can be traced but not differentiated; make the "
-            "pruner there, and fit, prune and train after it"
+            "the network is inside the block of traceable(model), where it can be traced but not differentiated; make "
+            "the pruner there, and fit, prune and train after it"
         )
 
 
