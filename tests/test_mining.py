@@ -609,3 +609,16 @@ def test_mined_samples_print_in_a_line() -> None:
     assert repr(MinedSamples(torch.tensor([0.5, 0.25]).double(), torch.tensor([0, 1]))) == (
         "MinedSamples(2 samples, 2 classes, scores 0.25 to 0.5)"
     )
+
+
+def test_repeats_are_averaged_wherever_they_run(trained: nn.Sequential) -> None:
+    options: dict[str, Any] = {"levels": (0.25, 0.5), "seed": 3}
+    once = [
+        AccumulatedConfidence(**{**options, "seed": 3 + r}).trace(trained, _loader(), progress=False)[0]
+        for r in range(2)
+    ]
+    for n_jobs in (None, 2):
+        trace, _ = AccumulatedConfidence(**options, repeats=2, n_jobs=n_jobs).trace(trained, _loader(), progress=False)
+        torch.testing.assert_close(trace.probability, torch.cat([t.probability for t in once]), rtol=0, atol=0)
+    with pytest.raises(InputError, match="repeats=0; expected at least 1"):
+        AccumulatedConfidence(repeats=0)

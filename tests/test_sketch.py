@@ -316,7 +316,7 @@ def test_groups_that_appear_late_and_the_order_of_batches(small: None) -> None:
 
 
 def test_which_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [resolved_interactions(True, n) for n in (8192, 8193)] == ["exact", "sketched"]
+    assert [resolved_interactions(True, n) for n in (4096, 4097)] == ["exact", "sketched"]
     assert [resolved_interactions(kind, 10) for kind in (False, "exact", "sketched")] == [None, "exact", "sketched"]
     for wrong in ("both", None, 1):
         if wrong != 1:

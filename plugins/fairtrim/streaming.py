@@ -35,7 +35,7 @@ def described(function: Any) -> Any:
         function: The function, or None.
 
     Returns:
-        The description; functions of the same code that refer to other things are not told apart.
+        The description; functions of one name are not told apart.
 
     Example:
         >>> described(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
@@ -49,7 +49,7 @@ def described(function: Any) -> Any:
     if isinstance(function, nn.Module):
         plain["tensors"] = fingerprint(function)
     code = getattr(function, "__code__", None)
-    if code is not None:  # two lambdas have one name
+    if code is not None and code.co_name == "<lambda>":  # all of one name
         plain["code"] = hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()
     return {"name": getattr(function, "__qualname__", type(function).__qualname__), **plain}
 
