@@ -597,7 +597,7 @@ def _gaps(values: Any) -> Any:
         ({"X": np.zeros((200, 3))}, r"can't be run on X of shape \[\('N', 3\)\].*expected X as the network takes it"),
         ({"X": torch.zeros(200, 4, dtype=torch.int64)}, "can't be run on X"),
         ({"X": {}}, r"entries of X have \[\] rows"),
-        ({"X": {"x": np.zeros((200, 4))}}, "can't be run on X"),
+        ({"X": {"x": np.zeros((200, 4))}}, r"a dict with \['x'\], which the network's forward doesn't take"),
         ({"X": torch.utils.data.TensorDataset(torch.zeros(200, 4))}, "X is a TensorDataset; expected an array"),
         ({"s": None}, r"sensitive_features is a NoneType of 0 dimensions; expected a series"),
         ({"s": np.zeros((200, 2, 2))}, "ndarray of 3 dimensions"),

@@ -48,8 +48,8 @@ def require_sensitive_groups(table: DamageTable, asking: str) -> None:
     """
     if table.sensitive_groups == (EVERYONE,):
         raise InputError(
-            f"{asking} compares sensitive groups, but the loader gives (inputs, target) only; expected "
-            "(inputs, target, sensitive), or use MeanDamage"
+            f"{asking} compares sensitive groups, but the loader gives none; expected (inputs, target, sensitive), or "
+            "a dict with 'sensitive_features', or use MeanDamage"
         )
     if len(table.sensitive_groups) == 1:
         warnings.warn(

@@ -20,6 +20,7 @@ from .moments import Interactions, Moments, resolved_interactions
 from .people import GroupName, SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
 from .processes import Processes
+from .resumption import fingerprint
 from .sketch import SampleSketch
 from .streaming import ScoringRun, described
 
@@ -240,6 +241,7 @@ def collect_damage(
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
     max_batches: int | None = None,
+    require_sensitive: bool = False,
     distributed: bool | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -263,6 +265,7 @@ def collect_damage(
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
         max_batches: Stop after so many batches.
+        require_sensitive: Refuse a loader without sensitive features at its first batch; else everybody is one group.
         distributed: Whether the processes of ``torch.distributed`` each read a share of the data and the sums are added
             up over them; None if it is initialised with several, False to compute alone.
         folder: Where to keep the sums once a minute, so that a run that was cut short goes on from there: call again
@@ -288,20 +291,17 @@ def collect_damage(
         encoder = SensitiveEncoder(sensitive_names)
         pairs = resolved_interactions(interactions, n_columns)
         moments = Moments(n_columns, pairs, processes.rank)
-        run = ScoringRun(
-            folder,
-            model,
-            {
-                "sizes": sizes,
-                "curvature": curvature,
-                "interactions": pairs,
-                "sensitive_names": repr(sensitive_names),
-                "loss_fn": described(loss_fn),
-                "forward_fn": described(forward_fn),
-                "output_transform": described(output_transform),
-            },
-            processes,
-        )
+        settings = {
+            "sizes": sizes,
+            "curvature": curvature,
+            "interactions": pairs,
+            "sensitive_names": repr(sensitive_names),
+            "loss_fn": described(loss_fn),
+            "forward_fn": described(forward_fn),
+            "output_transform": described(output_transform),
+        }
+        run = ScoringRun(folder, model, settings, processes)
+        processes.agree({"network": fingerprint(model) if processes.count > 1 else "", **settings})
         run.restore(moments, encoder)
     with (
         processes.together(),
@@ -320,6 +320,8 @@ def collect_damage(
         )
         checked = False
         for batch in run.unread(batches):
+            if require_sensitive and batch.sensitive is None:
+                _refuse_nobody(batch)
             gates.start(len(batch))
             scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
@@ -337,6 +339,15 @@ def collect_damage(
     total = moments.merged(processes, places, len(encoder.groups))
     run.finish()
     return DamageTable(sizes=sizes, **total.means(encoder))
+
+
+def _refuse_nobody(batch: Batch) -> None:
+    named = f"a dict with {sorted(map(str, batch.inputs))}" if isinstance(batch.inputs, Mapping) else "(inputs, target)"
+    raise InputError(
+        f"batch {batch.index} of the loader is {named}, without sensitive features, which the criterion compares; "
+        "expected (inputs, target, sensitive), or a dict with them under 'sensitive_features', or a criterion that needs none, "
+        "such as MeanDamage"
+    )
 
 
 def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> tuple[Tensor, Tensor]:

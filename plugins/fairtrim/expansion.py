@@ -142,11 +142,13 @@ def _check_labels(scores: Tensor, target: Tensor) -> None:
     if n_classes < 2:
         raise InputError(
             f"cross-entropy needs at least two scores a sample; the network gives {n_classes}: for a single "
-            "logit pass loss_fn=torch.nn.functional.binary_cross_entropy_with_logits"
+            "logit pass loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression mse_loss"
         )
     if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
         raise InputError(
-            f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy expects integer labels (N,)"
+            f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy, the default, expects integer "
+            "labels (N,): for several labels a sample pass "
+            "loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression torch.nn.functional.mse_loss"
         )
     low, high = (int(target.min()), int(target.max())) if len(target) else (0, 0)
     if low < 0 or high >= n_classes:

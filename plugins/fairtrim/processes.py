@@ -6,7 +6,7 @@ Names and errors travel as JSON in tensors of bytes, so that nothing is unpickle
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -119,6 +119,24 @@ class Processes:
             heard = [torch.zeros(longest, dtype=torch.uint8, device=told.device) for _ in range(self.count)]
             dist.all_gather(heard, torch.nn.functional.pad(told, (0, longest - len(told))))
         return [json.loads(bytes(h[: int(size)].tolist())) for h, size in zip(heard, sizes, strict=True)]
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Refuse processes that would add up different things.
+
+        Args:
+            settings: What must be the same, as JSON can hold it.
+
+        Raises:
+            InputError: It is not, in every process.
+        """
+        told = self.exchange(dict(settings))
+        for rank, other in enumerate(told):
+            differs = sorted(key for key in other if other[key] != told[0].get(key))
+            if differs:
+                raise InputError(
+                    f"processes 0 and {rank} have another {', '.join(differs)}; expected the same network and arguments "
+                    "in every process: load one checkpoint, or seed alike, before scoring"
+                )
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over all processes, the same to the last bit in each.

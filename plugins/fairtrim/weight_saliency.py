@@ -32,6 +32,7 @@ from .people import SensitiveEncoder, SensitiveNames
 from .per_sample import CHUNK_BYTES, PerSampleSquares
 from .preservation import preserved_model, preserved_random_state, remove_hooks
 from .processes import Processes
+from .resumption import fingerprint
 
 __all__ = ["collect_weight_saliency", "squared_gradients"]
 
@@ -91,6 +92,7 @@ def squared_gradients(
         sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
         names = {id(p): name for name, p in wanted.items()}
         closed = _closed_form_layers(model, names)
+        processes.agree({"network": fingerprint(model) if processes.count > 1 else "", "curvature": curvature})
         per_sample = PerSampleSquares(model, forward_fn, output_transform)
     with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False

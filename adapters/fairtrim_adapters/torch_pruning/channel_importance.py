@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import weakref
 from abc import abstractmethod
@@ -21,7 +23,7 @@ from fairtrim.people import SensitiveNames
 from fairtrim.processes import Processes
 from fairtrim.selection import Selection, break_ties
 
-from .corrections import correct_graph, correct_group
+from .corrections import correct_graph, correct_group, correct_pruner
 from .groups import consumers, group_name
 from .map_check import check_map
 from .plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
@@ -113,7 +115,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             )
         if (model is None) != (loader is None):
             raise InputError("the self-collecting form needs both model= and loader=; for the explicit one call fit")
-        _check_options(options)
+        _check_options(options, type(self), constructing=True)
         self.normalizer = normalizer
         self._model, self._loader, self._options = model, loader, options
 
@@ -146,7 +148,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             InputError: The data or an argument is wrong, or nothing can be pruned.
             UnsupportedModelError: The network can't be scored.
         """
-        _check_options(options)
+        _check_options(options, type(self), constructing=False)
         if not isinstance(pruner, tp.pruner.BasePruner):
             raise InputError(f"got a {type(pruner).__name__}; expected the pruner: importance.fit(pruner, loader)")
         self._collect(pruner.DG, plan_of_pruner(pruner), loader, {**self._options, **options})
@@ -194,6 +196,8 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def _score(self, group: tp.Group, caller: Caller) -> Tensor | None:
         remapped = correct_graph(group._DG)
+        if caller.pruner is not None:
+            correct_pruner(caller.pruner)
         correct_group(group)  # the host will prune from this root
         if remapped:  # the host mapped this group before
             group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
@@ -318,11 +322,24 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
                 yield pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, Any], importance: type[Any], *, constructing: bool) -> None:
     known = sorted(CollectOptions.__annotations__)
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(f"unknown arguments {unknown}; expected some of {known}")
+    of_constructor = sorted(
+        name
+        for cls in importance.__mro__
+        if "__init__" in vars(cls)
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    )
+    choices = sorted({*known, *of_constructor}) if constructing else known
+    for name in options:
+        if name in known:
+            continue
+        if name in of_constructor:
+            raise InputError(f"{name} belongs to the constructor: {importance.__name__}({name}=...)")
+        near = difflib.get_close_matches(name, choices, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"unknown argument {name!r}{meant}; expected some of {choices}")
     for name in ("loss_fn", "forward_fn", "output_transform"):
         if options.get(name) is not None and not callable(options[name]):
             raise InputError(f"{name}={options[name]!r}; expected a function")

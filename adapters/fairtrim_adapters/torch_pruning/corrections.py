@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import nn
 from torch_pruning.dependency import index_mapping, shape_infer
 
-__all__ = ["PruningFunction", "correct_graph", "correct_group"]
+__all__ = ["PruningFunction", "correct_graph", "correct_group", "correct_pruner"]
 
 _FAR = 100  # the host's own bound: axes from the back are saved as huge unsigned numbers
 
@@ -46,6 +46,35 @@ def correct_graph(graph: tp.DependencyGraph) -> bool:
             changed |= _map_flatten(graph, node)
     _replace_functions(graph)
     return changed
+
+
+def correct_pruner(pruner: tp.pruner.BasePruner) -> None:
+    """Count heads from those that there were at first, as the host does for channels, and for heads in global pruning.
+
+    Torch-Pruning 1.6 takes the share that should be gone by a step from the heads that are still there, so that of 8
+    heads 4 steps to a ratio of .5 leave 1. Changed on this pruner only.
+
+    Args:
+        pruner: The pruner.
+    """
+    if not isinstance(pruner.get_target_head_pruning_ratio, _RatioOfHeads):
+        pruner.get_target_head_pruning_ratio = _RatioOfHeads(pruner)
+
+
+class _RatioOfHeads:
+    """The share of the present heads that leaves the number that the step asks for."""
+
+    def __init__(self, pruner: tp.pruner.BasePruner) -> None:
+        self._pruner, self._of_host = pruner, pruner.get_target_head_pruning_ratio
+
+    def __call__(self, module: nn.Module) -> float:
+        ratio = float(self._of_host(module))
+        present = self._pruner.num_heads[module]
+        if self._pruner.global_pruning or present < 1:
+            return ratio
+        first = self._pruner.init_num_heads.get(module, present)
+        surplus = present - (first - math.ceil(ratio * first - 1e-9))
+        return max(0.0, float(surplus - 1e-6) / present)  # the host rounds up
 
 
 # Maps of channels ---------------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ class DamageImportance(ChannelImportance):
             pairs: bool | Interactions = self.selection == "joint"
             if pairs and self.interactions != "auto":
                 pairs = self.interactions
+            collect["require_sensitive"] = self.criterion.needs_sensitive_groups
             table = collect_damage(model, loader, plan.groups, interactions=pairs, **collect)
         else:
             if collect.pop("folder", None) is not None:

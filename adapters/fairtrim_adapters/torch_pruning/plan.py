@@ -17,7 +17,7 @@ from fairtrim import ChannelGroup, ChannelPlace, InputError
 from fairtrim.channels import ChannelColumns
 from fairtrim.selection import Floor, Pool
 
-from .corrections import correct_graph, correct_group
+from .corrections import correct_graph, correct_group, correct_pruner
 from .groups import (
     Root,
     channel_group_of,
@@ -155,6 +155,7 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
 def _listening(pruner: tp.pruner.BasePruner, step: int) -> Iterator[list[tp.Group]]:
     """The groups that the host asks for at a step; nothing is pruned, and the step doesn't count."""
     correct_graph(pruner.DG)
+    correct_pruner(pruner)
     importance, current_step = pruner.importance, pruner.current_step
     listener = _Listener()
     try:
