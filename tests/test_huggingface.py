@@ -23,8 +23,15 @@ from fairtrim import InputError, UnsupportedModelError, collect_damage, load_pru
 from fairtrim.oracle import explicit_gates
 from fairtrim.weight_saliency import squared_gradients
 from fairtrim_adapters.huggingface import Part, example_inputs, pruning_options, update_sizes
-from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, MeanDamageImportance, WorstGroupImportance
+from fairtrim_adapters.torch_pruning import (
+    GroupSaliencyImportance,
+    MeanDamageImportance,
+    WorstGroupImportance,
+    describe_layer,
+    forget_layer,
+)
 from fairtrim_adapters.torch_pruning.corrections import correct_graph
+from fairtrim_adapters.torch_pruning.layers import description_of
 from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
 # torch tells that vmap is slow for fused attention
@@ -513,6 +520,24 @@ def test_pooler_of_another_size(transformers: Any) -> None:
     assert model.encoder.config.pooler_output_size == model.head.in_features == 9
     assert model.encoder.config.hidden_size == 14
     _scores(model, family.batches())
+
+
+def test_nothing_is_said_for_good(transformers: Any) -> None:
+    """The class of other networks' layers stays as it is, and so does what the user said about it."""
+    model = FAMILIES["gpt2"].model(transformers)
+    layer = model.transformer.h[0].attn.c_attn
+    before, spoken = dict(vars(type(layer))), {"weight": 1}
+    try:
+        describe_layer(type(layer), output_parameters=spoken)
+        own = description_of(layer)
+        _pruner(model, tp.importance.RandomImportance(), "heads", "hidden").step()
+        assert description_of(layer) is own
+    finally:
+        forget_layer(type(layer))
+    assert dict(vars(type(layer))) == before
+    assert layer.out_features == layer.nf == layer.weight.shape[1] == 30  # 2 of 4 heads of 5, three times
+    pruning_options(model)
+    assert description_of(layer) is not None
 
 
 # Refusals ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairtrim import InputError, UnsupportedModelError
 from fairtrim_adapters.torch_pruning.layers import describe_layer, description_of
+from fairtrim_adapters.torch_pruning.tracing import RMSNormPruner
 
 from .parts import PARTS, Attention, Part, Transformer, attentions_of, is_conv1d, is_rms_norm, layer_types, outermost
 
@@ -140,6 +141,8 @@ class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
         layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 1)
         layer.bias = self._prune_parameter_and_grad(layer.bias, kept, 0)
         layer.nf = len(kept)
+        if "out_features" in vars(layer):
+            layer.out_features = layer.nf
         return layer
 
     def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
@@ -155,36 +158,19 @@ class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
         return int(layer.nx)
 
 
-class _RMSNormPruner(tp.BasePruningFunc):  # type: ignore[misc]
-    """Channels pass through; the same function for both sides tells the host so."""
-
-    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-        kept = sorted(set(range(len(layer.weight))) - set(idxs))
-        layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 0)
-        if hasattr(layer, "normalized_shape"):
-            layer.normalized_shape = (len(kept),)
-        return layer
-
-    prune_in_channels = prune_out_channels
-
-    def get_out_channels(self, layer: Any) -> int:
-        return len(layer.weight)
-
-    def get_in_channels(self, layer: Any) -> int:
-        return len(layer.weight)
-
-
 def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePruningFunc]:
+    """Pruners for layers that the host doesn't know; types that nobody has described yet are described."""
     pruners: dict[type[nn.Module], tp.BasePruningFunc] = {}
-    for layer_type in {type(module) for module in model.modules() if is_conv1d(module)}:
-        describe_layer(layer_type, input_parameters={"weight": 0}, output_parameters={"weight": 1, "bias": 0})
-        pruners[layer_type] = _Conv1DPruner()
-        if not hasattr(layer_type, "out_features"):  # where the host removes whole heads it asks for this name
-            layer_type.out_features = property(lambda layer: layer.nf)  # type: ignore[attr-defined]
-    for layer_type in {type(module) for module in model.modules() if is_rms_norm(module)}:
-        if not issubclass(layer_type, getattr(nn, "RMSNorm", ())):
-            describe_layer(layer_type, input_parameters={"weight": 0}, output_parameters={"weight": 0})
-        pruners[layer_type] = _RMSNormPruner()
+    for module in model.modules():
+        conv1d = is_conv1d(module)
+        if not conv1d and not is_rms_norm(module):
+            continue
+        pruners[type(module)] = _Conv1DPruner() if conv1d else RMSNormPruner()
+        if conv1d and not hasattr(type(module), "out_features"):
+            module.out_features = module.nf  # where the host removes whole heads it asks for this name
+        if description_of(module) is None:
+            outputs = {"weight": 1, "bias": 0} if conv1d else {"weight": 0}
+            describe_layer(type(module), input_parameters={"weight": 0}, output_parameters=outputs)
     return pruners
 
 

@@ -72,7 +72,10 @@ class RecurrentPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
 
 
 class RMSNormPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
-    """Prunes ``nn.RMSNorm``, with or without a weight."""
+    """Prunes ``nn.RMSNorm``, with or without a weight, and norms of other packages that have one weight a channel.
+
+    Channels pass through them: the same function for both sides tells the host so.
+    """
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Remove channels.
@@ -85,10 +88,11 @@ class RMSNormPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
             The layer.
         """
         removed = set(idxs)
-        keep = [k for k in range(layer.normalized_shape[-1]) if k not in removed]
+        keep = [k for k in range(self.get_out_channels(layer)) if k not in removed]
         if layer.weight is not None:
             layer.weight = self._prune_parameter_and_grad(layer.weight, keep, -1)
-        layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep))
+        if hasattr(layer, "normalized_shape"):
+            layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep))
         return layer
 
     prune_in_channels = prune_out_channels
@@ -102,7 +106,7 @@ class RMSNormPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
         Returns:
             The number.
         """
-        return int(layer.normalized_shape[-1])
+        return int(layer.normalized_shape[-1] if layer.weight is None else layer.weight.shape[-1])
 
     get_in_channels = get_out_channels
 
