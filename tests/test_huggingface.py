@@ -38,6 +38,7 @@ from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")
 
 ROOT = Path(__file__).parent.parent
+_LINEAR = ("in_features", "out_features")
 PARTS: tuple[Part, ...] = ("intermediate", "heads", "head_dims", "hidden")
 CRITERIA: dict[str, Callable[[], Any]] = {
     "worst group": lambda: WorstGroupImportance(progress=False),
@@ -538,6 +539,28 @@ def test_nothing_is_said_for_good(transformers: Any) -> None:
     assert layer.out_features == layer.nf == layer.weight.shape[1] == 30  # 2 of 4 heads of 5, three times
     pruning_options(model)
     assert description_of(layer) is not None
+
+
+def test_stages_keep_their_hidden_sizes(transformers: Any) -> None:
+    """Each stage of Swin has a hidden size of its own: the config's stays, and what can't be pruned is refused."""
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 4], window_size=4, num_labels=3
+    )
+    model = transformers.SwinForImageClassification(config).eval()
+    before, attributes = config.to_dict(), [dict(vars(module)) for module in model.modules()]
+    update_sizes(model)  # nothing to say of a dense network
+    with pytest.raises(UnsupportedModelError, match="take 8, 16 hidden channels and its config says 16"):
+        pruning_options(model, ["hidden"])
+    with pytest.raises(UnsupportedModelError, match=r"relative_position_bias_table holds numbers for every head"):
+        pruning_options(model, ["heads"])
+    pruner = _pruner(model, tp.importance.GroupMagnitudeImportance(), "intermediate", pruning_ratio=0.25)
+    pruner.step()
+    assert "feed-forward layers have 24, 48 channels" in _update(model, pruner)
+    assert config.to_dict() == before and config.hidden_size == 16
+    for module, was in zip(model.modules(), attributes, strict=True):
+        sizes = {name: value for name, value in was.items() if type(value) is int and name not in _LINEAR}
+        assert {name: vars(module)[name] for name in sizes} == sizes
+    assert model(**example_inputs(model)).logits.shape == (2, 3)
 
 
 # Refusals ---------------------------------------------------------------------------------------------------

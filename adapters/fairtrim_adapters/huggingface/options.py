@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -14,7 +15,18 @@ from fairtrim import InputError, UnsupportedModelError
 from fairtrim_adapters.torch_pruning.layers import describe_layer, description_of
 from fairtrim_adapters.torch_pruning.tracing import RMSNormPruner
 
-from .parts import PARTS, Attention, Part, Transformer, attentions_of, is_conv1d, is_rms_norm, layer_types, outermost
+from .parts import (
+    PARTS,
+    Attention,
+    Part,
+    Transformer,
+    attentions_of,
+    bare_parameters,
+    is_conv1d,
+    is_rms_norm,
+    layer_types,
+    outermost,
+)
 
 __all__ = ["example_inputs", "pruning_options"]
 
@@ -65,7 +77,11 @@ module that holds one
         "ignored_layers": head + kept,
         "root_module_types": list(types),
         "customized_pruners": _customized_pruners(model),
-        "unwrapped_parameters": [pair for t in transformers for pair in _bare_parameters(t.base)],
+        "unwrapped_parameters": [
+            (parameter, parameter.ndim - 1)  # as ViT's positions: the last axis is that of the channels
+            for t in transformers
+            for _, parameter in bare_parameters(t.base)
+        ],
         "output_transform": _scores,
         "forward_fn": _traced_forward,
         # the host's defaults are dicts that all its pruners share
@@ -114,14 +130,6 @@ module that holds one
     )
 
 
-def _bare_parameters(base: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
-    """Parameters that no layer owns, as ViT's positions, with the axis of their channels: the last one."""
-    for module in base.modules():
-        if description_of(module) is None and not is_conv1d(module) and not is_rms_norm(module):
-            for parameter in module.parameters(recurse=False):
-                yield parameter, parameter.ndim - 1
-
-
 def _scores(output: Any) -> Tensor:
     """The tensor whose graph the host follows."""
     for name in ("logits", "last_hidden_state"):
@@ -142,7 +150,7 @@ class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
         layer.bias = self._prune_parameter_and_grad(layer.bias, kept, 0)
         layer.nf = len(kept)
         if "out_features" in vars(layer):
-            layer.out_features = layer.nf
+            layer.out_features = np.int64(layer.nf)
         return layer
 
     def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
@@ -161,13 +169,16 @@ class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
 def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePruningFunc]:
     """Pruners for layers that the host doesn't know; types that nobody has described yet are described."""
     pruners: dict[type[nn.Module], tp.BasePruningFunc] = {}
+    module: Any
     for module in model.modules():
         conv1d = is_conv1d(module)
         if not conv1d and not is_rms_norm(module):
             continue
         pruners[type(module)] = _Conv1DPruner() if conv1d else RMSNormPruner()
         if conv1d and not hasattr(type(module), "out_features"):
-            module.out_features = module.nf  # where the host removes whole heads it asks for this name
+            # where the host removes whole heads it asks for this name; save_pruned would store an int of Python's, and
+            # a network that was only built has no counterpart to it
+            module.out_features = np.int64(module.nf)
         if description_of(module) is None:
             outputs = {"weight": 1, "bias": 0} if conv1d else {"weight": 0}
             describe_layer(type(module), input_parameters={"weight": 0}, output_parameters=outputs)

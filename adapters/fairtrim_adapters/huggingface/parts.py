@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fairtrim import InputError, UnsupportedModelError
+from fairtrim_adapters.torch_pruning.layers import description_of
 
 __all__ = [
     "HEAD_SIZE",
@@ -18,6 +19,7 @@ __all__ = [
     "Part",
     "Transformer",
     "attentions_of",
+    "bare_parameters",
     "is_conv1d",
     "is_rms_norm",
     "layer_types",
@@ -62,6 +64,20 @@ def is_rms_norm(module: nn.Module) -> bool:
         Whether it is one.
     """
     return type(module).__name__.endswith("RMSNorm") and [n for n, _ in module.named_parameters()] == ["weight"]
+
+
+def bare_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that no layer owns, as positions, or a bias for each head and distance.
+
+    Args:
+        module: The module that holds them somewhere.
+
+    Yields:
+        Their names and themselves.
+    """
+    for path, inner in module.named_modules():
+        if description_of(inner) is None and not is_conv1d(inner) and not is_rms_norm(inner):
+            yield from inner.named_parameters(path, recurse=False)
 
 
 def layer_types(model: nn.Module) -> tuple[type[nn.Module], ...]:
@@ -233,6 +249,15 @@ class Transformer:
         }
         return cls(module, base, config, attentions, intermediate)
 
+    def hidden_sizes(self) -> list[int]:
+        """How many channels enter attention and feed-forward layers.
+
+        Returns:
+            One number, or several where stages or bottlenecks have their own.
+        """
+        layers = [layer for a in self.attentions for layer in (a.query, a.key, a.value)]
+        return list(dict.fromkeys(widths(layer)[0] for layer in (*layers, *self.intermediate.values())))
+
     def check(self, wanted: Collection[Part]) -> None:
         """Refuse what can't be pruned here.
 
@@ -246,6 +271,18 @@ class Transformer:
             raise UnsupportedModelError(
                 f"{type(self.base).__name__} has no feed-forward layer whose name ends in one of {_INTERMEDIATE}; "
                 "leave 'intermediate' out of prune="
+            )
+        sizes, said = self.hidden_sizes(), getattr(self.config, "hidden_size", None)
+        if "hidden" in wanted and sizes != [said]:
+            raise UnsupportedModelError(
+                f"layers of {type(self.base).__name__} take {', '.join(map(str, sizes))} hidden channels and its "
+                f"config says {said}; expected one hidden size for all of them: leave 'hidden' out of prune="
+            )
+        biased = [f"{a.name}.{name}" for a in self.attentions for name, _ in bare_parameters(a.module)]
+        if "heads" in wanted and biased:
+            raise UnsupportedModelError(
+                f"{biased[0]} holds numbers for every head, and the host doesn't know that they go with it; leave "
+                "'heads' out of prune="
             )
         rotary = [attention.name for attention in self.attentions if attention.rotary]
         if "head_dims" in wanted and rotary:

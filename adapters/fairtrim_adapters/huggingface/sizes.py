@@ -29,7 +29,8 @@ def update_sizes(model: nn.Module, pruner: tp.pruner.BasePruner | None = None) -
     Heads, head sizes and widths are those of the layers themselves. The scale of the attention scores stays what it
     was, 1/√(head size before pruning): removing dimensions then does what the gates predicted. A network that is built
     from the config alone has another one, so this is among the things that a warning names: what the config has no
-    words for is kept by ``fairtrim.save_pruned`` only, to be loaded into a network of the original config.
+    words for is kept by ``fairtrim.save_pruned`` only, to be loaded into a network of the original config. Where stages
+    have hidden sizes of their own (Swin) these can't be pruned, and ``config.hidden_size`` stays as it is.
 
     Args:
         model: The pruned network.
@@ -59,28 +60,42 @@ module that holds one
 def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> list[str]:
     """Write all sizes; what the config has no words for."""
     config, unsaid = transformer.config, list[str]()
-    before = int(config.hidden_size)
-    hidden = widths(transformer.attentions[0].query)[0]
+    hidden = _update_hidden(transformer)
     counts = [_update_attention(attention, pruner, unsaid) for attention in transformer.attentions]
-    for module in transformer.base.modules():
-        for name in _HIDDEN:
-            if type(vars(module).get(name)) is int and vars(module)[name] == before:
-                setattr(module, name, hidden)
-    config.hidden_size = hidden
-    _update_pooler(transformer, hidden, unsaid)
+    if hidden is not None:
+        _update_pooler(transformer, hidden, unsaid)
     _say(transformer, "num_attention_heads", [heads for heads, _, _ in counts], unsaid)
     if hasattr(config, "num_key_value_heads"):
         _say(transformer, "num_key_value_heads", [shared for _, shared, _ in counts], unsaid)
     sizes = [size for _, _, size in counts]
     if getattr(config, "head_dim", None) is not None:
         _say(transformer, "head_dim", sizes, unsaid)
-    elif any(heads * size != hidden for heads, _, size in counts):
+    elif any(
+        heads * size != widths(attention.query)[0]
+        for attention, (heads, _, size) in zip(transformer.attentions, counts, strict=True)
+    ):
         dimensions = ", ".join(map(str, dict.fromkeys(sizes)))
         unsaid.append(f"heads have {dimensions} dimensions (it takes hidden_size / num_attention_heads)")
     _update_intermediate(transformer, unsaid)
     unsaid.extend(_refusal(config))
     _tie(transformer)
     return unsaid
+
+
+def _update_hidden(transformer: Transformer) -> int | None:
+    """Write the hidden size if there is one for all layers, and return it: stages have their own, which stay."""
+    config, hidden_sizes = transformer.config, transformer.hidden_sizes()
+    before = getattr(config, "hidden_size", None)
+    if len(hidden_sizes) > 1 or type(before) is not int or before < hidden_sizes[0]:
+        return None
+    hidden = hidden_sizes[0]
+    if hidden < before:
+        for module in transformer.base.modules():
+            for name in _HIDDEN:
+                if type(vars(module).get(name)) is int and vars(module)[name] == before:
+                    setattr(module, name, hidden)
+        config.hidden_size = hidden
+    return hidden
 
 
 def _update_attention(
@@ -126,9 +141,13 @@ def _update_intermediate(transformer: Transformer, unsaid: list[str]) -> None:
         found[owner] = widths(layer)[1]
         if type(vars(owner).get("intermediate_size")) is int:
             setattr(owner, "intermediate_size", found[owner])  # noqa: B010 - an attribute that nn.Module doesn't declare
+    ratio = getattr(transformer.config, "mlp_ratio", 0)
     name = next((name for name in _CONFIG_INTERMEDIATE if hasattr(transformer.config, name)), "")
     if name and found:
         _say(transformer, name, list(found.values()), unsaid)
+    elif any(int(ratio * widths(layer)[0]) != widths(layer)[1] for layer in transformer.intermediate.values()):
+        outputs = ", ".join(str(width) for width in dict.fromkeys(found.values()))
+        unsaid.append(f"feed-forward layers have {outputs} channels")
 
 
 def _update_pooler(transformer: Transformer, hidden: int, unsaid: list[str]) -> None:
@@ -150,7 +169,11 @@ def _update_pooler(transformer: Transformer, hidden: int, unsaid: list[str]) -> 
 def _say(transformer: Transformer, name: str, values: Sequence[int], unsaid: list[str]) -> None:
     """Write one number for all layers into the config, or note that there is none."""
     config = transformer.config
-    if len(set(values)) > 1:
+    if isinstance(getattr(config, name), list | tuple):  # one for each stage
+        stages = zip(getattr(config, name), getattr(config, "depths", ()), strict=False)
+        if [value for value, depth in stages for _ in range(depth)] != list(values):
+            unsaid.append(f"{name} is {', '.join(map(str, values))} in its layers")
+    elif len(set(values)) > 1:
         unsaid.append(f"{name} is {', '.join(map(str, values))} in its layers (it stays at {getattr(config, name)})")
     elif getattr(config, name) != values[0]:
         setattr(config, name, values[0])
