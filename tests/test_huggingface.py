@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fairtrim import InputError, UnsupportedModelError, collect_damage, load_pruned, save_pruned
 from fairtrim.oracle import explicit_gates
 from fairtrim.weight_saliency import squared_gradients
-from fairtrim_adapters.huggingface import Part, example_inputs, pruning_options, update_sizes
+from fairtrim_adapters.huggingface import Part, example_inputs, next_token_labels, pruning_options, update_sizes
 from fairtrim_adapters.torch_pruning import (
     GroupSaliencyImportance,
     MeanDamageImportance,
@@ -460,6 +460,22 @@ def test_language_models_keep_their_ties(transformers: Any, name: str, tmp_path:
     torch.testing.assert_close(fresh.eval()(**inputs).logits, model(**inputs).logits, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_labels_of_the_next_token(transformers: Any, name: str) -> None:
+    """The losses of the damage table are those that the model computes from labels that it moves itself."""
+    head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    model = Family(name, FAMILIES[name.lower()].sizes, head=head).model(transformers)
+    groups = plan_of_pruner(_pruner(model, None, "intermediate")).groups
+    ids = torch.randint(4, 31, (6, 7), generator=torch.Generator().manual_seed(3))
+    loader = [({"input_ids": ids}, next_token_labels(ids), torch.arange(6) % 2)]
+    table = collect_damage(model, loader, groups, progress=False)
+    expected = [float(model(input_ids=rows, labels=rows).loss.detach()) for rows in (ids[::2], ids[1::2])]
+    assert table.loss.tolist() == pytest.approx(expected, rel=1e-5)  # theirs is computed in float32
+    for wrong in (ids[0], ids.double()):
+        with pytest.raises(InputError, match=r"expected integers \(N, T\)"):
+            next_token_labels(wrong)
+
+
 class MeanPooled(nn.Module):
     """A classifier around a bare encoder, as sentence embeddings are used."""
 
@@ -686,7 +702,10 @@ def test_example(example: dict[str, Any], capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.slow
 def test_snippet_of_the_document(transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "huggingface.md").read_text(), re.S)
+    block, labels = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "huggingface.md").read_text(), re.S)
     assert len(block.splitlines()) <= 25
+    names: dict[str, Any] = {"__name__": "document", "next_token_labels": next_token_labels}
     with pytest.warns(UserWarning, match="BertConfig can't say that heads have 8 dimensions"):
-        exec(compile(block, "huggingface.md", "exec"), {"__name__": "document"})
+        exec(compile(block, "huggingface.md", "exec"), names)
+    exec(compile(labels, "huggingface.md", "exec"), names)
+    assert torch.equal(names["loader"][0][1][:, :-1] >= 0, names["mask"][:, 1:] == 1)

@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
+from .labels import next_token_labels
 from .options import example_inputs, pruning_options
 from .parts import Part
 from .sizes import update_sizes
 
-__all__ = ["Part", "example_inputs", "pruning_options", "update_sizes"]
+__all__ = ["Part", "example_inputs", "next_token_labels", "pruning_options", "update_sizes"]
