@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from importlib.util import find_spec
 from typing import Any
@@ -34,3 +35,12 @@ def pytest_pyfunc_call() -> Generator[None, Any, Any]:
             if named and find_spec(module) is None:
                 pytest.skip(f"needs {module}")
         raise
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    try:
+        import torchvision  # noqa: F401 - one that doesn't fit this torch would break transformers too
+    except (ImportError, RuntimeError):
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    return pytest.importorskip("transformers")

