@@ -134,8 +134,8 @@ class Processes:
             differs = sorted(key for key in other if other[key] != told[0].get(key))
             if differs:
                 raise InputError(
-                    f"processes 0 and {rank} have another {', '.join(differs)}; expected the same network and arguments "
-                    "in every process: load one checkpoint, or seed alike, before scoring"
+                    f"processes 0 and {rank} have another {', '.join(differs)}; expected the same network and "
+                    "arguments in every process: load one checkpoint, or seed alike, before scoring"
                 )
 
     def sum(self, tensor: Tensor) -> Tensor:

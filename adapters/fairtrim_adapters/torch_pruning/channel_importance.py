@@ -328,7 +328,7 @@ def _check_options(options: Mapping[str, Any], importance: type[Any], *, constru
         name
         for cls in importance.__mro__
         if "__init__" in vars(cls)
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
         if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     )
     choices = sorted({*known, *of_constructor}) if constructing else known

@@ -69,12 +69,12 @@ class _RatioOfHeads:
 
     def __call__(self, module: nn.Module) -> float:
         ratio = float(self._of_host(module))
-        present = self._pruner.num_heads[module]
+        present = int(self._pruner.num_heads[module])
         if self._pruner.global_pruning or present < 1:
             return ratio
-        first = self._pruner.init_num_heads.get(module, present)
+        first = int(self._pruner.init_num_heads.get(module, present))
         surplus = present - (first - math.ceil(ratio * first - 1e-9))
-        return max(0.0, float(surplus - 1e-6) / present)  # the host rounds up
+        return max(0.0, (surplus - 1e-6) / present)  # the host rounds up
 
 
 # Maps of channels ---------------------------------------------------------------------------------------------
