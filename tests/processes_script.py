@@ -263,6 +263,20 @@ def errors_of_a_fit(rank: int) -> None:
     pruner.step()
 
 
+def other_networks(rank: int) -> None:
+    """Nobody could use the sums of two networks."""
+    model = CASE.model()
+    with torch.no_grad():
+        next(model.parameters()).add_(rank)
+    for collect in COLLECT.values():
+        try:
+            collect(model, _loader(ALL, ALL % 2))
+        except InputError as error:
+            assert "processes 0 and 1 have another network; expected the same" in str(error)
+        else:
+            raise AssertionError("nothing was raised")
+
+
 def other_features(rank: int) -> None:
     """Nobody would know whose sums they are."""
     cases: list[tuple[Any, Any]] = [
@@ -361,6 +375,7 @@ TOGETHER: list[Callable[[int], None]] = [
     errors,
     errors_at_the_start,
     errors_of_a_fit,
+    other_networks,
     other_features,
     nobody_has_samples,
     alone,

@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], type[BaseException], str | None]] =
     "group absent from the data": ([(X, Y, A * 2)], {}, FairtrimError, "is not a sensitive group in the data"),
     "wrong length": ([(X, Y, A[:3])], {}, FairtrimError, "3 values for 9 samples"),
     "max_batches": ([(X, Y, A)], {"max_batches": 0}, FairtrimError, "expected at least 1"),
-    "unknown option": ([(X, Y, A)], {"epochs": 3}, FairtrimError, "unknown arguments"),
+    "unknown option": ([(X, Y, A)], {"epochs": 3}, FairtrimError, "unknown argument"),
     "not a tensor": ([(X, Y, A)], {"forward_fn": lambda m, x: (m(x), x)}, FairtrimError, "pass output_transform"),
     "wrong shape": ([(X, Y, A)], {"output_transform": lambda o: o[:4]}, FairtrimError, r"expected \(N, K\)"),
     "detached": (

@@ -36,7 +36,7 @@ from fairtrim_adapters.torch_pruning import (
     register_importance,
 )
 
-from .networks import CASES, SHARED_KEYS, Case
+from .networks import CASES, SHARED_KEYS, Case, SeparateHeads
 
 MAKERS: dict[str, Any] = {
     "group saliency": lambda **k: GroupSaliencyImportance(privileged=1, **k),
@@ -583,7 +583,7 @@ def test_normalizer_of_the_user_that_reverses() -> None:
         ({"shrinkage": "x"}, "shrinkage='x'"),
         ({"normalizer": "gausian"}, "normalizer='gausian' is unknown"),
         ({"loss_fn": "ce"}, "loss_fn='ce'; expected a function"),
-        ({"batches": 3}, r"unknown arguments \['batches'\]"),
+        ({"batches": 3}, r"unknown argument 'batches'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -838,3 +838,43 @@ def test_networks_that_handle_not_a_number_are_not_refused(activation: Callable[
     importance.fit(pruner, [(torch.randn(9, 4), torch.arange(9) % 2)])
     pruner.step()
     assert model.hidden.out_features == 3
+
+
+def _heads(**options: Any) -> tuple[tp.pruner.BasePruner, SeparateHeads, MeanDamageImportance]:
+    model = SeparateHeads()
+    model.num_heads = 8  # of one dimension each
+    importance = MeanDamageImportance(progress=False)
+    pruner = tp.pruner.BasePruner(
+        model, torch.randn(2, 5, 3), importance=importance, ignored_layers=[model.head, model.embed], **options
+    )
+    return pruner, model, importance
+
+
+def test_heads_are_counted_from_the_first() -> None:
+    """The host takes the share from the heads that are left: 8 heads, 4 steps to a half, 1 left."""
+    batches = [(torch.randn(9, 5, 3), torch.arange(9) % 3)]
+    pruner, model, importance = _heads(
+        num_heads={}, prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.5, iterative_steps=4
+    )
+    for layer in (model.query, model.key, model.value):
+        pruner.num_heads[layer] = pruner.init_num_heads[layer] = pruner.out_channel_groups[layer] = 8
+    left = []
+    for _ in range(4):
+        importance.fit(pruner, batches)
+        pruner.step()
+        model.num_heads = pruner.num_heads[model.query]
+        left.append(model.query.out_features)
+        assert model(batches[0][0]).shape == (9, 3)
+    assert left == [7, 6, 5, 4]
+
+
+def test_attention_whose_heads_the_host_is_not_told_of_is_left() -> None:
+    pruner, model, importance = _heads(pruning_ratio=0.5)
+    with (
+        pytest.warns(
+            UserWarning, match="makes the heads of the network, of which the host is not told; give the pruner"
+        ),
+        pytest.raises(InputError, match="nothing in this network can be pruned"),
+    ):
+        importance.fit(pruner, [(torch.randn(9, 5, 3), torch.arange(9) % 3)])
+    assert model.query.out_features == 8

@@ -301,7 +301,9 @@ def collect_damage(
             "output_transform": described(output_transform),
         }
         run = ScoringRun(folder, model, settings, processes)
-        processes.agree({"network": fingerprint(model) if processes.count > 1 else "", **settings})
+        network = fingerprint(model) if processes.count > 1 else ""
+    processes.agree({"network": network, **settings})
+    with processes.together():
         run.restore(moments, encoder)
     with (
         processes.together(),
@@ -345,7 +347,7 @@ def _refuse_nobody(batch: Batch) -> None:
     named = f"a dict with {sorted(map(str, batch.inputs))}" if isinstance(batch.inputs, Mapping) else "(inputs, target)"
     raise InputError(
         f"batch {batch.index} of the loader is {named}, without sensitive features, which the criterion compares; "
-        "expected (inputs, target, sensitive), or a dict with them under 'sensitive_features', or a criterion that needs "
+        "expected (inputs, target, sensitive), a dict with them under 'sensitive_features', or a criterion that needs "
         "none, such as MeanDamage"
     )
 

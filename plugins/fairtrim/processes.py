@@ -121,7 +121,7 @@ class Processes:
         return [json.loads(bytes(h[: int(size)].tolist())) for h, size in zip(heard, sizes, strict=True)]
 
     def agree(self, settings: Mapping[str, Any]) -> None:
-        """Refuse processes that would add up different things.
+        """Refuse processes that would add up different things. Not for a block that is run ``together``.
 
         Args:
             settings: What must be the same, as JSON can hold it.

@@ -92,8 +92,9 @@ def squared_gradients(
         sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
         names = {id(p): name for name, p in wanted.items()}
         closed = _closed_form_layers(model, names)
-        processes.agree({"network": fingerprint(model) if processes.count > 1 else "", "curvature": curvature})
         per_sample = PerSampleSquares(model, forward_fn, output_transform)
+        network = fingerprint(model) if processes.count > 1 else ""
+    processes.agree({"network": network, "curvature": curvature})
     with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False
         for batch in iterate_batches(

@@ -329,7 +329,7 @@ def _check_options(options: Mapping[str, Any], importance: type[Any], *, constru
         for cls in importance.__mro__
         if "__init__" in vars(cls)
         for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
-        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        if name != "self" and parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     )
     choices = sorted({*known, *of_constructor}) if constructing else known
     for name in options:

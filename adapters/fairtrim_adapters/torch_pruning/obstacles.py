@@ -32,6 +32,7 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
     unit_of = units_of(of_host, pruner)[1]
     for reasons in (
         _unmapped(of_host, pruner),
+        _unknown_heads(of_host, pruner),
         _wrong_for_the_host(of_host),
         _unequal_parts(of_host, group.name, unit_of),
         _uneven_patterns(of_host, unit_of),
@@ -42,11 +43,37 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
     return ""
 
 
+_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "attention_head_size", "head_dim")
+_PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "c_attn", "qkv")
+"""Names by which attention is known where the host is not told of its heads: those of timm and Hugging Face."""
+
 _PARTS = tp.ops.OPTYPE.CONCAT, tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.SLICE, tp.ops.OPTYPE.UNBIND
 
 
 def _name(group: tp.Group, layer: Any) -> str:
     return str(group._DG._module2name[layer])
+
+
+def _unknown_heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iterator[str]:
+    """Without ``num_heads`` other dimensions would go from each head, and what is left would be cut into heads anew."""
+    if pruner is None:
+        return
+    graph = group._DG
+    modules = dict(graph.model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    for item in group:
+        layer = item.dep.target.module
+        if layer not in names or not graph.is_out_channel_pruning_fn(item.dep.handler):
+            continue
+        parent, _, name = names[layer].rpartition(".")
+        if name not in _PROJECTIONS or layer in pruner.num_heads or layer in pruner.out_channel_groups:
+            continue
+        if any(hasattr(modules.get(parent), attribute) for attribute in _HEADS):
+            yield (
+                f"{names[layer]!r} makes the heads of {parent or 'the network'}, of which the host is not told; give the pruner "
+                "num_heads={layer: number of heads} for query, key and value "
+                "(fairtrim_adapters.huggingface.pruning_options finds them)"
+            )
 
 
 def _unmapped(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iterator[str]:
