@@ -872,7 +872,7 @@ def test_attention_whose_heads_the_host_is_not_told_of_is_left() -> None:
     pruner, model, importance = _heads(pruning_ratio=0.5)
     with (
         pytest.warns(
-            UserWarning, match="makes the heads of the network, of which the host is not told; give the pruner"
+            UserWarning, match="the heads of the network, of which the host is not told; give the pruner num_heads"
         ),
         pytest.raises(InputError, match="nothing in this network can be pruned"),
     ):

@@ -70,8 +70,8 @@ def _unknown_heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iter
             continue
         if any(hasattr(modules.get(parent), attribute) for attribute in _HEADS):
             yield (
-                f"{names[layer]!r} makes the heads of {parent or 'the network'}, of which the host is not told; give the pruner "
-                "num_heads={layer: number of heads} for query, key and value "
+                f"{names[layer]!r} makes the heads of {parent or 'the network'}, of which the host is not told; give "
+                "the pruner num_heads={layer: number of heads} for query, key and value "
                 "(fairtrim_adapters.huggingface.pruning_options finds them)"
             )
 
