@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ def batches_of(n_samples: int, n_groups: int, n_classes: int, batch_size: int = 
     return list(zip(torch.split(x, batch_size), torch.split(y, batch_size), torch.split(a, batch_size), strict=True))
 
 
-def plain_pass(model: nn.Module, batches: Batches) -> None:
+def plain_pass(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
     """One forward and backward pass, as in training.
 
     Args:

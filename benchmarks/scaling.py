@@ -3,7 +3,6 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --large      # 10,000 channels, 50,000 samples: time, memory, error of the sketch
 
-
 Multilayer perceptrons of five equal layers over 64 random inputs, two classes, batches of 250. "one by one" is the
 damage table of single channels; "exact" and "sketched" are the two ways of keeping pairs of channels for joint
 selection. Each figure is the least of several repetitions, in CPU seconds of one thread, or for processes in seconds by
@@ -25,6 +24,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from benchmarks.cost import plain_pass
 from torch import Tensor, nn
 
 from fairtrim import ChannelGroup, ChannelPlace, DamageTable, collect_damage
@@ -107,18 +107,6 @@ def seconds(function: Callable[[], Any], clock: Callable[[], float] = time.proce
         function()
         times.append(clock() - start)
     return min(times)
-
-
-def plain_pass(model: nn.Module, batches: RandomBatches) -> None:
-    """One forward and backward pass, as in training.
-
-    Args:
-        model: The network.
-        batches: The data.
-    """
-    for x, y, _ in batches:
-        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
-    model.zero_grad()
 
 
 def table(title: str, column: str, values: list[int], runs: Callable[[int], dict[str, float]], base: str) -> None:
