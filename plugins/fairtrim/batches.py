@@ -279,8 +279,8 @@ def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     surplus = sorted(str(name) for name in inputs if name not in parameters)
     if surplus:
         raise InputError(
-            f"the batch is a dict with {surplus}, which the network's forward doesn't take ({list(parameters)}); leave "
-            "them out of the batch, or pass forward_fn=lambda model, inputs: model(...)"
+            f"the batch is a dict with {surplus}, which the network's forward doesn't take; expected some of "
+            f"{list(parameters)}: leave the others out, or pass forward_fn=lambda model, inputs: model(...)"
         )
 
 
