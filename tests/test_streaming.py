@@ -305,7 +305,7 @@ def test_other_settings_are_refused(name: str, tmp_path: Path, monkeypatch: pyte
             count, rank = 2, 0
 
         monkeypatch.setattr(
-            streaming_module.ScoringRun, "__init__", lambda self, folder, m, s, _: init(self, folder, m, s, Two())
+            streaming_module.ScoringRun, "__init__", lambda self, folder, s, _: init(self, folder, s, Two())
         )
     key = {"smoothing": "loss_fn"}.get(name, name)
     with pytest.raises(InputError, match=rf"of a run with another .*{key}.*use another folder, or delete it"):

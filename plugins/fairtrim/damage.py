@@ -292,6 +292,7 @@ def collect_damage(
         pairs = resolved_interactions(interactions, n_columns)
         moments = Moments(n_columns, pairs, processes.rank)
         settings = {
+            "network": fingerprint(model) if folder is not None or processes.count > 1 else "",
             "sizes": sizes,
             "curvature": curvature,
             "interactions": pairs,
@@ -300,9 +301,8 @@ def collect_damage(
             "forward_fn": described(forward_fn),
             "output_transform": described(output_transform),
         }
-        run = ScoringRun(folder, model, settings, processes)
-        network = fingerprint(model) if processes.count > 1 else ""
-    processes.agree({"network": network, **settings})
+        run = ScoringRun(folder, settings, processes)
+    processes.agree(settings)
     with processes.together():
         run.restore(moments, encoder)
     with (

@@ -70,19 +70,17 @@ class ScoringRun:
 
     Args:
         folder: Where, or None to keep nothing.
-        model: The network; another one can't go on.
-        settings: What else must be the same.
+        settings: What must be the same for a run to go on, the network's fingerprint included.
         processes: Each keeps a file of its own.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str] | None,
-        model: nn.Module,
         settings: Mapping[str, Any],
         processes: Processes,
     ) -> None:
-        known = {} if folder is None else {**settings, "network": fingerprint(model), "processes": processes.count}
+        known = {} if folder is None else {**settings, "processes": processes.count}
         self._keeps = folder is not None
         self._file = Resumption(folder, known, name=f"damage-{processes.rank}")
         self._read = hashlib.sha256()
