@@ -124,6 +124,9 @@ def traceable(model: nn.Module) -> Iterator[dict[type[nn.Module], tp.pruner.Base
     Yields:
         What the pruner takes as ``customized_pruners``; make it inside the block.
 
+    Raises:
+        InputError: It is no network.
+
     Example:
         >>> class Tagger(nn.Module):
         ...     def __init__(self):
@@ -144,6 +147,8 @@ def traceable(model: nn.Module) -> Iterator[dict[type[nn.Module], tp.pruner.Base
         >>> tagger.gru.input_size
         3
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"got a {type(model).__name__}; expected the network: with traceable(model) as pruners")
     norm = getattr(nn, "RMSNorm", ())
     pruners: dict[type[nn.Module], tp.pruner.BasePruningFunc] = {}
     handles = []
