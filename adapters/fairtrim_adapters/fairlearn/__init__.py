@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from .measurements import measurements
 from .post_processing import RepairedClassifier
-from .reporting import Comparison, compare_models, default_metrics, metric_frame, plot_comparison
+from .reporting import (
+    Comparison,
+    compare_models,
+    compare_predictions,
+    default_metrics,
+    metric_frame,
+    plot_comparison,
+)
 
 __all__ = [
     "Comparison",
     "RepairedClassifier",
     "compare_models",
+    "compare_predictions",
     "default_metrics",
+    "measurements",
     "metric_frame",
     "plot_comparison",
 ]

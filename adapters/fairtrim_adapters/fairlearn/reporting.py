@@ -33,7 +33,14 @@ from fairtrim.predictions import Predictions, predict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Comparison", "compare_models", "default_metrics", "metric_frame", "plot_comparison"]
+__all__ = [
+    "Comparison",
+    "compare_models",
+    "compare_predictions",
+    "default_metrics",
+    "metric_frame",
+    "plot_comparison",
+]
 
 Metric = Callable[..., float]
 
@@ -226,22 +233,89 @@ def compare_models(
         raise InputError(
             f"models is {type(models).__name__}; expected networks by name: {{'dense': ..., 'pruned': ...}}"
         )
-    bootstrap = _bootstrap(n_boot, ci_quantiles, random_state)
-    reference = next(iter(models), "") if reference is None else reference
-    if reference not in models:
-        raise InputError(f"reference={reference!r} is not one of the networks: {list(models)}")
+    arguments: dict[str, Any] = {
+        "reference": next(iter(models)) if reference is None else reference,
+        "metrics": metrics,
+        "n_boot": n_boot,
+        "ci_quantiles": ci_quantiles,
+        "random_state": random_state,
+        "interval_metrics": interval_metrics,
+    }
+    _check_comparison(list(models), **arguments)
+    predictions = predict(models, loader, **options)
+    return compare_predictions(predictions, **arguments, progress=options.get("progress", True))
+
+
+def _check_comparison(
+    names: Sequence[str],
+    reference: str,
+    metrics: Mapping[str, Metric] | None,
+    n_boot: int | None,
+    ci_quantiles: Sequence[float] | None,
+    random_state: int | None,
+    interval_metrics: Sequence[str],
+) -> None:
+    _bootstrap(n_boot, ci_quantiles, random_state)
+    if reference not in names:
+        raise InputError(f"reference={reference!r} is not one of the networks: {list(names)}")
     if metrics is not None and "accuracy" not in metrics:
         raise InputError(f"metrics has no 'accuracy', which changes are measured in; got {list(metrics)}")
-    predictions = predict(models, loader, **options)
+    unknown = [name for name in interval_metrics if metrics is not None and name not in metrics]
+    if n_boot is not None and metrics is not None and unknown:
+        raise InputError(f"interval_metrics names {unknown}; the metrics are {list(metrics)}")
+
+
+def compare_predictions(
+    predictions: Predictions,
+    *,
+    reference: str | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    n_boot: int | None = None,
+    ci_quantiles: Sequence[float] | None = None,
+    random_state: int | None = None,
+    interval_metrics: Sequence[str] = ("accuracy",),
+    progress: bool = True,
+) -> Comparison:
+    """Compare networks by predictions that were made already; ``compare_models`` makes them.
+
+    Args:
+        predictions: Of the same samples by every network.
+        reference: The network that changes are measured from; default the first.
+        metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``.
+        n_boot: Number of bootstrap samples for confidence intervals, or None.
+        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
+        random_state: Seed of the bootstrap.
+        interval_metrics: Metrics that get intervals.
+        progress: Show a progress bar of the bootstrap.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        InputError: The reference is unknown, ``accuracy`` is missing, or there are no sensitive features.
+
+    Example:
+        >>> import torch
+        >>> batch = (torch.eye(2), torch.tensor([0, 0]), ["a", "b"])
+        >>> swapped = nn.Linear(2, 2, bias=False)
+        >>> _ = swapped.weight.data.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        >>> both = predict({"given": nn.Identity(), "swapped": swapped}, [batch], progress=False)
+        >>> compare_predictions(both).by_group["change in accuracy"]["swapped"].to_dict()
+        {'a': -1.0, 'b': 1.0}
+    """
+    models = list(predictions.label)
+    reference = models[0] if reference is None else reference
+    _check_comparison(models, reference, metrics, n_boot, ci_quantiles, random_state, interval_metrics)
     frames = {name: _frame(predictions, name, metrics, {}) for name in models}
     by_group = {name: _group_columns(predictions, frames, name, reference) for name in models}
     if n_boot is not None:
+        bootstrap = _bootstrap(n_boot, ci_quantiles, random_state)
         every = default_metrics(predictions.n_classes) if metrics is None else metrics
         unknown = [name for name in interval_metrics if name not in every]
         if unknown:
             raise InputError(f"interval_metrics names {unknown}; the metrics are {list(every)}")
         chosen = {name: every[name] for name in interval_metrics}
-        for name in tqdm(models, desc="bootstrap", leave=False, disable=not options.get("progress", True)):
+        for name in tqdm(models, desc="bootstrap", leave=False, disable=not progress):
             low, *_, high = _frame(predictions, name, chosen, bootstrap).by_group_ci
             for metric in chosen:
                 by_group[name][f"{metric} low"], by_group[name][f"{metric} high"] = low[metric], high[metric]

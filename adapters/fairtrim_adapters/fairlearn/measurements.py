@@ -1,0 +1,268 @@
+"""The figures of one network as a flat row: Fairlearn's metrics, bootstrap intervals, changes against a reference.
+
+A metric of hard decisions depends on the people only through the number of them in each cell (sensitive group, label,
+prediction, reference's prediction). Drawing N people with replacement, as MetricFrame's bootstrap does, is one
+multinomial draw of those numbers, so that a resample costs nothing that grows with N, and the change against
+the reference is resampled in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fairlearn.metrics import MetricFrame
+from sklearn.metrics import recall_score
+
+from fairtrim import InputError
+from fairtrim.predictions import Predictions
+
+from .reporting import Comparison, Metric, compare_predictions
+
+__all__ = ["LARGER_IS_WORSE", "group_names", "measurements"]
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int64]
+
+LARGER_IS_WORSE = frozenset(
+    {"accuracy_difference", "equalized_odds_difference", "demographic_parity_difference", "changed_predictions"}
+)
+"""Measurements of which less is better; of ``accuracy``, ``balanced_accuracy`` and ``worst_group_accuracy`` more is."""
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Which people are counted, and among whom."""
+
+    counted: Callable[[Labels, Labels], Flags]
+    among: Callable[[Labels], Flags]
+
+
+_ACCURACY = _Rate(lambda target, label: label == target, lambda target: np.ones(len(target), dtype=bool))
+_OF_TWO_CLASSES = {
+    "selection_rate": _Rate(lambda target, label: label == 1, lambda target: np.ones(len(target), dtype=bool)),
+    "true_positive_rate": _Rate(lambda target, label: (label == 1) & (target == 1), lambda target: target == 1),
+    "false_positive_rate": _Rate(lambda target, label: (label == 1) & (target == 0), lambda target: target == 0),
+}
+
+
+def group_names(predictions: Predictions) -> npt.NDArray[np.str_]:
+    """The sensitive group of each person; the values of several features are joined by a comma.
+
+    Args:
+        predictions: With sensitive features.
+
+    Returns:
+        Names, (N,).
+
+    Raises:
+        InputError: There are no sensitive features.
+
+    Example:
+        >>> one = np.zeros(1, dtype=np.int64)
+        >>> sensitive = {"sex": np.array(["Female"]), "race": np.array(["Black"])}
+        >>> str(group_names(Predictions(one, {}, {}, sensitive))[0])
+        'Female, Black'
+    """
+    if not predictions.sensitive:
+        raise InputError("the loader gives (inputs, target) only; expected (inputs, target, sensitive)")
+    columns = list(predictions.sensitive.values())
+    return np.asarray([", ".join(map(str, values)) for values in zip(*columns, strict=True)])
+
+
+class _Cells:
+    """Numbers of people in each occupied cell, and draws of them."""
+
+    def __init__(
+        self, predictions: Predictions, name: str, reference: str, n_boot: int, random_state: int | None
+    ) -> None:
+        self.groups, group = np.unique(group_names(predictions), return_inverse=True)
+        rows = np.stack([group, predictions.target, predictions.label[name], predictions.label[reference]], axis=1)
+        cells, counts = np.unique(rows, axis=0, return_counts=True)
+        self.group, self.target, self.label, self.reference = (column.astype(np.int64) for column in cells.T)
+        generator = np.random.default_rng(random_state)
+        n_people = int(counts.sum())
+        self.draws: Floats = generator.multinomial(n_people, counts / n_people, size=n_boot).astype(float)
+        self._member = np.eye(len(self.groups))[self.group]
+
+    def rate(self, rate: _Rate, label: Labels) -> tuple[Floats, Floats]:
+        """A rate over everybody, (B,), and of each group, (B, G): NaN where a draw has nobody of the group.
+
+        As Fairlearn has it, a rate is 0 where a group has people, but none that the rate is taken over.
+        """
+        among = self.draws * rate.among(self.target)
+        counted = self.draws * rate.counted(self.target, label)
+        people = self.draws @ self._member
+        with np.errstate(invalid="ignore", divide="ignore"):
+            overall = np.nan_to_num(counted.sum(1) / among.sum(1))
+            by_group = np.nan_to_num((counted @ self._member) / (among @ self._member))
+        return overall, np.where(people > 0, by_group, np.nan)
+
+    def statistics(self, label: Labels, n_classes: int) -> dict[str, Floats]:
+        """Every measurement of each draw, (B,), by the name of its column."""
+        found: dict[str, Floats] = {}
+        spread: dict[str, Floats] = {}
+        rates = {"accuracy": _ACCURACY, **(_OF_TWO_CLASSES if n_classes == 2 else {})}
+        for metric, rate in rates.items():
+            found[metric], by_group = self.rate(rate, label)
+            found |= {f"{metric}[{g}]": by_group[:, k] for k, g in enumerate(self.groups)}
+            spread[metric] = np.nanmax(by_group, axis=1) - np.nanmin(by_group, axis=1)
+            if metric == "accuracy":
+                found["worst_group_accuracy"] = np.nanmin(by_group, axis=1)
+        found["accuracy_difference"] = spread["accuracy"]
+        if n_classes == 2:
+            found["equalized_odds_difference"] = np.maximum(spread["true_positive_rate"], spread["false_positive_rate"])
+            found["demographic_parity_difference"] = spread["selection_rate"]
+        found["balanced_accuracy"] = self._balanced_accuracy(label)
+        return found
+
+    def _balanced_accuracy(self, label: Labels) -> Floats:
+        """Mean recall of the classes that a draw has somebody of, (B,)."""
+        of_class = self.target[:, None] == np.unique(self.target)
+        right = of_class & (label == self.target)[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recalls: Floats = np.nanmean((self.draws @ right) / (self.draws @ of_class), axis=1)
+        return recalls
+
+    def changed(self) -> dict[str, Floats]:
+        """Share of people whose label differs from the reference's, (B,), over everybody and by group."""
+        differs = _Rate(lambda target, label: label != self.reference, _ACCURACY.among)
+        overall, by_group = self.rate(differs, self.label)
+        return {
+            "changed_predictions": overall,
+            **{f"changed_predictions[{g}]": by_group[:, k] for k, g in enumerate(self.groups)},
+        }
+
+
+def _column(name: str, suffix: str) -> str:
+    metric, bracket, group = name.partition("[")
+    return f"{metric}{suffix}{bracket}{group}"
+
+
+def measurements(
+    predictions: Predictions,
+    name: str,
+    reference: str,
+    *,
+    n_boot: int | None = 200,
+    random_state: int | None = 0,
+    metrics: Mapping[str, Metric] | None = None,
+) -> dict[str, Any]:
+    """One network's figures as a flat row of a table.
+
+    Every metric ``m`` comes with ``m_low`` and ``m_high``, the 95 % percentile interval of a bootstrap over people, and
+    with ``m_change`` (``m_change_low``, ``m_change_high``), the change against the reference, resampled in pairs.
+    A sensitive group's are ``m[Female]``, ``m_low[Female]`` and so on; ``people[Female]`` counts them.
+
+    Args:
+        predictions: Of both networks, on the same people.
+        name: The network.
+        reference: The network that changes are measured from.
+        n_boot: Number of bootstrap samples, or None for no intervals.
+        random_state: Seed of the bootstrap.
+        metrics: Further metrics by name, as MetricFrame takes them: value, ``…_difference`` between groups and change,
+            without intervals.
+
+    Returns:
+        Values by column. Metrics: ``accuracy``, ``balanced_accuracy``, ``worst_group_accuracy``,
+        ``accuracy_difference``, ``changed_predictions`` (share of labels that differ from the reference's); for
+        two classes also ``selection_rate``, ``true_positive_rate``, ``false_positive_rate`` and Fairlearn's
+        ``equalized_odds_difference`` and ``demographic_parity_difference``. ``flags`` are the comparison's.
+
+    Raises:
+        InputError: There are no sensitive features, or an argument is wrong.
+
+    Example:
+        >>> target = np.array([0, 1, 1, 1])
+        >>> label = {"dense": target, "pruned": np.array([0, 1, 1, 0])}
+        >>> scores = {model: np.eye(2)[of_model] for model, of_model in label.items()}
+        >>> people = Predictions(target, label, scores, {"sex": np.array(["F", "F", "M", "M"])})
+        >>> row = measurements(people, "pruned", "dense")
+        >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["equalized_odds_difference"]
+        (0.75, 0.5, 0.0, 0.5)
+    """
+    if n_boot is not None and n_boot < 1:
+        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
+    pair = Predictions(
+        predictions.target,
+        {model: predictions.label[model] for model in dict.fromkeys((reference, name))},
+        {model: predictions.scores[model] for model in dict.fromkeys((reference, name))},
+        predictions.sensitive,
+    )
+    comparison = compare_predictions(pair, reference=reference, progress=False)
+    row: dict[str, Any] = {}
+    of_name, of_reference = _points(comparison, pair, name), _points(comparison, pair, reference)
+    for column, value in of_name.items():
+        row[column] = value
+        if not column.startswith(("changed_predictions", "people")):
+            row[_column(column, "_change")] = value - of_reference[column]
+    if n_boot is not None:
+        cells = _Cells(pair, name, reference, n_boot, random_state)
+        drawn = cells.statistics(cells.label, pair.n_classes)
+        drawn_reference = cells.statistics(cells.reference, pair.n_classes)
+        for column, values in drawn.items():
+            row |= _interval(column, "", values)
+            row |= _interval(column, "_change", values - drawn_reference[column])
+        for column, values in cells.changed().items():
+            row |= _interval(column, "", values)
+    if metrics:
+        row |= _further(pair, name, reference, metrics)
+    flags = comparison.flags[comparison.flags["model"].isin([name, "(data)"])]
+    row["flags"] = "; ".join(f"{flag}: {detail}" for flag, detail in zip(flags["flag"], flags["detail"], strict=True))
+    return row
+
+
+def _interval(column: str, suffix: str, values: Floats) -> dict[str, float]:
+    if np.isnan(values).all():
+        return {}
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return {_column(column, f"{suffix}_low"): float(low), _column(column, f"{suffix}_high"): float(high)}
+
+
+def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict[str, float]:
+    """Fairlearn's own figures of one network under the names of the row."""
+    overall, by_group = comparison.overall.loc[name], comparison.by_group.loc[name]
+    metrics = ["accuracy", *(_OF_TWO_CLASSES if predictions.n_classes == 2 else ())]
+    found = {metric: float(overall[metric.replace("_", " ")]) for metric in metrics}
+    present = np.unique(predictions.target)
+    found["balanced_accuracy"] = float(
+        recall_score(predictions.target, predictions.label[name], labels=present, average="macro", zero_division=0)
+    )
+    found["worst_group_accuracy"] = float(by_group["accuracy"].min())
+    gaps = [gap for gap in sorted(LARGER_IS_WORSE) if gap.replace("_", " ") in overall]
+    found |= {gap: float(overall[gap.replace("_", " ")]) for gap in gaps}
+    for group, figures in by_group.iterrows():
+        label = group if isinstance(group, str) else ", ".join(map(str, group))
+        if not figures["people"] > 0:
+            continue  # a crossing that nobody belongs to
+        found[f"people[{label}]"] = int(figures["people"])
+        for metric in [*metrics, "changed_predictions"]:
+            found[f"{metric}[{label}]"] = float(figures[metric.replace("_", " ")])
+    return found
+
+
+def _further(predictions: Predictions, name: str, reference: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    groups = group_names(predictions)
+    frames = [
+        MetricFrame(
+            metrics=dict(metrics),
+            y_true=predictions.target,
+            y_pred=predictions.label[model],
+            sensitive_features=groups,
+        )
+        for model in (name, reference)
+    ]
+    found: dict[str, float] = {}
+    for metric in metrics:
+        own, other = ({"": f.overall[metric], "_difference": f.difference()[metric]} for f in frames)
+        for suffix, value in own.items():
+            found[f"{metric}{suffix}"] = float(value)
+            found[f"{metric}{suffix}_change"] = float(value - other[suffix])
+        for group, value in frames[0].by_group[metric].items():
+            found[f"{metric}[{group}]"] = float(value)
+            found[f"{metric}_change[{group}]"] = float(value - frames[1].by_group[metric][group])
+    return found

@@ -1,0 +1,155 @@
+"""Flat rows of figures: Fairlearn is the oracle of the values, its bootstrap that of the intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fairlearn.metrics import (
+    MetricFrame,
+    demographic_parity_difference,
+    equalized_odds_difference,
+    false_positive_rate,
+    mean_prediction,
+    selection_rate,
+    true_positive_rate,
+)
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+from fairtrim import InputError, Predictions
+from fairtrim_adapters.fairlearn import measurements
+from fairtrim_adapters.fairlearn.measurements import _Cells
+
+
+def people(n: int, n_classes: int = 2, groups: tuple[str, ...] = ("F", "M", "X"), seed: int = 0) -> Predictions:
+    draw = np.random.default_rng(seed)
+    target = draw.integers(0, n_classes, n)
+    label = {
+        name: np.where(draw.random(n) < wrong, draw.integers(0, n_classes, n), target)
+        for name, wrong in (("dense", 0.2), ("pruned", 0.5))
+    }
+    scores = {name: np.eye(n_classes)[of_model] for name, of_model in label.items()}
+    share = np.arange(1, len(groups) + 1) / sum(range(1, len(groups) + 1))
+    return Predictions(target, label, scores, {"sex": draw.choice(groups, n, p=share)})
+
+
+def test_values_are_fairlearns() -> None:
+    data = people(301)
+    row = measurements(data, "pruned", "dense", n_boot=None)
+    y, given, dense, sex = data.target, data.label["pruned"], data.label["dense"], data.sensitive["sex"]
+    metrics = {
+        "accuracy": accuracy_score,
+        "selection_rate": selection_rate,
+        "true_positive_rate": true_positive_rate,
+        "false_positive_rate": false_positive_rate,
+    }
+    frame = MetricFrame(metrics=metrics, y_true=y, y_pred=given, sensitive_features=sex)
+    before = MetricFrame(metrics=metrics, y_true=y, y_pred=dense, sensitive_features=sex)
+    for metric in metrics:
+        assert row[metric] == pytest.approx(frame.overall[metric], abs=1e-12)
+        assert row[f"{metric}_change"] == pytest.approx(frame.overall[metric] - before.overall[metric], abs=1e-12)
+        for group in "FMX":
+            assert row[f"{metric}[{group}]"] == pytest.approx(frame.by_group[metric][group], abs=1e-12)
+            change = frame.by_group[metric][group] - before.by_group[metric][group]
+            assert row[f"{metric}_change[{group}]"] == pytest.approx(change, abs=1e-12)
+    gap = {"y_true": y, "y_pred": given, "sensitive_features": sex}
+    assert row["equalized_odds_difference"] == pytest.approx(equalized_odds_difference(**gap), abs=1e-12)
+    assert row["demographic_parity_difference"] == pytest.approx(demographic_parity_difference(**gap), abs=1e-12)
+    assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, given), abs=1e-12)
+    assert row["worst_group_accuracy"] == frame.group_min()["accuracy"]
+    assert row["accuracy_difference"] == pytest.approx(frame.difference()["accuracy"], abs=1e-12)
+    assert row["changed_predictions"] == np.mean(given != dense)
+    assert row["changed_predictions[F]"] == pytest.approx(np.mean((given != dense)[sex == "F"]))
+    assert row["people[X]"] == (sex == "X").sum()
+    assert not [column for column in row if "_low" in column]
+
+
+@pytest.mark.parametrize(("n_classes", "seed"), [(2, 1), (3, 2)])
+def test_a_draw_is_a_resample_of_people(n_classes: int, seed: int) -> None:
+    """Every statistic of every draw equals Fairlearn's on the people whom that draw stands for."""
+    data = people(40, n_classes, seed=seed)
+    cells = _Cells(data, "pruned", "dense", n_boot=25, random_state=3)
+    found = cells.statistics(cells.label, n_classes)
+    for draw in range(25):
+        times = cells.draws[draw].astype(int)
+        y, given = np.repeat(cells.target, times), np.repeat(cells.label, times)
+        group = np.repeat(cells.groups[cells.group], times)
+        assert len(y) == 40
+        frame = MetricFrame(metrics={"accuracy": accuracy_score}, y_true=y, y_pred=given, sensitive_features=group)
+        assert found["accuracy"][draw] == pytest.approx(frame.overall["accuracy"])
+        for g in cells.groups:
+            expected = frame.by_group["accuracy"].get(g, np.nan)
+            np.testing.assert_allclose(found[f"accuracy[{g}]"][draw], expected, atol=1e-12)
+        assert found["accuracy_difference"][draw] == pytest.approx(frame.difference()["accuracy"])
+        assert found["worst_group_accuracy"][draw] == pytest.approx(frame.group_min()["accuracy"])
+        recalls = [np.mean(given[y == k] == k) for k in np.unique(y)]
+        assert found["balanced_accuracy"][draw] == pytest.approx(np.mean(recalls))
+        if n_classes == 2:
+            gap = {"y_true": y, "y_pred": given, "sensitive_features": group}
+            assert found["equalized_odds_difference"][draw] == pytest.approx(equalized_odds_difference(**gap))
+            assert found["demographic_parity_difference"][draw] == pytest.approx(demographic_parity_difference(**gap))
+
+
+def test_intervals_agree_with_fairlearns_bootstrap() -> None:
+    data = people(600, seed=4)
+    row = measurements(data, "pruned", "dense", n_boot=2000, random_state=1)
+    frame = MetricFrame(
+        metrics={"accuracy": accuracy_score},
+        y_true=data.target,
+        y_pred=data.label["pruned"],
+        sensitive_features=data.sensitive["sex"],
+        n_boot=120,
+        ci_quantiles=[0.025, 0.975],
+        random_state=2,
+    )
+    for end, overall, by_group in zip(("low", "high"), frame.overall_ci, frame.by_group_ci, strict=True):
+        assert row[f"accuracy_{end}"] == pytest.approx(overall["accuracy"], abs=0.015)
+        for group in "FMX":
+            assert row[f"accuracy_{end}[{group}]"] == pytest.approx(by_group["accuracy"][group], abs=0.03)
+
+
+def test_changes_are_resampled_in_pairs() -> None:
+    """The same network twice: its accuracy varies over the draws, the change against itself doesn't."""
+    data = people(200)
+    row = measurements(data, "dense", "dense")
+    assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+    assert row["accuracy_change"] == row["accuracy_change_low"] == row["accuracy_change_high"] == 0
+    assert row["changed_predictions_high[M]"] == 0
+
+
+def test_same_seed_same_intervals() -> None:
+    data = people(77)
+    assert measurements(data, "pruned", "dense") == measurements(data, "pruned", "dense")
+
+
+def test_crossings_with_nobody_are_left_out() -> None:
+    data = people(50)
+    race = np.where(data.sensitive["sex"] == "F", "a", "b")
+    crossed = Predictions(data.target, data.label, data.scores, {**data.sensitive, "race": race})
+    row = measurements(crossed, "pruned", "dense", n_boot=5)
+    assert {column for column in row if column.startswith("people")} == {"people[F, a]", "people[M, b]", "people[X, b]"}
+
+
+def test_one_person() -> None:
+    row = measurements(people(1, groups=("F",)), "pruned", "dense", n_boot=3)
+    assert row["accuracy_difference"] == 0 and row["accuracy_low"] == row["accuracy_high"] == row["accuracy"]
+
+
+def test_further_metrics() -> None:
+    data = people(90)
+    row = measurements(data, "pruned", "dense", n_boot=None, metrics={"mean_label": mean_prediction})
+    sex, label = data.sensitive["sex"], data.label
+    means = [label["pruned"][sex == g].mean() for g in "FMX"]
+    assert row["mean_label[M]"] == pytest.approx(means[1])
+    assert row["mean_label_difference"] == pytest.approx(max(means) - min(means))
+    assert row["mean_label_change"] == pytest.approx(label["pruned"].mean() - label["dense"].mean())
+
+
+def test_flags_and_refusals() -> None:
+    data = people(60)
+    constant = {**data.label, "pruned": np.zeros(60, dtype=np.int64)}
+    row = measurements(Predictions(data.target, constant, data.scores, data.sensitive), "pruned", "dense", n_boot=5)
+    assert "constant classifier" in row["flags"]
+    with pytest.raises(InputError, match="n_boot=0"):
+        measurements(data, "pruned", "dense", n_boot=0)
+    with pytest.raises(InputError, match="sensitive"):
+        measurements(Predictions(data.target, data.label, data.scores, {}), "pruned", "dense")
