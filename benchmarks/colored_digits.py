@@ -177,7 +177,7 @@ def debiasing(
 
     def pruned(importance: ChannelImportance, ratio: float) -> nn.Module:
         model = copy.deepcopy(dense)
-        pruner = pruner_of_levels(model, samples, [ratio], importance)
+        pruner = pruner_of_levels(model, samples.first(torch.device("cpu")), [ratio], importance)
         importance.fit(pruner, loader, progress=False)
         pruner.step()
         return model

@@ -326,7 +326,7 @@ def test_ratio_of_single_layers_is_the_last_level_s() -> None:
     model = _mlp()
     pruner = pruner_of_levels(
         model,
-        IndexedSamples(_loader()),
+        IndexedSamples(_loader()).first(torch.device("cpu")),
         [0.25, 0.5],
         tp.importance.GroupMagnitudeImportance(),
         pruning_ratio_dict={model[0]: 0.25},

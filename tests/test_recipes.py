@@ -179,7 +179,7 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
 
     mine, generator, samples = copy.deepcopy(model), torch.Generator().manual_seed(5), IndexedSamples(loader)
     mined = FixedMiner().fit(model, loader)
-    pruner = pruner_of_levels(mine, samples, [0.6 / 3, 1.2 / 3, 1.8 / 3], None)
+    pruner = pruner_of_levels(mine, samples.first(torch.device("cpu")), [0.6 / 3, 1.2 / 3, 1.8 / 3], None)
     for step in range(4):
         if step < 3:
             b = mined.conflicting(**cut)
@@ -251,7 +251,7 @@ def test_dcwp_with_a_ratio_takes_the_smallest_gates() -> None:
     importance = ContrastiveImportance(
         FLAGS, upweight=11.0, contrastive_weight=0.2, iterations=5, learning_rate=0.3, seed=2, progress=False
     )
-    pruner = pruner_of_levels(mine, IndexedSamples(loader), [0.5], importance)
+    pruner = pruner_of_levels(mine, IndexedSamples(loader).first(torch.device("cpu")), [0.5], importance)
     importance.fit(pruner, loader)
     pruner.step()
     fine_tune(

@@ -27,19 +27,20 @@ class Predictions:
         target: Labels, (N,) int64.
         label: Predicted labels of each network by name, (N,) int64: the largest score, or for a single logit
             whether it is above 0.
-        scores: Class scores of each network by name, (N, K) float64, before softmax.
+        scores: Class scores of each network by name, (N, K) float64, before softmax; empty if only labels were kept.
         sensitive: Names of the values of each sensitive feature, (N,) each; empty if the loader has none.
+        n_classes: K, 2 for a single logit; read off the scores if there are any.
     """
 
     target: npt.NDArray[np.int64]
     label: dict[str, npt.NDArray[np.int64]]
     scores: dict[str, npt.NDArray[np.float64]]
     sensitive: dict[str, npt.NDArray[np.str_]]
+    n_classes: int = 2
 
-    @property
-    def n_classes(self) -> int:
-        """K: the number of scores, 2 for a single logit."""
-        return max(2, *(int(scores.shape[1]) for scores in self.scores.values()))
+    def __post_init__(self) -> None:
+        sizes = [int(scores.shape[1]) for scores in self.scores.values()]
+        object.__setattr__(self, "n_classes", max(self.n_classes, *sizes) if sizes else self.n_classes)
 
 
 def predict(

@@ -179,20 +179,15 @@ def measurements(
     Example:
         >>> target = np.array([0, 1, 1, 1])
         >>> label = {"dense": target, "pruned": np.array([0, 1, 1, 0])}
-        >>> scores = {model: np.eye(2)[of_model] for model, of_model in label.items()}
-        >>> people = Predictions(target, label, scores, {"sex": np.array(["F", "F", "M", "M"])})
+        >>> people = Predictions(target, label, {}, {"sex": np.array(["F", "F", "M", "M"])})
         >>> row = measurements(people, "pruned", "dense")
         >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["equalized_odds_difference"]
         (0.75, 0.5, 0.0, 0.5)
     """
     if n_boot is not None and n_boot < 1:
         raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
-    pair = Predictions(
-        predictions.target,
-        {model: predictions.label[model] for model in dict.fromkeys((reference, name))},
-        {model: predictions.scores[model] for model in dict.fromkeys((reference, name))},
-        predictions.sensitive,
-    )
+    labels = {model: predictions.label[model] for model in dict.fromkeys((reference, name))}
+    pair = Predictions(predictions.target, labels, {}, predictions.sensitive, predictions.n_classes)
     comparison = compare_predictions(pair, reference=reference, progress=False)
     row: dict[str, Any] = {}
     of_name, of_reference = _points(comparison, pair, name), _points(comparison, pair, reference)

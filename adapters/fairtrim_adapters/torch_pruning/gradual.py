@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairtrim import InputError, UnsupportedModelError
 from fairtrim import accumulated_confidence as core
 from fairtrim.accumulated_confidence import GradualPruning
-from fairtrim.batches import ForwardFunction, class_scores, model_device
+from fairtrim.batches import Batch, ForwardFunction, class_scores, model_device
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.samples import IndexedSamples
 from fairtrim.training import FeatureTap
@@ -52,7 +52,7 @@ def _importance(
 
 def pruner_of_levels(
     model: nn.Module,
-    samples: IndexedSamples,
+    batch: Batch,
     levels: Sequence[float],
     importance: tp.importance.Importance | None,
     *,
@@ -66,7 +66,7 @@ def pruner_of_levels(
 
     Args:
         model: The network.
-        samples: Where an example input comes from.
+        batch: Samples to trace the network with.
         levels: Shares of the channels, increasing; one step each.
         importance: The importance.
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
@@ -92,7 +92,6 @@ def pruner_of_levels(
             f"ignored_layers holds {unknown}; expected names of the network's layers, e.g. 'blocks.2', because a copy "
             "of the network is pruned"
         )
-    batch = samples.first(model_device(model))
     tap = FeatureTap(model)
     with preserved_random_state(), preserved_model(model), torch.no_grad(), tap.attached():
         scores = class_scores(model, batch, forward_fn, output_transform)
@@ -205,7 +204,7 @@ def gradual_channel_pruning(
     ) -> Iterator[float]:
         pruner = pruner_of_levels(
             model,
-            samples,
+            samples.first(model_device(model)),
             levels,
             _importance(criterion, model, samples, generator),
             ignored_layers=ignored_layers,

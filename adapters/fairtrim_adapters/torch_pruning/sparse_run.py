@@ -28,7 +28,7 @@ from .channel_importance import ChannelImportance
 from .corrections import correct_graph
 from .gradual import freeze, frozen_parameters, pruner_of_levels
 
-__all__ = ["RecipeResult", "SparseRun", "begin"]
+__all__ = ["RecipeResult", "SparseRun", "begin", "plain_settings"]
 
 _REMEDY = "cut={'share_per_class': ...}"
 
@@ -233,16 +233,27 @@ class SparseRun:
         return RecipeResult(self.model.eval(), pd.DataFrame(self.rows), self.mined, self.conflicting)
 
 
-def _plain(value: Any) -> Any:
-    """A setting as JSON can hold it, the same in every process."""
+def plain_settings(value: Any) -> Any:
+    """A setting as JSON can hold it, the same in every process.
+
+    Args:
+        value: Plain values, containers and dataclasses of them; of anything else the name is kept.
+
+    Returns:
+        The description.
+
+    Example:
+        >>> plain_settings({"share": 0.5, "layers": ("a", nn.Linear)})
+        {'share': 0.5, 'layers': ['a', 'Linear']}
+    """
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Mapping):
-        return {str(_plain(key)): _plain(entry) for key, entry in value.items()}
+        return {str(plain_settings(key)): plain_settings(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
+        return [plain_settings(entry) for entry in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {f.name: _plain(getattr(value, f.name)) for f in fields(value)}]
+        return [type(value).__qualname__, {f.name: plain_settings(getattr(value, f.name)) for f in fields(value)}]
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
@@ -306,8 +317,8 @@ def begin(
         "network": fingerprint(model),
         "samples": samples.n_samples,
         "batch_size": samples.batch_size,
-        "miner": _plain(miner),
-        "calling": _plain(calling),
+        "miner": plain_settings(miner),
+        "calling": plain_settings(calling),
         "seed": seed,
     }
     everything = {
@@ -318,16 +329,16 @@ def begin(
         "learning_rate": learning_rate,
         "contrastive_weight": contrastive_weight,
         "feature_layer": feature_layer,
-        "ignored_layers": _plain(list(ignored_layers)),
-        "pruner_options": _plain(dict(pruner_options or {})),
-        **_plain(dict(settings)),
+        "ignored_layers": plain_settings(list(ignored_layers)),
+        "pruner_options": plain_settings(dict(pruner_options or {})),
+        **plain_settings(dict(settings)),
     }
     resumption = Resumption(folder, everything)
     finished = resumption.load()
     shrinking = copy.deepcopy(model)
     pruner = pruner_of_levels(
         shrinking,
-        samples,
+        samples.first(model_device(shrinking)),
         levels,
         None,
         ignored_layers=ignored_layers,
