@@ -14,6 +14,7 @@ from .counterfactual_unlearning import CounterfactualUnlearning
 from .damage import DamageTable, collect_damage
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .influence import BiasInfluence, influence_on_bias, unlearn_samples
+from .latency import Latency, MedianInterval, measure_latency
 from .layerwise_optimization import LayerwiseOptimization
 from .mining import (
     EpochEnsemble,
@@ -49,8 +50,10 @@ __all__ = [
     "FairtrimError",
     "GeneralizedCrossEntropyMiner",
     "InputError",
+    "Latency",
     "LayerwiseOptimization",
     "LossMiner",
+    "MedianInterval",
     "MinedSamples",
     "Miner",
     "MisclassifiedMiner",
@@ -72,6 +75,7 @@ __all__ = [
     "fine_tune",
     "influence_on_bias",
     "load_pruned",
+    "measure_latency",
     "predict",
     "recalibrate_batchnorm",
     "save_pruned",
