@@ -21,18 +21,37 @@ from .corrections import correct_graph
 from .groups import group_name, is_consumed
 from .plan import groups_of_next_step
 
-__all__ = ["AccumulatedConfidence", "freeze", "frozen_parameters", "gradual_channel_pruning", "pruner_of_levels"]
+__all__ = [
+    "AccumulatedConfidence",
+    "RandomImportance",
+    "freeze",
+    "frozen_parameters",
+    "gradual_channel_pruning",
+    "pruner_of_levels",
+]
 
 Criterion = Literal["random", "magnitude"] | Callable[[nn.Module, IndexedSamples], tp.importance.Importance]
 
 
-class _RandomImportance(tp.importance.Importance):  # type: ignore[misc]
-    """Random scores from a generator of its own; the host's draws from the global one."""
+class RandomImportance(tp.importance.Importance):  # type: ignore[misc]
+    """Random scores from a generator of its own; the host's draws from the global one.
+
+    Args:
+        generator: Source of randomness.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
     def __call__(self, group: tp.Group) -> Tensor:
+        """Scores of one dependency group, (C,).
+
+        Args:
+            group: The group.
+
+        Returns:
+            The scores.
+        """
         return torch.rand(len(group[0].idxs), generator=self._generator)
 
 
@@ -40,7 +59,7 @@ def _importance(
     criterion: Criterion, model: nn.Module, samples: IndexedSamples, generator: torch.Generator
 ) -> tp.importance.Importance:
     if criterion == "random":
-        return _RandomImportance(generator)
+        return RandomImportance(generator)
     if criterion == "magnitude":
         return tp.importance.GroupMagnitudeImportance()
     if not callable(criterion):

@@ -1,0 +1,138 @@
+"""One pruned copy of a network, by any criterion of fairtrim or Torch-Pruning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch_pruning as tp
+from torch import nn
+
+from fairtrim import InputError, recalibrate_batchnorm
+from fairtrim.batches import class_scores, iterate_batches, model_device
+from fairtrim.preservation import preserved_random_state
+from fairtrim_adapters.torch_pruning.channel_importance import ChannelImportance
+from fairtrim_adapters.torch_pruning.corrections import correct_graph
+from fairtrim_adapters.torch_pruning.gradual import freeze, frozen_parameters, pruner_of_levels
+
+from .data_splits import DataSplits
+
+__all__ = ["PrunerOptions", "prune_copy"]
+
+PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
+"""Further arguments of ``BasePruner``: names of layers where it takes layers; or a function of the network that gives
+them, such as ``lambda model: pruning_options(model)`` for networks of Hugging Face."""
+
+_NEED_MORE = (
+    tp.importance.GroupHessianImportance,
+    tp.importance.OBDCImportance,
+    tp.importance.ActivationImportance,
+)
+
+
+def prune_copy(
+    model: nn.Module,
+    importance: tp.importance.Importance,
+    data: DataSplits,
+    ratio: float,
+    *,
+    iterative_steps: int = 1,
+    ignored_layers: Sequence[str] = (),
+    pruner_options: PrunerOptions = None,
+    recalibrate: bool = True,
+    progress: bool = True,
+) -> nn.Module:
+    """Prune a copy of a network; the layer that gives the scores keeps its outputs.
+
+    Args:
+        model: The network; untouched.
+        importance: fairtrim's, or Torch-Pruning's random, magnitude or Taylor ones (for which gradients of the loss
+            are summed over the scoring data here).
+        data: Whose ``scoring`` split scores the channels, again before each step.
+        ratio: Share of the channels to remove, in (0, 1).
+        iterative_steps: In how many steps.
+        ignored_layers: Names of further layers whose outputs stay.
+        pruner_options: Further arguments of ``BasePruner``.
+        recalibrate: Whether BatchNorm statistics are computed again on the scoring data afterwards.
+        progress: Show progress bars.
+
+    Returns:
+        The pruned copy, in eval mode.
+
+    Raises:
+        InputError: An argument or the data is wrong, or nothing was removed.
+        UnsupportedModelError: The network can't be scored or pruned.
+
+    Example:
+        >>> import torch
+        >>> people = [(torch.randn(8, 4), torch.arange(8) % 2, ["a", "b"] * 4)]
+        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> data = DataSplits(test=people, scoring=people)
+        >>> prune_copy(network, tp.importance.GroupMagnitudeImportance(), data, 0.5, progress=False)[0].out_features
+        3
+    """
+    if not 0 < ratio < 1 or iterative_steps < 1:
+        raise InputError(
+            f"ratio={ratio}, iterative_steps={iterative_steps}; expected a share in (0, 1) and at least one step"
+        )
+    pruned = copy.deepcopy(model).eval()
+    options = dict(pruner_options(pruned) if callable(pruner_options) else pruner_options or {})
+    names = {module: name for name, module in pruned.named_modules()}
+    ignored = [names.get(layer, layer) for layer in (*ignored_layers, *options.pop("ignored_layers", ()))]
+    needs_data = isinstance(importance, ChannelImportance | tp.importance.GroupTaylorImportance)
+    split = "scoring" if needs_data or data.scoring is not None or data.train is not None else "test"
+    batch = data.first_batch(split, model_device(pruned))
+    levels = [ratio * (step + 1) / iterative_steps for step in range(iterative_steps)]
+    with preserved_random_state():
+        pruner = pruner_of_levels(pruned, batch, levels, importance, ignored_layers=ignored, **data.calling, **options)
+        frozen = frozen_parameters(pruned)
+        for _ in levels:
+            _score(importance, pruner, pruned, data, progress)
+            pruner.step()
+            freeze(pruned, frozen)
+        pruned.zero_grad()
+    if not pruner.pruning_history():
+        raise InputError(
+            f"nothing was removed at ratio={ratio}: every layer is ignored, or too small to lose a channel; expected a "
+            "higher ratio or fewer ignored_layers"
+        )
+    if recalibrate and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None for m in pruned.modules()
+    ):
+        loader = data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
+        recalibrate_batchnorm(pruned, loader, forward_fn=data.forward_fn, progress=progress)
+    return pruned
+
+
+def _score(
+    importance: tp.importance.Importance,
+    pruner: tp.pruner.BasePruner,
+    model: nn.Module,
+    data: DataSplits,
+    progress: bool,
+) -> None:
+    """Give an importance what it looks at."""
+    if isinstance(importance, ChannelImportance):
+        importance.fit(
+            pruner,
+            data.need("scoring", f"{type(importance).__name__}"),
+            sensitive_names=data.sensitive_names,
+            loss_fn=data.loss_fn,
+            progress=progress,
+            **data.calling,
+        )
+        return
+    correct_graph(pruner.DG)
+    if isinstance(importance, tp.importance.GroupTaylorImportance):
+        loader = data.need("scoring", "Torch-Pruning's Taylor importance")
+        model.zero_grad()
+        with preserved_random_state(loader):
+            for batch in iterate_batches(loader, model_device(model), progress=progress, description="Taylor scores"):
+                loss = data.loss_fn(class_scores(model, batch, positions=True, **data.calling), batch.target)
+                (loss.mean() * len(batch)).backward()  # type: ignore[no-untyped-call]
+    elif isinstance(importance, _NEED_MORE):
+        raise InputError(
+            f"{type(importance).__name__} needs gradients or activations that are not collected here; expected an "
+            "importance of fairtrim, or Torch-Pruning's random, magnitude or Taylor importance"
+        )

@@ -1,0 +1,233 @@
+"""What a sweep has finished, in a folder: one file a run and one a network, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import nn
+
+from fairtrim import InputError, load_pruned, save_pruned
+from fairtrim.resumption import Resumption
+
+__all__ = ["RunKey", "SweepStore", "as_table", "read_sweep", "write_text"]
+
+Row = dict[str, Any]
+
+SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
+
+
+@dataclass(frozen=True, order=True)
+class RunKey:
+    """What tells the runs of a sweep apart.
+
+    Attributes:
+        seed: Of everything random.
+        criterion: Label of the criterion, ``dense`` for none.
+        ratio: Share of the channels to remove, 0 for the dense network.
+        post_processor: Label of the post-processor, ``none`` for none.
+    """
+
+    seed: int
+    criterion: str
+    ratio: float
+    post_processor: str
+
+    @property
+    def file(self) -> str:
+        """A file name: readable, and different for different labels."""
+        words = f"{self.criterion}-{self.ratio:g}-{self.post_processor}"
+        readable = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")[:60]
+        digits = hashlib.sha256(repr((self.criterion, self.ratio, self.post_processor)).encode()).hexdigest()[:8]
+        return f"seed-{self.seed}-{readable}-{digits}"
+
+    def __str__(self) -> str:
+        return (
+            f"criterion {self.criterion!r}, ratio {self.ratio:g}, post-processor {self.post_processor!r}, "
+            f"seed {self.seed}"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all.
+
+    Args:
+        path: Where to.
+        text: Its content.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # a temporary file is private, this one is not
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+class SweepStore:
+    """The folder of one sweep; without a folder nothing is kept.
+
+    Args:
+        folder: Where, or None.
+        settings: What must be the same for a run to be taken up again.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._settings = dict(settings)
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(f"folder {self.folder} is a file; expected a folder, or a name that is free")
+            for part in ("runs", "networks"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+
+    def _resumption(self, key: RunKey, settings: Mapping[str, Any]) -> Resumption:
+        folder = None if self.folder is None else self.folder / "runs"
+        return Resumption(folder, {**self._settings, **settings}, key.file)
+
+    def finished(self, key: RunKey, settings: Mapping[str, Any]) -> tuple[Row, npt.NDArray[np.int64]] | None:
+        """Row and predicted labels, (N,), of a finished run, or None.
+
+        Args:
+            key: Which run.
+            settings: Its own.
+
+        Returns:
+            What was kept.
+
+        Raises:
+            InputError: The file is damaged or of a run with other settings.
+        """
+        kept = self._resumption(key, settings).load()
+        return None if kept is None else (kept.data, kept.tensors["label"].numpy().astype(np.int64))
+
+    def finish(
+        self, key: RunKey, settings: Mapping[str, Any], row: Row, label: npt.NDArray[np.int64], model: nn.Module
+    ) -> Row:
+        """Keep a network and its row.
+
+        Args:
+            key: Which run.
+            settings: Its own.
+            row: Its figures.
+            label: Predicted labels of the test people, (N,).
+            model: The network.
+
+        Returns:
+            The row with the path of the checkpoint.
+        """
+        path = self.network(key)
+        if path is not None:
+            save_pruned(path, model)
+            row = {**row, "checkpoint": str(path.relative_to(path.parent.parent))}
+        self._resumption(key, settings).save(1, row, {"label": torch.from_numpy(label).to(torch.int32)})
+        return row
+
+    def network(self, key: RunKey) -> Path | None:
+        """Where the network of a run is kept.
+
+        Args:
+            key: Which run.
+
+        Returns:
+            The path; None without a folder.
+        """
+        return None if self.folder is None else self.folder / "networks" / f"{key.file}.safetensors"
+
+    def restored(self, key: RunKey, template: nn.Module) -> nn.Module | None:
+        """The network of a run, if it was kept.
+
+        Args:
+            key: Which run.
+            template: A network of its class, which gets its shapes and tensors.
+
+        Returns:
+            The template, or None.
+        """
+        path = self.network(key)
+        return load_pruned(path, template).eval() if path is not None and path.is_file() else None
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Keep what the whole sweep is about.
+
+        Args:
+            facts: Whatever JSON can hold.
+        """
+        if self.folder is not None:
+            write_text(self.folder / SWEEP_FILE, json.dumps(dict(facts), indent=2) + "\n")
+
+    def write_table(self, table: pd.DataFrame) -> None:
+        """Write the table as CSV beside the runs.
+
+        Args:
+            table: Of the runs.
+        """
+        if self.folder is not None:
+            write_text(self.folder / TABLE_FILE, table.to_csv(index=False))
+
+
+_FIRST = ["criterion", "ratio", "post_processor", "seed", "parameters", "macs", "parameters_ratio", "macs_ratio"]
+_TIMES = ["latency_ms", "latency_ratio"]
+_LAST = ["flags", "checkpoint", "seconds"]
+
+
+def as_table(rows: list[Row]) -> pd.DataFrame:
+    """Rows as a table, columns in one order however the rows came.
+
+    Args:
+        rows: One a run.
+
+    Returns:
+        The table.
+    """
+    table = pd.DataFrame([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows])
+    groups = [column for column in table if "[" in column]
+    edges = [*_FIRST, *_TIMES, *_LAST]
+    middle = [column for column in table if column not in groups and column not in edges]
+    order = [*_FIRST, *_TIMES, *middle, *sorted(groups), *_LAST]
+    return table[[column for column in order if column in table]]
+
+
+def read_sweep(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of a finished sweep, and what it was about.
+
+    Args:
+        folder: Of the sweep.
+
+    Returns:
+        The table, and data, criteria, seeds and versions of the sweep.
+
+    Raises:
+        InputError: The folder holds no finished sweep.
+    """
+    folder = Path(folder)
+    paths = folder / TABLE_FILE, folder / SWEEP_FILE
+    if not all(path.is_file() for path in paths):
+        began = (
+            " (a sweep has begun there: call sweep again with this folder to finish it)"
+            if (folder / "runs").is_dir()
+            else ""
+        )
+        raise InputError(f"{folder} holds no finished sweep{began}; expected the folder= of a sweep")
+    table = pd.read_csv(paths[0], keep_default_na=False, na_values=[""])
+    for column in ("flags", "checkpoint"):
+        if column in table:
+            table[column] = table[column].fillna("")
+    return table, json.loads(paths[1].read_text(encoding="utf-8"))
