@@ -1,0 +1,67 @@
+"""The command ``fairtrim``: sweep, prune, audit, repair, report, check.
+
+Exit codes: 0, done, and every bound holds; 1, a bound of ``check`` failed; 2, the command line, the data or the network
+is wrong; 3, something failed that fairtrim didn't foresee; 130, interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+FAILED_BOUND, WRONG_INPUT, UNFORESEEN, INTERRUPTED = 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What stands after ``fairtrim``; default the process's own.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> main(["check", "--max", "accuracy"])
+        2
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        import click
+
+        from .app import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "click"):
+            raise
+        print("fairtrim: the command line needs typer: pip install 'fairtrim[cli]'", file=sys.stderr)
+        return WRONG_INPUT
+    from fairtrim import FairtrimError
+
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="fairtrim")
+        return int(code or 0)
+    except click.ClickException as error:
+        error.show()
+        return WRONG_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        print("fairtrim: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except FairtrimError as error:
+        if debug:
+            raise
+        print(f"fairtrim: {_one_line(error)}", file=sys.stderr)
+        return WRONG_INPUT
+    except Exception as error:
+        if debug:
+            raise
+        said = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"fairtrim: not foreseen: {said}; --debug shows where", file=sys.stderr)
+        return UNFORESEEN
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

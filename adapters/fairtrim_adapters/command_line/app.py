@@ -1,0 +1,415 @@
+"""The commands and their options; what they do is in the packages they call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairtrim import InputError, save_pruned
+from fairtrim.preservation import seeded
+from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
+
+from .bounds import Bound, judge, parse_bounds
+from .examples import example
+from .options import (
+    Bootstrap,
+    Checkpoint,
+    Checkpoints,
+    Data,
+    FineTune,
+    Global,
+    Ignore,
+    Model,
+    Onnx,
+    Output,
+    PrunerSettings,
+    Quiet,
+    Seed,
+    Steps,
+    exported,
+    objectives_of,
+    pruner_options_of,
+    writable,
+)
+from .tables import audit_rows, audit_text, sweep_text
+from .targets import data_of, load_object, networks_of
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="fairtrim",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Compress and repair networks with the people they serve in view.
+
+    MODULE:FUNCTION names a function of yours, in a module or a file (path/to/file.py:function). The one of --model
+    gives a trained torch network, the one of --data fairtrim_adapters.sweep.DataSplits or a dict of loaders: test,
+    and scoring, validation, train where they are needed. A checkpoint is a file that prune or repair wrote.
+
+    \\b
+    Exit codes:
+      0    done, and every bound holds
+      1    a bound of check failed
+      2    the command line, the data or the network is wrong
+      3    something failed that was not foreseen; --debug, anywhere, shows where
+      130  interrupted
+    """,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from fairtrim import __version__
+
+        typer.echo(f"fairtrim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=example("sweep"))
+def sweep(
+    model: Model,
+    data: Data,
+    folder: Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Keeps the runs; a sweep goes on there.")],
+    criterion: Annotated[
+        list[str] | None, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]", help="May be repeated.")
+    ] = None,
+    ratio: Annotated[list[float] | None, typer.Option("--ratio", help="Share of channels; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="How many.")] = 1,
+    post_processor: Annotated[
+        list[str] | None, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]", help="May be repeated.")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option("--train", metavar="MODULE:FUNCTION", help="Trains it in place: f(network, seed)."),
+    ] = None,
+    fine_tune: FineTune = 0,
+    steps: Steps = 1,
+    ignore: Ignore = None,
+    global_pruning: Global = False,
+    pruner_options: PrunerSettings = None,
+    bootstrap: Bootstrap = 200,
+    latency_rounds: Annotated[int, typer.Option("--latency-rounds", help="0 for no latencies.")] = 30,
+    jobs: Annotated[int, typer.Option("--jobs", help="Runs at a time; latencies are only true for one.")] = 1,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option("--objective", metavar="COLUMN=max|min", help="Of the Pareto set."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare criteria, ratios, seeds and post-processors; stopped and called again, it goes on."""
+    from fairtrim_adapters import sweep as sweeping
+
+    objectives = objectives_of(objective)
+    table = sweeping.sweep(
+        load_object(model, "--model"),
+        data_of(data),
+        criterion or ("magnitude", "mean-damage", "worst-group"),
+        ratio or (0.25, 0.5, 0.75),
+        seeds,
+        post_processors=post_processor,
+        train=None if train is None else load_object(train, "--train"),
+        fine_tune=fine_tune,
+        iterative_steps=steps,
+        ignored_layers=ignore or [],
+        pruner_options=pruner_options_of(pruner_options, global_pruning),
+        n_boot=bootstrap or None,
+        latency_rounds=latency_rounds,
+        folder=folder,
+        n_jobs=jobs,
+        progress=not quiet,
+    )
+    typer.echo(sweep_text(table, objectives))
+    typer.echo(f"table: {folder / 'sweep.csv'}; pictures: fairtrim report --sweep {folder} --output report.html")
+
+
+@app.command(epilog=example("prune"))
+def prune(
+    model: Model,
+    data: Data,
+    output: Output,
+    criterion: Annotated[str, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]")] = "worst-group",
+    ratio: Annotated[float, typer.Option("--ratio", help="Share of the channels to remove.")] = 0.5,
+    checkpoint: Checkpoint = None,
+    steps: Steps = 1,
+    fine_tune: FineTune = 0,
+    ignore: Ignore = None,
+    global_pruning: Global = False,
+    pruner_options: PrunerSettings = None,
+    onnx: Onnx = None,
+    bootstrap: Bootstrap = 200,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Prune a network, say what was removed and who pays, and write it."""
+    import torch
+
+    from fairtrim import fine_tune as train_briefly
+    from fairtrim_adapters.sweep import prune_copy
+
+    writable(output, "--output")
+    writable(onnx, "--onnx")
+    ((_, make),) = criteria_by_label(criterion).items()
+    splits = data_of(data)
+    if fine_tune:
+        splits.need("train", "--fine-tune")
+    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
+    importance = make(seed)
+    with seeded(torch.Generator().manual_seed(seed)):
+        pruned = prune_copy(
+            list(networks.values())[-1],
+            importance,
+            splits,
+            ratio,
+            iterative_steps=steps,
+            ignored_layers=ignore or [],
+            pruner_options=pruner_options_of(pruner_options, global_pruning),
+            recalibrate=not fine_tune,
+            progress=not quiet,
+        )
+        if fine_tune:
+            train_briefly(
+                pruned,
+                splits.need("train", "--fine-tune"),
+                epochs=fine_tune,
+                loss_fn=splits.loss_fn,
+                generator=torch.Generator().manual_seed(seed),
+                progress=not quiet,
+                **splits.calling,
+            )
+    if hasattr(importance, "report"):
+        typer.echo(str(importance.report()) + "\n")
+    save_pruned(output, pruned)
+    networks["pruned"] = pruned.eval()
+    typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
+    typer.echo(f"network: {output}")
+    exported(onnx, pruned, splits)
+
+
+@app.command(epilog=example("audit"))
+def audit(
+    model: Model,
+    data: Data,
+    checkpoint: Checkpoints = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", metavar="PATH", help="Write the figures, for check --audit.")
+    ] = None,
+    bootstrap: Bootstrap = 200,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Show the figures of networks for each sensitive group, against the dense one."""
+    from fairtrim_adapters.sweep import versions
+    from fairtrim_adapters.sweep.store import write_text
+
+    writable(output, "--json")
+    splits = data_of(data)
+    rows = audit_rows(
+        networks_of(model, checkpoint or [], seed), splits, n_boot=bootstrap or None, seed=seed, progress=not quiet
+    )
+    typer.echo(audit_text(rows))
+    if output is not None:
+        content = {
+            "format": "fairtrim-audit",
+            "version": 1,
+            "data": splits.name,
+            "versions": versions(),
+            "networks": rows,
+        }
+        write_text(output, json.dumps(content, indent=2) + "\n")
+        typer.echo(f"figures: {output}")
+
+
+@app.command(epilog=example("repair"))
+def repair(
+    model: Model,
+    data: Data,
+    output: Output,
+    post_processor: Annotated[
+        str, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]")
+    ] = "parity-fine-tuning",
+    checkpoint: Checkpoint = None,
+    onnx: Onnx = None,
+    bootstrap: Bootstrap = 200,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Edit a trained network until a bias measure is within a bound, and write it.
+
+    Needs data with a validation split. Exit code 0 says that it was done, not that the bound was met: read the
+    flags, or ask with check.
+    """
+    writable(output, "--output")
+    writable(onnx, "--onnx")
+    ((_, method),) = post_processors_by_label(post_processor).items()
+    splits = data_of(data)
+    validation = splits.need("validation", f"post-processor {post_processor!r}")
+    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
+    done = method.set_params(random_state=seed).fit(
+        list(networks.values())[-1],
+        validation,
+        sensitive_names=splits.sensitive_names,
+        progress=not quiet,
+        **splits.calling,
+    )
+    typer.echo(f"On the selection people\n{done}\n")
+    save_pruned(output, done.model)
+    networks["repaired"] = done.model.eval()
+    typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
+    typer.echo(f"network: {output}")
+    exported(onnx, done.model, splits)
+
+
+@app.command(epilog=example("report"))
+def report(
+    output: Annotated[
+        list[Path], typer.Option("--output", "-o", metavar="PATH", help=".html, .md or .json; may be repeated.")
+    ],
+    model: Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="The dense network.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="MODULE:FUNCTION", help="The data.")] = None,
+    checkpoint: Checkpoints = None,
+    sweep_folder: Annotated[
+        Path | None, typer.Option("--sweep", metavar="FOLDER", help="Of a finished sweep, in place of networks.")
+    ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option("--objective", metavar="COLUMN=max|min", help="Of a sweep's Pareto set.")
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title")] = None,
+    bootstrap: Bootstrap = 200,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained report of networks, or of a sweep: HTML, Markdown for a model card, JSON."""
+    from fairtrim_adapters.report import report_networks, report_sweep
+
+    for path in output:
+        writable(path, "--output")
+        if path.suffix not in (".html", ".md", ".json"):
+            raise InputError(f"--output {path}: expected a name that ends in .html, .md or .json")
+    named: dict[str, Any] = {} if title is None else {"title": title}
+    if sweep_folder is not None:
+        if model is not None or data is not None or checkpoint:
+            raise InputError("--sweep stands alone; expected it, or --model and --data")
+        made = report_sweep(sweep_folder, objectives=objectives_of(objective), **named)
+    elif model is None or data is None:
+        raise InputError("nothing to report on; expected --model and --data, or --sweep FOLDER")
+    else:
+        made = report_networks(
+            networks_of(model, checkpoint or [], seed),
+            data_of(data),
+            n_boot=bootstrap or None,
+            progress=not quiet,
+            **named,
+        )
+    for path in output:
+        made.save(path)
+        typer.echo(f"report: {path}")
+
+
+@app.command(epilog=example("check"))
+def check(
+    model: Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="The dense network.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="MODULE:FUNCTION", help="The data.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", metavar="PATH", help="The network to check; default the dense one.")
+    ] = None,
+    audit_file: Annotated[
+        Path | None,
+        typer.Option("--audit", metavar="PATH", help="Figures from audit --json, in place of networks."),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="NAME", help="Which of the audit; default the last.")
+    ] = None,
+    maximum: Annotated[
+        list[str] | None, typer.Option("--max", metavar="METRIC=VALUE", help="The figure is at most this.")
+    ] = None,
+    minimum: Annotated[
+        list[str] | None, typer.Option("--min", metavar="METRIC=VALUE", help="The figure is at least this.")
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option("--max-drop", metavar="METRIC=VALUE", help="It fell by at most this."),
+    ] = None,
+    max_rise: Annotated[
+        list[str] | None,
+        typer.Option("--max-rise", metavar="METRIC=VALUE", help="It rose by at most this."),
+    ] = None,
+    confident: Annotated[
+        bool,
+        typer.Option("--confident", help="The whole 95 % interval must be within the bound."),
+    ] = False,
+    bootstrap: Bootstrap = 200,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """A gate for CI: exit code 1, and a line for each, if a bound on a figure fails.
+
+    Metrics are the figures of audit: accuracy, worst_group_accuracy, equalized_odds_difference and so on, or those
+    of one sensitive group: 'accuracy[Female]'. Drops and rises are measured from the dense network.
+    """
+    bounds: list[Bound] = [
+        *parse_bounds("max", maximum or []),
+        *parse_bounds("min", minimum or []),
+        *parse_bounds("max-drop", max_drop or []),
+        *parse_bounds("max-rise", max_rise or []),
+    ]
+    if not bounds:
+        raise InputError("no bound to check; expected --max, --min, --max-drop or --max-rise METRIC=VALUE")
+    if audit_file is not None:
+        if model is not None or data is not None or checkpoint is not None:
+            raise InputError("--audit stands alone; expected it, or --model and --data")
+        rows = _audit(audit_file)
+    elif model is None or data is None:
+        raise InputError("nothing to check; expected --model and --data, or --audit PATH")
+    else:
+        rows = audit_rows(
+            networks_of(model, [f"checked={checkpoint}"] if checkpoint else [], seed),
+            data_of(data),
+            n_boot=bootstrap or None,
+            seed=seed,
+            progress=not quiet,
+        )
+    name = list(rows)[-1] if network is None else network
+    if name not in rows:
+        raise InputError(f"--network {name!r} is not in the figures; expected one of {list(rows)}")
+    relative = [bound for bound in bounds if bound.kind in ("max-drop", "max-rise")]
+    if relative and name == next(iter(rows)):
+        raise InputError(
+            f"{relative[0]}: the dense network is what changes are measured from; expected --checkpoint PATH"
+        )
+    verdicts = judge(bounds, rows[name], confident=confident)
+    failed = [verdict for verdict in verdicts if not verdict.holds]
+    for verdict in failed:
+        typer.echo(f"FAILED {verdict.text}")
+    if failed:
+        raise typer.Exit(1)
+    for verdict in verdicts:
+        typer.echo(f"ok {verdict.text}")
+
+
+def _audit(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"--audit {path}: there is no such file; write it with fairtrim audit --json {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--audit {path} is no JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != "fairtrim-audit" or content.get("version") != 1:
+        raise InputError(f"--audit {path} was not written by fairtrim audit --json")
+    rows: dict[str, dict[str, Any]] = content["networks"]
+    return rows

@@ -1,0 +1,150 @@
+"""Bounds on the figures of a network, for a gate: ``equalized_odds_difference=0.1``."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fairtrim import InputError
+
+__all__ = ["Bound", "Verdict", "judge", "parse_bounds"]
+
+Kind = Literal["max", "min", "max-drop", "max-rise"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound.
+
+    Attributes:
+        kind: ``max`` or ``min`` of the figure itself; ``max-drop`` or ``max-rise`` of its change against the reference.
+        metric: Name of the figure, such as ``accuracy`` or ``accuracy[Female]``.
+        value: The bound.
+    """
+
+    kind: Kind
+    metric: str
+    value: float
+
+    @property
+    def column(self) -> str:
+        """The column that is compared."""
+        metric, bracket, group = self.metric.partition("[")
+        return self.metric if self.kind in ("max", "min") else f"{metric}_change{bracket}{group}"
+
+    def __str__(self) -> str:
+        return f"--{self.kind} {self.metric}={self.value:g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a bound holds.
+
+    Attributes:
+        bound: The bound.
+        holds: Whether.
+        text: One line: the figure, its interval, the bound.
+    """
+
+    bound: Bound
+    holds: bool
+    text: str
+
+
+def parse_bounds(kind: Kind, texts: Iterable[str]) -> list[Bound]:
+    """Read bounds of one kind.
+
+    Args:
+        kind: Which.
+        texts: ``metric=value``; dashes and spaces in the name are underscores.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        InputError: One has no value, or no finite number for it.
+
+    Example:
+        >>> parse_bounds("max", ["equalized-odds-difference=0.1"])[0].metric
+        'equalized_odds_difference'
+    """
+    bounds = []
+    for text in texts:
+        metric, _, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not metric or not math.isfinite(number):
+            raise InputError(f"--{kind} {text!r}: expected metric=number, e.g. --{kind} accuracy=0.01")
+        name, bracket, group = metric.partition("[")
+        bounds.append(Bound(kind, name.strip().replace("-", "_").replace(" ", "_") + bracket + group, number))
+    return bounds
+
+
+def judge(bounds: Iterable[Bound], figures: Mapping[str, Any], *, confident: bool = False) -> list[Verdict]:
+    """Compare figures with bounds.
+
+    Args:
+        bounds: The bounds.
+        figures: A row of ``fairtrim_adapters.fairlearn.measurements``.
+        confident: Whether the worse end of the 95 % interval must be within the bound too. A bound that is met on the
+            point alone may be met by chance.
+
+    Returns:
+        Verdicts in the order of the bounds.
+
+    Raises:
+        InputError: There is no such figure, or no interval of it.
+
+    Example:
+        >>> figures = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
+        >>> [verdict.holds for verdict in judge(parse_bounds("min", ["accuracy=0.75"]), figures)]
+        [True]
+        >>> print(judge(parse_bounds("min", ["accuracy=0.75"]), figures, confident=True)[0].text)
+        accuracy = 0.8000 [0.7000, 0.9000], asked for: at least 0.75 over the whole interval
+    """
+    return [_verdict(bound, figures, confident) for bound in bounds]
+
+
+def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdict:
+    column = bound.column
+    if column not in figures:
+        raise InputError(f"{bound}: {_unknown(bound, figures)}")
+    metric, bracket, group = column.partition("[")
+    low, high = (figures.get(f"{metric}_{end}{bracket}{group}") for end in ("low", "high"))
+    if confident and (low is None or high is None):
+        raise InputError(
+            f"{bound}: there is no interval of {column}; expected a figure with one, and --bootstrap above 0"
+        )
+    sign = -1.0 if bound.kind == "max-drop" else 1.0
+    least = bound.kind == "min"
+    value = figures[column]
+    worst = (low if least or sign < 0 else high) if confident else value
+    if value is None or math.isnan(value) or worst is None or math.isnan(worst):
+        return Verdict(bound, False, f"{bound.metric} is undefined for these people; asked for: {bound}")
+    holds = worst >= bound.value if least else sign * worst <= bound.value
+    ends = sorted([sign * low, sign * high]) if low is not None and high is not None else None
+    what = {"max": "", "min": "", "max-drop": "drop of ", "max-rise": "rise of "}[bound.kind]
+    text = f"{what}{bound.metric} = {sign * value + 0.0:.4f}"
+    text += f" [{ends[0] + 0.0:.4f}, {ends[1] + 0.0:.4f}]" if ends else ""
+    text += f", asked for: at {'least' if least else 'most'} {bound.value:g}"
+    return Verdict(bound, bool(holds), text + (" over the whole interval" if confident else ""))
+
+
+def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
+    ends = ("_low", "_high", "_change")
+    names = [
+        name
+        for name, value in figures.items()
+        if isinstance(value, int | float) and not name.partition("[")[0].endswith(ends)
+    ]
+    near = difflib.get_close_matches(bound.metric, names, 1, cutoff=0.5)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    overall = [name for name in names if "[" not in name]
+    groups = sorted({name.partition("[")[2].removesuffix("]") for name in names if "[" in name})
+    example = f"accuracy[{groups[0]}]" if groups else "accuracy[name]"
+    return f"no such figure; {meant}expected one of {overall}, or one of a sensitive group, such as {example}"

@@ -1,0 +1,144 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from fairtrim import InputError
+from fairtrim.batches import model_device
+from fairtrim_adapters.sweep import DataSplits
+
+from .targets import load_object
+
+__all__ = [
+    "Bootstrap",
+    "Checkpoint",
+    "Checkpoints",
+    "Data",
+    "FineTune",
+    "Global",
+    "Ignore",
+    "Model",
+    "Onnx",
+    "Output",
+    "PrunerSettings",
+    "Quiet",
+    "Seed",
+    "Steps",
+    "exported",
+    "objectives_of",
+    "pruner_options_of",
+    "writable",
+]
+
+Model = Annotated[str, typer.Option("--model", metavar="MODULE:FUNCTION", help="Gives the trained, dense network.")]
+Data = Annotated[str, typer.Option("--data", metavar="MODULE:FUNCTION", help="Gives the data.")]
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Option("--checkpoint", metavar="[NAME=]PATH", help="A pruned or repaired network; may be repeated."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="PATH", help="A network to start from, in place of the dense."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Bootstrap = Annotated[int, typer.Option("--bootstrap", help="Samples for the 95 % intervals; 0 for none.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write the network.")]
+Onnx = Annotated[Path | None, typer.Option("--onnx", metavar="PATH", help="Write it as ONNX, too.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option("--ignore", metavar="LAYER", help="A layer whose outputs stay; may be repeated.")
+]
+PrunerSettings = Annotated[
+    str | None,
+    typer.Option("--pruner-options", metavar="MODULE:FUNCTION", help="Gives BasePruner's options: f(network)."),
+]
+Global = Annotated[
+    bool, typer.Option("--global/--local", help="Rank the channels of all layers together, or each layer's by itself.")
+]
+Steps = Annotated[int, typer.Option("--steps", help="In how many steps to prune, scored again before each.")]
+FineTune = Annotated[int, typer.Option("--fine-tune", metavar="EPOCHS", help="Of fine-tuning after pruning.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def pruner_options_of(target: str | None, global_pruning: bool) -> Any:
+    """What the sweep and prune_copy take as options of the host's pruner.
+
+    Args:
+        target: ``module:function`` of a function of the network, or None.
+        global_pruning: Whether the channels of all layers are ranked together.
+
+    Returns:
+        Options, or a function of the network that gives them.
+
+    Raises:
+        InputError: There is no such function.
+    """
+    if target is None:
+        return {"global_pruning": True} if global_pruning else {}
+    function = load_object(target, "--pruner-options")
+    if not callable(function):
+        raise InputError(
+            f"--pruner-options {target!r} is a {type(function).__name__}; expected a function of the network"
+        )
+    return (lambda network: {**function(network), "global_pruning": True}) if global_pruning else function
+
+
+def writable(path: Path | None, option: str) -> None:
+    """Refuse before hours of work what can't be written afterwards.
+
+    Args:
+        path: Where to write, or None.
+        option: The option it was given with.
+
+    Raises:
+        InputError: Its folder doesn't exist.
+    """
+    if path is not None and not path.resolve().parent.is_dir():
+        raise InputError(f"{option} {path}: folder {path.parent} doesn't exist; create it first")
+
+
+def exported(path: Path | None, model: nn.Module, data: DataSplits) -> None:
+    """Write a network as ONNX, if that was asked for.
+
+    Args:
+        path: Where to, or None.
+        model: The network.
+        data: Whose first test batch is the example.
+    """
+    if path is None:
+        return
+    from fairtrim_adapters.onnx_export import export_onnx
+
+    export_onnx(path, model, data.first_batch("test", model_device(model)).inputs)
+    typer.echo(f"ONNX: {path} (equal under onnxruntime)")
+
+
+def objectives_of(texts: list[str] | None) -> dict[str, str] | None:
+    """Objectives of the Pareto set.
+
+    Args:
+        texts: ``column=max`` or ``column=min``, or None.
+
+    Returns:
+        Directions by column, or None for the usual ones.
+
+    Raises:
+        InputError: One has another form.
+
+    Example:
+        >>> objectives_of(["accuracy=max"])
+        {'accuracy': 'max'}
+    """
+    if not texts:
+        return None
+    objectives = {}
+    for text in texts:
+        column, _, direction = text.rpartition("=")
+        if not column or direction not in ("max", "min"):
+            raise InputError(f"--objective {text!r}: expected column=max or column=min, e.g. accuracy=max")
+        objectives[column] = direction
+    return objectives

@@ -1,0 +1,136 @@
+"""Figures as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from fairtrim import predict
+from fairtrim.batches import model_device
+from fairtrim_adapters.fairlearn.measurements import measurements
+from fairtrim_adapters.pareto import mean_over_seeds, pareto_set
+from fairtrim_adapters.sweep import DataSplits
+from fairtrim_adapters.sweep.size import network_size
+
+__all__ = ["audit_rows", "audit_text", "sweep_text"]
+
+_OVERALL = [
+    "parameters",
+    "macs",
+    "accuracy",
+    "balanced_accuracy",
+    "worst_group_accuracy",
+    "accuracy_difference",
+    "equalized_odds_difference",
+    "demographic_parity_difference",
+    "changed_predictions",
+]
+_BY_GROUP = [
+    "people",
+    "accuracy",
+    "accuracy_change",
+    "true_positive_rate",
+    "false_positive_rate",
+    "changed_predictions",
+]
+
+
+def audit_rows(
+    networks: Mapping[str, nn.Module], data: DataSplits, *, n_boot: int | None, seed: int, progress: bool
+) -> dict[str, dict[str, Any]]:
+    """Figures of networks on the test people.
+
+    Args:
+        networks: By name; changes are measured from the first.
+        data: The splits.
+        n_boot: Bootstrap samples, or None.
+        seed: Of the bootstrap.
+        progress: Show a progress bar.
+
+    Returns:
+        Rows of ``measurements`` by name, with ``parameters`` and ``macs``.
+    """
+    predictions = predict(networks, data.test, sensitive_names=data.sensitive_names, progress=progress, **data.calling)
+    reference = next(iter(networks))
+    batch = data.first_batch("test", model_device(networks[reference]))
+    return {
+        name: {
+            **network_size(model, batch, **data.calling),
+            **measurements(predictions, name, reference, n_boot=n_boot, random_state=seed),
+        }
+        for name, model in networks.items()
+    }
+
+
+def _figure(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    metric, bracket, group = column.partition("[")
+    low, high = (row.get(f"{metric}_{end}{bracket}{group}") for end in ("low", "high"))
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables for people to read: everybody, each sensitive group, flags.
+
+    Args:
+        rows: From ``audit_rows``.
+
+    Returns:
+        Text.
+    """
+    reference = next(iter(rows))
+    overall = pd.DataFrame(
+        {name: {column: _figure(row, column) for column in _OVERALL if column in row} for name, row in rows.items()}
+    )
+    groups = [column[len("people[") : -1] for column in rows[reference] if column.startswith("people[")]
+    by_group = pd.DataFrame(
+        {
+            (name, group): {c: _figure(row, f"{c}[{group}]") for c in _BY_GROUP if f"{c}[{group}]" in row}
+            for group in groups
+            for name, row in rows.items()
+        }
+    ).T
+    by_group.index = pd.MultiIndex.from_tuples([(group, name) for name, group in by_group.index])
+    interval = "; [95 % interval over people]" if any("accuracy_low" in row for row in rows.values()) else ""
+    lines = [
+        f"Everybody (changes against {reference!r}{interval})",
+        overall.to_string(),
+        "",
+        "By sensitive group",
+        by_group.to_string(),
+    ]
+    flags = [f"  {name}: {flag}" for name, row in rows.items() for flag in filter(None, row["flags"].split("; "))]
+    return "\n".join([*lines, *(["", "Flags", *flags] if flags else [])])
+
+
+_SHOWN = ["parameters_ratio", "macs_ratio", "latency_ratio", "accuracy", "worst_group_accuracy"]
+_GAPS = ["accuracy_difference", "equalized_odds_difference", "demographic_parity_difference"]
+
+
+def sweep_text(table: pd.DataFrame, objectives: Mapping[str, str] | None) -> str:
+    """Means over seeds, the Pareto set marked.
+
+    Args:
+        table: Of a sweep.
+        objectives: Of the Pareto set, or None for the usual ones.
+
+    Returns:
+        Text.
+    """
+    means = mean_over_seeds(table)
+    columns = [column for column in [*_SHOWN, *_GAPS, *(objectives or {})] if column in means]
+    shown = means[["criterion", "ratio", "post_processor", *dict.fromkeys(columns)]].copy()
+    shown.insert(0, "pareto", ["*" if member else "" for member in pareto_set(means, objectives)])
+    if (shown["post_processor"] == "none").all():
+        shown = shown.drop(columns="post_processor")
+    n_seeds = table["seed"].nunique()
+    head = f"Means over {n_seeds} seed{'s' if n_seeds > 1 else ''}; * in the Pareto set"
+    return f"{head}\n{shown.to_string(index=False, float_format=lambda value: f'{value:.3f}')}"

@@ -1,0 +1,163 @@
+"""What a command is told to work on: functions by ``module:function``, and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fairtrim import FairtrimError, InputError, load_pruned
+from fairtrim_adapters.sweep import DataSplits
+
+__all__ = ["data_of", "load_object", "network_of", "networks_of"]
+
+_FORM = "expected module:function or path/to/file.py:function"
+
+
+def load_object(target: str, option: str) -> Any:
+    """Import what ``module:function`` names; the working directory is searched first.
+
+    Args:
+        target: ``module:function`` or ``path/to/file.py:function``.
+        option: The option it was given with, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: The form is wrong, or there is no such file, module or function.
+
+    Example:
+        >>> load_object("math:sqrt", "--model")(9.0)
+        3.0
+    """
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise InputError(f"{option} {target!r}: {_FORM}")
+    module = _module(place, target, option)
+    if not hasattr(module, name):
+        public = [entry for entry in vars(module) if not entry.startswith("_")]
+        near = difflib.get_close_matches(name, public, 1)
+        meant = f"; did you mean {place}:{near[0]}?" if near else f"; it defines {public[:12]}"
+        raise InputError(f"{option} {target!r}: {place} has no {name!r}{meant}")
+    return getattr(module, name)
+
+
+def _module(place: str, target: str, option: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if place.endswith(".py") or "/" in place:
+        path = Path(place)
+        if not path.is_file():
+            raise InputError(f"{option} {target!r}: there is no file {place}, seen from {here}; {_FORM}")
+        if str(path.resolve().parent) not in sys.path:
+            sys.path.insert(0, str(path.resolve().parent))
+        place = path.stem
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and place.split(".")[0] == error.name.split(".")[0]:
+            near = difflib.get_close_matches(place, [path.stem for path in Path(here).glob("*.py")], 1)
+            meant = f"; did you mean {near[0]}?" if near else f"; {_FORM}"
+            raise InputError(f"{option} {target!r}: there is no module {place!r}, seen from {here}{meant}") from error
+        raise InputError(f"{option} {target!r}: {place} needs {error.name!r}, which is not installed") from error
+    except FairtrimError:
+        raise
+    except Exception as error:
+        raise InputError(f"{option} {target!r}: importing {place} raised {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _called(target: str, option: str, **arguments: Any) -> Any:
+    function = load_object(target, option)
+    if not callable(function) or isinstance(function, nn.Module):
+        return function
+    taken = {name: value for name, value in arguments.items() if name in inspect.signature(function).parameters}
+    try:
+        return function(**taken)
+    except FairtrimError:
+        raise
+    except SystemExit as error:  # what a script says when data are missing
+        raise InputError(f"{option} {target!r} stopped: {error.code}") from error
+    except Exception as error:
+        raise InputError(f"{option} {target!r} raised {_said(error)}") from error
+
+
+def network_of(target: str, seed: int = 0, option: str = "--model") -> nn.Module:
+    """The network that a function gives.
+
+    Args:
+        target: ``module:function``; the function is called with ``seed=`` if it has a parameter of that name. A network
+            under that name will do as well.
+        seed: The seed.
+        option: The option it was given with, for messages.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        InputError: There is no such function, it fails, or gives something else.
+    """
+    network = _called(target, option, seed=seed)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{option} {target!r} gave a {type(network).__name__}; expected a torch.nn.Module")
+    return network.eval()
+
+
+def data_of(target: str) -> DataSplits:
+    """The data that a function gives.
+
+    Args:
+        target: ``module:function``; the function gives ``DataSplits`` or a dict of its arguments.
+
+    Returns:
+        The splits.
+
+    Raises:
+        InputError: There is no such function, it fails, or gives something else.
+    """
+    try:
+        return DataSplits.of(_called(target, "--data"))
+    except InputError as error:
+        raise error if "--data" in str(error) else InputError(f"--data {target!r}: {error}") from error
+
+
+def networks_of(
+    model: str, checkpoints: Sequence[str], seed: int = 0, *, reference: str = "dense"
+) -> dict[str, nn.Module]:
+    """The dense network and those of checkpoints, by name.
+
+    Args:
+        model: ``module:function`` of the dense network.
+        checkpoints: ``path`` or ``name=path``, files that ``save_pruned``, ``fairtrim prune`` or ``fairtrim repair``
+            wrote.
+        seed: For the function.
+        reference: Name of the dense network.
+
+    Returns:
+        Networks by name; a checkpoint without a name is called like its file.
+
+    Raises:
+        InputError: A name is taken twice, or a file is missing, damaged or of another network.
+    """
+    networks = {reference: network_of(model, seed)}
+    for text in checkpoints:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).stem, text
+        if name in networks:
+            raise InputError(f"--checkpoint {text!r}: the name {name!r} is taken; expected name=path with another name")
+        networks[name] = load_pruned(path, copy.deepcopy(networks[reference])).eval()
+    return networks
