@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Latency", "MedianInterval", "measure_latency"]
 
+FEWEST_ROUNDS = 6
+"""Fewer have no 95 % interval of their median."""
+
 LEAST_SECONDS = 0.005
 """One measurement takes at least so long, seconds: the clock's resolution and its own cost then don't count."""
 
@@ -154,7 +157,7 @@ def _ends(n_rounds: int) -> int:
 def _interval(values: npt.NDArray[np.float64]) -> MedianInterval:
     k = _ends(len(values))
     if k == 0:
-        raise InputError(f"{len(values)} rounds have no 95 % interval of the median; expected at least 6")
+        raise InputError(f"{len(values)} rounds have no 95 % interval of the median; expected at least {FEWEST_ROUNDS}")
     ordered = np.sort(values)
     return MedianInterval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[-k]))
 

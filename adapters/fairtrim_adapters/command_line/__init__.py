@@ -7,7 +7,10 @@ is wrong; 3, something failed that fairtrim didn't foresee; 130, interrupted.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
+
+from fairtrim import FairtrimError
 
 __all__ = ["main"]
 
@@ -29,37 +32,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        import click
-
-        from .app import app
+        import typer
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "click"):
+        if error.name != "typer":
             raise
         print("fairtrim: the command line needs typer: pip install 'fairtrim[cli]'", file=sys.stderr)
         return WRONG_INPUT
-    from fairtrim import FairtrimError
+    from .app import app
 
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False, prog_name="fairtrim")
-        return int(code or 0)
-    except click.ClickException as error:
-        error.show()
-        return WRONG_INPUT
-    except (KeyboardInterrupt, click.Abort):
+        return int(app(arguments, standalone_mode=False, prog_name="fairtrim") or 0)
+    except (KeyboardInterrupt, typer.Abort):
         print("fairtrim: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except FairtrimError as error:
-        if debug:
-            raise
-        print(f"fairtrim: {_one_line(error)}", file=sys.stderr)
-        return WRONG_INPUT
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
+        if callable(show := getattr(error, "show", None)):  # of the command line itself: typer brings its own classes
+            show()
+            return WRONG_INPUT
+        if isinstance(error, FairtrimError):
+            print(f"fairtrim: {_one_line(error)}", file=sys.stderr)
+            return WRONG_INPUT
         said = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"fairtrim: not foreseen: {said}; --debug shows where", file=sys.stderr)
+        print(f"fairtrim: not foreseen: {said}" + ("" if debug else "; --debug shows where"), file=sys.stderr)
         return UNFORESEEN
 
 

@@ -52,7 +52,7 @@ app = typer.Typer(
     gives a trained torch network, the one of --data fairtrim_adapters.sweep.DataSplits or a dict of loaders: test,
     and scoring, validation, train where they are needed. A checkpoint is a file that prune or repair wrote.
 
-    \\b
+    \b
     Exit codes:
       0    done, and every bound holds
       1    a bound of check failed

@@ -154,7 +154,7 @@ def criteria_by_label(
             )
         if isinstance(value, str):
             found[label] = _named_criterion(value)
-        elif callable(value):
+        elif callable(value) and not isinstance(value, tp.importance.Importance):  # which is callable, too
             found[label] = _from_function(label, value)
         else:
             raise InputError(

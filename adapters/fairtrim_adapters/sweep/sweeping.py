@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
+from fairtrim.latency import FEWEST_ROUNDS
 from fairtrim.resumption import fingerprint
 from fairtrim.streaming import described
 from fairtrim_adapters.fairlearn.reporting import Metric
@@ -307,10 +308,10 @@ def _check_numbers(
             f"iterative_steps={steps}, fine_tune={fine_tune}, learning_rate={learning_rate}; expected at least 1, "
             "epochs of at least 0 or a function, and a positive number"
         )
-    if (n_boot is not None and n_boot < 1) or rounds < 0 or batch_size < 1:
+    if (n_boot is not None and n_boot < 1) or 0 < rounds < FEWEST_ROUNDS or rounds < 0 or batch_size < 1:
         raise InputError(
             f"n_boot={n_boot}, latency_rounds={rounds}, latency_batch_size={batch_size}; expected at least 1 or None, "
-            "at least 0, and at least 1"
+            f"0 or at least {FEWEST_ROUNDS} (fewer have no interval), and at least 1"
         )
 
 
