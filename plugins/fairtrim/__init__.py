@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .adversarial_fine_tuning import AdversarialFineTuning
 from .bias_gradient_descent import BiasGradientDescent
+from .changed import ChangedSamples, changed_samples
 from .channels import ChannelGroup, ChannelPlace, ParameterPlace
 from .checkpoint import load_pruned, save_pruned
 from .counterfactual import ColumnFlip, counterfactual_bias
@@ -41,6 +42,7 @@ __all__ = [
     "AdversarialFineTuning",
     "BiasGradientDescent",
     "BiasInfluence",
+    "ChangedSamples",
     "ChannelGroup",
     "ChannelPlace",
     "ColumnFlip",
@@ -70,6 +72,7 @@ __all__ = [
     "ThresholdSelection",
     "UnsupportedModelError",
     "ValidationSet",
+    "changed_samples",
     "collect_damage",
     "counterfactual_bias",
     "fine_tune",
