@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from fairtrim import BiasInfluence, InputError, Repair
+
+from .canvas import as_picture, draw_images, new_axes, sheet_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_most_harmful", "plot_trade_off"]
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise InputError("plotting needs matplotlib: pip install 'fairtrim[plot]'") from None
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=size, layout="constrained")
-    return ax
 
 
 def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = None, ax: Axes | None = None) -> Axes:
@@ -50,7 +39,7 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
     if len(objectives) > 1:
         raise InputError(f"the repairs are of different measures: {sorted(objectives)}; expected one picture for each")
     ((measure, performance),) = objectives
-    ax = _axes(ax, (7.5, 4.5))
+    ax = new_axes(ax, (7.5, 4.5))
     first = next(iter(repairs.values()))
     right = 1.15 * max(abs(first.bias_before), first.objective.epsilon) if max_bias is None else max_bias
     for name, repair in repairs.items():
@@ -92,7 +81,8 @@ def plot_most_harmful(
         The axes.
 
     Raises:
-        InputError: There are not as many labels or images as scores, or matplotlib is not installed.
+        InputError: There are not as many labels or images as scores, an image has another shape, or matplotlib is not
+            installed.
     """
     for name, given in (("labels", labels), ("images", images)):
         if given is not None and len(given) != len(influence.scores):
@@ -101,26 +91,13 @@ def plot_most_harmful(
     names = [str(row) if labels is None else str(labels[row]) for row in rows]
     scores = influence.scores[rows].tolist()
     if images is None:
-        ax = _axes(ax, (7, 1 + 0.28 * len(rows)))
+        ax = new_axes(ax, (7, 1 + 0.28 * len(rows)))
         ax.barh(range(len(rows)), scores, color="tab:red")
         ax.set_yticks(range(len(rows)), names)
         ax.invert_yaxis()
         ax.set_xlabel(f"influence on {influence.measure.replace('_', ' ')} (positive: raises it)")
         return ax
-    ax = _axes(ax, (10, 5))
-    ax.set_axis_off()
-    columns = min(10, max(1, len(rows)))
-    for place, (row, name, score) in enumerate(zip(rows, names, scores, strict=True)):
-        picture = np.asarray(torch.as_tensor(images[row]).detach().cpu(), dtype=float)
-        if picture.ndim == 3:
-            picture = picture.transpose(1, 2, 0)[:, :, : 3 if picture.shape[0] >= 3 else 1]
-        low, high = picture.min(), picture.max()
-        picture = (picture - low) / (high - low if high > low else 1)
-        height = 1 / (-(-len(rows) // columns))
-        box = (place % columns / columns, 1 - (place // columns + 1) * height, 0.9 / columns, 0.75 * height)
-        inset = ax.inset_axes(box)
-        picture = picture[:, :, 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
-        inset.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
-        inset.set_title(f"{name}\n{score:+.2f}", fontsize=8)
-        inset.set_axis_off()
+    pictures = [as_picture(images[row]) for row in rows]
+    ax = new_axes(ax, sheet_size(len(rows), 2))
+    draw_images(ax, pictures, [f"{n}\n{s:+.2f}" for n, s in zip(names, scores, strict=True)])
     return ax
