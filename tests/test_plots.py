@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +15,31 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot
 from torch import Tensor, nn
 
-from fairtrim import BiasInfluence, InputError, ParityFineTuning, Repair, ThresholdSelection, ValidationSet
-from fairtrim_adapters.plots import plot_most_harmful, plot_trade_off
+from fairtrim import (
+    BiasInfluence,
+    ChangedSamples,
+    DamageTable,
+    InputError,
+    ParityFineTuning,
+    Repair,
+    ThresholdSelection,
+    ValidationSet,
+)
+from fairtrim_adapters.pareto import mean_over_seeds, pareto_set
+from fairtrim_adapters.plots import (
+    plot_changed_images,
+    plot_damage,
+    plot_group_metric,
+    plot_most_harmful,
+    plot_pareto,
+    plot_trade_off,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -276,3 +296,431 @@ def test_images_of_one_row(shape: tuple[int, ...]) -> None:
     ax = plot_most_harmful(INFLUENCE, number=1, images=_images(shape))
     (inset,) = _insets(ax)
     assert inset.images[0].get_array().shape[:2] == (1, 6)
+
+
+# Sweeps.
+
+CRITERIA = ["worst-group", "mean-damage", "tail-risk"]
+RATIOS = [0.25, 0.5]
+PEOPLE = ["Female, Black", "Male", "Nobody"]
+
+
+def _sweep(
+    posts: tuple[str, ...] = ("none",),
+    *,
+    seeds: tuple[int, ...] = (0, 3),
+    people: list[str] = PEOPLE,
+    intervals: bool = True,
+) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    entries: list[dict[str, Any]] = []
+    for seed in seeds:
+        runs = [("dense", 0.0, "none"), *((c, r, p) for c in CRITERIA for r in RATIOS for p in posts)]
+        for criterion, ratio, post in runs:
+            entry: dict[str, Any] = {"seed": seed, "criterion": criterion, "ratio": ratio, "post_processor": post}
+            entry |= {
+                "parameters": 1000 - int(900 * ratio),
+                "parameters_ratio": (1 - ratio) ** 2,
+                "latency_ratio": math.nan,
+            }
+            names = ["accuracy", "equalized_odds_difference", *(f"accuracy[{name}]" for name in people)]
+            for name in names:
+                entry[name] = value = math.nan if name.endswith("[Nobody]") else float(generator.uniform(0.2, 0.8))
+                if intervals:
+                    metric, bracket, rest = name.partition("[")
+                    entry[f"{metric}_low{bracket}{rest}"] = value - 0.03
+                    entry[f"{metric}_high{bracket}{rest}"] = value + 0.05
+            entries.append(entry)
+    return pd.DataFrame(entries)
+
+
+def _points(ax: Any, markersize: float | None = None) -> list[Any]:
+    """Lines of a single point that are no rings: (x, y, marker)."""
+    found = [line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_markerfacecolor() != "none"]
+    return [line for line in found if markersize is None or line.get_markersize() == markersize]
+
+
+def _rings(ax: Any) -> list[Any]:
+    return [line for line in ax.lines if line.get_marker() == "o" and line.get_markersize() > 13]
+
+
+def _at(line: Any) -> tuple[float, float]:
+    ((x,), (y,)) = line.get_data()
+    return float(x), float(y)
+
+
+def test_pareto_picture_holds_the_sweep() -> None:
+    frame = _sweep(("none", "parity"))
+    before = frame.copy(deep=True)
+    ax = plot_pareto(frame)
+    _drawn(ax)
+    pd.testing.assert_frame_equal(frame, before)
+    means = mean_over_seeds(frame)
+    x, y = "equalized_odds_difference", "accuracy"
+    small = [_at(line) for line in _points(ax, 3.2)]
+    assert small == list(zip(frame[x], frame[y], strict=True))
+    large = [line for line in ax.lines if line.get_markersize() in (8, 15)]
+    assert [_at(line) for line in large] == list(zip(means[x], means[y], strict=True))
+    shapes = {
+        criterion: {line.get_marker() for line, c in zip(large, means["criterion"], strict=True) if c == criterion}
+        for criterion in ("dense", *CRITERIA)
+    }
+    assert shapes["dense"] == {"*"} and all(len(shape) == 1 for shape in shapes.values())
+    assert len(set.union(*shapes.values())) == 4
+    for line, post, ratio in zip(large, means["post_processor"], means["ratio"], strict=True):
+        assert line.get_fillstyle() == ("full" if post == "none" else "none")
+        if ratio:
+            assert (line.get_color() == large[1].get_color()) == (ratio == 0.25)  # the colour is the size
+    members = pareto_set(means, {y: "max", x: "min", "parameters": "min"})
+    assert 1 < members.sum() < len(means)
+    assert [_at(line) for line in _rings(ax)] == list(zip(means[x][members], means[y][members], strict=True))
+    segments = [path.get_segments()[0] for path in ax.collections]
+    assert len(segments) == 2 * len(means)
+    np.testing.assert_allclose(segments[0], [(means[x][0] - 0.03, means[y][0]), (means[x][0] + 0.05, means[y][0])])
+    np.testing.assert_allclose(segments[1], [(means[x][0], means[y][0] - 0.03), (means[x][0], means[y][0] + 0.05)])
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts[:6] == ["dense", *CRITERIA, "no post-processor", "parity"]
+    assert texts[6:8] == ["95 % interval", "single seeds"] and texts[8].startswith("Pareto set of\naccuracy")
+    assert ax.get_xlabel() == "equalized odds difference  (← better)" and ax.get_ylabel() == "accuracy  (better →)"
+    (bar,) = [axes for axes in ax.figure.axes if axes is not ax]
+    assert bar.get_xlabel() == "parameters removed (%)"
+    assert bar.get_xlim() == pytest.approx((0, 75))
+
+
+def test_front_of_what_is_drawn_is_joined() -> None:
+    frame = _sweep()
+    ax = plot_pareto(frame, objectives={"accuracy": "max", "equalized_odds_difference": "min"})
+    means = mean_over_seeds(frame)
+    front = means[pareto_set(means, {"accuracy": "max", "equalized_odds_difference": "min"})]
+    front = front.sort_values("equalized_odds_difference")
+    (line,) = [line for line in ax.lines if len(line.get_xdata()) > 1]
+    assert len(front) > 1
+    assert list(line.get_xdata()) == front["equalized_odds_difference"].tolist()
+    assert list(line.get_ydata()) == front["accuracy"].tolist() == sorted(front["accuracy"])
+    assert not [line for line in plot_pareto(frame).lines if len(line.get_xdata()) > 1]
+
+
+def test_other_columns_one_seed_and_no_intervals() -> None:
+    frame = _sweep(seeds=(3,), intervals=False)
+    ax = plot_pareto(frame, x="accuracy[Male]", y="ratio", colour="parameters")
+    _drawn(ax)
+    assert not _points(ax, 3.2) and not ax.collections
+    assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "ratio"
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["dense", *CRITERIA, "Pareto set of\nparameters"]
+    mixed = frame.assign(accuracy=frame["accuracy"].where(frame["criterion"] != "tail-risk"))
+    left_out = plot_pareto(mixed)
+    _drawn(left_out)
+    assert len([line for line in left_out.lines if line.get_markersize() in (8, 15)]) == 5
+
+
+def test_group_metric_holds_the_sweep() -> None:
+    frame = _sweep(("none", "parity"))
+    panels = plot_group_metric(frame)
+    _drawn(panels[0])
+    means = mean_over_seeds(frame).set_index(["criterion", "ratio", "post_processor"])
+    assert [panel.get_title() for panel in panels] == CRITERIA
+    dense = means.loc[("dense", 0.0, "none")]
+    for criterion, panel in zip(CRITERIA, panels, strict=True):
+        curves = [line for line in panel.lines if line.get_linestyle() != ":"]
+        assert [line.get_label() for line in curves] == [*PEOPLE, "everybody"] and curves[-1].get_color() == "black"
+        for column, line in zip([*(f"accuracy[{name}]" for name in PEOPLE), "accuracy"], curves, strict=True):
+            assert list(line.get_xdata()) == [0, 25, 50]
+            values = [dense[column], *(means.loc[(criterion, ratio, "none")][column] for ratio in RATIOS)]
+            np.testing.assert_array_equal(line.get_ydata(), values)
+            level = [
+                other for other in panel.lines if other.get_linestyle() == ":" and other.get_color() == line.get_color()
+            ]
+            assert [other.get_ydata()[0] for other in level] == ([] if "Nobody" in column else [dense[column]])
+        assert len(panel.collections) == 3  # nobody has no interval
+        low = panel.collections[0].get_paths()[0].vertices[:, 1].min()
+        female = [
+            dense["accuracy[Female, Black]"],
+            *(means.loc[(criterion, r, "none")]["accuracy[Female, Black]"] for r in RATIOS),
+        ]
+        assert low == pytest.approx(min(female) - 0.03)
+    assert len({panel.get_ylim() for panel in panels}) == 1
+    (legend,) = panels[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*PEOPLE, "everybody", "95 % interval", "dense network"]
+
+
+def test_group_metric_of_a_post_processor_does_not_begin_at_another_network() -> None:
+    frame = _sweep(("none", "parity"), intervals=False)
+    panels = plot_group_metric(frame, post_processor="parity")
+    assert list(panels[0].lines[0].get_xdata()) == [25, 50]
+    assert not panels[0].collections and [line for line in panels[0].lines if line.get_linestyle() == ":"]
+
+
+def test_many_groups_look_different() -> None:
+    people = [f"{sex}, {race}" for sex in "ab" for race in "cdefgh"]
+    panels = plot_group_metric(_sweep(people=people))
+    curves = [line for line in panels[0].lines if line.get_linestyle() != ":"]
+    assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 13
+
+
+def test_sweeps_are_drawn_where_asked() -> None:
+    frame = _sweep()
+    settings = dict(matplotlib.rcParams)
+    figure, axes = pyplot.subplots(2, 2)
+    before = pyplot.get_fignums()
+    pyplot.sca(axes[1, 1])
+    assert plot_pareto(frame, ax=axes[0, 0]) is axes[0, 0]
+    panels = plot_group_metric(frame, axes=axes.ravel()[1:])
+    assert list(panels) == list(axes.ravel()[1:]) and len({panel.get_ylim() for panel in panels}) == 1
+    assert pyplot.get_fignums() == before and pyplot.gca() is axes[1, 1] and dict(matplotlib.rcParams) == settings
+    _drawn(axes[0, 0])
+    assert panels[-1].get_legend() is not None and panels[0].get_legend() is None and not figure.legends
+
+
+@pytest.mark.parametrize("n_criteria", [1, 2, 4, 5, 6])
+def test_panels_of_any_number(n_criteria: int) -> None:
+    frame = pd.concat(
+        [_sweep().query("criterion in ('dense', 'tail-risk')")]
+        + [_sweep().query("criterion == 'tail-risk'").assign(criterion=f"c{k}") for k in range(1, n_criteria)]
+    )
+    panels = plot_group_metric(frame)
+    _drawn(panels[0])
+    assert len(panels) == n_criteria and all(panel.axison for panel in panels)
+    assert sum(not axes.axison for axes in panels[0].figure.axes) == len(panels[0].figure.axes) - n_criteria
+
+
+def test_refused_sweeps() -> None:
+    frame = _sweep()
+    refused: list[tuple[Any, str]] = [
+        (lambda: plot_pareto([]), "the sweep is a list; expected a pandas DataFrame"),
+        (lambda: plot_pareto(frame.iloc[:0]), "the sweep has no rows"),
+        (lambda: plot_pareto(frame, x="gap"), r"the sweep has no column \['gap'\]; its columns are"),
+        (
+            lambda: plot_pareto(frame.assign(accuracy=math.nan)),
+            "every run has NaN in 'equalized_odds_difference' or 'acc",
+        ),
+        (lambda: plot_pareto(frame, colour="latency_ratio"), "every run has NaN in 'latency_ratio'; expected numbers"),
+        (lambda: plot_pareto(frame.assign(note="x"), y="note"), r"the columns \['note'\] hold no numbers"),
+        (lambda: plot_pareto(frame, objectives={"accuracy": "best"}), "directions .*; expected 'max' or 'min'"),  # type: ignore[dict-item]
+        (
+            lambda: plot_pareto(pd.concat([frame.assign(criterion=frame["criterion"] + str(k)) for k in range(5)])),
+            "has 20 criteria; expected at most 12, which can be told apart: select rows",
+        ),
+        (
+            lambda: plot_pareto(pd.concat([frame.assign(post_processor=f"p{k}") for k in range(7)])),
+            "has 7 post-processors; expected at most 6",
+        ),
+        (lambda: plot_group_metric(frame, "recall"), r"metric='recall' is not in the sweep .*: \['accuracy', "),
+        (lambda: plot_group_metric(frame, post_processor="x"), r"post_processor='x'; the sweep has \['none'\]"),
+        (
+            lambda: plot_group_metric(_sweep(people=list("abcdefghijklmnopqrs"))),
+            "19 sensitive groups; expected at most 18",
+        ),
+    ]
+    for run, message in refused:
+        with pytest.raises(InputError, match=message):
+            run()
+    assert not pyplot.get_fignums()
+    _, axes = pyplot.subplots(1, 2)
+    with pytest.raises(InputError, match=r"2 axes for 3 criteria .*; expected one for each"):
+        plot_group_metric(frame, axes=axes)
+    assert not axes[0].lines
+
+
+# Damage tables.
+
+
+def _table(
+    sizes: dict[str, int], names: tuple[Any, ...] = ("Female", ("Male", "Black"), "Other"), scale: float = 1.0
+) -> DamageTable:
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(names), sum(sizes.values()))
+    slope, curvature = (torch.randn(shape, generator=generator).double() * scale for _ in range(2))
+    counts = torch.arange(1.0, len(names) + 1).double() * 700
+    return DamageTable(names, ("sex",), sizes, counts, torch.zeros(len(names)), slope, curvature.abs())
+
+
+@pytest.mark.parametrize("kind", ["mean", "largest", "all"])
+def test_damage_map_equals_a_loop(kind: Any) -> None:
+    sizes = {"conv": 5, "nothing": 0, "block.0.linear": 2}
+    table = _table(sizes)
+    ax = plot_damage(table, kind=kind)
+    _drawn(ax)
+    (image,) = ax.images
+    for g in range(3):
+        for place, name in enumerate(["conv", "block.0.linear"]):
+            values = [float(value) for value in table[name][g]]
+            expected = {"mean": sum(values) / len(values), "largest": max(values), "all": sum(values)}[kind]
+            assert image.get_array()[g, place] == pytest.approx(expected)
+            text = ax.texts[2 * g + place]
+            assert text.get_position() == (place, g) and text.get_text() == f"{expected:+.2g}"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["conv (5)", "block.0.linear (2)"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "Female (n = 700)",
+        "Male, Black (n = 1,400)",
+        "Other (n = 2,100)",
+    ]
+    low, high = image.norm.vmin, image.norm.vmax
+    assert low == -high and high == pytest.approx(np.abs(image.get_array()).max())
+    (bar,) = [axes for axes in ax.figure.axes if axes is not ax]
+    assert bar.get_ylabel() == "rise of the mean loss\n(nats, if cross-entropy)"
+    assert {"mean": "mean", "largest": "largest", "all": "sum"}[kind] in ax.get_title()
+
+
+def test_damage_map_of_many_layers() -> None:
+    sizes = {f"encoder.layer.{i}.attention.query": 1 + i % 4 for i in range(60)}
+    table = _table(sizes)
+    columns = torch.cat([torch.full((size,), 10.0 ** -(i % 4)) for i, size in enumerate(sizes.values())])
+    table = replace(table, slope=table.slope * columns, curvature=table.curvature * columns)
+    ax = plot_damage(table)
+    _drawn(ax)
+    assert not ax.texts and len(ax.get_xticklabels()) == 60
+    assert type(ax.images[0].norm).__name__ == "AsinhNorm"  # a few layers don't hide the others
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert all(left.x1 <= right.x0 + 1 for left, right in itertools.pairwise(boxes))
+    (bar,) = [axes for axes in ax.figure.axes if axes is not ax]
+    ticks = bar.get_yticks()
+    assert 0 in ticks and list(ticks) == sorted(-value for value in ticks)
+
+
+def test_damage_of_nothing() -> None:
+    flat = _table({"a": 2}, scale=0.0)
+    ax = plot_damage(flat)
+    _drawn(ax)
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-1, 1) and not ax.images[0].get_array().any()
+    with pytest.raises(InputError, match="the damage table has no channels"):
+        plot_damage(_table({"a": 0}))
+    with pytest.raises(InputError, match=r"kind='median'; expected one of \['mean', 'largest', 'all'\]"):
+        plot_damage(flat, kind="median")  # type: ignore[arg-type]
+    assert len(pyplot.get_fignums()) == 1
+
+
+# Changed samples.
+
+
+def _changed(shape: tuple[int, ...] = (3, 5, 4), n_samples: int = 6, *, sensitive: bool = True) -> ChangedSamples:
+    target = np.arange(n_samples) % 3
+    before = np.where(np.arange(n_samples) % 2, (target + 1) % 3, target)
+    after = np.where(np.arange(n_samples) % 4 == 3, target, (target + 2) % 3)
+    return ChangedSamples(
+        row=np.arange(n_samples)[::-1] * 2,
+        target=target,
+        before=before,
+        after=after,
+        probability_before=np.linspace(0.9, 0.6, n_samples),
+        probability_after=np.full(n_samples, 0.1),
+        sensitive={"sex": np.array(["Female", "Male"] * n_samples)[:n_samples], "race": np.array(["White"] * n_samples)}
+        if sensitive
+        else {},
+        inputs=torch.rand(n_samples, *shape, generator=torch.Generator().manual_seed(0)),
+        n_samples=2 * n_samples,
+        people={("Female", "White"): n_samples, ("Male", "White"): n_samples},
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (1, 5, 4), (3, 5, 4)], ids=["gray", "one", "colours"])
+def test_changed_images(shape: tuple[int, ...]) -> None:
+    changed = _changed(shape)
+    ax = plot_changed_images(changed, number=4, class_names=["cat", "dog", "fox"])
+    _drawn(ax)
+    insets = _insets(ax)
+    assert [inset.get_title() for inset in insets] == [
+        "cat: cat →\u00a0fox\nFemale, White",
+        "dog: fox →\u00a0cat\nMale, White",
+        "fox: fox →\u00a0dog\nFemale, White",
+        "cat: dog →\u00a0cat\nMale, White",
+    ]
+    colours = [inset.title.get_color() for inset in insets]
+    assert colours[0] == colours[2] and len(set(colours)) == 3  # lost, from wrong to wrong, lost, gained
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "right before, wrong after",
+        "wrong before, right after",
+        "wrong before and after",
+    ]
+    for place, inset in enumerate(insets):
+        picture = changed.inputs[place].double().numpy()
+        picture = picture.reshape(5, 4) if len(shape) == 2 or shape[0] == 1 else picture.transpose(1, 2, 0)
+        np.testing.assert_allclose(inset.images[0].get_array(), _scaled(picture), rtol=1e-6, atol=1e-9)
+
+
+def test_changed_images_of_the_whole_loader() -> None:
+    images = torch.rand(12, 7, 3, generator=torch.Generator().manual_seed(1))
+    changed = replace(_changed(sensitive=False), inputs=None)
+    ax = plot_changed_images(changed, images=images)
+    _drawn(ax)
+    insets = _insets(ax)
+    assert [inset.get_title() for inset in insets[:2]] == ["0: 0 →\u00a02", "1: 2 →\u00a00"]
+    for row, inset in zip((10, 8, 6, 4, 2, 0), insets, strict=True):
+        np.testing.assert_allclose(
+            inset.images[0].get_array(), _scaled(images[row].double().numpy()), rtol=1e-6, atol=1e-9
+        )
+
+
+def test_long_names_do_not_run_into_each_other() -> None:
+    changed = _changed(n_samples=23)
+    ax = plot_changed_images(changed, class_names=["aeroplane", "automobile", "ship"])
+    _drawn(ax)
+    boxes = [inset.title.get_window_extent() for inset in _insets(ax)]
+    pictures = [inset.get_window_extent() for inset in _insets(ax)]
+    assert len(boxes) == 23
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 <= right.x0 + 1 or right.x1 < left.x0
+    for title in boxes[10:]:
+        assert all(title.y1 <= picture.y0 + 2 for picture in pictures[:10])
+
+
+def test_no_changed_image() -> None:
+    ax = plot_changed_images(_changed(n_samples=0))
+    _drawn(ax)
+    assert not _insets(ax) and [text.get_text() for text in ax.texts] == ["no label changed"] and not ax.get_legend()
+
+
+def test_changed_images_are_drawn_where_asked() -> None:
+    _, axes = pyplot.subplots(1, 2)
+    before = pyplot.get_fignums()
+    assert plot_changed_images(_changed(), ax=axes[1]) is axes[1]
+    assert plot_damage(_table({"a": 3}), ax=axes[0]) is axes[0]
+    assert pyplot.get_fignums() == before and len(_insets(axes[1])) == 6 and len(axes[0].images) == 1
+    _drawn(axes[0])
+
+
+def test_refused_images() -> None:
+    changed = _changed()
+    refused: list[tuple[Any, str]] = [
+        (lambda: plot_changed_images(changed, number=0), "number=0; expected at least 1 image"),
+        (lambda: plot_changed_images(changed, images=torch.ones(6, 5, 4)), "6 images for 12 samples of the loader"),
+        (
+            lambda: plot_changed_images(replace(changed, inputs=None)),
+            r"inputs were not kept \(keep_inputs=False\); exp",
+        ),
+        (
+            lambda: plot_changed_images(replace(changed, inputs=torch.ones(6, 4))),
+            r"inputs were of shape \(6, 4\); expec",
+        ),
+        (lambda: plot_changed_images(replace(changed, inputs=(1,))), "inputs were no tensor; expected images"),
+        (
+            lambda: plot_changed_images(changed, images=torch.ones(12, 3)),
+            r"an image has shape \(3,\); expected \(H, W\)",
+        ),
+        (lambda: plot_changed_images(changed, class_names=["a", "b"]), "class 2 has no name among the 2 class_names"),
+        (
+            lambda: plot_most_harmful(INFLUENCE, images=torch.ones(7, 4)),
+            r"an image has shape \(4,\); expected \(H, W\)",
+        ),
+    ]
+    for run, message in refused:
+        with pytest.raises(InputError, match=message):
+            run()
+    assert not pyplot.get_fignums()
+
+
+def test_new_pictures_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for run in (
+        lambda: plot_pareto(_sweep()),
+        lambda: plot_group_metric(_sweep()),
+        lambda: plot_damage(_table({"a": 3})),
+        lambda: plot_changed_images(_changed()),
+    ):
+        with pytest.raises(InputError, match=r"plotting needs matplotlib: pip install 'fairtrim\[plot\]'"):
+            run()
+
+
+def test_matplotlib_is_imported_only_when_something_is_drawn() -> None:
+    code = "import sys, fairtrim_adapters.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

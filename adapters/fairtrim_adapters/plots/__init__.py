@@ -1,7 +1,17 @@
-"""Pictures of repairs; matplotlib is imported when one is drawn."""
+"""Pictures of sweeps, damage tables, changed samples and repairs; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
+from .changed import plot_changed_images
+from .damage import plot_damage
 from .repairs import plot_most_harmful, plot_trade_off
+from .sweeps import plot_group_metric, plot_pareto
 
-__all__ = ["plot_most_harmful", "plot_trade_off"]
+__all__ = [
+    "plot_changed_images",
+    "plot_damage",
+    "plot_group_metric",
+    "plot_most_harmful",
+    "plot_pareto",
+    "plot_trade_off",
+]
