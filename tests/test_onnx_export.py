@@ -169,7 +169,7 @@ class Decides(nn.Module):
 
 
 class Sometimes(nn.Module):
-    """Other outputs once it is exported."""
+    """Other outputs with every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Sometimes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.n_calls += 1
-        return x + (0.25 if self.n_calls > 2 else 0.0)
+        return x + self.n_calls
 
 
 class Text(nn.Module):
@@ -255,7 +255,7 @@ def test_other_shapes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_network_that_changes_its_mind(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"differs by up to 0\.25"):
+    with pytest.raises(UnsupportedModelError, match=r"'output' differs by up to \d"):
         export_onnx(tmp_path / "network.onnx", Sometimes(), torch.zeros(2, 4))
     assert _files(tmp_path) == []
 
