@@ -37,6 +37,12 @@ class ChannelPlace:
         sample_axis: Axis of the samples; a leading axis of N·T rows (samples outermost) is accepted too.
         weight: Exponent of the gate. ½ where every path through the group meets two of its places
             (attention: the query and the key of a head dimension; its value and the output projection).
+
+    Example:
+        >>> image = ChannelPlace("3", "input", channels=range(2), group_channels=range(2))
+        >>> flat = ChannelPlace("5", "input", range(6), [0, 0, 0, 1, 1, 1], channel_axis=-1)  # 3 pixels a channel
+        >>> ChannelGroup("0", 2, (image, flat)).size
+        2
     """
 
     module: str
@@ -57,6 +63,12 @@ class ParameterPlace:
         axis: Axis of the parameter along which channels are removed.
         channels: Positions along that axis.
         group_channels: For each of them, the channel of the group to which it belongs.
+
+    Example:
+        >>> columns = ParameterPlace("5.weight", axis=1, channels=range(6), group_channels=[0, 0, 0, 1, 1, 1])
+        >>> weight = torch.arange(12.0).reshape(2, 6)
+        >>> weight.index_select(columns.axis, torch.tensor(columns.channels[3:])).tolist()  # goes with channel 1
+        [[3.0, 4.0, 5.0], [9.0, 10.0, 11.0]]
     """
 
     parameter: str

@@ -69,6 +69,15 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     Raises:
         InputError: There is no network, its state dict holds something that is not a tensor, or the folder doesn't
             exist.
+
+    Example:
+        >>> import tempfile
+        >>> small = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pruned(f"{folder}/small.safetensors", small)
+        ...     loaded = load_pruned(f"{folder}/small.safetensors", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+        >>> torch.equal(loaded[0].weight, small[0].weight)
+        True
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected the network itself: save_pruned(path, model)")

@@ -102,6 +102,9 @@ class ContrastiveObjective:
 
         Returns:
             A scalar.
+
+        Raises:
+            InputError: It is not finite.
         """
         with tap.attached() if self.contrastive_weight else nullcontext():
             scores = class_scores(model, batch, self.forward_fn, self.output_transform)

@@ -279,6 +279,17 @@ def collect_damage(
         InputError: The data or an argument is wrong.
         ProcessError: Another process failed.
         UnsupportedModelError: The network can't be scored, e.g. because its samples are not independent.
+
+    Example:
+        >>> from fairtrim import ChannelPlace
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.ones_(model[1].weight)
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+        >>> hidden = ChannelGroup("0", 2, (ChannelPlace("1", "input", range(2), range(2), channel_axis=-1),))
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b"])]  # without error, so that removing x_c costs x_c²
+        >>> table = collect_damage(model, people, [hidden], loss_fn=F.mse_loss, progress=False)
+        >>> table["0"].round(decimals=3).tolist()
+        [[1.0, 4.0], [9.0, 0.0]]
     """
     processes = Processes(distributed)
     with processes.together():

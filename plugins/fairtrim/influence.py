@@ -38,6 +38,11 @@ class BiasInfluence:
             sample k gains. Positive scores are harmful; leaving the sample out changes the bias by about −I(z_k) / N.
         bias: B(θ) where the influence was taken: after refitting the output layer, for ``layers="output"``.
         measure: Of the bias.
+
+    Example:
+        >>> influence = BiasInfluence(torch.tensor([0.5, -1.0, 0.0, 0.25]), 0.1, "counterfactual_bias")
+        >>> influence.predicted_change(torch.tensor([0, 3]))  # −(0.5 + 0.25) / 4
+        -0.1875
     """
 
     scores: Tensor
@@ -204,6 +209,16 @@ def unlearn_samples(
 
     Raises:
         InputError: The rows are not of the dataset, or all of it.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x, y = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
+        >>> every, others = (DataLoader(TensorDataset(x[k:], y[k:])) for k in (0, 5))
+        >>> given, nobody = nn.Linear(2, 2), torch.tensor([])
+        >>> unlearned = unlearn_samples(given, every, torch.arange(5), progress=False)
+        >>> never_seen = unlearn_samples(given, others, nobody, progress=False)
+        >>> torch.allclose(unlearned(x).softmax(1), never_seen(x).softmax(1), atol=1e-4)
+        True
     """
     samples = IndexedSamples(train_loader)
     gone = torch.zeros(samples.n_samples, dtype=torch.bool)

@@ -48,6 +48,14 @@ class MinedSamples:
         scores: Larger = more likely bias-conflicting, (N,) float64.
         target: Labels, (N,).
         cut: The miner's own decision, (N,) bool; None where it has none and the robust cut decides.
+
+    Example:
+        >>> mined = MinedSamples(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3]), target=torch.tensor([0, 0, 0, 1, 1]))
+        >>> chosen = mined.conflicting(share_per_class=0.4)
+        >>> chosen.tolist()
+        [False, True, False, True, False]
+        >>> mined.sample_weights(chosen).tolist()  # the two make half of the draws: 5 / 4 each
+        [0.8333333333333333, 1.25, 0.8333333333333333, 1.25, 0.8333333333333333]
     """
 
     scores: Tensor
@@ -243,7 +251,15 @@ def label_probabilities(
 
 
 class Miner(ABC):
-    """Finds bias-conflicting samples; ``fit`` returns what it found and leaves the caller's network alone."""
+    """Finds bias-conflicting samples; ``fit`` returns what it found and leaves the caller's network alone.
+
+    Example:
+        >>> class Known(Miner):
+        ...     def fit(self, model, loader, *, progress=True):
+        ...         return MinedSamples(torch.tensor([0.0, 1.0, 0.0]), target=torch.tensor([0, 0, 1]))
+        >>> Known().fit(nn.Identity(), loader=[]).conflicting(threshold=0.5).tolist()
+        [False, True, False]
+    """
 
     @abstractmethod
     def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
@@ -328,6 +344,15 @@ class GeneralizedCrossEntropyMiner(_TrainingMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> mined = GeneralizedCrossEntropyMiner(learning_rate=0.1).fit(nn.Linear(1, 2), loader, progress=False)
+        >>> mined.conflicting().nonzero().tolist()
+        [[18]]
     """
 
     epochs: int = 10
@@ -360,6 +385,15 @@ class EpochEnsemble(_TrainingMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> mined = EpochEnsemble(learning_rate=0.2).fit(nn.Linear(1, 2), loader, progress=False)
+        >>> mined.conflicting().nonzero().tolist()
+        [[18]]
     """
 
     epochs: int = 10
@@ -394,6 +428,15 @@ class LossMiner(_TrainingMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> mined = LossMiner(learning_rate=0.2).fit(nn.Linear(1, 2), loader, progress=False)
+        >>> int(mined.scores.argmax())
+        18
     """
 
     epochs: int = 3
@@ -419,6 +462,15 @@ class MisclassifiedMiner(_TrainingMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> mined = MisclassifiedMiner(learning_rate=0.2).fit(nn.Linear(1, 2), loader, progress=False)
+        >>> mined.conflicting().nonzero().tolist()
+        [[18]]
     """
 
     epochs: int = 3

@@ -118,6 +118,9 @@ class SensitiveEncoder:
         features: Names of the S features, known after the first batch.
         groups: Names of the G groups in order of appearance.
 
+    Raises:
+        InputError: The names are a string.
+
     Example:
         >>> encoder = SensitiveEncoder({"sex": ["Female", "Male"]})
         >>> encoder.encode(torch.tensor([1, 0, 1]), 3).tolist()

@@ -40,7 +40,14 @@ class PerSampleSquares(nn.Module):
         self._one_by_one = any(isinstance(module, nn.RNNBase) for module in model.modules())
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores of a batch, (N, K) or (N, T, K)."""
+        """Scores of a batch, (N, K) or (N, T, K).
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The scores.
+        """
         return class_scores(self.model, batch, self._forward_fn, self._output_transform, positions=True)
 
     def squares(self, names: Sequence[str], batch: Batch, direction: Tensor, weights: Tensor) -> dict[str, Tensor]:

@@ -44,6 +44,12 @@ class PostProcessor(ABC):
         patience: Stop after so many candidates without a better one. None for no early stop.
         batch_size: Samples a forward pass.
         random_state: Seed, or a torch.Generator.
+
+    Example:
+        >>> from fairtrim import RandomPerturbation
+        >>> method = RandomPerturbation(epsilon=0.1)
+        >>> isinstance(method, PostProcessor), method.set_params(epsilon=0.2).get_params()["epsilon"]
+        (True, 0.2)
     """
 
     measure: str = "statistical_parity_difference"

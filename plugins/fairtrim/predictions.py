@@ -30,6 +30,14 @@ class Predictions:
         scores: Class scores of each network by name, (N, K) float64, before softmax; empty if only labels were kept.
         sensitive: Names of the values of each sensitive feature, (N,) each; empty if the loader has none.
         n_classes: K, 2 for a single logit; read off the scores if there are any.
+
+    Example:
+        >>> batch = (torch.tensor([[0.0, 2.0, 1.0], [4.0, 0.0, 0.0]]), torch.tensor([2, 0]), ["a", "b"])
+        >>> found = predict({"net": nn.Identity()}, [batch], progress=False)
+        >>> found.label["net"].tolist(), found.target.tolist(), found.n_classes
+        ([1, 0], [2, 0], 3)
+        >>> [values.tolist() for values in found.sensitive.values()]
+        [['a', 'b']]
     """
 
     target: npt.NDArray[np.int64]

@@ -32,6 +32,10 @@ class OperatingPoint:
         margin_threshold: Threshold on the margin of label 1 (log odds).
         bias: Signed where two sides are named, else at least 0.
         performance: Of everybody.
+
+    Example:
+        >>> OperatingPoint(candidate=0, margin_threshold=0.0, bias=0.1, performance=0.8).threshold
+        0.5
     """
 
     candidate: int
@@ -88,6 +92,17 @@ class Repair:
         edit_rows: Rows of the data that the edit has seen, (M,); none for methods whose edit sees no data.
         selection_rows: Rows of the data that candidate and threshold were selected on (of ``selection_data`` if given).
         objective: What was maximised.
+
+    Example:
+        >>> from fairtrim import ThresholdSelection
+        >>> x = torch.linspace(-1, 1, 60)[:, None]
+        >>> people = [(x, (x[:, 0] > 0.3).long(), ["a", "b", "b"] * 20)]
+        >>> given = nn.Linear(1, 1)
+        >>> with torch.no_grad():
+        ...     _ = given.weight.fill_(1.0), given.bias.zero_()
+        >>> repair = ThresholdSelection(epsilon=1.0).fit(given, people, progress=False)
+        >>> round(repair.model.bias.item(), 2), repair.performance  # the threshold became the bias
+        (-0.31, 1.0)
     """
 
     model: nn.Module

@@ -31,6 +31,9 @@ class FeatureTap:
         model: The network.
         feature_layer: Name of the layer whose inputs are the features; by default the linear layer whose output is
             what the network returns, which the first forward pass finds.
+
+    Raises:
+        InputError: There is no layer of that name.
     """
 
     def __init__(self, model: nn.Module, feature_layer: str | None = None) -> None:
@@ -92,7 +95,14 @@ class FeatureTap:
         return found[0].flatten(1)
 
     def head(self, scores: Tensor) -> str | None:
-        """Name of the layer that gave these scores, or None."""
+        """Name of the layer that gave these scores, or None.
+
+        Args:
+            scores: f(x), (N, K), of the last forward pass.
+
+        Returns:
+            Name of the layer; None if it can't be found.
+        """
         names = [
             name for name, (_, output) in self._seen.items() if self._named or output.data_ptr() == scores.data_ptr()
         ]
@@ -171,6 +181,14 @@ def fine_tune(
 
     Raises:
         InputError: An argument or the data is wrong, or a loss is not finite.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> y = torch.tensor([1] * 15 + [0] * 5)
+        >>> loader = DataLoader(TensorDataset(torch.ones(20, 1), y), batch_size=20)
+        >>> model = fine_tune(nn.Linear(1, 2), loader, epochs=100, learning_rate=0.1, progress=False)
+        >>> round(model(torch.ones(1, 1)).softmax(1)[0, 1].item(), 2)  # the share of label 1
+        0.75
     """
     if epochs < 0 or learning_rate <= 0:
         raise InputError(f"epochs={epochs}, learning_rate={learning_rate}; expected at least 0 and a positive number")

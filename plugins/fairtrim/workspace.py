@@ -48,6 +48,9 @@ class Workspace:
         judge: Scores on the selection people -> what they can decide; by default at every threshold.
         judge_own: Scores on the selection people -> what they decide by themselves.
         performance_floor: Choose the least bias among decisions that perform at least so well, instead of by φ.
+
+    Raises:
+        UnsupportedModelError: The network can't be copied.
     """
 
     def __init__(

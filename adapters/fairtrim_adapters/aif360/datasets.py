@@ -46,6 +46,14 @@ class DatasetTensors:
         weight: Instance weights, (N,) float64.
         feature_names: Names of the D features.
         protected_attributes: Protected attributes by name, (N,) float64 each.
+
+    Example:
+        >>> dataset = from_tensors(
+        ...     torch.eye(2), torch.tensor([1, 0]), feature_names=["x", "sex"], protected_attributes=["sex"]
+        ... )
+        >>> tensors = to_tensors(dataset)
+        >>> len(tensors), tensors.feature_names, tensors.weight.tolist()
+        (2, ('x', 'sex'), [1.0, 1.0])
     """
 
     inputs: Tensor

@@ -47,6 +47,11 @@ class CollectOptions(TypedDict, total=False):
             initialised with several.
         folder: Where a long pass keeps its sums, to go on after it was cut short; see ``fairtrim.collect_damage``.
         progress: Show a progress bar; default True.
+
+    Example:
+        >>> from fairtrim_adapters.torch_pruning import WorstGroupImportance
+        >>> options: CollectOptions = {"sensitive_names": {"sex": ["Female", "Male"]}, "progress": False}
+        >>> importance = WorstGroupImportance(**options)  # importance.fit(pruner, loader, **options) takes them, too
     """
 
     loss_fn: LossFunction
@@ -98,6 +103,19 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
 
     Raises:
         InputError: An argument is wrong.
+
+    Example:
+        >>> import torch_pruning as tp
+        >>> from fairtrim_adapters.torch_pruning import WorstGroupImportance
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> people = [(torch.randn(6, 3), torch.arange(6) % 2, ["a", "b", "b"] * 2)]
+        >>> importance = WorstGroupImportance(model=model, loader=people, progress=False)  # fits itself at each step
+        >>> isinstance(importance, ChannelImportance)
+        True
+        >>> settings = {"pruning_ratio": 0.5, "iterative_steps": 2, "ignored_layers": [model[2]]}
+        >>> pruner = tp.pruner.BasePruner(model, torch.ones(1, 3), importance=importance, **settings)
+        >>> pruner.step(), model[0].out_features, pruner.step(), model[0].out_features
+        (None, 6, None, 4)
     """
 
     def __init__(

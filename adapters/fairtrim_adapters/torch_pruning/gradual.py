@@ -216,6 +216,15 @@ def gradual_channel_pruning(
 
     Returns:
         The function.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> samples = IndexedSamples(DataLoader(TensorDataset(torch.randn(6, 3), torch.arange(6) % 2), batch_size=3))
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> prune = gradual_channel_pruning("magnitude")
+        >>> levels = prune(model, samples, [0.25, 0.5], torch.Generator())
+        >>> [(level, model[0].out_features) for level in levels]
+        [(0.25, 6), (0.5, 4)]
     """
 
     def prune(
@@ -250,6 +259,16 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
         pruner_options: Further arguments of ``BasePruner``.
         options: As for ``fairtrim.accumulated_confidence.AccumulatedConfidence``: ``levels``, ``epochs``,
             ``learning_rate``, ``loss_fn``, ``accumulate``, ``seed``, ``forward_fn``, ``output_transform``.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mined = AccumulatedConfidence(epochs=3, learning_rate=0.05).fit(model, loader, progress=False)
+        >>> int(mined.scores.argmax())
+        18
     """
 
     def __init__(

@@ -64,7 +64,14 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
 
 
 def mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Channels of an item and the root channels they belong to; what the host couldn't map (None) is left out."""
+    """Channels of an item and the root channels they belong to; what the host couldn't map (None) is left out.
+
+    Args:
+        item: An item of a dependency group of the host.
+
+    Returns:
+        Channels and root channels, (n,) each.
+    """
     pairs = [(i, r) for i, r in zip(item.idxs, item.root_idxs, strict=True) if r is not None]
     channels, roots = (
         np.asarray(values, dtype=np.int64) for values in (zip(*pairs, strict=True) if pairs else ((), ()))
@@ -90,12 +97,28 @@ def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt
 
 
 def is_consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
-    """Whether any layer consumes the channels, so that they are not outputs of the network."""
+    """Whether any layer consumes the channels, so that they are not outputs of the network.
+
+    Args:
+        group: A dependency group of the host.
+        graph: The host's graph.
+
+    Returns:
+        Whether.
+    """
     return any(_is_consumer(graph, item) for item in group)
 
 
 def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Module]:
-    """Query, key and value layers of an attention group."""
+    """Query, key and value layers of an attention group.
+
+    Args:
+        group: A dependency group of the host.
+        pruner: The pruner, which knows about heads; None finds none.
+
+    Returns:
+        The layers.
+    """
     if pruner is None:
         return []
     graph = group._DG
@@ -113,6 +136,13 @@ def units_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int,
 
     With convolution or norm groups the host removes the same channel of every group; with attention heads the
     same dimension of every head, or a whole head.
+
+    Args:
+        group: A full dependency group of the host.
+        pruner: The pruner, which knows about heads and groups; None for a bare dependency graph.
+
+    Returns:
+        The number of units, and the function from root channels to units.
     """
     n_channels = len(group[0].idxs)
     graph = group._DG
@@ -143,12 +173,27 @@ def _convolution_groups(module: Any) -> int:
 
 
 def prunes_heads(attention: Sequence[nn.Module], pruner: tp.pruner.BasePruner) -> bool:
-    """Whether the host will remove whole heads of these layers."""
+    """Whether the host will remove whole heads of these layers.
+
+    Args:
+        attention: Query, key and value layers, or none.
+        pruner: The pruner.
+
+    Returns:
+        Whether.
+    """
     return bool(attention and pruner.prune_num_heads and pruner.get_target_head_pruning_ratio(attention[0]) > 0)
 
 
 def group_name(group: tp.Group) -> str:
-    """Name of the root layer; with "(input)" where the host starts at its inputs, as it does for attention."""
+    """Name of the root layer; with "(input)" where the host starts at its inputs, as it does for attention.
+
+    Args:
+        group: A dependency group of the host.
+
+    Returns:
+        The name.
+    """
     graph, first = group._DG, group[0].dep
     name = str(graph._module2name[first.target.module])
     return name if graph.is_out_channel_pruning_fn(first.handler) else f"{name} (input)"
@@ -262,13 +307,28 @@ def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterato
 
 
 def root_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Root:
-    """Where the host starts when it removes channels of this group."""
+    """Where the host starts when it removes channels of this group.
+
+    Args:
+        group: A full dependency group of the host.
+        pruner: The pruner; None for a bare dependency graph.
+
+    Returns:
+        The layer, the host's function, and the unit of each of the layer's channels.
+    """
     dep = group[0].dep
     return Root(dep.target.module, dep.handler, units_of(group, pruner)[1](np.arange(len(group[0].idxs))))
 
 
 def part_floors(channel_group: ChannelGroup) -> Iterator[Floor]:
-    """Behind a split each layer consumes a part of the channels, and must keep one of them."""
+    """Behind a split each layer consumes a part of the channels, and must keep one of them.
+
+    Args:
+        channel_group: The channels and where they are consumed.
+
+    Yields:
+        One floor for each part.
+    """
     for place in channel_group.places:
         part = tuple(sorted(set(place.group_channels)))
         if place.side == "input" and len(part) < channel_group.size:

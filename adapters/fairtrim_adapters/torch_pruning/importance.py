@@ -58,6 +58,24 @@ class DamageImportance(ChannelImportance):
 
     Raises:
         InputError: An argument is wrong.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = DamageImportance(lambda damage: damage[1] - damage[0])
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # 0 − 9 for the first, 4 − 4 for the second
+        [[0.0, 1.0]]
     """
 
     def __init__(
@@ -166,6 +184,24 @@ class GroupSaliencyImportance(DamageImportance):
         unprivileged: The unprivileged ones; by default all others.
         beta: β in (0, 1).
         arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = GroupSaliencyImportance(privileged="a", beta=0.3)
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # 0 − 0.3 · 9 for the first, 4 − 0.3 · 4 for the second
+        [[0.0, 1.0]]
     """
 
     def __init__(self, privileged: Any, unprivileged: Any = None, beta: float = 0.3, **arguments: Any) -> None:
@@ -177,6 +213,24 @@ class MeanDamageImportance(DamageImportance):
 
     Args:
         arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = MeanDamageImportance()
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # the mean is 3 for the first channel, 4 for the second
+        [[0.0, 1.0]]
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -188,6 +242,24 @@ class WorstGroupImportance(DamageImportance):
 
     Args:
         arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = WorstGroupImportance()
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # a, who is hurt most, loses 4 instead of 9
+        [[1.0, 0.0]]
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -200,6 +272,24 @@ class TailRiskImportance(DamageImportance):
     Args:
         alpha: α in (0, 1].
         arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = TailRiskImportance(alpha=1.0)
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # each group counts once: (9 + 0) / 2 against (4 + 4) / 2
+        [[1.0, 0.0]]
     """
 
     def __init__(self, alpha: float = 0.5, **arguments: Any) -> None:
@@ -213,6 +303,27 @@ class ShareBalancedImportance(DamageImportance):
 
     Args:
         arguments: See ``DamageImportance``; ``selection`` has no meaning here.
+
+    Raises:
+        InputError: ``selection`` is given.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = ShareBalancedImportance()
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # a has 13 of 17 parts of the layer's importance, so its first channel stays
+        [[1.0, 0.0]]
     """
 
     def __init__(self, **arguments: Any) -> None:

@@ -25,6 +25,17 @@ class ParameterAxis(NamedTuple):
         axis: The axis.
         blocks: How many times the channels are listed along it, one after the other: 3 for the rows of a fused
             query, key and value, 4 for the gates of an LSTM.
+
+    Example:
+        >>> import torch
+        >>> class Fused(nn.Module):  # query, key and value as the rows of one weight
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.zeros(3 * 4, 4))
+        >>> describe_layer(Fused, output_parameters=[ParameterAxis("weight", axis=0, blocks=3)])
+        >>> [(tuple(weight.shape), axis, blocks) for weight, axis, blocks in parameter_axes(Fused(), consumer=False)]
+        [((12, 4), 0, 3)]
+        >>> forget_layer(Fused)
     """
 
     name: str
@@ -113,6 +124,14 @@ def forget_layer(layer_type: type[nn.Module]) -> None:
 
     Raises:
         InputError: It was not.
+
+    Example:
+        >>> class Scaled(nn.Linear):
+        ...     pass
+        >>> describe_layer(Scaled, channel_axis=1, input_parameters={"weight": 1})
+        >>> forget_layer(Scaled)
+        >>> description_of(Scaled(2, 2)).channel_axis  # that of nn.Linear holds again
+        -1
     """
     if layer_type not in _DESCRIPTIONS:
         raise InputError(f"{layer_type!r} was not described; described are {sorted(t.__name__ for t in _DESCRIPTIONS)}")

@@ -80,6 +80,17 @@ def denp(
 
     Raises:
         InputError: An argument or the data is wrong, nothing or everything was mined, or the folder holds another run.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+        >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=10)
+        >>> dense = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = denp(dense, loader, steps=1, final_epochs=1, cut={"share_per_class": 0.1}, progress=False)
+        >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
+        (8, 4, 4)
     """
     if not 0 < pruning_ratio < 1 or steps < 1 or epochs < 0 or final_epochs < 0:
         raise InputError(
@@ -183,6 +194,17 @@ def dcwp(
 
     Raises:
         InputError: An argument or the data is wrong, nothing or everything was mined, or the folder holds another run.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+        >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=10)
+        >>> dense = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = dcwp(dense, loader, epochs=1, iterations=20, cut={"share_per_class": 0.1}, progress=False)
+        >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
+        (8, 4, 4)
     """
     if (pruning_ratio is not None and not 0 < pruning_ratio < 1) or epochs < 0:
         raise InputError(

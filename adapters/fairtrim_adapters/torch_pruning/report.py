@@ -28,6 +28,21 @@ class PruningReport:
         predicted: One row a sensitive group: people, loss before, predicted change of the mean loss; empty without a
             damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> from torch import nn
+        >>> from fairtrim_adapters.torch_pruning import WorstGroupImportance
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> importance, x = WorstGroupImportance(), torch.randn(6, 3)
+        >>> settings = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": [model[2]]}
+        >>> pruner = tp.pruner.BasePruner(model, x, **settings)
+        >>> fitted = importance.fit(pruner, [(x, torch.arange(6) % 2, ["a", "b", "b"] * 2)], progress=False)
+        >>> pruner.step()
+        >>> report = importance.report()
+        >>> report.layers[["layer", "before", "asked", "removed"]].values.tolist(), report.skipped
+        ([['0', 8, 4, 4]], [])
     """
 
     layers: pd.DataFrame

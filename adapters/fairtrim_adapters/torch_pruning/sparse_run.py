@@ -42,6 +42,16 @@ class RecipeResult:
         history: One row a step: level, parameters, mined samples, mean confidence of mined and other samples.
         mined: Scores of the training samples.
         conflicting: The mined set that was used, (N,) bool.
+
+    Example:
+        >>> from fairtrim_adapters.torch_pruning import denp
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+        >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=10)
+        >>> dense = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = denp(dense, loader, steps=1, final_epochs=1, cut={"share_per_class": 0.1}, progress=False)
+        >>> result.history["level"].tolist()  # as given, pruned, fine-tuned
+        [0.0, 0.5, 0.5]
     """
 
     model: nn.Module
@@ -145,6 +155,9 @@ class SparseRun:
         Args:
             n_terms: How many confidences are in the scores.
             cut: How to cut.
+
+        Raises:
+            InputError: The miner's scores are not between 0 and 1, or nothing or everything is mined.
         """
         if not 0 <= float(self.mined.scores.min()) <= float(self.mined.scores.max()) <= 1:
             raise InputError("online=True averages the miner's scores with 1 − p; expected scores between 0 and 1")

@@ -17,7 +17,13 @@ __all__ = ["RMSNormPruner", "RecurrentPruner", "traceable"]
 
 
 class RecurrentPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
-    """Prunes the inputs of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``; their outputs can't be pruned by gates."""
+    """Prunes the inputs of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``; their outputs can't be pruned by gates.
+
+    Example:
+        >>> layer = RecurrentPruner().prune_in_channels(nn.GRU(3, 2), [1])
+        >>> layer.input_size, layer(torch.ones(1, 5, 2))[0].shape
+        (2, torch.Size([1, 5, 2]))
+    """
 
     def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Remove inputs.
@@ -75,6 +81,13 @@ class RMSNormPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
     """Prunes ``nn.RMSNorm``, with or without a weight, and norms of other packages that have one weight a channel.
 
     Channels pass through them: the same function for both sides tells the host so.
+
+    Example:
+        >>> layer = nn.RMSNorm(3)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        >>> RMSNormPruner().prune_out_channels(layer, [1]).weight.tolist(), layer.normalized_shape
+        ([1.0, 3.0], (2,))
     """
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
