@@ -255,6 +255,17 @@ def test_layer_that_is_used_through_its_weights_is_refused() -> None:
         collect_damage(Functional(), [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))], groups, progress=False)
 
 
+@pytest.mark.parametrize(("axes", "message"), [((3, 0), "channel_axis=3"), ((1, -3), "sample_axis=-3")])
+def test_axes_that_a_layer_does_not_have(axes: tuple[int, int], message: str) -> None:
+    model, (channel_axis, sample_axis) = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), axes
+    place = ChannelPlace("1", "input", range(4), range(4), channel_axis, sample_axis)
+    data = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
+    message = rf"of '1' has shape \(5, 4\), and {message} is none of its 2 axes; expected -2 to 1"
+    with pytest.raises(InputError, match=message):
+        collect_damage(model, data, [ChannelGroup("0", 4, (place,))], progress=False)
+    assert not model[1]._forward_pre_hooks
+
+
 def test_named_tuples_are_inputs_like_any_tuple() -> None:
     class Pair(NamedTuple):
         x: torch.Tensor

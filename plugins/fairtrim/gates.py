@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .channels import ChannelGroup, Site
-from .errors import UnsupportedModelError
+from .errors import InputError, UnsupportedModelError
 from .preservation import remove_hooks
 
 __all__ = ["Gates", "explicit_gates", "hooked_gates", "map_consumed"]
@@ -103,6 +103,7 @@ class Gates:
             The activation as it was, with the gate in its graph.
 
         Raises:
+            InputError: It has no such axis as the site says.
             UnsupportedModelError: It is not a tensor, or has fewer channels than the site.
         """
         site = self._sites[number]
@@ -116,6 +117,13 @@ class Gates:
                 f"{site.module!r} runs under no_grad, so what its channels do can't be seen; let that part of the "
                 "network build a graph (freeze it with requires_grad_(False) instead), or add it to ignored_layers"
             )
+        for what, axis in (("channel_axis", site.channel_axis), ("sample_axis", site.sample_axis)):
+            if activation.ndim >= 2 and not -activation.ndim <= axis < activation.ndim:
+                raise InputError(
+                    f"the {site.side} of {site.module!r} has shape {tuple(activation.shape)}, and {what}={axis} is "
+                    f"none of its {activation.ndim} axes; expected {-activation.ndim} to {activation.ndim - 1} where "
+                    "the layer is described"
+                )
         if activation.ndim < 2 or int(site.channels.max()) >= activation.shape[site.channel_axis]:
             raise UnsupportedModelError(
                 f"the {site.side} of {site.module!r} has shape {tuple(activation.shape)}; expected at least "
