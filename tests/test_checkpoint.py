@@ -78,6 +78,18 @@ def test_module_under_two_names(tmp_path: Path) -> None:
     assert loaded.b is loaded.a and loaded.a.out_features == len(loaded.a.weight) == 2
 
 
+def test_tensors_that_are_too_many_or_too_few(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_pruned(path, nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2)))
+    for fresh, message in (
+        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), r"the file lacks \['0\.bias'\]; pass"),
+        (nn.Sequential(nn.Linear(3, 2, bias=False)), r"the file holds \['1\.bias', '1\.weight'\], which the network"),
+        (nn.Sequential(nn.Linear(3, 2)), r"the file lacks \['0\.bias'\] and the file holds \['1\.bias',"),
+    ):
+        with pytest.raises(InputError, match=f"is of another network: {message}"):
+            load_pruned(path, fresh)
+
+
 def test_saving_replaces_a_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
     path.write_bytes(b"old")
@@ -104,7 +116,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "modules that are no dict": (lambda path: _rewritten(path, lambda h, t: h.update(modules={"0": 1})), "lacks the"),
     "missing tensor": (lambda path: _rewritten(path, lambda h, t: t.pop("0.bias")), r"lacks \['0.bias'\]"),
-    "surplus tensor": (lambda path: _rewritten(path, lambda h, t: t.update(z=t["0.bias"].clone())), r"has \['z'\]"),
+    "surplus tensor": (lambda path: _rewritten(path, lambda h, t: t.update(z=t["0.bias"].clone())), r"holds \['z'\]"),
     "other axes": (
         lambda path: _rewritten(path, lambda h, t: t.update({"0.bias": torch.zeros(4, 1)})),
         "has 2 axes",

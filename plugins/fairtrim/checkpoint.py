@@ -131,10 +131,12 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     tensors |= {alias: tensors[name] for alias, name in header["aliases"].items() if name in tensors}
     expected = model.state_dict(keep_vars=True)
     missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if missing or surplus:
+    differences = [f"the file lacks {missing[:5]}"] if missing else []
+    if surplus:
+        differences.append(f"the file holds {surplus[:5]}, which the network doesn't have")
+    if differences:
         raise InputError(
-            f"{path} is of another network: it lacks {missing[:5]} and has {surplus[:5]} besides; pass a network of "
-            "the class that was saved"
+            f"{path} is of another network: {' and '.join(differences)}; pass a network of the class that was saved"
         )
     modules = dict(model.named_modules(remove_duplicate=False))
     settings = [
