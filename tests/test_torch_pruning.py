@@ -775,6 +775,16 @@ def test_registry(clean_registry: None, monkeypatch: pytest.MonkeyPatch) -> None
         assert IMPORTANCES[name].__name__ in adapter.__all__
 
 
+def test_registry_says_what_there_is() -> None:
+    for unknown in ("worst_group", "Worst-Group", "worst-grup"):
+        message = rf"importance '{unknown}' is unknown \(did you mean 'worst-group'\?\); expected one of \['accum"
+        with pytest.raises(InputError, match="^" + message):
+            IMPORTANCES[unknown]
+    with pytest.raises(KeyError, match=r"^importance 7 is unknown; expected"):
+        IMPORTANCES[7]  # type: ignore[index]
+    assert "worst_group" not in IMPORTANCES and IMPORTANCES.get("worst_group") is None
+
+
 def test_registry_refusals(clean_registry: None) -> None:
     for name, cls, message in (
         ("worst-group", MeanDamageImportance, "taken by WorstGroupImportance"),

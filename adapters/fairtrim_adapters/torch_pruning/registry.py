@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -25,8 +26,25 @@ ENTRY_POINTS = "fairtrim.criteria"
 
 ImportanceClass = TypeVar("ImportanceClass", bound=type[Any])
 
-IMPORTANCES: dict[str, type[Any]] = {}
-"""Importance classes by name, e.g. ``IMPORTANCES["worst-group"]``."""
+
+class _UnknownImportanceError(InputError, KeyError):
+    """No importance has the name: a wrong argument, and for whoever treats the registry as a dict a missing key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would show the message in quotation marks
+
+
+class _Importances(dict[str, type[Any]]):
+    """A dict that says which names there are."""
+
+    def __missing__(self, name: object) -> type[Any]:
+        near = difflib.get_close_matches(str(name).lower().replace("_", "-"), self, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise _UnknownImportanceError(f"importance {name!r} is unknown{meant}; expected one of {sorted(self)}")
+
+
+IMPORTANCES: dict[str, type[Any]] = _Importances()
+"""Importance classes by name, e.g. ``IMPORTANCES["worst-group"]``; an InputError names them if there is none."""
 
 
 def register_importance(name: str) -> Callable[[ImportanceClass], ImportanceClass]:
