@@ -622,3 +622,5 @@ def test_repeats_are_averaged_wherever_they_run(trained: nn.Sequential) -> None:
         torch.testing.assert_close(trace.probability, torch.cat([t.probability for t in once]), rtol=0, atol=0)
     with pytest.raises(InputError, match="repeats=0; expected at least 1"):
         AccumulatedConfidence(repeats=0)
+    with pytest.raises(InputError, match="n_jobs=0; expected how many run at a time, -1"):
+        AccumulatedConfidence(n_jobs=0)

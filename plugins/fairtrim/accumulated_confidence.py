@@ -102,6 +102,8 @@ class AccumulatedConfidence(Miner):
             raise InputError(f"epochs={self.epochs}; expected at least 0")
         if self.repeats < 1:
             raise InputError(f"repeats={self.repeats}; expected at least 1")
+        if self.n_jobs == 0:
+            raise InputError("n_jobs=0; expected how many run at a time, -1 for one a core, or None")
 
     def trace(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> tuple[Trace, Tensor]:
         """Confidence of every sample at each level.
