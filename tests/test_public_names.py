@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"aif360", "cma", "curvlinops", "matplotlib", "onnx", "onnxruntime", "optuna", "transformers"}
+EXTRAS = {"aif360", "cma", "jinja2", "matplotlib", "typer"}
 
 WITHOUT_EXAMPLE = {
     "FairtrimError": "an error: users meet it, and don't make it",

@@ -170,6 +170,18 @@ class Comparison:
         overall: Index model: every metric over everybody; ``accuracy difference`` (largest between groups);
             for two classes Fairlearn's equalized-odds and demographic-parity differences; changed predictions.
         flags: One row a finding: model, flag, detail.
+
+    Example:
+        >>> import torch
+        >>> people = [(torch.eye(2), torch.tensor([0, 1]), ["a", "b"])]
+        >>> constant = nn.Linear(2, 2)
+        >>> with torch.no_grad():
+        ...     _ = constant.weight.zero_(), constant.bias.copy_(torch.tensor([1.0, 0.0]))
+        >>> comparison = compare_models({"dense": nn.Identity(), "pruned": constant}, people, progress=False)
+        >>> comparison.by_group["changed predictions"]["pruned"].to_dict()
+        {'a': 0.0, 'b': 1.0}
+        >>> "constant classifier" in list(comparison.flags["flag"])
+        True
     """
 
     reference: str
@@ -228,6 +240,14 @@ def compare_models(
 
     Raises:
         InputError: The reference is unknown, ``accuracy`` is missing, or the loader has no sensitive features.
+
+    Example:
+        >>> import torch
+        >>> people = [(torch.eye(3), torch.tensor([0, 1, 1]), ["a", "b", "b"])]
+        >>> networks = {"dense": nn.Identity(), "reversed": nn.Softmin(dim=1)}
+        >>> comparison = compare_models(networks, [(x[:, :2], *y) for x, *y in people], progress=False)
+        >>> comparison.by_group["accuracy"].unstack("model").to_dict()
+        {'dense': {'a': 1.0, 'b': 0.5}, 'reversed': {'a': 0.0, 'b': 0.0}}
     """
     if not isinstance(models, Mapping) or not models:
         raise InputError(
@@ -401,6 +421,15 @@ def plot_comparison(comparison: Comparison, *, metric: str = "accuracy", ax: Axe
 
     Raises:
         InputError: There is no such metric, or matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> people = [(torch.eye(2), torch.tensor([0, 1]), ["a", "b"])]
+        >>> comparison = compare_models({"dense": nn.Identity(), "pruned": nn.Softmin(dim=1)}, people, progress=False)
+        >>> ax = plot_comparison(comparison, ax=Figure().subplots())
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['dense', 'pruned']
     """
     try:
         from matplotlib import pyplot

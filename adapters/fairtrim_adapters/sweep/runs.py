@@ -159,6 +159,9 @@ def run_dense(model: nn.Module, settings: Settings) -> Dense:
 
     Returns:
         The network with its predictions and size.
+
+    Raises:
+        InputError: The test data have no sensitive features.
     """
     data = settings.data
     model = model.eval()

@@ -87,6 +87,9 @@ class SweepStore:
     Args:
         folder: Where, or None.
         settings: What must be the same for a run to be taken up again.
+
+    Raises:
+        InputError: The folder is a file.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
@@ -216,6 +219,20 @@ def read_sweep(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, 
 
     Raises:
         InputError: The folder holds no finished sweep.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from fairtrim_adapters.sweep import DataSplits, sweep
+        >>> people = [(torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])]
+        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> _ = nn.init.zeros_(network[2].weight)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     options = {"n_boot": None, "folder": folder, "progress": False}
+        ...     _ = sweep(network, DataSplits(test=people), "magnitude", [0.5], **options)
+        ...     table, about = read_sweep(folder)
+        >>> table["parameters"].tolist(), about["seeds"], "constant classifier" in table["flags"][0]
+        ([44, 23], [0], True)
     """
     folder = Path(folder)
     paths = folder / TABLE_FILE, folder / SWEEP_FILE
