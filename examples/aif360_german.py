@@ -546,7 +546,6 @@ def draw(results: Results, path: Path) -> None:
         if text.get_text().strip() in headings[:2]:
             text.set(fontweight="bold", fontsize="small")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:

