@@ -80,10 +80,3 @@ def test_help_and_wrong_argument() -> None:
     script = str(ROOT / "examples" / "prune_adult.py")
     finished = subprocess.run([sys.executable, script, "--ratio", "2"], capture_output=True, text=True, check=False)
     assert finished.returncode == 2 and "expected a share between 0 and 1" in finished.stderr
-
-
-def test_snippet_of_the_readme() -> None:
-    """Every Python block of the README runs, one after the other."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
-    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})

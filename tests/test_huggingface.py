@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -537,18 +536,3 @@ def test_networks_of_other_names() -> None:
         pruning_options(attention)
     with pytest.raises(InputError, match="takes 'input_values'; expected input_ids or pixel_values"):
         example_inputs(attention)
-
-
-# Documents -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_snippet_of_the_document(transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    block, labels = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "huggingface.md").read_text(), re.S)
-    assert len(block.splitlines()) <= 25
-    names: dict[str, Any] = {"__name__": "document", "next_token_labels": next_token_labels}
-    with pytest.warns(UserWarning, match="BertConfig can't say that heads have 8 dimensions"):
-        exec(compile(block, "huggingface.md", "exec"), names)
-    exec(compile(labels, "huggingface.md", "exec"), names)
-    assert torch.equal(names["loader"][0][1][:, :-1] >= 0, names["mask"][:, 1:] == 1)
