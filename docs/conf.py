@@ -81,6 +81,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "fairtrim"
 html_static_path = ["assets"]
 html_css_files = ["fairtrim.css"]
+html_sidebars = {"*": []}  # pages outside a section have nothing to list there
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
