@@ -26,7 +26,11 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery_sources", "README*"]
+exclude_patterns = [
+    "_build",
+    "gallery_sources",
+    "**sg_execution_times.rst",
+]  # the last: pages that load scripts from elsewhere
 nitpicky = False
 
 # Pages.
