@@ -10,6 +10,7 @@ from torch import nn
 
 from fairtrim import InputError
 from fairtrim.batches import model_device
+from fairtrim_adapters.pareto import Direction
 from fairtrim_adapters.sweep import DataSplits
 
 from .targets import load_object
@@ -117,7 +118,7 @@ def exported(path: Path | None, model: nn.Module, data: DataSplits) -> None:
     typer.echo(f"ONNX: {path} (equal under onnxruntime)")
 
 
-def objectives_of(texts: list[str] | None) -> dict[str, str] | None:
+def objectives_of(texts: list[str] | None) -> dict[str, Direction] | None:
     """Objectives of the Pareto set.
 
     Args:
@@ -135,10 +136,11 @@ def objectives_of(texts: list[str] | None) -> dict[str, str] | None:
     """
     if not texts:
         return None
-    objectives = {}
+    directions: dict[str, Direction] = {"max": "max", "min": "min"}
+    objectives: dict[str, Direction] = {}
     for text in texts:
         column, _, direction = text.rpartition("=")
-        if not column or direction not in ("max", "min"):
+        if not column or direction not in directions:
             raise InputError(f"--objective {text!r}: expected column=max or column=min, e.g. accuracy=max")
-        objectives[column] = direction
+        objectives[column] = directions[direction]
     return objectives

@@ -12,7 +12,7 @@ from torch import nn
 from fairtrim import predict
 from fairtrim.batches import model_device
 from fairtrim_adapters.fairlearn.measurements import measurements
-from fairtrim_adapters.pareto import mean_over_seeds, pareto_set
+from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.sweep.size import network_size
 
@@ -115,7 +115,7 @@ _SHOWN = ["parameters_ratio", "macs_ratio", "latency_ratio", "accuracy", "worst_
 _GAPS = ["accuracy_difference", "equalized_odds_difference", "demographic_parity_difference"]
 
 
-def sweep_text(table: pd.DataFrame, objectives: Mapping[str, str] | None) -> str:
+def sweep_text(table: pd.DataFrame, objectives: Mapping[str, Direction] | None) -> str:
     """Means over seeds, the Pareto set marked.
 
     Args:
