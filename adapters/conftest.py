@@ -7,6 +7,7 @@ import pytest
 collect_ignore = [
     "conftest.py",
     *([] if find_spec("aif360") else ["fairtrim_adapters/aif360"]),
+    *([] if find_spec("typer") else ["fairtrim_adapters/command_line"]),
     *([] if find_spec("onnxruntime") and find_spec("onnxscript") else ["fairtrim_adapters/onnx_export.py"]),
 ]
 
