@@ -47,6 +47,21 @@ def plot_changed_images(
     Raises:
         InputError: There are no images, or of another shape, they are not as many as samples, a class has no name,
             ``number`` is below 1, or matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from torch import nn
+        >>> from fairtrim import changed_samples
+        >>> people = [(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]), ["a", "b", "b"])]
+        >>> dense, pruned = (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)) for _ in range(2))
+        >>> with torch.no_grad():
+        ...     for network, label in ((dense, 1), (pruned, 0)):  # that give everybody one label
+        ...         _ = nn.init.zeros_(network[1].weight), network[1].bias.copy_(torch.eye(2)[label])
+        >>> changed = changed_samples(dense, pruned, people, progress=False)
+        >>> ax = plot_changed_images(changed, ax=Figure().subplots())
+        >>> len(ax.child_axes)
+        3
     """
     if number < 1:
         raise InputError(f"number={number}; expected at least 1 image")

@@ -47,6 +47,19 @@ def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | Non
 
     Raises:
         InputError: There is no such kind, the table has no layer, or matplotlib is not installed.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from torch import nn
+        >>> from fairtrim import ChannelGroup, ChannelPlace, collect_damage
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.ones_(model[1].weight)
+        >>> hidden = ChannelGroup("0", 2, (ChannelPlace("1", "input", range(2), range(2), channel_axis=-1),))
+        >>> people = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[3.0], [3.0]]), ["a", "b"])]
+        >>> table = collect_damage(model, people, [hidden], loss_fn=nn.functional.mse_loss, progress=False)
+        >>> ax = plot_damage(table, kind="largest", ax=Figure().subplots())
+        >>> ax.images[0].get_array().round(3).tolist()  # squared inputs: 1 and 4 of a, 9 and 0 of b
+        [[4.0], [9.0]]
     """
     if kind not in get_args(DamageKind):
         raise InputError(f"kind={kind!r}; expected one of {list(get_args(DamageKind))}")

@@ -32,6 +32,17 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
 
     Raises:
         InputError: There is no repair, measures differ, or matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from fairtrim import ThresholdSelection
+        >>> x = torch.linspace(-1, 1, 60)[:, None]
+        >>> people = [(x, (x[:, 0] > 0.3).long(), ["a", "b", "b"] * 20)]
+        >>> repair = ThresholdSelection(epsilon=0.2).fit(torch.nn.Linear(1, 1), people, progress=False)
+        >>> ax = plot_trade_off({"threshold": repair}, ax=Figure().subplots())
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('|statistical parity difference|, selection people', 'balanced accuracy')
     """
     if not repairs:
         raise InputError("no repairs to draw; expected at least one, by name")
@@ -83,6 +94,15 @@ def plot_most_harmful(
     Raises:
         InputError: There are not as many labels or images as scores, an image has another shape, or matplotlib is not
             installed.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from fairtrim import BiasInfluence
+        >>> influence = BiasInfluence(torch.tensor([0.5, -1.0, 0.0, 0.25]), 0.1, "counterfactual_bias")
+        >>> ax = plot_most_harmful(influence, ax=Figure().subplots())
+        >>> [float(bar.get_width()) for bar in ax.patches], [label.get_text() for label in ax.get_yticklabels()]
+        ([0.5, 0.25], ['0', '3'])
     """
     for name, given in (("labels", labels), ("images", images)):
         if given is not None and len(given) != len(influence.scores):

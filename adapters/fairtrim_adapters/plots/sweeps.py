@@ -103,6 +103,18 @@ def plot_pareto(
     Raises:
         InputError: A column is missing, the sweep is empty, has more criteria or post-processors than can be told
             apart, or nothing to draw, or matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from torch import nn
+        >>> from fairtrim_adapters.sweep import DataSplits, sweep
+        >>> people = [(torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])]
+        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> table = sweep(network, DataSplits(test=people), "magnitude", [0.5], n_boot=None, progress=False)
+        >>> ax = plot_pareto(table, ax=Figure().subplots())
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('equalized odds difference  (← better)', 'accuracy  (better →)')
     """
     _require(frame, ["seed", "criterion", "ratio", "post_processor", x, y, colour])
     means = mean_over_seeds(frame)
@@ -271,6 +283,18 @@ def plot_group_metric(
     Raises:
         InputError: The sweep has no such metric by group, no run with that post-processor, more groups than can be
             told apart, the axes are too many or too few, or matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from torch import nn
+        >>> from fairtrim_adapters.sweep import DataSplits, sweep
+        >>> people = [(torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])]
+        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> table = sweep(network, DataSplits(test=people), "magnitude", [0.5], n_boot=None, progress=False)
+        >>> (ax,) = plot_group_metric(table, axes=[Figure().subplots()])
+        >>> ax.get_title(), ax.get_ylabel()
+        ('magnitude', 'accuracy')
     """
     _require(frame, ["seed", "criterion", "ratio", "post_processor"])
     means = mean_over_seeds(frame)
