@@ -25,7 +25,10 @@ from prune_adult import train as train_network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fairtrim_adapters.pareto import mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits, sweep
+
+Batch = tuple[Tensor, ...]
 
 CRITERIA = {
     "magnitude": "magnitude",
@@ -37,7 +40,7 @@ CRITERIA = {
 REPAIR = {
     "parity fine-tuning": "parity-fine-tuning:measure=equalized_odds_difference,epsilon=0.05,performance=accuracy"
 }
-OBJECTIVES = {"accuracy": "max", "equalized_odds_difference": "min", "parameters": "min"}
+OBJECTIVES: dict[str, Direction] = {"accuracy": "max", "equalized_odds_difference": "min", "parameters": "min"}
 
 
 def data() -> DataSplits:
@@ -98,7 +101,6 @@ def main() -> None:
 
     from matplotlib import pyplot
 
-    from fairtrim_adapters.pareto import mean_over_seeds, pareto_set
     from fairtrim_adapters.plots import plot_group_metric, plot_pareto
     from fairtrim_adapters.report import report_sweep
 
@@ -120,10 +122,10 @@ def main() -> None:
     print(f"Pareto set, means of {arguments.seeds} seeds")
     print(best[columns].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
-    axes = plot_pareto(table, objectives=OBJECTIVES)
-    axes.figure.savefig(arguments.folder / "pareto.png", dpi=120)
-    panels = plot_group_metric(table)
-    panels[0].figure.savefig(arguments.folder / "groups.png", dpi=120)
+    plot_pareto(table, objectives=OBJECTIVES)
+    pyplot.savefig(arguments.folder / "pareto.png", dpi=120)
+    plot_group_metric(table)
+    pyplot.savefig(arguments.folder / "groups.png", dpi=120)
     report = report_sweep(arguments.folder, objectives=OBJECTIVES)
     for suffix in ("html", "md", "json"):
         report.save(arguments.folder / f"report.{suffix}")

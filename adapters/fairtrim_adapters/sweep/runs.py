@@ -279,7 +279,7 @@ def _measured(
         both = before
     else:
         after = predict({name: model}, data.test, sensitive_names=data.sensitive_names, progress=False, **data.calling)
-        if not np.array_equal(after.target, before.target):
+        if people_digest(after) != people_digest(before):
             raise InputError(
                 "the test data came in another order than before; expected a loader that gives the same people in the "
                 "same order each time: shuffle=False"

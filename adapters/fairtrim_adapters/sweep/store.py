@@ -246,5 +246,5 @@ def read_sweep(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, 
     table = pd.read_csv(paths[0], keep_default_na=False, na_values=[""])
     for column in ("flags", "checkpoint"):
         if column in table:
-            table[column] = table[column].fillna("")
+            table[column] = table[column].astype(object).fillna("").astype(str)
     return table, json.loads(paths[1].read_text(encoding="utf-8"))

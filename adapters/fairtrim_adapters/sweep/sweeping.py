@@ -149,6 +149,8 @@ def sweep(
     splits = DataSplits.of(data)
     factories = criteria_by_label(criteria)
     methods = post_processors_by_label(post_processors)
+    if n_jobs == 0:
+        raise InputError("n_jobs=0; expected at least 1, -1 for all processors, or None")
     ratios = _shares(ratios)
     seeds = _seeds(seeds)
     _check_numbers(iterative_steps, fine_tune, learning_rate, n_boot, latency_rounds, latency_batch_size)
