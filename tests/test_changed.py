@@ -111,11 +111,10 @@ def test_batches_do_not_matter(batch_size: int) -> None:
 
 
 def test_order_of_equal_falls_is_that_of_the_loader() -> None:
-    x = torch.ones(9, 1)
-    changed = changed_samples(
-        nn.Identity(), _negative(), [(x[:4], torch.ones(4)), (x[4:], torch.ones(5))], progress=False
-    )
-    assert changed.row.tolist() == list(range(9)) and len(set(changed.fall)) == 1
+    x = torch.ones(70, 1)
+    batches = [(x[:40], torch.arange(40) % 2), (x[40:], torch.arange(30) % 2)]  # half of them fall, half rise
+    changed = changed_samples(nn.Identity(), _negative(), batches, progress=False)
+    assert changed.row.tolist() == [*range(1, 70, 2), *range(0, 70, 2)] and len(set(changed.fall)) == 2
 
 
 def _negative() -> nn.Linear:
