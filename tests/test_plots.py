@@ -408,6 +408,8 @@ def test_other_columns_one_seed_and_no_intervals() -> None:
     assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "ratio"
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["dense", *CRITERIA, "Pareto set of\nparameters"]
+    balanced = plot_pareto(frame.assign(balanced_accuracy=frame["accuracy"]), y="balanced_accuracy")
+    assert balanced.get_ylabel() == "balanced accuracy  (better →)"
     mixed = frame.assign(accuracy=frame["accuracy"].where(frame["criterion"] != "tail-risk"))
     left_out = plot_pareto(mixed)
     _drawn(left_out)

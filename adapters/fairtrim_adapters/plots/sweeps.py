@@ -22,7 +22,7 @@ __all__ = ["plot_group_metric", "plot_pareto"]
 _DENSE = "dense"
 _FILLS = ("full", "none", "left", "bottom", "right", "top")
 _SMALLER_IS_BETTER = ("parameters", "macs", "latency_ms", "changed_predictions", "false_positive_rate")
-_LARGER_IS_BETTER = ("accuracy", "worst_group_accuracy", "true_positive_rate")
+_LARGER_IS_BETTER = ("accuracy", "balanced_accuracy", "worst_group_accuracy", "true_positive_rate")
 _REMOVED = {
     "parameters_ratio": "parameters removed (%)",
     "macs_ratio": "multiply-adds removed (%)",
