@@ -25,7 +25,7 @@ from prune_adult import train as train_network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim_adapters.pareto import mean_over_seeds, pareto_set
+from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits, sweep
 
 Batch = tuple[Tensor, ...]

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, to_device
 from .errors import InputError
 from .people import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
-from .predictions import _labels
+from .predictions import labels_of_batch
 from .preservation import preserved_model, preserved_random_state
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def changed_samples(
                 raise InputError(
                     f"the reference tells {n_classes} classes and the model {of_model}; expected networks of one task"
                 )
-            target = _labels(batch, None)
+            target = labels_of_batch(batch, None)
             if target.min() < 0 or target.max() >= n_classes:
                 raise InputError(
                     f"batch {batch.index}: labels reach from {target.min()} to {target.max()}; expected 0 to "

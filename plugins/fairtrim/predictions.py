@@ -16,7 +16,7 @@ from .errors import InputError
 from .people import SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
 
-__all__ = ["Predictions", "predict"]
+__all__ = ["Predictions", "labels_of_batch", "predict"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def predict(
                 if not bool(torch.isfinite(scores).all()):
                     raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
                 collected[name].append(scores)
-            targets.append(_labels(batch, labelled))
+            targets.append(labels_of_batch(batch, labelled))
             if batch.sensitive is not None:
                 repeats = [1] * len(batch) if labelled is None else labelled.sum(1).tolist()
                 for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
@@ -136,7 +136,23 @@ def predict(
     )
 
 
-def _labels(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
+def labels_of_batch(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
+    """The labels of one batch.
+
+    Args:
+        batch: The batch.
+        labelled: Which positions have a label, (N, T) bool; None if each sample has one.
+
+    Returns:
+        Labels, (N,), or one for each labelled position.
+
+    Raises:
+        InputError: The target holds no labels: fractions, or several numbers a sample.
+
+    Example:
+        >>> labels_of_batch(Batch(torch.ones(2, 3), torch.tensor([0, 1]), None, 0), None).tolist()
+        [0, 1]
+    """
     target = batch.target if labelled is None else batch.target[labelled]
     if labelled is None and target.numel() != len(batch):
         raise InputError(
