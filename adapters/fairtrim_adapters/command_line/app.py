@@ -295,8 +295,6 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained report of networks, or of a sweep: HTML, Markdown for a model card, JSON."""
-    from fairtrim_adapters.report import report_networks, report_sweep
-
     for path in output:
         writable(path, "--output")
         if path.suffix not in (".html", ".md", ".json"):
@@ -305,10 +303,14 @@ def report(
     if sweep_folder is not None:
         if model is not None or data is not None or checkpoint:
             raise InputError("--sweep stands alone; expected it, or --model and --data")
+        from fairtrim_adapters.report import report_sweep
+
         made = report_sweep(sweep_folder, objectives=objectives_of(objective), **named)
     elif model is None or data is None:
         raise InputError("nothing to report on; expected --model and --data, or --sweep FOLDER")
     else:
+        from fairtrim_adapters.report import report_networks
+
         made = report_networks(
             networks_of(model, checkpoint or [], seed),
             data_of(data),
