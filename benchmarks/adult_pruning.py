@@ -3,7 +3,7 @@
     python -m benchmarks.adult_pruning
 
 Three seeds; test set; a multilayer perceptron 108-128-64-2; 8192 training samples score the channels. Prints one
-table a sparsity: mean and standard deviation over seeds.
+table a sparsity, each figure with its 95 % interval over seeds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from benchmarks.sweep import add_jobs, sweep
+from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from examples.prune_adult import SEX, Adult, load_adult, network, train
 from fairlearn.metrics import equalized_odds_difference
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -147,17 +147,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8])
     add_jobs(parser)
+    add_rows(parser)
     arguments = parser.parse_args()
     runs = sweep(partial(run, adult=load_adult(), ratios=arguments.ratios), range(arguments.seeds), arguments.jobs)
     rows = [row for of_seed in runs for row in of_seed]
     frame = pd.DataFrame(rows)
+    save_rows(frame, arguments.rows)
     for ratio in arguments.ratios:
         part = frame[frame["ratio"] == ratio].drop(columns=["ratio", "seed"])
-        grouped = part.groupby(["criterion", "epochs"], sort=False)
-        mean, deviation = grouped.mean(), grouped.std(ddof=0)
-        text = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)
-        print(f"\n{ratio:.0%} of the channels removed, {arguments.seeds} seeds, mean ± standard deviation")
-        print(text.unstack("epochs").replace(np.nan, "").to_string())
+        text = with_intervals(part, ["criterion", "epochs"])
+        print(f"\n{ratio:.0%} of the channels removed, {arguments.seeds} seeds, {INTERVAL}")
+        print(text.unstack("epochs", fill_value="").to_string())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
 Half of the people train a multilayer perceptron, which does not see the protected attribute unless --visible. A quarter
 is given to the post-processors (half of it to edit on, half to select on; all of it to the rivals), a quarter tests;
 small data sets are turned round until everybody was tested. For each bias measure: balanced accuracy, absolute bias and
-CPU seconds, mean over seeds; then the trade-off on the test people, one column for each bound that was asked for on the
-validation people.
+CPU seconds, each with its 95 % interval over seeds; then the trade-off on the test people, means over seeds, one column
+for each bound that was asked for on the validation people.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from aif360.algorithms.postprocessing import (
 )
 from aif360.datasets import BinaryLabelDataset
 from benchmarks.sweep import add_jobs, sweep
+from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from examples.aif360_german import Task, adult, compas, german, splits, trained
 from fairlearn.postprocessing import ThresholdOptimizer
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -252,7 +253,9 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=list(METHODS), help="methods to leave out")
     parser.add_argument("--visible", action="store_true", help="let the network see the protected attribute")
     add_jobs(parser)
+    add_rows(parser)
     arguments = parser.parse_args()
+    everything = []
     for data in arguments.data:
         task = {"adult": adult, "german": german}[data]() if data in ("adult", "german") else compas(Path(data))
         task = replace(task, visible=arguments.visible)
@@ -260,25 +263,25 @@ def main() -> None:
             once = partial(run, task, measure, all_rivals=arguments.all_rivals, skip=arguments.skip)
             pools = sweep(once, arguments.seeds, arguments.jobs)
             rows = [
-                (name, bound, accuracy, gap) for pool in pools for name, bound, accuracy, gap in pool.figures(measure)
+                (seed, name, bound, accuracy, gap, pool.seconds.get(name, np.nan))
+                for seed, pool in zip(arguments.seeds, pools, strict=True)
+                for name, bound, accuracy, gap in pool.figures(measure)
             ]
-            table = pd.DataFrame(rows, columns=["method", "bound", "balanced accuracy", "bias"])
-            chosen = table[table.bound.isin([0.0]) | table.method.str.startswith("as trained")].groupby(
-                "method", sort=False
-            )
-            summary = chosen[["balanced accuracy", "bias"]].mean()
-            summary["largest bias"] = chosen["bias"].max()
-            summary["CPU s"] = pd.Series(
-                {name: np.mean([pool.seconds[name] for pool in pools]) for name in summary.index}
-            )
-            print(f"\n{task.name}, |{measure}| < {EPSILON}, test people, seeds {arguments.seeds}")
-            print(summary.to_string(float_format=lambda value: f"{value:.3f}"))
+            table = pd.DataFrame(rows, columns=["seed", "method", "bound", "balanced accuracy", "bias", "CPU s"])
+            everything.append(table.assign(data=task.name, measure=measure, visible=arguments.visible))
+            chosen = table[table.bound.isin([0.0]) | table.method.str.startswith("as trained")]
+            summary = with_intervals(chosen.drop(columns=["seed", "bound"]), "method")
+            summary.insert(2, "largest bias", chosen.groupby("method")["bias"].max().map("{:.3f}".format))
+            print(f"\n{task.name}, |{measure}| < {EPSILON}, test people, seeds {arguments.seeds}, {INTERVAL}")
+            print(summary.to_string(), flush=True)
             curve = (
                 table[table.bound > 0].groupby(["method", "bound"], sort=False)[["balanced accuracy", "bias"]].mean()
             )
             shown = curve["balanced accuracy"].map("{:.3f}".format) + " (" + curve["bias"].map("{:.3f}".format) + ")"
-            print("Trade-off: balanced accuracy (bias) by the bound asked for")
-            print(shown.unstack().reindex(summary.index)[list(BOUNDS)].dropna(how="all").fillna("").to_string())
+            print("Trade-off: mean balanced accuracy (bias) by the bound asked for")
+            shown = shown.unstack().reindex(summary.index)[list(BOUNDS)].dropna(how="all").fillna("")
+            print(shown.to_string(), flush=True)
+    save_rows(pd.concat(everything), arguments.rows)
 
 
 if __name__ == "__main__":

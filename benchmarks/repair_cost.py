@@ -5,7 +5,8 @@
 Adult, a multilayer perceptron 108-128-64-2, its validation people (a quarter of the training set). First: 101 trials of
 random perturbation against 101 forward passes over the same people. Then: layer-wise search by CMA-ES against the
 boosted trees of the published method (three quantile regressors, expected improvement over 10,000 random candidates, 20
-evaluations of φ a tensor), each by CPU seconds and by φ on the selection people. One thread.
+evaluations of φ a tensor), each by CPU seconds and by φ on the selection people. One thread. Each figure with its 95 %
+interval over seeds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
+from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from examples.prune_adult import load_adult, network, train
 from scipy.stats import norm
 from sklearn.ensemble import GradientBoostingRegressor
@@ -74,7 +77,10 @@ def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    add_rows(parser)
     arguments = parser.parse_args()
+    trials: list[dict[str, Any]] = []
+    searches: list[dict[str, Any]] = []
     torch.set_num_threads(1)
     adult = load_adult()
     x, y, sensitive = adult.train
@@ -97,9 +103,9 @@ def main() -> None:
 
         passes()
         perturbed()
-        ratios = [seconds(perturbed)[0] / seconds(passes)[0] for _ in range(5)]
-        print(f"seed {seed}: 101 trials cost {median(ratios):.2f} times 101 forward passes ({len(people)} people)")
-        spent = {}
+        ratio = median(seconds(perturbed)[0] / seconds(passes)[0] for _ in range(5))
+        trials.append({"seed": seed, "people": len(people), "101 trials / 101 forward passes": ratio})
+        spent: dict[str, float] = {}
         for name, method in {
             "CMA-ES, 100 evaluations": LayerwiseOptimization(random_state=seed),
             "CMA-ES, 20 evaluations": LayerwiseOptimization(random_state=seed, max_evaluations=20),
@@ -107,9 +113,14 @@ def main() -> None:
         }.items():
             spent[name], repair = seconds(partial(method.fit, model, people, progress=False))
             phi = repair.performance if repair.within_bound else 0.0
-            print(f"  {name:<30} {spent[name]:6.2f} CPU s, φ {phi:.3f}")
-        first, *_, trees = spent.values()
-        print(f"  boosted trees cost {trees / first:.1f} times CMA-ES with 100 evaluations")
+            ratio = spent[name] / spent["CMA-ES, 100 evaluations"]
+            searches.append({"seed": seed, "search": name, "CPU s": spent[name], "times the first": ratio, "φ": phi})
+    save_rows(pd.DataFrame(trials + searches), arguments.rows)
+    print(f"Random perturbation, {INTERVAL}")
+    print(with_intervals(pd.DataFrame(trials).drop(columns="seed"), "people", decimals=2).to_string())
+    print(f"\nLayer-wise search, {INTERVAL}")
+    places = {"CPU s": 2, "times the first": 2}
+    print(with_intervals(pd.DataFrame(searches).drop(columns="seed"), "search", places).to_string())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 15 % of the people have their images inverted and noisy. 25 % of the channels go in one shot, 50 % in one shot and
 in five steps with re-scoring, all without fine-tuning, with and without BatchNorm recalibration (no labels).
-Needs the Debian package dataset-fashion-mnist. Prints accuracy: all / majority / minority, mean over seeds.
+Needs the Debian package dataset-fashion-mnist. Prints accuracy of all, the majority and the
+minority, each with its 95 % interval over seeds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from benchmarks.sweep import add_jobs, sweep
+from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
@@ -207,10 +209,11 @@ def run(seed: int, epochs: int) -> list[dict[str, Any]]:
     dense = ResidualNetwork()
     train(dense, data, epochs, seed)
     rows: list[dict[str, Any]] = []
-    rows.append({"pruning": "none", "criterion": "dense", "BatchNorm": "as trained", **accuracies(dense, test)})
+    untouched = {"pruning": "none", "criterion": "dense", "BatchNorm": "as trained"}
+    rows.append({"seed": seed, **untouched, **accuracies(dense, test)})
     for (ratio, steps), name in [(plan, name) for plan in [(0.25, 1), (0.5, 1), (0.5, 5)] for name in CRITERIA]:
         model = prune(dense, name, calibration, ratio, steps)
-        label = {"pruning": f"{ratio:.0%}, {steps} step{'s' if steps > 1 else ''}", "criterion": name}
+        label = {"seed": seed, "pruning": f"{ratio:.0%}, {steps} step{'s' if steps > 1 else ''}", "criterion": name}
         rows.append({**label, "BatchNorm": "as trained", **accuracies(model, test)})
         recalibrate_batchnorm(model, calibration, progress=False)
         rows.append({**label, "BatchNorm": "recalibrated", **accuracies(model, test)})
@@ -222,14 +225,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
     add_jobs(parser)
+    add_rows(parser)
     arguments = parser.parse_args()
     runs = sweep(partial(run, epochs=arguments.epochs), range(arguments.seeds), arguments.jobs)
     rows = [row for of_seed in runs for row in of_seed]
-    frame = pd.DataFrame(rows).groupby(["pruning", "criterion", "BatchNorm"], sort=False)
-    mean, deviation = frame.mean(), frame.std(ddof=0)
-    text = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)
-    print(f"Accuracy on the test set, {arguments.seeds} seeds, mean ± standard deviation, no fine-tuning")
-    print(text.unstack("BatchNorm").swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False).to_string())
+    frame = pd.DataFrame(rows)
+    save_rows(frame, arguments.rows)
+    text = with_intervals(frame.drop(columns="seed"), ["pruning", "criterion", "BatchNorm"])
+    print(f"Accuracy on the test set, {arguments.seeds} seeds, {INTERVAL}, no fine-tuning")
+    text = text.unstack("BatchNorm", fill_value="").swaplevel(axis=1)
+    print(text.sort_index(axis=1, level=0, sort_remaining=False).to_string())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 import torch_pruning as tp
 from benchmarks.residual_cnn import Split, read_images, train, with_minority
+from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from examples.prune_adult import SEX, load_adult, network
 from examples.prune_adult import train as train_adult
 from scipy.stats import spearmanr
@@ -143,6 +144,7 @@ def groups_of(model: nn.Sequential, example: Tensor) -> tuple[ChannelGroup, ...]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    add_rows(parser)
     arguments = parser.parse_args()
     shares = [0.1, 0.25, 0.5]
     ranks, joints = [], []
@@ -181,15 +183,12 @@ def main() -> None:
                         | {"predicted jointly": float(table.predict(chosen)[g])}
                         | {"sum of single": float(sums[g]), "measured": float(actual[g])}
                     )
-    print(
-        f"Spearman correlation with the measured change of loss, held-out data, {arguments.seeds} seeds: mean (worst)"
-    )
-    frame = pd.DataFrame(ranks).drop(columns="seed").groupby(["network", "prediction"], sort=False)
-    text = frame.mean().map("{:.3f}".format) + " (" + frame.min().map("{:.3f}".format) + ")"
-    print(text.mask(frame.mean().isna(), "").to_string())
-    print("\nChange of the mean loss of each group when channels go together, mean over seeds")
+    save_rows(pd.DataFrame(ranks + joints), arguments.rows)
+    print(f"Spearman correlation with the measured change of loss, held-out data, {arguments.seeds} seeds, {INTERVAL}")
+    print(with_intervals(pd.DataFrame(ranks).drop(columns="seed"), ["network", "prediction"]).to_string())
+    print(f"\nChange of the mean loss of each group when channels go together, {INTERVAL}")
     keys = ["network", "removed", "sensitive group"]
-    print(pd.DataFrame(joints).drop(columns="seed").groupby(keys, sort=False).mean().round(4).to_string())
+    print(with_intervals(pd.DataFrame(joints).drop(columns="seed"), keys, decimals=4).to_string())
 
 
 if __name__ == "__main__":

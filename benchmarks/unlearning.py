@@ -7,7 +7,7 @@ is tuned for balanced accuracy. Pairs are drawn from the other quarter: one half
 set: share of flipped decisions, mean change of the label's probability, change of the logits in their own standard
 deviations, cross-entropy, balanced accuracy; CPU seconds, also as a share of the training's. Then: training samples by
 their influence on the counterfactual bias, the most harmful ones removed by the exact refit of the output layer, and
-how far off one step is, as a share of the refit's way.
+how far off one step is, as a share of the refit's way. Each seed, then each figure with its 95 % interval over seeds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 from benchmarks.sweep import add_jobs, sweep
+from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from examples.prune_adult import adult_columns, load_adult, network, train
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -123,13 +124,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--removed", type=int, nargs="*", default=[20, 200, 2000])
     add_jobs(parser)
+    add_rows(parser)
     arguments = parser.parse_args()
     once = partial(run, n_pairs=arguments.pairs, removed=arguments.removed)
     tables = [pd.DataFrame(rows) for rows in sweep(once, arguments.seeds, arguments.jobs)]
     for seed, table in zip(arguments.seeds, tables, strict=True):
         print(f"\nseed {seed}\n{table.set_index('method').to_string(float_format=lambda value: f'{value:.4f}')}")
-    mean = pd.concat(tables).groupby("method", sort=False).mean()
-    print(f"\nmean\n{mean.to_string(float_format=lambda value: f'{value:.4f}')}")
+    frame = pd.concat([table.assign(seed=seed) for seed, table in zip(arguments.seeds, tables, strict=True)])
+    save_rows(frame, arguments.rows)
+    print(f"\n{INTERVAL}\n{with_intervals(frame.drop(columns='seed'), 'method').to_string()}")
 
 
 if __name__ == "__main__":
