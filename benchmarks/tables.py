@@ -1,4 +1,11 @@
-"""Tables of the benchmarks: means over seeds with their 95 % intervals, and the figures of every seed as a file."""
+"""Tables of the benchmarks: means over seeds with their 95 % intervals, and the figures of every seed as a file.
+
+    python -m benchmarks.adult_pruning --rows rows.csv
+    python -m benchmarks.tables rows.csv --by criterion --where ratio=0.5 epochs=0 --minus "tp magnitude"
+
+All methods of a seed start from the same network, so their differences vary less over seeds than they do themselves:
+the second command prints each method minus one of them, within seeds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t
 
-__all__ = ["INTERVAL", "add_rows", "save_rows", "with_intervals"]
+__all__ = ["INTERVAL", "add_rows", "differences", "save_rows", "with_intervals"]
 
 INTERVAL = "mean ± half-width of the 95 % t-interval over seeds"
 """What the tables of ``with_intervals`` show, for their titles."""
@@ -53,6 +60,36 @@ def with_intervals(
     return pd.DataFrame({column: text(column) for column in mean}, index=mean.index)
 
 
+def differences(frame: pd.DataFrame, by: str, minus: str) -> pd.DataFrame:
+    """Each method's figures minus those of one method with the same seed.
+
+    Args:
+        frame: One row a seed and method; the other columns are figures.
+        by: The column of the methods.
+        minus: The method that is subtracted.
+
+    Returns:
+        As the frame, without rows of the method that is subtracted.
+
+    Raises:
+        SystemExit: There are several rows of a method and seed, or no such method.
+
+    Example:
+        >>> rows = pd.DataFrame({"seed": [0, 1, 0, 1], "way": list("aabb"), "accuracy": [0.5, 0.7, 0.6, 0.9]})
+        >>> print(differences(rows, "way", "a").round(3).to_string(index=False))
+        seed way  accuracy
+           0   b       0.1
+           1   b       0.2
+    """
+    if minus not in set(frame[by]):
+        raise SystemExit(f"got no {by} {minus!r}, expected one of {list(frame[by].unique())}")
+    if frame.duplicated(["seed", by]).any():
+        raise SystemExit(f"got several rows of the same seed and {by}: choose among them with --where COLUMN=VALUE")
+    table = frame.set_index(["seed", by])
+    base = table.xs(minus, level=by).reindex(table.index.get_level_values("seed")).to_numpy()
+    return (table - base).drop(index=minus, level=by).reset_index()
+
+
 def add_rows(parser: argparse.ArgumentParser) -> None:
     """The option that all benchmarks over seeds share.
 
@@ -71,3 +108,27 @@ def save_rows(frame: pd.DataFrame, file: Path | None) -> None:
     """
     if file is not None:
         frame.to_csv(file, index=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="what --rows wrote")
+    parser.add_argument("--by", required=True, help="the column of the methods")
+    parser.add_argument("--minus", required=True, help="the method that is subtracted")
+    parser.add_argument(
+        "--where", nargs="*", default=[], metavar="COLUMN=VALUE", help="only rows with this in the file"
+    )
+    arguments = parser.parse_args()
+    frame = pd.read_csv(arguments.file)
+    for column, value in (condition.split("=", 1) for condition in arguments.where):
+        frame = frame[frame[column].astype(str) == value].drop(columns=column)
+    figures = [name for name in frame.select_dtypes("number") if name not in ("seed", arguments.by)]
+    parts = differences(
+        frame[["seed", arguments.by, *figures]].dropna(axis=1, how="all"), arguments.by, arguments.minus
+    )
+    print(f"Difference from {arguments.minus!r} with the same seed, {INTERVAL}")
+    print(with_intervals(parts.drop(columns="seed"), arguments.by).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -12,13 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from benchmarks import tables
-from benchmarks.tables import add_rows, save_rows, with_intervals
+from benchmarks.tables import add_rows, differences, save_rows, with_intervals
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SHARED = {"sweep", "tables"}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED))
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "sweep"))
 def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
@@ -61,6 +60,36 @@ def test_cells_of_two_columns_keep_their_order() -> None:
     table = with_intervals(frame, ["ratio", "way"], decimals=2)
     assert table.index.tolist() == [("50%", "b"), ("25%", "a")]
     assert table["loss"].tolist() == [f"1.25 ± {12.7062 * 0.25:.2f}", "2.00 ± 0.00"]
+
+
+def _seeds() -> pd.DataFrame:
+    """Three seeds that differ by much, two methods that differ by 0.01, 0.02 and 0.03; another place first."""
+    plain = [{"seed": s, "ratio": "25%", "way": w, "loss": 9.0, "note": "n"} for s in range(3) for w in "xy"]
+    losses = {"x": [0.1, 0.5, 0.9], "y": [0.11, 0.52, 0.93]}
+    cells = [(s, w) for w in losses for s in (2, 0, 1)]
+    rows = [{"seed": s, "ratio": "50%", "way": w, "loss": losses[w][s], "note": "n"} for s, w in cells]
+    return pd.DataFrame(plain + rows)
+
+
+def test_differences_within_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.csv"
+    save_rows(_seeds(), file)
+    command = ["tables.py", str(file), "--by", "way", "--where", "ratio=50%", "--minus", "x"]
+    monkeypatch.setattr(sys, "argv", command)
+    tables.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split(maxsplit=1) == ["y", f"0.020 ± {4.3027 * 0.01 / math.sqrt(3):.3f}"]
+    assert not any(line.startswith("x") for line in lines)
+
+
+def test_differences_refuse() -> None:
+    frame = _seeds().drop(columns=["ratio", "note"])
+    with pytest.raises(SystemExit, match="several rows of the same seed and way"):
+        differences(frame, "way", "x")
+    with pytest.raises(SystemExit, match=r"no way 'z', expected one of \['x', 'y'\]"):
+        differences(frame, "way", "z")
 
 
 def test_rows_are_written_where_asked(tmp_path: Path) -> None:
