@@ -7,7 +7,9 @@ import doctest
 import importlib
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,6 +29,80 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert f"python -m benchmarks.{name}" in text  # the command, from the module's docstring
     assert "options:" in text
+
+
+def _printed(
+    name: str,
+    rows: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *more: str,
+) -> str:
+    """What a benchmark prints if its runs give these rows."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(module, "run", lambda case, **options: rows(case))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *more])
+    module.main()
+    return capsys.readouterr().out
+
+
+HALF = 4.3027 * 0.01 / math.sqrt(3)
+"""Half-width of the interval of three figures that are 0.01 apart."""
+
+
+def test_table_of_adult_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.adult_pruning.load_adult", lambda: None)
+
+    def rows(seed: int) -> list[dict[str, Any]]:
+        cells = [("dense", 0), ("worst group, joint", 0), ("worst group, joint", 1)]
+        shift = 0.01 * (seed - 1)
+        return [
+            {"ratio": 0.5, "seed": seed, "criterion": name, "epochs": epochs, "accuracy": 0.8 + epochs / 20 + shift}
+            for name, epochs in cells
+        ]
+
+    file = tmp_path / "rows.csv"
+    text = _printed("adult_pruning", rows, monkeypatch, capsys, "--ratios", "0.5", "--rows", str(file))
+    assert "50% of the channels removed, 3 seeds" in text
+    lines = {line[:20].strip(): line[20:].split("  ") for line in text.splitlines()}
+    assert [part.strip() for part in lines["dense"] if part.strip()] == [f"0.800 ± {HALF:.3f}"]
+    assert [part.strip() for part in lines["worst group, joint"] if part.strip()] == [
+        f"0.800 ± {HALF:.3f}",
+        f"0.850 ± {HALF:.3f}",
+    ]
+    assert len(pd.read_csv(file)) == 9
+
+
+def test_table_of_residual_cnn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(seed: int) -> list[dict[str, Any]]:
+        cells = [("none", "dense", "as trained", 0.9)]
+        cells += [("25%, 1 step", "tp Taylor", kind, 0.5) for kind in ("as trained", "recalibrated")]
+        return [
+            {"seed": seed, "pruning": a, "criterion": b, "BatchNorm": c, "all": d + 0.01 * (seed - 1), "minority": d}
+            for a, b, c, d in cells
+        ]
+
+    text = _printed("residual_cnn", rows, monkeypatch, capsys)
+    assert text.count(f"0.500 ± {HALF:.3f}") == 2 and text.count("0.500 ± 0.000") == 2
+    assert text.count("0.900 ±") == 2 and "nan" not in text.lower()
+
+
+def test_tables_of_colored_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(case: tuple[float, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        share, seed = case
+        label, shift = {"share": share, "seed": seed}, 0.01 * (seed - 1)
+        miners = [{**label, "miner": m, "AUROC": 0.9 + shift, "epochs": 5, "time": math.nan} for m in ("x", "y")]
+        return miners, [{**label, "way": "dense", "removed": 0.0, "unbiased": share * 10 + shift}]
+
+    file = tmp_path / "rows.csv"
+    text = _printed("colored_digits", rows, monkeypatch, capsys, "--ratio", "--rows", str(file))
+    assert text.count(f"0.900 ± {HALF:.3f}") == 4 and "nan" not in text.lower()
+    assert f"10.0 ± {100 * HALF:.1f}" in text and f"50.0 ± {100 * HALF:.1f}" in text
+    assert len(pd.read_csv(file)) == 2 * 3 * 3
 
 
 def test_example_in_the_docstring() -> None:
