@@ -116,11 +116,11 @@ def main() -> None:
         n_jobs=arguments.jobs,
     )
     means = mean_over_seeds(table)
-    columns = ["criterion", "ratio", "post_processor", "parameters_ratio", "latency_ratio"]
-    columns += ["accuracy", "accuracy_change[Female]", "accuracy_change[Male]", "equalized_odds_difference"]
-    best = means[pareto_set(means, OBJECTIVES)].sort_values("parameters", ascending=False)
-    print(f"Pareto set, means of {arguments.seeds} seeds")
-    print(best[columns].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    means.insert(0, "pareto", pareto_set(means, OBJECTIVES).map({True: "*", False: ""}))
+    columns = ["pareto", "criterion", "ratio", "post_processor", "parameters_ratio", "accuracy"]
+    columns += ["accuracy_change[Female]", "accuracy_change[Male]", "equalized_odds_difference"]
+    print(f"Means of {arguments.seeds} seeds; * in the Pareto set of {', '.join(OBJECTIVES)}")
+    print(means[columns].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
     plot_pareto(table, objectives=OBJECTIVES)
     pyplot.savefig(arguments.folder / "pareto.png", dpi=120)
