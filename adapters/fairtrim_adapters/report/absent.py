@@ -138,7 +138,8 @@ def limits(*, intervals: bool, sweep: bool, several_seeds: bool, disturbed: bool
         found.append(
             "Intervals are percentiles of a bootstrap over people, each figure by itself: they don't cover training, "
             "and of many figures some leave out 0 by chance. The interval of a largest difference can't reach below 0, "
-            "so that it is above 0 means little."
+            "so that it is above 0 means little. Where nobody of n people is wrong the interval has no width, and yet "
+            "about 3/n of other people may be."
         )
     if several_seeds:
         found.append("Means over seeds hide single networks that are worse; the range over seeds shows them.")
