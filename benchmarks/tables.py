@@ -119,7 +119,7 @@ def main() -> None:
         "--where", nargs="*", default=[], metavar="COLUMN=VALUE", help="only rows with this in the file"
     )
     arguments = parser.parse_args()
-    frame = pd.read_csv(arguments.file)
+    frame = pd.read_csv(arguments.file).dropna(subset=[arguments.by])  # a file may hold several tables
     for column, value in (condition.split("=", 1) for condition in arguments.where):
         frame = frame[frame[column].astype(str) == value].drop(columns=column)
     figures = [name for name in frame.select_dtypes("number") if name not in ("seed", arguments.by)]

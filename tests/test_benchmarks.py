@@ -151,7 +151,8 @@ def test_differences_within_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "rows.csv"
-    save_rows(_seeds(), file)
+    other = pd.DataFrame({"seed": [0, 0], "ratio": "50%", "miner": ["m", "n"], "AP": [0.1, 0.2]})
+    save_rows(pd.concat([_seeds(), other]), file)
     command = ["tables.py", str(file), "--by", "way", "--where", "ratio=50%", "--minus", "x"]
     monkeypatch.setattr(sys, "argv", command)
     tables.main()
