@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -80,3 +81,37 @@ def test_help_and_wrong_argument() -> None:
     script = str(ROOT / "examples" / "prune_adult.py")
     finished = subprocess.run([sys.executable, script, "--ratio", "2"], capture_output=True, text=True, check=False)
     assert finished.returncode == 2 and "expected a share between 0 and 1" in finished.stderr
+
+
+@pytest.mark.slow
+def test_sweep_adult(tmp_path: Path) -> None:
+    arguments = ["--seeds", "1", "--ratio", "0.65"]
+    text = _run("sweep_adult.py", *arguments, cwd=tmp_path)
+    made = {path.name for path in (tmp_path / "sweep_adult").iterdir()}
+    assert {"pareto.png", "groups.png", "report.html", "report.md", "report.json", "sweep.csv"} <= made
+    rows = re.findall(r"^ *\*? +(\D+?) +(0\.\d+) +(\S.*?) +([01]\.\d+) +(0\.\d+) ", text, re.M)
+    accuracy = {(criterion, repair): float(value) for criterion, _, repair, _, value in rows}
+    assert 0.84 < accuracy["dense", "none"] < 0.87
+    assert accuracy["worst group", "none"] > accuracy["magnitude", "none"]
+    assert accuracy["worst group", "parity fine-tuning"] > accuracy["dense", "none"] - 0.02
+    assert _run("sweep_adult.py", *arguments, cwd=tmp_path) == text  # taken up again, with nothing left to do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/compare.md"])
+def test_command_lines(page: str, tmp_path: Path) -> None:
+    """The commands of a page run in their order, word for word, and the gate opens."""
+    if not (command := Path(sys.executable).with_name("fairtrim")).exists():
+        pytest.skip("fairtrim is not installed, only on the path")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if block.startswith("fairtrim ")]
+    assert blocks
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "people.py").write_text(re.findall(r"```python\n(.*?)```", text, re.S)[0])
+    environment = {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    script = "set -e\n" + "\n".join(blocks)
+    finished = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "ok " in finished.stdout and (tmp_path / "report.html").stat().st_size > 10_000
