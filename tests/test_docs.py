@@ -118,7 +118,7 @@ def test_commands_are_found(tmp_path: Path) -> None:
         ["python", "-m", "benchmarks.x", "--a", "1"],
         ["fairtrim", "report", "b.pt"],
     ]
-    assert ("python", "examples/prune_adult.py") in COMMANDS
+    assert ("python", "examples/repair_adult.py") in COMMANDS
 
 
 class _ParsedError(Exception):
@@ -194,7 +194,7 @@ def _understood(arguments: Sequence[str]) -> None:
     typer = pytest.importorskip("typer")
     app = importlib.import_module("fairtrim_adapters.command_line.app").app
     group = typer.main.get_command(app)
-    name, *rest = arguments
+    name, *rest = [argument for argument in arguments if argument != "--help"] or ["check"]
     context = group.context_class(group, info_name="fairtrim")
     command = group.get_command(context, name)
     assert command is not None, f"fairtrim {name} is no command; expected one of {group.list_commands(context)}"
