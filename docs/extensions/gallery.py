@@ -22,6 +22,7 @@ NOT_RUN = {
 """Scripts that are shown without being run, and what running them needs."""
 
 ARGUMENTS = {
+    "sweep_adult": ["--seeds", "1", "--ratio", "0.65"],
     "prune_adult": ["--bootstrap", "20"],
     "colored_digits": ["--share", "0.05", "--ratio", "0.5", "--epochs", "6"],
 }
@@ -30,7 +31,7 @@ ARGUMENTS = {
 FILENAME_PATTERN = rf"/(?!({'|'.join(NOT_RUN)})\.py)[a-z0-9_]+\.py$"
 """Which scripts sphinx-gallery runs: all others, also those that are added later."""
 
-ORDER = ["prune_adult", "existing_script", "repair_adult", "aif360_german", "colored_digits"]
+ORDER = ["sweep_adult", "prune_adult", "existing_script", "repair_adult", "aif360_german", "colored_digits"]
 """Scripts to begin with; others follow by name."""
 
 RUN = "if __name__ == "
