@@ -2,7 +2,7 @@
 
 Sweeps five criteria, four sizes and three seeds, each pruned network also after a repair, and writes the table, the
 Pareto picture (accuracy against the gap between women and men, coloured by size), what each sex pays at each size, and
-one report in HTML, Markdown and JSON. Stopped and started again it goes on where it was. About five minutes on two
+one report in HTML, Markdown and JSON. Stopped and started again it goes on where it was. Five to ten minutes on two
 cores.
 
     python examples/sweep_adult.py
