@@ -12,7 +12,6 @@ import inspect
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fairtrim import InputError, UnsupportedModelError
+from fairtrim.atomic_file import replacing
 from fairtrim.batches import model_device, to_device
 from fairtrim.preservation import preserved_model, preserved_random_state
 
@@ -116,7 +116,7 @@ def export_onnx(
         written = {entry.version for entry in program.opset_import if entry.domain in ("", "ai.onnx")}
         if opset is not None and written != {opset}:
             raise InputError(f"opset={opset}, but the exporter wrote {sorted(written)}; expected what it can write")
-        with _temporary(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(program.SerializeToString())
             if check:
                 sizes = sorted({*_OTHER_SIZES, n_samples}) if dynamic_batch else [n_samples]
@@ -367,24 +367,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A file beside the wanted one, which takes its place if the block ends well and is deleted otherwise."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # a temporary file is private, this one is not
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
 
 
 def _compare(path: Path, model: nn.Module, inputs: Any, size: int, tolerance: float) -> None:

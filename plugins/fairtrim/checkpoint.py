@@ -7,10 +7,8 @@ public attributes that are integers or tuples of integers. Sizes that a module k
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .atomic_file import replacing
 from .errors import InputError
 from .resumption import digest
 
@@ -68,7 +67,7 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
 
     Raises:
         InputError: There is no network, its state dict holds something that is not a tensor, or the folder doesn't
-            exist.
+            exist, or the path is that of a folder.
 
     Example:
         >>> import tempfile
@@ -82,24 +81,16 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected the network itself: save_pruned(path, model)")
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected the name of a file, such as pruned.safetensors")
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} doesn't exist; create it first")
     tensors, aliases = _tensors(model)
     modules = {name: attributes for name, module in model.named_modules() if (attributes := _attributes(module))}
     header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "aliases": aliases, "modules": modules}
     header["digest"] = digest(tensors, json.dumps(header, sort_keys=True))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # a temporary file is private, this one is not
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
 
 
 def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:

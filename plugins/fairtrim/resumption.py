@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .atomic_file import replacing
 from .errors import InputError
 
 __all__ = ["Progress", "Resumption", "digest", "fingerprint"]
@@ -83,6 +82,7 @@ class Resumption:
         name: Of the file, where a folder holds several.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Resumption(folder, {"seed": 0}).save(1, {"note": "a"}, {"scores": torch.ones(2)})
         ...     Resumption(folder, {"seed": 0}).load().step
@@ -142,17 +142,10 @@ class Resumption:
             return
         header = {"version": VERSION, "settings": self._settings, "step": step, "data": dict(data)}
         header = json.loads(json.dumps(header))  # as it will be read
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".progress.")
-        os.close(handle)
-        try:
-            stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            header["digest"] = digest(stored, json.dumps(header, sort_keys=True))
+        stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        header["digest"] = digest(stored, json.dumps(header, sort_keys=True))
+        with replacing(self._path) as temporary:
             save_file(stored, temporary, metadata={FORMAT: json.dumps(header)})
-            Path(temporary).replace(self._path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
-            raise
 
     def remove(self) -> None:
         """Forget what was finished."""

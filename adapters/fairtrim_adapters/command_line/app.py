@@ -214,8 +214,8 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Show the figures of networks for each sensitive group, against the dense one."""
+    from fairtrim.atomic_file import write_text
     from fairtrim_adapters.sweep import versions
-    from fairtrim_adapters.sweep.store import write_text
 
     writable(output, "--json")
     splits = data_of(data)

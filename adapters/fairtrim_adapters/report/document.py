@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairtrim import InputError
-from fairtrim_adapters.sweep.store import write_text
+from fairtrim.atomic_file import write_text
 
 from .content import Changed, Data, Flag, Method, Network, Picture, Table, Timing, from_plain, to_plain
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import os
 import re
-import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fairtrim import InputError
+from fairtrim.atomic_file import replacing
 
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph
 from .content import Picture
@@ -75,7 +74,8 @@ def to_markdown(report: Report, folder: str | os.PathLike[str] | None = None) ->
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
         for picture in report.pictures:
-            _write_bytes(path / _file_name(picture), base64.b64decode(picture.png))
+            with replacing(path / _file_name(picture)) as temporary:
+                temporary.write_bytes(base64.b64decode(picture.png))
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,19 +122,3 @@ def _image(picture: Picture, folder: Path) -> str:
 
 def _file_name(picture: Picture) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", picture.name) + ".png"
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise

@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ import torch
 from torch import nn
 
 from fairtrim import InputError, load_pruned, save_pruned
+from fairtrim.atomic_file import write_text
 from fairtrim.resumption import Resumption
 
-__all__ = ["RunKey", "SweepStore", "as_table", "read_sweep", "write_text"]
+__all__ = ["RunKey", "SweepStore", "as_table", "read_sweep"]
 
 Row = dict[str, Any]
 
@@ -58,27 +57,6 @@ class RunKey:
             f"criterion {self.criterion!r}, ratio {self.ratio:g}, post-processor {self.post_processor!r}, "
             f"seed {self.seed}"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all.
-
-    Args:
-        path: Where to.
-        text: Its content.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # a temporary file is private, this one is not
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
 
 
 class SweepStore:
