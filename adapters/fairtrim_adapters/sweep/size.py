@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairtrim.batches import Batch, class_scores, slice_samples
@@ -24,7 +27,7 @@ def network_size(model: nn.Module, batch: Batch, **calling: Any) -> dict[str, in
 
     Returns:
         ``parameters``, each shared one counted once, and ``macs``: half of what torch's FlopCounterMode counts, which
-        is matrix products and convolutions.
+        is matrix products and convolutions, those inside of attention and recurrent layers too.
 
     Example:
         >>> network_size(nn.Linear(3, 2), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
@@ -32,9 +35,24 @@ def network_size(model: nn.Module, batch: Batch, **calling: Any) -> dict[str, in
     """
     one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)
     counter = FlopCounterMode(display=False)
-    with preserved_random_state(), preserved_model(model), torch.no_grad(), counter:
+    with preserved_random_state(), preserved_model(model), torch.no_grad(), _nothing_fused(), counter:
         class_scores(model, one, positions=True, **calling)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "macs": counter.get_total_flops() // 2,
     }
+
+
+@contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Layers run as single products: of fused encoders, attention and recurrent layers the counter sees nothing."""
+    backends: Any = torch.backends  # whose stubs take a setting for an object
+    before = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    try:
+        backends.mha.set_fastpath_enabled(False)
+        backends.mkldnn.enabled = backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        fast, backends.mkldnn.enabled, backends.cudnn.enabled = before
+        backends.mha.set_fastpath_enabled(fast)
