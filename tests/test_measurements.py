@@ -153,3 +153,16 @@ def test_flags_and_refusals() -> None:
         measurements(data, "pruned", "dense", n_boot=0)
     with pytest.raises(InputError, match="sensitive"):
         measurements(Predictions(data.target, data.label, data.scores, {}), "pruned", "dense")
+
+
+def test_many_classes_take_no_table_of_cells_by_classes() -> None:
+    """5,000 classes and 20,000 people: a table of (cells, classes) would take a gigabyte, a metric a class hours."""
+    draw = np.random.default_rng(0)
+    target = draw.integers(0, 5000, 20_000)
+    label = {"dense": target, "pruned": np.where(draw.random(20_000) < 0.25, (target + 1) % 5000, target)}
+    data = Predictions(target, label, {}, {"sex": draw.choice(["F", "M"], 20_000)}, n_classes=5000)
+    row = measurements(data, "pruned", "dense", n_boot=2)
+    recalls = [np.mean((label["pruned"] == target)[target == k]) for k in np.unique(target)]
+    assert row["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert row["accuracy"] == np.mean(label["pruned"] == target)
+    assert row["accuracy_low"] <= row["accuracy_high"] and "true_positive_rate" not in row

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fairlearn.metrics import MetricFrame
-from sklearn.metrics import recall_score
+from fairlearn.metrics import MetricFrame, count
+from sklearn.metrics import accuracy_score, recall_score
 
 from fairtrim import InputError
 from fairtrim.predictions import Predictions
@@ -122,10 +122,12 @@ class _Cells:
 
     def _balanced_accuracy(self, label: Labels) -> Floats:
         """Mean recall of the classes that a draw has somebody of, (B,)."""
-        of_class = self.target[:, None] == np.unique(self.target)
-        right = of_class & (label == self.target)[:, None]
+        order = np.argsort(self.target, kind="stable")
+        _, first = np.unique(self.target[order], return_index=True)  # of each class: no (cells, K) table
+        of_class = np.add.reduceat(self.draws[:, order], first, axis=1)
+        right = np.add.reduceat((self.draws * (label == self.target))[:, order], first, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            recalls: Floats = np.nanmean((self.draws @ right) / (self.draws @ of_class), axis=1)
+            recalls: Floats = np.nanmean(right / of_class, axis=1)
         return recalls
 
     def changed(self) -> dict[str, Floats]:
@@ -188,7 +190,9 @@ def measurements(
         raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
     labels = {model: predictions.label[model] for model in dict.fromkeys((reference, name))}
     pair = Predictions(predictions.target, labels, {}, predictions.sensitive, predictions.n_classes)
-    comparison = compare_predictions(pair, reference=reference, progress=False)
+    # of more than two classes the rates of each class would cost most of the time, and be thrown away
+    few = None if pair.n_classes == 2 else {"accuracy": accuracy_score, "people": count}
+    comparison = compare_predictions(pair, reference=reference, metrics=few, progress=False)
     row: dict[str, Any] = {}
     of_name, of_reference = _points(comparison, pair, name), _points(comparison, pair, reference)
     for column, value in of_name.items():
