@@ -50,7 +50,8 @@ def described(function: Any) -> Any:
         plain["tensors"] = fingerprint(function)
     code = getattr(function, "__code__", None)
     if code is not None and code.co_name == "<lambda>":  # all of one name
-        plain["code"] = hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()
+        numbers = [value for value in code.co_consts if isinstance(value, (*_PLAIN, tuple))]
+        plain["code"] = hashlib.sha256(code.co_code + repr((code.co_names, numbers)).encode()).hexdigest()
     return {"name": getattr(function, "__qualname__", type(function).__qualname__), **plain}
 
 
