@@ -166,3 +166,32 @@ def test_many_classes_take_no_table_of_cells_by_classes() -> None:
     assert row["balanced_accuracy"] == pytest.approx(np.mean(recalls))
     assert row["accuracy"] == np.mean(label["pruned"] == target)
     assert row["accuracy_low"] <= row["accuracy_high"] and "true_positive_rate" not in row
+
+
+def test_crossings_of_one_name_are_refused() -> None:
+    """Else the columns of one would be overwritten by the other's."""
+    data = people(9)
+    crossed = {"city": np.array(["a, b", "a"] + ["c"] * 7), "job": np.array(["c", "b, c"] + ["d"] * 7)}
+    with pytest.raises(InputError, match="have one name when joined"):
+        measurements(Predictions(data.target, data.label, {}, crossed), "pruned", "dense", n_boot=None)
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a=0.1", "x; y", "", "a, b", "]"])
+def test_groups_of_any_name(name: str) -> None:
+    data = people(60, groups=("F", name))
+    row = measurements(data, "pruned", "dense", n_boot=9)
+    right = data.label["pruned"] == data.target
+    assert row[f"accuracy[{name}]"] == pytest.approx(right[data.sensitive["sex"] == name].mean())
+    assert row[f"accuracy_low[{name}]"] <= row[f"accuracy_high[{name}]"]
+    assert row[f"people[{name}]"] + row["people[F]"] == 60
+
+
+def test_flags_can_be_told_apart() -> None:
+    target = np.array([0, 1, 1, 1, 0])
+    label = {"dense": target, "pruned": np.ones(5, dtype=np.int64)}
+    data = Predictions(target, label, {}, {"sex": np.array(["x; y", "x; y", "F", "F", "x; y"])})
+    flags = measurements(data, "pruned", "dense", n_boot=None)["flags"].split("; ")
+    assert flags == [
+        "empty cell: F: nobody of class 0, so rates of that class are undefined",
+        "constant classifier: everybody is given label 1, gaps mean nothing",
+    ]

@@ -8,7 +8,7 @@ the reference is resampled in pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from fairtrim.predictions import Predictions
 
 from .reporting import Comparison, Metric, compare_predictions
 
-__all__ = ["LARGER_IS_WORSE", "group_names", "measurements"]
+__all__ = ["LARGER_IS_WORSE", "check_metrics", "group_names", "joined_flags", "measurements"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -32,6 +32,15 @@ LARGER_IS_WORSE = frozenset(
     {"accuracy_difference", "equalized_odds_difference", "demographic_parity_difference", "changed_predictions"}
 )
 """Measurements of which less is better; of ``accuracy``, ``balanced_accuracy`` and ``worst_group_accuracy`` more is."""
+
+
+_OTHER_COLUMNS = frozenset(
+    {
+        *("accuracy", "balanced_accuracy", "worst_group_accuracy", "people", "flags"),
+        *("criterion", "ratio", "post_processor", "seed", "seeds", "checkpoint", "seconds"),
+        *("parameters", "macs", "parameters_ratio", "macs_ratio", "latency_ms", "latency_ratio"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,34 @@ _OF_TWO_CLASSES = {
 }
 
 
+def check_metrics(metrics: Mapping[str, Metric] | None) -> None:
+    """Refuse further metrics whose columns would be taken for others.
+
+    Args:
+        metrics: By name, or None.
+
+    Raises:
+        InputError: They are no dict of functions, or a name is taken, has a bracket, or ends like an interval or
+            a change.
+
+    Example:
+        >>> check_metrics({"f1_score": len})
+    """
+    if metrics is None:
+        return
+    if not isinstance(metrics, Mapping) or not all(callable(metric) for metric in metrics.values()):
+        raise InputError("metrics is no dict of functions; expected {'name': function(y_true, y_pred)}")
+    taken = {*_OF_TWO_CLASSES, *LARGER_IS_WORSE, *_OTHER_COLUMNS, *(f"{rate}_difference" for rate in _OF_TWO_CLASSES)}
+    for name in metrics:
+        if not isinstance(name, str) or not name or name in taken or f"{name}_difference" in taken:
+            raise InputError(f"metrics holds {name!r}, which other figures are called; expected another name")
+        if "[" in name or name.endswith(("_low", "_high", "_change")) or name.startswith("_"):
+            raise InputError(
+                f"metrics holds {name!r}; expected a name without brackets, that doesn't begin with _ or end in _low, "
+                "_high or _change"
+            )
+
+
 def group_names(predictions: Predictions) -> npt.NDArray[np.str_]:
     """The sensitive group of each person; the values of several features are joined by a comma.
 
@@ -60,7 +97,7 @@ def group_names(predictions: Predictions) -> npt.NDArray[np.str_]:
         Names, (N,).
 
     Raises:
-        InputError: There are no sensitive features.
+        InputError: There are no sensitive features, or two crossings have one name.
 
     Example:
         >>> one = np.zeros(1, dtype=np.int64)
@@ -70,8 +107,15 @@ def group_names(predictions: Predictions) -> npt.NDArray[np.str_]:
     """
     if not predictions.sensitive:
         raise InputError("the loader gives (inputs, target) only; expected (inputs, target, sensitive)")
-    columns = list(predictions.sensitive.values())
-    return np.asarray([", ".join(map(str, values)) for values in zip(*columns, strict=True)])
+    groups = list(zip(*(column.tolist() for column in predictions.sensitive.values()), strict=True))
+    names: dict[str, tuple[str, ...]] = {}
+    for group in dict.fromkeys(groups):
+        if (other := names.setdefault(", ".join(map(str, group)), group)) != group:
+            raise InputError(
+                f"the sensitive groups {other} and {group} have one name when joined by a comma; expected values "
+                "without ', ' in them"
+            )
+    return np.asarray([", ".join(map(str, group)) for group in groups])
 
 
 class _Cells:
@@ -188,6 +232,8 @@ def measurements(
     """
     if n_boot is not None and n_boot < 1:
         raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
+    check_metrics(metrics)
+    group_names(predictions)  # refused, if columns would get one name
     labels = {model: predictions.label[model] for model in dict.fromkeys((reference, name))}
     pair = Predictions(predictions.target, labels, {}, predictions.sensitive, predictions.n_classes)
     # of more than two classes the rates of each class would cost most of the time, and be thrown away
@@ -211,8 +257,26 @@ def measurements(
     if metrics:
         row |= _further(pair, name, reference, metrics)
     flags = comparison.flags[comparison.flags["model"].isin([name, "(data)"])]
-    row["flags"] = "; ".join(f"{flag}: {detail}" for flag, detail in zip(flags["flag"], flags["detail"], strict=True))
+    row["flags"] = joined_flags(
+        f"{flag}: {detail}" for flag, detail in zip(flags["flag"], flags["detail"], strict=True)
+    )
     return row
+
+
+def joined_flags(flags: Iterable[str]) -> str:
+    """Flags in one string, from which ``split("; ")`` gives as many.
+
+    Args:
+        flags: Texts; a semicolon within one becomes a comma.
+
+    Returns:
+        The string.
+
+    Example:
+        >>> joined_flags(["constant classifier: label 0; gaps mean nothing", "", "empty cell: F"])
+        'constant classifier: label 0, gaps mean nothing; empty cell: F'
+    """
+    return "; ".join(flag.replace("; ", ", ") for flag in flags if flag)
 
 
 def _interval(column: str, suffix: str, values: Floats) -> dict[str, float]:

@@ -18,7 +18,7 @@ from fairtrim import FairtrimError, InputError, Predictions, fine_tune, measure_
 from fairtrim.batches import Batch, model_device, slice_samples
 from fairtrim.post_processing import PostProcessor
 from fairtrim.preservation import seeded
-from fairtrim_adapters.fairlearn.measurements import measurements
+from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
 from fairtrim_adapters.fairlearn.reporting import Metric
 
 from .data_splits import DataSplits
@@ -302,7 +302,7 @@ def _measured(
         "checkpoint": "",
         PEOPLE: people_digest(before),
     }
-    row["flags"] = "; ".join(filter(None, [figures["flags"], *flags]))
+    row["flags"] = "; ".join(filter(None, [figures["flags"], joined_flags(flags)]))
     return row, both.label[name]
 
 
