@@ -20,10 +20,11 @@ import pandas as pd
 import pytest
 import torch
 import torch_pruning as tp
+from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import InputError, ParityFineTuning, load_pruned, predict
+from fairtrim import InputError, ParityFineTuning, ThresholdSelection, load_pruned, predict
 from fairtrim.batches import Batch
 from fairtrim_adapters.fairlearn import measurements
 from fairtrim_adapters.sweep import DataSplits, prune_copy, read_sweep, sweep
@@ -261,7 +262,8 @@ def test_trained_networks_are_not_trained_again(tmp_path: Path) -> None:
 
 def test_another_sweep_is_refused(tmp_path: Path) -> None:
     quick(network(), splits(), "magnitude", 0.5, folder=tmp_path)
-    for options in ({"n_boot": 11}, {"iterative_steps": 2}, {"fine_tune": 1}, {"ignored_layers": ["0"]}):
+    others: list[dict[str, Any]] = [{"n_boot": 11}, {"iterative_steps": 2}, {"fine_tune": 1}, {"ignored_layers": ["0"]}]
+    for options in (*others, {"latency_rounds": 6}, {"latency_batch_size": 3}):
         with pytest.raises(InputError, match="another"):
             quick(network(), splits(), "magnitude", 0.5, folder=tmp_path, **options)
     with pytest.raises(InputError, match="another network"):
@@ -270,6 +272,73 @@ def test_another_sweep_is_refused(tmp_path: Path) -> None:
         quick(network(), splits(test=people(200, 9)), "worst-group", 0.5, folder=tmp_path)
     with pytest.raises(InputError, match="is a file"):
         quick(network(), splits(), "magnitude", 0.5, folder=tmp_path / "sweep.csv")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("worst-group", "worst-group:selection=single"),
+        ("magnitude", "worst-group"),
+        (lambda: WorstGroupImportance(shrinkage=3.0), lambda: WorstGroupImportance(shrinkage=4.0)),
+    ],
+    ids=["settings", "names", "functions"],
+)
+def test_a_label_with_another_criterion_is_refused(tmp_path: Path, first: Any, second: Any) -> None:
+    before = quick(network(), splits(), {"mine": first}, 0.5, folder=tmp_path)
+    with pytest.raises(InputError, match="another criterion"):
+        quick(network(), splits(), {"mine": second}, 0.5, folder=tmp_path)
+    same(quick(network(), splits(), {"mine": first}, 0.5, folder=tmp_path), before)
+
+
+def test_a_label_with_another_post_processor_is_refused(tmp_path: Path) -> None:
+    quick(network(), splits(), "magnitude", 0.5, post_processors={"mine": "threshold-selection"}, folder=tmp_path)
+    with pytest.raises(InputError, match="another post_processor"):
+        quick(network(), splits(), "magnitude", 0.5, post_processors={"mine": "random-perturbation"}, folder=tmp_path)
+
+
+def test_the_dense_network_is_kept_before_what_is_measured_against_it(tmp_path: Path) -> None:
+    """With several processes a pruned network could be finished first, and a killed sweep train another dense one."""
+    present = []
+
+    def made() -> tp.importance.Importance:
+        present.append([path.name.startswith("seed-0-dense") for path in (tmp_path / "runs").iterdir()])
+        return tp.importance.GroupMagnitudeImportance()
+
+    def train(model: nn.Module, seed: int) -> None:
+        trained.append(seed)
+        with torch.no_grad():
+            model[-1].bias += torch.rand(2)  # type: ignore[index,operator]  # never the same twice
+
+    trained: list[int] = []
+    repairs = {"broken": Broken()}
+    with pytest.raises(InputError, match=r"post-processor 'broken'.*broken on purpose"):
+        quick(network, splits(), {"mine": made}, 0.5, train=train, post_processors=repairs, folder=tmp_path)
+    first = quick(network, splits(), {"mine": made}, 0.5, train=train, folder=tmp_path)
+    assert trained == [0] and present == [[True]]
+    assert first["criterion"].tolist() == ["dense", "mine"]
+
+
+class Broken(ThresholdSelection):
+    """A repair that fails."""
+
+    def fit(self, *arguments: Any, **options: Any) -> Any:
+        raise InputError("broken on purpose")
+
+
+def test_what_would_fail_after_training_is_refused_before(tmp_path: Path) -> None:
+    def train(model: nn.Module, seed: int) -> None:
+        raise AssertionError("trained nevertheless")
+
+    only_test = DataSplits(test=people(90, 3))
+    with pytest.raises(InputError, match=r"recalibrating BatchNorm.*'scoring'"):
+        quick(network, only_test, "magnitude", 0.5, train=train)
+    with pytest.raises(InputError, match=r"'00'.*did you mean '0'"):
+        quick(network, splits(), "magnitude", 0.5, train=train, ignored_layers=["00"])
+    for name in ("accuracy", "f1[macro]", "f1_low", "equalized_odds", ""):
+        with pytest.raises(InputError, match="metrics holds"):
+            quick(network, splits(), "magnitude", 0.5, train=train, metrics={name: accuracy_score})
+    with pytest.raises(InputError, match="no dict of functions"):
+        quick(network, splits(), "magnitude", 0.5, train=train, metrics={"f1": 0.5})
 
 
 def test_a_changed_result_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fairtrim_adapters.torch_pruning.gradual import freeze, frozen_parameters, p
 
 from .data_splits import DataSplits
 
-__all__ = ["PrunerOptions", "prune_copy"]
+__all__ = ["PrunerOptions", "has_batchnorm", "prune_copy"]
 
 PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
 """Further arguments of ``BasePruner``: names of layers where it takes layers; or a function of the network that gives
@@ -97,12 +97,27 @@ def prune_copy(
             f"nothing was removed at ratio={ratio}: every layer is ignored, or too small to lose a channel; expected a "
             "higher ratio or fewer ignored_layers"
         )
-    if recalibrate and any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None for m in pruned.modules()
-    ):
+    if recalibrate and has_batchnorm(pruned):
         loader = data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
         recalibrate_batchnorm(pruned, loader, forward_fn=data.forward_fn, progress=progress)
     return pruned
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether a network has BatchNorm statistics, which pruning makes wrong.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Whether.
+
+    Example:
+        >>> has_batchnorm(nn.BatchNorm1d(3)), has_batchnorm(nn.BatchNorm1d(3, track_running_stats=False))
+        (True, False)
+    """
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return any(norm.running_mean is not None for norm in norms)
 
 
 def _score(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -21,12 +23,13 @@ from fairtrim import InputError, PostProcessor
 from fairtrim.latency import FEWEST_ROUNDS
 from fairtrim.resumption import fingerprint
 from fairtrim.streaming import described
+from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.reporting import Metric
 from fairtrim_adapters.torch_pruning.sparse_run import plain_settings
 
 from .data_splits import DataSplits
 from .named import CriterionFactory, criteria_by_label, post_processors_by_label
-from .pruning import PrunerOptions
+from .pruning import PrunerOptions, has_batchnorm
 from .runs import (
     DENSE,
     PEOPLE,
@@ -155,6 +158,7 @@ def sweep(
     seeds = _seeds(seeds)
     _check_numbers(iterative_steps, fine_tune, learning_rate, n_boot, latency_rounds, latency_batch_size)
     _check_splits(splits, factories, methods, fine_tune)
+    check_metrics(metrics)
     if isinstance(ignored_layers, str):
         raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
     if not isinstance(model, nn.Module) and not callable(model):
@@ -179,6 +183,7 @@ def sweep(
         "data": splits.name,
         "metrics": sorted(metrics or ()),
         "n_boot": n_boot,
+        "latency": [latency_rounds, latency_batch_size],
         "calling": plain_settings(splits.calling),
         "loss_fn": described(splits.loss_fn),
     }
@@ -192,12 +197,20 @@ def sweep(
     }
     labels = (UNREPAIRED, *methods)
     own = {
-        label: plain_settings({"post_processor": methods[label].get_params()} if label != UNREPAIRED else {})
+        label: plain_settings(
+            {"post_processor": {"method": type(methods[label]).__name__, **methods[label].get_params()}}
+            if label != UNREPAIRED
+            else {}
+        )
         for label in labels
     }
 
+    named = criteria if isinstance(criteria, Mapping) else {label: label for label in factories}
+    chosen = {label: value if isinstance(value, str) else described(value) for label, value in named.items()}
+
     def run_settings(key: RunKey) -> dict[str, Any]:
-        return {**own[key.post_processor], **(pruning if key.criterion != DENSE else {})}
+        pruned = {} if key.criterion == DENSE else {"criterion": chosen[key.criterion], **pruning}
+        return {**own[key.post_processor], **pruned}
 
     cells = [(seed, DENSE, 0.0) for seed in seeds]
     cells += [(seed, name, ratio) for seed in seeds for name in factories for ratio in ratios]
@@ -217,6 +230,13 @@ def sweep(
             if not todo:
                 continue
             dense = _dense(model, train, seed, settings, store, run_settings)
+            if (first := RunKey(seed, DENSE, 0.0, UNREPAIRED)) not in rows:
+                # kept before any run that is measured against it, or those would go on from another training of it
+                unrepaired = Cell(seed, DENSE, 0.0, (UNREPAIRED,))
+                rows |= run_cell(unrepaired, dense, None, settings, store, {UNREPAIRED: run_settings(first)})
+                bar.update()
+                repairs = tuple(label for label in todo[0].post_processors if label != UNREPAIRED)
+                todo = [*([replace(todo[0], post_processors=repairs)] if repairs else []), *todo[1:]]
             results: Iterable[list[tuple[RunKey, Row]]] = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
                 delayed(run_cell)(
                     cell,
@@ -261,6 +281,7 @@ def _dense(
 ) -> Dense:
     """The dense network of a seed: as it was kept, or made and trained."""
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else _made(model, seed)
+    _check_network(network, settings)
     key = RunKey(seed, DENSE, 0.0, UNREPAIRED)
     kept = store.finished(key, run_settings(key))
     if kept is not None and store.restored(key, network) is not None:
@@ -275,6 +296,20 @@ def _dense(
     if train is not None:
         train(network, seed)
     return run_dense(network, settings)
+
+
+def _check_network(network: nn.Module, settings: Settings) -> None:
+    """Refuse what would fail after hours of training."""
+    names = [name for name, _ in network.named_modules() if name]
+    unknown = [name for name in settings.ignored_layers if name not in names]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), names, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(
+            f"ignored_layers holds {unknown[0]!r}{meant}; expected names of the network's layers: {names[:20]}"
+        )
+    if settings.recalibrate and settings.fine_tuning == 0 and has_batchnorm(network):
+        settings.data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
 
 
 def _made(factory: NetworkFactory, seed: int) -> nn.Module:
