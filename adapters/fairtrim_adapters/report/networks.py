@@ -263,7 +263,9 @@ def _latency(
     ordered = {reference: models[reference], **models}
     latency = measure_latency(ordered, inputs, rounds=rounds, forward_fn=splits.forward_fn, progress=progress)
     device = model_device(models[reference])
-    machine = platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    if device.type not in ("cpu", "cuda"):
+        machine += f", {device.type}"
     return latency, Timing(min(LATENCY_BATCH, len(batch)), rounds, latency.threads, machine)
 
 
