@@ -174,6 +174,10 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prune", *WORK, "-o", "x", "--pruner-options", "work:number"], "expected a function of the network"),
         (["repair", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'validation'"),
         (["repair", *WORK, "-o", "x", "--post-processor", "parity"], "is unknown"),
+        (["prune", *WORK, "-o", "."], "is a folder; expected the name of a file"),
+        (["prune", *WORK, "-o", "x", "--onnx", "./x"], "is the file of --output"),
+        (["repair", *WORK, "-o", "x", "--onnx", "."], "is a folder; expected the name of a file"),
+        (["audit", *WORK, "--json", "."], "is a folder; expected the name of a file"),
         (["audit", *WORK, "--checkpoint", "none.st"], "none.st doesn't exist"),
         (["audit", *WORK, "--checkpoint", "dense=none.st"], "is taken"),
         (["audit", *WORK, "--json", "no/a.json"], "folder no doesn't exist"),
@@ -205,6 +209,29 @@ def test_mistakes_end_in_one_line(
     assert line.startswith("fairtrim: ")
     assert re.search(message, line), line
     assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_a_script_that_ends_python_doesnt_open_the_gate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("leaves.py").write_text("import sys\nsys.exit(0)\n")
+    assert run("check", "--model", "leaves.py:net", "--data", "work:people", "--max", "accuracy=2") == 2
+    assert "importing leaves stopped: 0" in capsys.readouterr().err
+    Path("late.py").write_text(
+        "import sys\nfrom tests.test_sweep import splits\n"
+        "class Leaving(list):\n    def __iter__(self):\n        sys.exit(0)\n"
+        "def people():\n    return {'test': Leaving()}\n"
+    )
+    assert run("check", "--model", "work:net", "--data", "late.py:people", "--max", "accuracy=2", "-q") == 2
+    assert "exit code 0" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other").mkdir()
+    Path("other/work.py").write_text("def people():\n    return {'test': []}\n")
+    assert run("audit", "--model", "work.py:net", "--data", "other/work.py:people", "-q") == 2
+    assert "is that of another module" in capsys.readouterr().err
+    Path("json.py").write_text("def net():\n    raise AssertionError('never called')\n")
+    assert run("audit", "--model", "json.py:net", "--data", "work:people", "-q") == 2
+    assert "is that of another module" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["prune", "--modle", "x"], ["bogus"], ["prune"], ["prune", "--ratio", "x"]])

@@ -47,6 +47,22 @@ def _imported(name: str) -> Any:
         raise InputError(f"ONNX files need {name}: pip install 'fairtrim[export]' ({error})") from error
 
 
+def need_packages(*, check: bool = True) -> None:
+    """Refuse before work what can't be exported afterwards.
+
+    Args:
+        check: Whether the file will be compared.
+
+    Raises:
+        InputError: A package is missing.
+
+    Example:
+        >>> need_packages()
+    """
+    for name in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
+        _imported(name)
+
+
 def export_onnx(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -100,8 +116,7 @@ def export_onnx(
         raise InputError(f"folder {path.parent} doesn't exist; create it first")
     if not tolerance >= 0:
         raise InputError(f"tolerance={tolerance!r}; expected at least 0")
-    for name in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
-        _imported(name)
+    need_packages(check=check)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     if n_bytes > MOST_BYTES:
         raise InputError(

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("fairtrim: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as error:  # of code that was called: its 0 would pass for a gate that holds
+        print(f"fairtrim: the code that was called stopped: exit code {error.code!r}", file=sys.stderr)
+        return WRONG_INPUT
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -30,6 +30,7 @@ from .options import (
     Seed,
     Steps,
     exported,
+    network_files,
     objectives_of,
     pruner_options_of,
     writable,
@@ -162,8 +163,7 @@ def prune(
     from fairtrim import fine_tune as train_briefly
     from fairtrim_adapters.sweep import prune_copy
 
-    writable(output, "--output")
-    writable(onnx, "--onnx")
+    network_files(output, onnx)
     ((_, make),) = criteria_by_label(criterion).items()
     splits = data_of(data)
     if fine_tune:
@@ -254,8 +254,7 @@ def repair(
     Needs data with a validation split. Exit code 0 says that it was done, not that the bound was met: read the
     flags, or ask with check.
     """
-    writable(output, "--output")
-    writable(onnx, "--onnx")
+    network_files(output, onnx)
     ((_, method),) = post_processors_by_label(post_processor).items()
     splits = data_of(data)
     validation = splits.need("validation", f"post-processor {post_processor!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "Seed",
     "Steps",
     "exported",
+    "network_files",
     "objectives_of",
     "pruner_options_of",
     "writable",
@@ -96,10 +98,37 @@ def writable(path: Path | None, option: str) -> None:
         option: The option it was given with.
 
     Raises:
-        InputError: Its folder doesn't exist.
+        InputError: Its folder doesn't exist or can't be written to, or it is a folder itself.
     """
-    if path is not None and not path.resolve().parent.is_dir():
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
         raise InputError(f"{option} {path}: folder {path.parent} doesn't exist; create it first")
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; expected the name of a file")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise InputError(f"{option} {path}: folder {path.parent} can't be written to; expected another one")
+
+
+def network_files(output: Path, onnx: Path | None) -> None:
+    """Refuse before hours of work what a network can't be written to afterwards.
+
+    Args:
+        output: Where to write it.
+        onnx: Where to write it as ONNX, or None.
+
+    Raises:
+        InputError: A file can't be written, both are one, or a package for ONNX is missing.
+    """
+    writable(output, "--output")
+    writable(onnx, "--onnx")
+    if onnx is None:
+        return
+    if onnx.resolve() == output.resolve():
+        raise InputError(f"--onnx {onnx} is the file of --output; expected another name")
+    from fairtrim_adapters.onnx_export import need_packages
+
+    need_packages()
 
 
 def exported(path: Path | None, model: nn.Module, data: DataSplits) -> None:

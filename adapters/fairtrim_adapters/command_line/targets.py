@@ -62,8 +62,17 @@ def _module(place: str, target: str, option: str) -> Any:
         if str(path.resolve().parent) not in sys.path:
             sys.path.insert(0, str(path.resolve().parent))
         place = path.stem
+        loaded = importlib.util.find_spec(place) if place not in sys.modules else sys.modules[place].__spec__
+        origin = None if loaded is None else loaded.origin
+        if origin is None or not Path(origin).is_file() or not path.samefile(origin):
+            raise InputError(
+                f"{option} {target!r}: the name {place!r} is that of another module ({origin}); expected a file of "
+                "another name"
+            )
     try:
         return importlib.import_module(place)
+    except SystemExit as error:
+        raise InputError(f"{option} {target!r}: importing {place} stopped: {error.code!r}") from error
     except ModuleNotFoundError as error:
         if error.name is not None and place.split(".")[0] == error.name.split(".")[0]:
             near = difflib.get_close_matches(place, [path.stem for path in Path(here).glob("*.py")], 1)
