@@ -8,6 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+import torch
+
+# The networks are tiny, and more threads cost them more than they give: on a busy machine, ten times as much.
+torch.set_num_threads(1)
 
 _NEEDS = {
     "test_aif360.py": ("aif360",),

@@ -28,7 +28,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Words."""
+    """Words.
+
+    Attributes:
+        text: One paragraph.
+    """
 
     kind: ClassVar[str] = "paragraph"
     text: str
@@ -36,7 +40,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """Words, point by point."""
+    """Words, point by point.
+
+    Attributes:
+        items: The points.
+    """
 
     kind: ClassVar[str] = "bullets"
     items: tuple[str, ...]
@@ -44,7 +52,14 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; the first cell of a row names it."""
+    """A table; the first cell of a row names it.
+
+    Attributes:
+        caption: What the table shows.
+        header: Names of the columns.
+        rows: The cells, one tuple a row.
+        words: Whether the cells are words, not figures, which are aligned differently.
+    """
 
     kind: ClassVar[str] = "grid"
     caption: str
@@ -55,7 +70,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture."""
+    """A picture.
+
+    Attributes:
+        picture: With its caption.
+    """
 
     kind: ClassVar[str] = "image"
     picture: Picture
@@ -63,7 +82,12 @@ class Image:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is only seen when asked for."""
+    """What is only seen when asked for.
+
+    Attributes:
+        summary: What is seen at once.
+        blocks: What is folded.
+    """
 
     kind: ClassVar[str] = "fold"
     summary: str
@@ -75,7 +99,12 @@ Block = Paragraph | Bullets | Grid | Image | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and what stands below it.
+
+    Attributes:
+        title: The heading.
+        blocks: What stands below.
+    """
 
     title: str
     blocks: tuple[Block, ...]

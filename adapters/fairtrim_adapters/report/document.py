@@ -48,6 +48,17 @@ class Report:
         runs: Every run of a sweep; None for networks.
         limits: What the figures can't tell.
         not_measured: What is absent.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fairtrim_adapters.report import report_networks
+        >>> people = [(torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])]
+        >>> report = report_networks(
+        ...     {"dense": nn.Linear(4, 2)}, {"test": people}, latency_rounds=0, pictures=False, progress=False
+        ... )
+        >>> Report.from_json(report.to_json()) == report
+        True
     """
 
     title: str
