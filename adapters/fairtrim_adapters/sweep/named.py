@@ -98,6 +98,16 @@ def _checked(kind: str, text: str, cls: type[Any], settings: Mapping[str, Any]) 
         raise InputError(f"{kind} {text!r} needs {missing[0]}; write '{text.partition(':')[0]}:{missing[0]}=...'")
 
 
+def _made(kind: str, text: str, cls: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    try:
+        return cls(**settings)
+    except TypeError as error:  # a word where a number belongs
+        raise InputError(
+            f"{kind} {text!r} has a setting of the wrong type ({error}); expected what {getattr(cls, '__name__', cls)} "
+            "takes, e.g. a number without quotes"
+        ) from error
+
+
 def _found(kind: str, text: str, name: str, choices: Sequence[str]) -> None:
     if name not in choices:
         near = difflib.get_close_matches(name.replace("_", "-"), choices, 1)
@@ -114,7 +124,7 @@ def _named_criterion(text: str) -> CriterionFactory:
         return HOST_CRITERIA[name]
     cls = IMPORTANCES[name]
     _checked("criterion", text, cls, settings)
-    cls(**settings)  # refused here, before anything runs
+    _made("criterion", text, cls, settings)  # refused here, before anything runs
 
     def make(seed: int) -> tp.importance.Importance:
         return cls(**settings)
@@ -205,7 +215,7 @@ def post_processors_by_label(
             name, settings = parse_named(value)
             _found("post-processor", value, name, list(POST_PROCESSORS))
             _checked("post-processor", value, POST_PROCESSORS[name], settings)
-            found[label] = POST_PROCESSORS[name](**settings)
+            found[label] = _made("post-processor", value, POST_PROCESSORS[name], settings)
         elif isinstance(value, PostProcessor):
             found[label] = value
         else:
