@@ -1,7 +1,7 @@
 """The command ``fairtrim``: sweep, prune, audit, repair, report, check.
 
-Exit codes: 0, done, and every bound holds; 1, a bound of ``check`` failed; 2, the command line, the data or the network
-is wrong; 3, something failed that fairtrim didn't foresee; 130, interrupted.
+Exit codes: 0, done, and every bound holds; 1, a bound of ``check`` or ``repair --require-bound`` failed; 2, the command
+line, the data or the network is wrong; 3, something failed that fairtrim didn't foresee; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from fairtrim import FairtrimError
 
@@ -43,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return int(app(arguments, standalone_mode=False, prog_name="fairtrim") or 0)
+        code = int(app(arguments, standalone_mode=False, prog_name="fairtrim") or 0)
+        return _interrupted() if code == INTERRUPTED else code  # some releases of typer say nothing
     except (KeyboardInterrupt, typer.Abort):
-        print("fairtrim: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except SystemExit as error:  # of code that was called: its 0 would pass for a gate that holds
-        print(f"fairtrim: the code that was called stopped: exit code {error.code!r}", file=sys.stderr)
+        _say(f"the code that was called stopped: exit code {error.code!r}")
         return WRONG_INPUT
     except Exception as error:
         if debug:
@@ -57,11 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show()
             return WRONG_INPUT
         if isinstance(error, FairtrimError):
-            print(f"fairtrim: {_one_line(error)}", file=sys.stderr)
+            _say(_one_line(error))
             return WRONG_INPUT
         said = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"fairtrim: not foreseen: {said}" + ("" if debug else "; --debug shows where"), file=sys.stderr)
+        _say(f"not foreseen: {said}" + ("" if debug else "; --debug shows where"))
         return UNFORESEEN
+
+
+def _say(text: str) -> None:
+    """One line to the standard error, not behind a progress bar that was left open."""
+    tqdm.write(f"fairtrim: {text}", file=sys.stderr)
+
+
+def _interrupted() -> int:
+    _say("interrupted; a sweep goes on with the same command")
+    return INTERRUPTED
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairtrim import InputError
+from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES
 
 __all__ = ["Bound", "Verdict", "judge", "parse_bounds"]
 
@@ -142,6 +143,8 @@ def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
         for name, value in figures.items()
         if isinstance(value, int | float) and not name.partition("[")[0].endswith(ends)
     ]
+    if bound.metric.partition("[")[0] in OF_TWO_CLASSES:
+        return "it is defined for two classes, and these data have more; expected accuracy or a figure made of it"
     near = difflib.get_close_matches(bound.metric, names, 1, cutoff=0.5)
     meant = f"did you mean {near[0]!r}? " if near else ""
     overall = [name for name in names if "[" not in name]

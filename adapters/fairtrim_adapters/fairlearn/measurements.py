@@ -22,7 +22,7 @@ from fairtrim.predictions import Predictions
 
 from .reporting import Comparison, Metric, compare_predictions
 
-__all__ = ["LARGER_IS_WORSE", "check_metrics", "group_names", "joined_flags", "measurements"]
+__all__ = ["LARGER_IS_WORSE", "OF_TWO_CLASSES", "check_metrics", "group_names", "joined_flags", "measurements"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -41,6 +41,16 @@ _OTHER_COLUMNS = frozenset(
         *("parameters", "macs", "parameters_ratio", "macs_ratio", "latency_ms", "latency_ratio"),
     }
 )
+
+
+OF_TWO_CLASSES = (
+    "selection_rate",
+    "true_positive_rate",
+    "false_positive_rate",
+    "equalized_odds_difference",
+    "demographic_parity_difference",
+)
+"""Measurements that there are for two classes only."""
 
 
 @dataclass(frozen=True)

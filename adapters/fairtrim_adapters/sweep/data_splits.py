@@ -96,6 +96,8 @@ class DataSplits:
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
+            if callable(value):
+                raise InputError("the data are a function; expected what it gives: call it, e.g. data()")
             raise InputError(
                 f"the data are a {type(value).__name__}; expected DataSplits(test=loader, scoring=loader, ...) or a "
                 "dict of its arguments"
