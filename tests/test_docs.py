@@ -64,9 +64,9 @@ def undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("page", [p for p in TEXTS if _blocks(p, "python")], ids=_name)
 @pytest.mark.usefixtures("undone")
-def test_blocks_of_a_page_run_in_order(page: Path) -> None:
+def test_blocks_of_a_page_run_in_order(page: Path, request: pytest.FixtureRequest) -> None:
     if page.name == "huggingface.md":
-        pytest.importorskip("transformers")
+        request.getfixturevalue("transformers")
     names: dict[str, Any] = {"__name__": "page"}
     expected = _WARNS.get(page.name)
     with pytest.warns(UserWarning, match=expected) if expected else contextlib.nullcontext():

@@ -323,8 +323,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert _files(tmp_path) == ["half.onnx"]
 
 
-def test_hugging_face(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+def test_hugging_face(tmp_path: Path, transformers: Any) -> None:
     config = transformers.BertConfig(
         vocab_size=19, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10, num_labels=3
     )
