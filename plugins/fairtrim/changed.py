@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, to_device
 from .errors import InputError
 from .people import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
-from .predictions import labels_of_batch
+from .predictions import labels_of_batch, predicted_labels
 from .preservation import preserved_model, preserved_random_state
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def changed_samples(
                 )
             columns = _sensitive_columns(encoder, batch)
             people.update(_group_names(columns, len(batch)))
-            before, after = (_predicted(one) for one in scores)
+            before, after = (predicted_labels(one) for one in scores)
             rows = (before != after).nonzero()[0]
             parts.append(
                 {
@@ -306,10 +306,6 @@ def _scores(
     if not bool(torch.isfinite(scores).all()):
         raise InputError(f"a network gave scores that are not finite in batch {batch.index}")
     return scores.numpy()
-
-
-def _predicted(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
 
 
 def _probability(scores: npt.NDArray[np.float64], target: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from .errors import InputError
 from .people import SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
 
-__all__ = ["Predictions", "labels_of_batch", "predict"]
+__all__ = ["Predictions", "labels_of_batch", "predict", "predicted_labels"]
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,26 @@ def predict(
         )
     return Predictions(
         target=target,
-        label={
-            name: (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
-            for name, scores in scores_of.items()
-        },
+        label={name: predicted_labels(scores) for name, scores in scores_of.items()},
         scores=scores_of,
         sensitive={name: np.asarray(values) for name, values in sensitive.items()},
     )
+
+
+def predicted_labels(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The labels that scores give.
+
+    Args:
+        scores: (N, K), or (N, 1) for single logits.
+
+    Returns:
+        The largest score's, or for a single logit whether it is above 0, (N,).
+
+    Example:
+        >>> predicted_labels(np.array([[0.1, 0.7], [2.0, 1.0]])).tolist(), predicted_labels(np.array([[-1.0]])).tolist()
+        ([1, 0], [0])
+    """
+    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
 
 
 def labels_of_batch(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
