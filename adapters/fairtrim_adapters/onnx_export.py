@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim.atomic_file import replacing
+from fairtrim.atomic_file import file_path, replacing
 from fairtrim.batches import model_device, to_device
 from fairtrim.preservation import preserved_model, preserved_random_state
 
@@ -109,11 +109,7 @@ def export_onnx(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected the network itself: export_onnx(path, model, inputs)")
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected the name of a file, such as network.onnx")
-    if not path.parent.is_dir():
-        raise InputError(f"folder {path.parent} doesn't exist; create it first")
+    path = file_path(path, "network.onnx")
     if not tolerance >= 0:
         raise InputError(f"tolerance={tolerance!r}; expected at least 0")
     need_packages(check=check)

@@ -8,7 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+from .errors import InputError
+
+__all__ = ["file_path", "replacing", "write_text"]
+
+
+def file_path(path: str | os.PathLike[str], example: str) -> Path:
+    """The path of a file that is to be written, checked before anything is computed.
+
+    Args:
+        path: Where to.
+        example: A name for the message.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: It is a folder, or its folder doesn't exist.
+
+    Example:
+        >>> file_path("note.txt", "note.txt").name
+        'note.txt'
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected the name of a file, such as {example}")
+    if not path.parent.is_dir():
+        raise InputError(f"folder {path.parent} doesn't exist; create it first")
+    return path
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .atomic_file import replacing
+from .atomic_file import file_path, replacing
 from .errors import InputError
 from .resumption import digest
 
@@ -80,11 +80,7 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected the network itself: save_pruned(path, model)")
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected the name of a file, such as pruned.safetensors")
-    if not path.parent.is_dir():
-        raise InputError(f"folder {path.parent} doesn't exist; create it first")
+    path = file_path(path, "pruned.safetensors")
     tensors, aliases = _tensors(model)
     modules = {name: attributes for name, module in model.named_modules() if (attributes := _attributes(module))}
     header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "aliases": aliases, "modules": modules}
