@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairtrim import InputError
-from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES
+from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES, column_of
 
 __all__ = ["Bound", "Verdict", "judge", "parse_bounds"]
 
@@ -33,8 +33,7 @@ class Bound:
     @property
     def column(self) -> str:
         """The column that is compared."""
-        metric, bracket, group = self.metric.partition("[")
-        return self.metric if self.kind in ("max", "min") else f"{metric}_change{bracket}{group}"
+        return self.metric if self.kind in ("max", "min") else column_of(self.metric, "_change")
 
     def __str__(self) -> str:
         return f"--{self.kind} {self.metric}={self.value:g}"
@@ -115,8 +114,7 @@ def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdi
     column = bound.column
     if column not in figures:
         raise InputError(f"{bound}: {_unknown(bound, figures)}")
-    metric, bracket, group = column.partition("[")
-    low, high = (figures.get(f"{metric}_{end}{bracket}{group}") for end in ("low", "high"))
+    low, high = (figures.get(column_of(column, end)) for end in ("_low", "_high"))
     if confident and (low is None or high is None):
         raise InputError(
             f"{bound}: there is no interval of {column}; expected a figure with one, and --bootstrap above 0"

@@ -11,7 +11,7 @@ from torch import nn
 
 from fairtrim import predict
 from fairtrim.batches import model_device
-from fairtrim_adapters.fairlearn.measurements import measurements
+from fairtrim_adapters.fairlearn.measurements import column_of, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.sweep.size import network_size
@@ -72,8 +72,7 @@ def _figure(row: Mapping[str, Any], column: str) -> str:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    metric, bracket, group = column.partition("[")
-    low, high = (row.get(f"{metric}_{end}{bracket}{group}") for end in ("low", "high"))
+    low, high = (row.get(column_of(column, end)) for end in ("_low", "_high"))
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 

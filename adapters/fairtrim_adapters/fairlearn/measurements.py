@@ -22,7 +22,15 @@ from fairtrim.predictions import Predictions
 
 from .reporting import Comparison, Metric, compare_predictions
 
-__all__ = ["LARGER_IS_WORSE", "OF_TWO_CLASSES", "check_metrics", "group_names", "joined_flags", "measurements"]
+__all__ = [
+    "LARGER_IS_WORSE",
+    "OF_TWO_CLASSES",
+    "check_metrics",
+    "column_of",
+    "group_names",
+    "joined_flags",
+    "measurements",
+]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -194,7 +202,20 @@ class _Cells:
         }
 
 
-def _column(name: str, suffix: str) -> str:
+def column_of(name: str, suffix: str) -> str:
+    """The column of what belongs to a figure: its change, or an end of an interval.
+
+    Args:
+        name: The figure's own column.
+        suffix: Such as ``_change``, ``_low`` or ``_change_low``.
+
+    Returns:
+        The column: the suffix stands before the sensitive group.
+
+    Example:
+        >>> column_of("accuracy", "_low"), column_of("accuracy[Female]", "_low")
+        ('accuracy_low', 'accuracy_low[Female]')
+    """
     metric, bracket, group = name.partition("[")
     return f"{metric}{suffix}{bracket}{group}"
 
@@ -254,7 +275,7 @@ def measurements(
     for column, value in of_name.items():
         row[column] = value
         if not column.startswith(("changed_predictions", "people")):
-            row[_column(column, "_change")] = value - of_reference[column]
+            row[column_of(column, "_change")] = value - of_reference[column]
     if n_boot is not None:
         cells = _Cells(pair, name, reference, n_boot, random_state)
         drawn = cells.statistics(cells.label, pair.n_classes)
@@ -293,7 +314,7 @@ def _interval(column: str, suffix: str, values: Floats) -> dict[str, float]:
     if np.isnan(values).all():
         return {}
     low, high = np.nanquantile(values, [0.025, 0.975])
-    return {_column(column, f"{suffix}_low"): float(low), _column(column, f"{suffix}_high"): float(high)}
+    return {column_of(column, f"{suffix}_low"): float(low), column_of(column, f"{suffix}_high"): float(high)}
 
 
 def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict[str, float]:
