@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from fairtrim import InputError, save_pruned
-from fairtrim.preservation import seeded
 from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
 
@@ -162,10 +161,7 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Prune a network, say what was removed and who pays, and write it."""
-    import torch
-
-    from fairtrim import fine_tune as train_briefly
-    from fairtrim_adapters.sweep import prune_copy
+    from fairtrim_adapters.sweep.pruning import prune_and_fine_tune
 
     network_files(output, onnx)
     ((_, make),) = criteria_by_label(criterion).items()
@@ -174,32 +170,22 @@ def prune(
         splits.need("train", "--fine-tune")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
     importance = make(seed)
-    with seeded(torch.Generator().manual_seed(seed)):
-        pruned = prune_copy(
-            list(networks.values())[-1],
-            importance,
-            splits,
-            ratio,
-            iterative_steps=steps,
-            ignored_layers=ignore or [],
-            pruner_options=pruner_options_of(pruner_options, global_pruning),
-            recalibrate=not fine_tune,
-            progress=not quiet,
-        )
-        if fine_tune:
-            train_briefly(
-                pruned,
-                splits.need("train", "--fine-tune"),
-                epochs=fine_tune,
-                loss_fn=splits.loss_fn,
-                generator=torch.Generator().manual_seed(seed),
-                progress=not quiet,
-                **splits.calling,
-            )
+    pruned = prune_and_fine_tune(
+        list(networks.values())[-1],
+        importance,
+        splits,
+        ratio,
+        seed=seed,
+        fine_tuning=fine_tune,
+        iterative_steps=steps,
+        ignored_layers=ignore or [],
+        pruner_options=pruner_options_of(pruner_options, global_pruning),
+        progress=not quiet,
+    )
     if hasattr(importance, "report"):
         typer.echo(str(importance.report()) + "\n")
     save_pruned(output, pruned)
-    networks["pruned"] = pruned.eval()
+    networks["pruned"] = pruned
     typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
     typer.echo(f"network: {output}")
     exported(onnx, pruned, splits)

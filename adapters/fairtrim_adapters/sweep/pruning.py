@@ -6,23 +6,27 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim import InputError, recalibrate_batchnorm
+from fairtrim import InputError, fine_tune, recalibrate_batchnorm
 from fairtrim.batches import class_scores, iterate_batches, model_device
-from fairtrim.preservation import preserved_random_state
+from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.gradual import freeze, frozen_parameters, pruner_of_levels
 
 from .data_splits import DataSplits
 
-__all__ = ["PrunerOptions", "has_batchnorm", "prune_copy"]
+__all__ = ["FineTuning", "PrunerOptions", "has_batchnorm", "prune_and_fine_tune", "prune_copy"]
 
 PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
 """Further arguments of ``BasePruner``: names of layers where it takes layers; or a function of the network that gives
 them, such as ``lambda model: pruning_options(model)`` for networks of Hugging Face."""
+
+FineTuning = int | Callable[[nn.Module, int], Any]
+"""Epochs of ``fairtrim.fine_tune``, or one's own loop: ``fine_tune(model, seed)``, which trains in place."""
 
 _NEED_MORE = (
     tp.importance.GroupHessianImportance,
@@ -65,7 +69,6 @@ def prune_copy(
         UnsupportedModelError: The network can't be scored or pruned.
 
     Example:
-        >>> import torch
         >>> people = [(torch.randn(8, 4), torch.arange(8) % 2, ["a", "b"] * 4)]
         >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> data = DataSplits(test=people, scoring=people)
@@ -118,6 +121,70 @@ def has_batchnorm(model: nn.Module) -> bool:
     """
     norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
     return any(norm.running_mean is not None for norm in norms)
+
+
+def prune_and_fine_tune(
+    model: nn.Module,
+    importance: tp.importance.Importance,
+    data: DataSplits,
+    ratio: float,
+    *,
+    seed: int,
+    fine_tuning: FineTuning = 0,
+    learning_rate: float = 1e-3,
+    recalibrate: bool = True,
+    progress: bool = True,
+    **pruning: Any,
+) -> nn.Module:
+    """Prune a copy of a network, and train it if that is asked for, all draws from one seed.
+
+    Args:
+        model: The network; untouched.
+        importance: As for ``prune_copy``.
+        data: Its ``train`` split is trained on.
+        ratio: Share of the channels to remove.
+        seed: Of everything random.
+        fine_tuning: Epochs, or one's own loop.
+        learning_rate: At the start of the epochs.
+        recalibrate: Whether BatchNorm statistics are computed again where nothing is trained.
+        progress: Show progress bars.
+        pruning: Further arguments of ``prune_copy``.
+
+    Returns:
+        The copy, in eval mode.
+
+    Raises:
+        InputError: An argument or the data is wrong, or nothing was removed.
+        UnsupportedModelError: The network can't be scored or pruned.
+
+    Example:
+        >>> people = [(torch.eye(4), torch.arange(4) % 2, ["a", "b"] * 2)]
+        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> magnitude, seen = tp.importance.GroupMagnitudeImportance(), []
+        >>> _ = prune_and_fine_tune(network, magnitude, DataSplits(test=people), 0.5, seed=7, progress=False,
+        ...                         fine_tuning=lambda pruned, seed: seen.append((pruned[0].out_features, seed)))
+        >>> seen
+        [(3, 7)]
+    """
+    trained = fine_tuning != 0
+    with seeded(torch.Generator().manual_seed(seed)):
+        pruned = prune_copy(
+            model, importance, data, ratio, recalibrate=recalibrate and not trained, progress=progress, **pruning
+        )
+        if callable(fine_tuning):
+            fine_tuning(pruned, seed)
+        elif trained:
+            fine_tune(
+                pruned,
+                data.need("train", "fine-tuning"),
+                epochs=fine_tuning,
+                learning_rate=learning_rate,
+                loss_fn=data.loss_fn,
+                generator=torch.Generator().manual_seed(seed),
+                progress=progress,
+                **data.calling,
+            )
+    return pruned.eval()
 
 
 def _score(

@@ -5,25 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from fairtrim import FairtrimError, InputError, Predictions, fine_tune, measure_latency, predict
+from fairtrim import FairtrimError, InputError, Predictions, measure_latency, predict
 from fairtrim.batches import Batch, model_device, slice_samples
 from fairtrim.post_processing import PostProcessor
-from fairtrim.preservation import seeded
 from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
 from fairtrim_adapters.fairlearn.reporting import Metric
 
 from .data_splits import DataSplits
 from .named import CriterionFactory
-from .pruning import PrunerOptions, prune_copy
+from .pruning import FineTuning, PrunerOptions, prune_and_fine_tune
 from .size import network_size
 from .store import Row, RunKey, SweepStore
 
@@ -33,7 +31,6 @@ __all__ = [
     "UNREPAIRED",
     "Cell",
     "Dense",
-    "FineTuning",
     "Settings",
     "people_digest",
     "run_cell",
@@ -44,9 +41,6 @@ DENSE, UNREPAIRED = "dense", "none"
 
 PEOPLE = "_people"
 """Entry of a kept row that tells the test people from others; not a column of the table."""
-
-FineTuning = int | Callable[[nn.Module, int], Any]
-"""Epochs of ``fairtrim.fine_tune``, or one's own loop: ``fine_tune(model, seed)``, which trains in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +82,15 @@ class Dense:
 
     Attributes:
         model: The network, in eval mode.
-        predictions: Of the test people by the network ``dense``, labels only.
+        predictions: Of the test people by the network ``dense``, labels only: scores are large.
         size: Parameters and macs.
+        people: Digest of the test people.
     """
 
     model: nn.Module
     predictions: Predictions
     size: Mapping[str, int]
+    people: str
 
 
 @dataclass(frozen=True)
@@ -123,18 +119,6 @@ class Cell:
             The key.
         """
         return RunKey(self.seed, self.criterion, self.ratio, post_processor)
-
-
-def labels_only(predictions: Predictions) -> Predictions:
-    """Predictions without the scores, which are large.
-
-    Args:
-        predictions: With scores.
-
-    Returns:
-        The labels.
-    """
-    return replace(predictions, scores={}, n_classes=predictions.n_classes)
 
 
 def people_digest(predictions: Predictions) -> str:
@@ -174,7 +158,7 @@ def run_dense(model: nn.Module, settings: Settings) -> Dense:
             "(inputs, target, sensitive)"
         )
     size = network_size(model, data.first_batch("test", model_device(model)), **data.calling)
-    return Dense(model, labels_only(predictions), size)
+    return Dense(model, replace(predictions, scores={}), size, people_digest(predictions))
 
 
 def run_cell(
@@ -227,33 +211,20 @@ def run_cell(
 
 
 def _pruned(cell: Cell, dense: Dense, importance: Any, settings: Settings) -> nn.Module:
-    fine_tuned = settings.fine_tuning != 0
-    with seeded(torch.Generator().manual_seed(cell.seed)):
-        model = prune_copy(
-            dense.model,
-            importance,
-            settings.data,
-            cell.ratio,
-            iterative_steps=settings.iterative_steps,
-            ignored_layers=settings.ignored_layers,
-            pruner_options=settings.pruner_options,
-            recalibrate=settings.recalibrate and not fine_tuned,
-            progress=False,
-        )
-        if callable(settings.fine_tuning):
-            settings.fine_tuning(model, cell.seed)
-        elif fine_tuned:
-            fine_tune(
-                model,
-                settings.data.need("train", "fine-tuning"),
-                epochs=settings.fine_tuning,
-                learning_rate=settings.learning_rate,
-                loss_fn=settings.data.loss_fn,
-                generator=torch.Generator().manual_seed(cell.seed),
-                progress=False,
-                **settings.data.calling,
-            )
-    return model.eval()
+    return prune_and_fine_tune(
+        dense.model,
+        importance,
+        settings.data,
+        cell.ratio,
+        seed=cell.seed,
+        fine_tuning=settings.fine_tuning,
+        learning_rate=settings.learning_rate,
+        recalibrate=settings.recalibrate,
+        iterative_steps=settings.iterative_steps,
+        ignored_layers=settings.ignored_layers,
+        pruner_options=settings.pruner_options,
+        progress=False,
+    )
 
 
 def _repaired(
@@ -279,7 +250,7 @@ def _measured(
         both = before
     else:
         after = predict({name: model}, data.test, sensitive_names=data.sensitive_names, progress=False, **data.calling)
-        if people_digest(after) != people_digest(before):
+        if people_digest(after) != dense.people:
             raise InputError(
                 "the test data came in another order than before; expected a loader that gives the same people in the "
                 "same order each time: shuffle=False"
@@ -288,7 +259,7 @@ def _measured(
         both = replace(before, label=labels, n_classes=max(before.n_classes, after.n_classes))
     figures = measurements(both, name, DENSE, n_boot=settings.n_boot, random_state=key.seed, metrics=settings.metrics)
     batch = data.first_batch("test", model_device(model))
-    size = network_size(model, batch, **data.calling)
+    size = dense.size if model is dense.model else network_size(model, batch, **data.calling)
     row: Row = {
         "criterion": key.criterion,
         "ratio": key.ratio,
@@ -300,7 +271,7 @@ def _measured(
         **_latency(model, dense.model, batch, settings),
         **figures,
         "checkpoint": "",
-        PEOPLE: people_digest(before),
+        PEOPLE: dense.people,
     }
     row["flags"] = "; ".join(filter(None, [figures["flags"], joined_flags(flags)]))
     return row, both.label[name]

@@ -29,16 +29,14 @@ from fairtrim_adapters.torch_pruning.sparse_run import plain_settings
 
 from .data_splits import DataSplits
 from .named import CriterionFactory, criteria_by_label, post_processors_by_label
-from .pruning import PrunerOptions, has_batchnorm
+from .pruning import FineTuning, PrunerOptions, has_batchnorm
 from .runs import (
     DENSE,
     PEOPLE,
     UNREPAIRED,
     Cell,
     Dense,
-    FineTuning,
     Settings,
-    people_digest,
     run_cell,
     run_dense,
 )
@@ -287,7 +285,7 @@ def _dense(
     if kept is not None and store.restored(key, network) is not None:
         dense = run_dense(network, settings)
         same_labels = np.array_equal(dense.predictions.label[DENSE], kept[1])
-        if not same_labels or people_digest(dense.predictions) != kept[0][PEOPLE]:
+        if not same_labels or dense.people != kept[0][PEOPLE]:
             raise InputError(
                 f"{store.folder}: the test data, or their order, are others than when the sweep began (the dense "
                 f"network of seed {seed} tells); expected the same, or another folder"
