@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from fairtrim import ChangedSamples, DamageTable, InputError, changed_samples, measure_latency, predict
 from fairtrim.batches import Batch, model_device, slice_samples
-from fairtrim.latency import Latency
+from fairtrim.latency import FEWEST_ROUNDS, Latency
 from fairtrim.predictions import Predictions
 from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
 from fairtrim_adapters.fairlearn.measurements import group_names
@@ -166,10 +166,10 @@ def _checked_names(models: Mapping[str, nn.Module], reference: str | None) -> st
 
 
 def _check_numbers(n_boot: int | None, latency_rounds: int, samples: int) -> None:
-    if (n_boot is not None and n_boot < 1) or (latency_rounds != 0 and latency_rounds < 6) or samples < 0:
+    if (n_boot is not None and n_boot < 1) or (latency_rounds != 0 and latency_rounds < FEWEST_ROUNDS) or samples < 0:
         raise InputError(
             f"n_boot={n_boot}, latency_rounds={latency_rounds}, samples={samples}; expected at least 1 or None, 0 or "
-            "at least 6, and at least 0"
+            f"at least {FEWEST_ROUNDS}, and at least 0"
         )
 
 
@@ -224,9 +224,8 @@ def _words(value: Any) -> str:
 
 def _joined(predictions: Predictions) -> Predictions:
     """Labels only, and crossings as one feature, so that those that nobody belongs to don't come up."""
-    people = dataclasses.replace(predictions, scores={}, n_classes=predictions.n_classes)
     name = " × ".join(predictions.sensitive) or "sensitive group"
-    return dataclasses.replace(people, sensitive={name: group_names(predictions)})
+    return dataclasses.replace(predictions, scores={}, sensitive={name: group_names(predictions)})
 
 
 def _nobody(predictions: Predictions, people: Predictions) -> list[str]:

@@ -15,6 +15,7 @@ import pandas as pd
 from fairtrim import InputError
 from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import read_sweep
+from fairtrim_adapters.sweep.runs import DENSE, UNREPAIRED
 
 from .absent import limits, not_measured
 from .content import Cell, Data, Figure, Flag, Method, Network, Picture, Table, Timing, figure_of, finite
@@ -23,8 +24,6 @@ from .facts import method_of
 from .pictures import closed_picture, need_matplotlib
 
 __all__ = ["report_sweep"]
-
-DENSE, UNREPAIRED = "dense", "none"
 
 _NEEDED = ("seed", "criterion", "ratio", "post_processor", "parameters", "accuracy")
 _KNOWN_FLAGS = ("empty cell", "constant classifier", "levelling down")
