@@ -30,7 +30,7 @@ from fairtrim_adapters.torch_pruning.corrections import correct_graph, correct_g
 from fairtrim_adapters.torch_pruning.layers import parameter_axes
 from fairtrim_adapters.torch_pruning.plan import PruningPlan, plan_of_pruner
 
-from .zoo import ALL, LEFT, NETWORKS, REFUSED, SKIPPED, Network
+from .zoo import ALL, LEFT, LEFT_ON_TRIAL, NETWORKS, REFUSED, SKIPPED, Network
 
 N_SAMPLES = 6
 FLAGS = torch.tensor([True, False, False, True, False, False])
@@ -323,7 +323,24 @@ def test_refused_before_anything_changes(case: Network) -> None:
     assert _widths(model) == _widths(case.model())
 
 
-FAULTS = {name: case for name, case in {**ALL, **LEFT, **REFUSED}.items() if case.alone}
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in LEFT_ON_TRIAL.items()])
+def test_what_a_look_at_the_network_tells_is_left(case: Network) -> None:
+    model = case.model()
+    importance = IMPORTANCES["worst-group"](progress=False)
+    pruner = case.pruner(model, importance)
+    before, x = _state(model), case.batch(4)[0]
+    with pytest.warns(UserWarning, match=case.message):
+        importance.fit(pruner, _loader(case))
+    assert _state(model) == before
+    assert len(importance.plan_.unscored) >= 1 and len(importance.plan_.groups) >= 1
+    pruner.step()
+    assert _widths(model) != _widths(case.model())
+    assert not {name for name, _, _ in pruner.pruning_history()} & set(importance.plan_.unscored)
+    for training in (False, True):
+        assert _scores(case, model.train(training), x).shape == (4, 3)
+
+
+FAULTS = {name: case for name, case in {**ALL, **LEFT, **LEFT_ON_TRIAL, **REFUSED}.items() if case.alone}
 
 
 WRONG = {"concatenated input, first": ("stem", [1])}
@@ -399,12 +416,12 @@ def test_tied_weights_come_out_equal_and_untied() -> None:
     torch.testing.assert_close(model.head.weight, model.words.weight, rtol=0, atol=0)
 
 
-def test_map_is_not_checked_on_an_iterator() -> None:
-    """It would lose its first batch."""
-    case = REFUSED["channel shuffle"]
+def test_a_stream_is_looked_at_and_loses_no_batch() -> None:
+    case = LEFT_ON_TRIAL["channel shuffle"]
     model = case.model()
     importance = IMPORTANCES["mean-damage"](progress=False)
-    importance.fit(case.pruner(model, importance), iter(_loader(case)))
+    with pytest.warns(UserWarning, match=case.message):
+        importance.fit(case.pruner(model, importance), iter(_loader(case)))
     assert importance.damage_.counts.sum() == N_SAMPLES
 
 

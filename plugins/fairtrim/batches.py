@@ -23,6 +23,7 @@ __all__ = [
     "class_scores",
     "iterate_batches",
     "model_device",
+    "network_output",
     "parts_of_batch",
     "slice_samples",
     "to_device",
@@ -284,6 +285,28 @@ def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         )
 
 
+def network_output(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None) -> Any:
+    """What a network returns for the inputs of a batch.
+
+    Args:
+        model: The network.
+        inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
+        forward_fn: How to call the network instead.
+
+    Returns:
+        Whatever it returns.
+
+    Raises:
+        InputError: A dict names an argument that the network doesn't take.
+    """
+    if forward_fn is not None:
+        return forward_fn(model, inputs)
+    if isinstance(inputs, Mapping):
+        _check_names(model, inputs)
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
 def class_scores(
     model: nn.Module,
     batch: Batch,
@@ -311,15 +334,7 @@ def class_scores(
         UnsupportedModelError: What came back has no scores of that shape.
     """
     inputs = batch.inputs
-    if forward_fn is not None:
-        output = forward_fn(model, inputs)
-    elif isinstance(inputs, Mapping):
-        _check_names(model, inputs)
-        output = model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        output = model(*inputs)
-    else:
-        output = model(inputs)
+    output = network_output(model, inputs, forward_fn)
     if output_transform is not None:
         output = output_transform(output)
     elif isinstance(output, Mapping) and "logits" in output:

@@ -168,6 +168,11 @@ class Gates:
                 allow_unused=True,
             )
         except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise UnsupportedModelError(
+                    "the network holds a re-entrant checkpoint, through which no single gate can be differentiated; "
+                    "use checkpoint(..., use_reentrant=False), or switch checkpoints off while it is scored"
+                ) from error
             if "inplace operation" not in str(error):
                 raise
             raise UnsupportedModelError(

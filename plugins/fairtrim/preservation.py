@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["insist", "preserved_model", "preserved_random_state", "remove_hooks", "seeded"]
+__all__ = [
+    "insist",
+    "preserved_attributes",
+    "preserved_model",
+    "preserved_random_state",
+    "remove_hooks",
+    "seeded",
+    "undisturbed",
+]
 
 
 def insist(restore: Callable[[], None]) -> None:
@@ -134,10 +142,7 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
                 if buffer._version != version:
                     buffer.copy_(value)
                 module._buffers[name] = buffer  # the network may have assigned another one
-        for parameter, gradient, requires_gradient in parameters:
-            parameter.grad = gradient
-            if parameter.requires_grad != requires_gradient:
-                parameter.requires_grad_(requires_gradient)
+        _restore_parameters(parameters)
 
     try:
         model.eval()
@@ -148,3 +153,104 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         insist(restore)
+
+
+def _restore_parameters(parameters: Iterable[tuple[nn.Parameter, Tensor | None, bool]]) -> None:
+    for parameter, gradient, requires_gradient in parameters:
+        parameter.grad = gradient
+        if parameter.requires_grad != requires_gradient:
+            parameter.requires_grad_(requires_gradient)
+
+
+@contextmanager
+def preserved_attributes(model: nn.Module) -> Iterator[None]:
+    """Give modules back what they keep outside of buffers, such as a running mean in a plain attribute.
+
+    Args:
+        model: Any network.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> network = nn.Identity()
+        >>> network.calls = 0
+        >>> with preserved_attributes(network):
+        ...     network.calls += 1
+        >>> network.calls
+        0
+    """
+    machinery = vars(nn.Module()).keys()
+    before = []
+    for module in model.modules():
+        own = {name: value for name, value in vars(module).items() if name not in machinery}
+        tensors = [(t, t._version, t.detach().clone()) for t in own.values() if isinstance(t, Tensor)]
+        before.append((module, own, tensors))
+
+    def restore() -> None:
+        for module, own, tensors in before:
+            for name in [name for name in vars(module) if name not in machinery and name not in own]:
+                del vars(module)[name]
+            vars(module).update(own)
+            for tensor, version, value in tensors:
+                if tensor._version != version:
+                    with torch.no_grad():
+                        tensor.copy_(value)
+
+    try:
+        yield
+    finally:
+        insist(restore)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Run the network in eval or training mode, and leave nothing of it behind.
+
+    Buffers are copies inside, so that not even their versions change: whoever remembers the network by these still
+    knows it. Flags, ``.grad``, ``requires_grad``, plain attributes and random states come back.
+
+    Args:
+        model: Any network.
+        training: Whether it runs as ``model.train()`` leaves it; in eval mode all modules do.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(3)
+        >>> with undisturbed(norm, training=True):
+        ...     _ = norm(torch.arange(6.0).reshape(2, 3))
+        >>> norm.running_mean.tolist(), norm.training
+        ([0.0, 0.0, 0.0], True)
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+    parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    copies: dict[int, Tensor] = {}
+
+    def restore() -> None:
+        for module, flag in flags:
+            module.training = flag
+        _restore_parameters(parameters)
+        for held, own in buffers:
+            held.clear()
+            held.update(own)
+
+    with preserved_random_state(), preserved_attributes(model):
+        try:
+            model.train(training)
+            if not training:
+                for module, _ in flags:  # a network may override train()
+                    module.training = False
+            for parameter, _, _ in parameters:
+                parameter.grad = None  # a backward pass of the caller's code would add to it in place
+            for held, own in buffers:
+                for name, buffer in own.items():
+                    if buffer is not None:
+                        if id(buffer) not in copies:
+                            copies[id(buffer)] = buffer.detach().clone()
+                        held[name] = copies[id(buffer)]
+            yield
+        finally:
+            insist(restore)

@@ -11,8 +11,9 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import UnsupportedModelError
+from fairtrim_adapters.torch_pruning.head_counts import after_step_of
 
-from .parts import HEAD_SIZE, Attention, Transformer, outermost, widths
+from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, widths
 
 __all__ = ["update_sizes"]
 
@@ -198,3 +199,12 @@ def _tie(transformer: Transformer) -> None:
     inputs, outputs = transformer.module.get_input_embeddings(), transformer.module.get_output_embeddings()
     if outputs is not None and torch.equal(outputs.weight, inputs.weight):
         outputs.weight = inputs.weight
+
+
+def _known(model: nn.Module) -> bool:
+    """Whether the network holds transformers whose sizes are written here."""
+    inner = [module for module in model.modules() if hasattr(module, "base_model_prefix") and hasattr(module, "config")]
+    return any(any(True for _ in attentions_of(module)) for module in inner)
+
+
+after_step_of(_known, update_sizes)

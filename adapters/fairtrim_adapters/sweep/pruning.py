@@ -16,6 +16,8 @@ from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.gradual import freeze, frozen_parameters, pruner_of_levels
+from fairtrim_adapters.torch_pruning.head_counts import tell_heads
+from fairtrim_adapters.torch_pruning.verification import checked_step
 
 from .data_splits import DataSplits
 
@@ -92,7 +94,11 @@ def prune_copy(
         frozen = frozen_parameters(pruned)
         for _ in levels:
             _score(importance, pruner, pruned, data, progress)
-            pruner.step()
+            if isinstance(importance, ChannelImportance):
+                pruner.step()  # which was taken on trial when it was fitted
+                tell_heads(pruned, pruner)
+            else:
+                checked_step(pruner, batch, data.calling)
             freeze(pruned, frozen)
         pruned.zero_grad()
     if not pruner.pruning_history():

@@ -8,6 +8,7 @@ import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
@@ -25,9 +26,9 @@ from fairtrim.selection import Selection, break_ties
 
 from .corrections import correct_graph, correct_group, correct_pruner
 from .groups import consumers, group_name
-from .map_check import check_map
 from .plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
 from .report import PruningReport, pruning_report
+from .verification import verified
 
 __all__ = ["ChannelImportance", "CollectOptions", "Normalizer"]
 
@@ -41,6 +42,9 @@ class CollectOptions(TypedDict, total=False):
         loss_fn: Loss of scores and target; default cross-entropy.
         forward_fn: ``forward_fn(model, inputs)``.
         output_transform: Finds the scores (N, K) in what the network returns.
+        after_step: What your script does to the network after each step before it can run, such as writing sizes into
+            its modules; done where channels go on trial, too. The number of heads in modules that are named like those
+            of timm and Hugging Face needs none.
         sensitive_names: Names of the sensitive features, and of their values.
         max_batches: Stop after so many batches.
         distributed: Whether the processes of ``torch.distributed`` each read a share of the data; default: if it is
@@ -57,6 +61,7 @@ class CollectOptions(TypedDict, total=False):
     loss_fn: LossFunction
     forward_fn: ForwardFunction | None
     output_transform: Callable[[Any], Tensor] | None
+    after_step: Callable[[nn.Module], Any] | None
     sensitive_names: SensitiveNames | None
     max_batches: int | None
     distributed: bool | None
@@ -150,9 +155,11 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
     # Collecting -------------------------------------------------------------------------------------------
 
     def fit(self, pruner: tp.pruner.BasePruner, loader: Iterable[Any], **options: Unpack[CollectOptions]) -> Self:
-        """Score the network for the pruner's next step.
+        """Score the network for the pruner's next step, and take that step on trial.
 
-        The network is left as it was found. Call it before each step of an iterative pruner.
+        The network is left as it was found. Call it before each step of an iterative pruner. Groups of channels without
+        which the network would not run, in eval or training mode, or would be another one than with their gates closed
+        are left as they are, with a warning.
 
         Args:
             pruner: The pruner; what it ignores and how it ranks is taken into account.
@@ -164,29 +171,46 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
 
         Raises:
             InputError: The data or an argument is wrong, or nothing can be pruned.
-            UnsupportedModelError: The network can't be scored.
+            UnsupportedModelError: The network can't be scored, or would not run after the step.
         """
         _check_options(options, type(self), constructing=False)
         if not isinstance(pruner, tp.pruner.BasePruner):
             raise InputError(f"got a {type(pruner).__name__}; expected the pruner: importance.fit(pruner, loader)")
-        self._collect(pruner.DG, plan_of_pruner(pruner), loader, {**self._options, **options})
+        self._collect(pruner.DG, pruner, partial(plan_of_pruner, pruner), loader, {**self._options, **options})
         return self
 
     def _collect(
-        self, graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+        self,
+        graph: tp.DependencyGraph,
+        pruner: tp.pruner.BasePruner | None,
+        planned: Callable[..., PruningPlan],
+        loader: Iterable[Any],
+        options: Mapping[str, Any],
     ) -> None:
+        plan = planned()
         if not plan.groups:
             return
-        with Processes(options.get("distributed")).together():
-            check_map(graph, plan, loader, options)
-        selection, table = self._rank(graph.model, plan, loader, options)
+        plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, options)
+        reading = {name: value for name, value in options.items() if name != "after_step"}
+        selection, table = self._rank(graph.model, plan, loader, reading)
         if not bool(torch.isfinite(selection.scores).all()):
             raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
+        before = dict(vars(self))
         self.selection_, self.plan_, self._table = selection, plan, table
         self._columns = _columns_of_inputs(plan)
         self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
         self._history_length = len(graph.pruning_history())
         self._rule: dict[str, int] | None = None
+        self._rehearsal = rehearsal
+        if pruner is None or not plan.step:
+            return
+        try:
+            with Processes(options.get("distributed")).together():
+                if rehearsal is not None:
+                    rehearsal.try_step(plan, self)
+        except BaseException:
+            self.__dict__ = before
+            raise
 
     # Scoring ----------------------------------------------------------------------------------------------
 
@@ -290,10 +314,10 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         if self._model is not graph.model:
             raise InputError("this importance was constructed with another model= than the pruner's; pass the same one")
         if pruner is None or (not caller.in_step and pruner.current_step >= pruner.iterative_steps):
-            plan = plan_of_graph(graph)
+            planned = partial(plan_of_graph, graph)
         else:
-            plan = plan_of_pruner(pruner, inside_step=caller.in_step)
-        self._collect(graph, plan, self._loader, self._options)
+            planned = partial(plan_of_pruner, pruner, inside_step=caller.in_step)
+        self._collect(graph, pruner, planned, self._loader, self._options)
 
     # Telling ----------------------------------------------------------------------------------------------
 
@@ -326,18 +350,26 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
 
         Raises:
             NotFittedError: There are no scores, or they are out of date.
+            UnsupportedModelError: The network would not run afterwards.
         """
         self._ensure_fitted(pruner.DG, Caller(pruner))
         negative = self._negative()
         sections = {group.name: self.plan_.columns.section(group.name) for group in self.plan_.groups}
-        self._rule = {n: int(((negative >= s.start) & (negative < s.stop)).sum()) for n, s in sections.items()}
-        for group in self.plan_.groups:
-            section = sections[group.name]
-            wanted = negative[(negative >= section.start) & (negative < section.stop)] - section.start
-            root = self.plan_.roots[group.name]
-            idxs = np.flatnonzero(np.isin(root.units, wanted.numpy())).tolist()
-            if idxs:
-                yield pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
+        rule = {n: int(((negative >= s.start) & (negative < s.stop)).sum()) for n, s in sections.items()}
+
+        def groups() -> Iterator[tp.Group]:
+            for group in self.plan_.groups:
+                section = sections[group.name]
+                wanted = negative[(negative >= section.start) & (negative < section.stop)] - section.start
+                root = self.plan_.roots[group.name]
+                idxs = np.flatnonzero(np.isin(root.units, wanted.numpy())).tolist()
+                if idxs:
+                    yield pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs)
+
+        if self._rehearsal is not None:
+            self._rehearsal.try_groups(self.plan_, groups)
+        self._rule = rule
+        yield from groups()
 
 
 def _check_options(options: Mapping[str, Any], importance: type[Any], *, constructing: bool) -> None:

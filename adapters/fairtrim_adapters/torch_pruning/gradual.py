@@ -20,6 +20,7 @@ from fairtrim.training import FeatureTap
 from .corrections import correct_graph
 from .groups import group_name, is_consumed
 from .plan import groups_of_next_step
+from .verification import checked_step
 
 __all__ = [
     "AccumulatedConfidence",
@@ -230,20 +231,21 @@ def gradual_channel_pruning(
     def prune(
         model: nn.Module, samples: IndexedSamples, levels: Sequence[float], generator: torch.Generator
     ) -> Iterator[float]:
+        batch = samples.first(model_device(model))
+        calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
         pruner = pruner_of_levels(
             model,
-            samples.first(model_device(model)),
+            batch,
             levels,
             _importance(criterion, model, samples, generator),
             ignored_layers=ignored_layers,
-            forward_fn=forward_fn,
-            output_transform=output_transform,
+            **calling,
             **options,
         )
         frozen = frozen_parameters(model)
         for level in levels:
             correct_graph(pruner.DG)
-            pruner.step()
+            checked_step(pruner, batch, calling)
             freeze(model, frozen)
             yield level
 

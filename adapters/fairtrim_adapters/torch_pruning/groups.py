@@ -24,7 +24,9 @@ __all__ = [
     "head_layers",
     "is_consumed",
     "mapped",
+    "module_expression",
     "part_floors",
+    "passes_on",
     "producers_of",
     "prunes_heads",
     "root_of",
@@ -107,6 +109,40 @@ def is_consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
         Whether.
     """
     return any(_is_consumer(graph, item) for item in group)
+
+
+def passes_on(graph: tp.DependencyGraph, module: nn.Module) -> bool:
+    """Whether channels pass through a layer, so that the host prunes its inputs and outputs as one.
+
+    Args:
+        graph: The host's graph.
+        module: A layer of it.
+
+    Returns:
+        Whether: for norms and depthwise convolutions, but neither for attention, which reads its inputs, nor for
+        embeddings, whose inputs are no channels.
+    """
+    pruner, description = graph.get_pruner_of_module(module), description_of(module)
+    other = isinstance(module, nn.Embedding | nn.EmbeddingBag) or (description is not None and description.mixes)
+    return bool(pruner is not None and pruner.prune_in_channels == pruner.prune_out_channels and not other)
+
+
+def module_expression(name: str) -> str:
+    """How to write a layer of the network ``model`` in Python.
+
+    Args:
+        name: Its name, as in ``model.named_modules()``, or that of a group which begins at its input.
+
+    Returns:
+        The expression.
+
+    Example:
+        >>> module_expression("body"), module_expression("blocks.2.a"), module_expression("4")
+        ('model.body', 'model.get_submodule("blocks.2.a")', 'model.get_submodule("4")')
+    """
+    name = name.removesuffix(" (input)")
+    plain = all(part.isidentifier() for part in name.split("."))
+    return f"model.{name}" if plain else f'model.get_submodule("{name}")'
 
 
 def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Module]:
@@ -250,7 +286,7 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
     if not places:
         raise UnsupportedModelError(
             f"the channels of {name!r} are consumed by no layer: they are outputs of the network, and removing "
-            f"them would remove its scores. Add the layer to ignored_layers=[model.{name}] of the pruner"
+            f"them would remove its scores. Add the layer to ignored_layers=[{module_expression(name)}] of the pruner"
         )
     return ChannelGroup(name, size, tuple(places), tuple(_parameter_places(group, unit_of)))
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from fairtrim import InputError
 
-__all__ = ["LayerDescription", "ParameterAxis", "describe_layer", "description_of", "forget_layer", "parameter_axes"]
+__all__ = [
+    "LayerDescription",
+    "ParameterAxis",
+    "describe_layer",
+    "describing_type",
+    "description_of",
+    "forget_layer",
+    "parameter_axes",
+]
 
 
 class ParameterAxis(NamedTuple):
@@ -156,8 +164,20 @@ def description_of(layer: object) -> LayerDescription | None:
     Returns:
         The description of its type, or of the nearest base that has one; None if there is none.
     """
-    found = (_DESCRIPTIONS[base] for base in type(layer).__mro__ if base in _DESCRIPTIONS)
-    return next(found, None)
+    described = describing_type(layer)
+    return None if described is None else _DESCRIPTIONS[described]
+
+
+def describing_type(layer: object) -> type[nn.Module] | None:
+    """The type that a layer is described by.
+
+    Args:
+        layer: The layer.
+
+    Returns:
+        Its own type, or the nearest base that has a description; None if there is none.
+    """
+    return next((base for base in type(layer).__mro__ if base in _DESCRIPTIONS), None)
 
 
 def sample_axis_of(layer: nn.Module) -> int:

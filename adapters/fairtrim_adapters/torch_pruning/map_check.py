@@ -3,57 +3,55 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from fairtrim import ChannelGroup, ChannelPlace, UnsupportedModelError
-from fairtrim.batches import class_scores, iterate_batches, model_device
+from fairtrim.batches import Batch, class_scores
 from fairtrim.gates import map_consumed
-from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.preservation import undisturbed
 
+from .groups import module_expression, passes_on
 from .plan import PruningPlan
 
 __all__ = ["check_map"]
 
 
-def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]) -> None:
+def check_map(
+    graph: tp.DependencyGraph, plan: PruningPlan, batch: Batch, calling: Mapping[str, Any], names: Collection[str]
+) -> None:
     """Make some channels of each group not-a-number where they are produced, and look where they are consumed.
 
     Half of the channels, drawn for each group, are spoilt. Every one of them that the host maps to a consumer must
     arrive there; and where a consumer still has clean channels of the group, no other may. Consumers then go on with
-    zeros, so that one pass tells about all groups. A channel that the host takes for another (a channel shuffle, a
-    concatenation along an axis that it misreads) would be scored, and removed, in place of it. Where nothing arrives,
-    or everything does (behind a norm over channels), nothing is learned, and nothing refused.
+    zeros, so that one pass tells about all groups; layers that pass channels on (norms) are looked at like consumers,
+    and spoil their outputs anew. A channel that the host takes for another (a channel shuffle, a concatenation along an
+    axis that it misreads) would be scored, and removed, in place of it. Where nothing arrives, or everything does
+    (behind an operation that mixes channels), nothing is learned, and nothing refused: ``rehearsal`` finds out.
 
     Args:
         graph: The host's dependency graph; its network is left as it was.
         plan: What the host is going to ask for.
-        loader: Batches of (inputs, target[, sensitive]); a stream, which would lose its first, is left alone.
-        options: ``forward_fn`` and ``output_transform``.
+        batch: Inputs.
+        calling: ``forward_fn`` and ``output_transform``.
+        names: Groups to look at.
 
     Raises:
         UnsupportedModelError: The host's map is wrong.
     """
-    if _is_stream(loader):
-        return
     model = graph.model
     modules = dict(model.named_modules(remove_duplicate=False))
-    groups = {group.name: group for group in plan.groups if plan.producers.get(group.name)}
+    groups = {group.name: _with_norms(graph, plan, group) for group in plan.groups if group.name in names}
+    groups = {name: group for name, group in groups.items() if plan.producers.get(name)}
     spoilt_units = {group.name: _half(group) for group in groups.values()}
     arrived: dict[str, Tensor] = {}
-    calling = {key: options.get(key) for key in ("forward_fn", "output_transform")}
-    with preserved_random_state(loader), preserved_model(model), _preserved_attributes(model), ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        batches = iterate_batches(loader, model_device(model), max_batches=1, progress=False, allow_empty=True)
-        batch = next(iter(batches), None)
-        if batch is None:
-            return  # the collector tells, unless other processes have samples
+    with undisturbed(model), torch.enable_grad(), ExitStack() as stack:
         for name in groups:
             for place in plan.producers[name]:
                 hook = _spoil(place, _channels(place, spoilt_units[name]))
@@ -67,21 +65,17 @@ def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any
             if isinstance(module, norm) and module.weight is None and type(module) not in graph.CUSTOMIZED_PRUNERS:
                 stack.callback(module.register_forward_pre_hook(_refuse_norm(name)).remove)
         try:
-            class_scores(model, batch, calling["forward_fn"], calling["output_transform"], positions=True)
+            class_scores(model, batch, calling.get("forward_fn"), calling.get("output_transform"), positions=True)
         except (AssertionError, FloatingPointError, ValueError):
             return  # a network that refuses not-a-number can't be asked; any other fault shows again when it is scored
     _compare(groups, spoilt_units, arrived)
 
 
-def _is_stream(loader: Any) -> bool:
-    """Whether looking at the first batch would take it away."""
-    if isinstance(loader, DataLoader):
-        return isinstance(loader.dataset, IterableDataset)
-    try:
-        len(loader)
-    except TypeError:  # also what the collector refuses, and a bar around a generator
-        return True
-    return isinstance(loader, Iterator) or iter(loader) is iter(loader)
+def _with_norms(graph: tp.DependencyGraph, plan: PruningPlan, group: ChannelGroup) -> ChannelGroup:
+    """The group with the layers that pass its channels on, as if they consumed them."""
+    modules = dict(graph.model.named_modules(remove_duplicate=False))
+    norms = (place for place in plan.producers.get(group.name, ()) if passes_on(graph, modules[place.module]))
+    return replace(group, places=(*group.places, *(replace(norm, side="input") for norm in norms)))
 
 
 def _half(group: ChannelGroup) -> set[int]:
@@ -92,28 +86,6 @@ def _half(group: ChannelGroup) -> set[int]:
 
 def _channels(place: ChannelPlace, units: set[int]) -> list[int]:
     return [c for c, unit in zip(place.channels, place.group_channels, strict=True) if unit in units]
-
-
-@contextmanager
-def _preserved_attributes(model: nn.Module) -> Iterator[None]:
-    """Give modules back what they keep outside of buffers, such as a running mean in a plain attribute."""
-    machinery = vars(nn.Module()).keys()
-    before = []
-    for module in model.modules():
-        own = {name: value for name, value in vars(module).items() if name not in machinery}
-        tensors = [(t, t._version, t.detach().clone()) for t in own.values() if isinstance(t, Tensor)]
-        before.append((module, own, tensors))
-    try:
-        yield
-    finally:
-        for module, own, tensors in before:
-            for name in [name for name in vars(module) if name not in machinery and name not in own]:
-                del vars(module)[name]
-            vars(module).update(own)
-            for tensor, version, value in tensors:
-                if tensor._version != version:
-                    with torch.no_grad():
-                        tensor.copy_(value)
 
 
 def _spoil(place: ChannelPlace, channels: list[int]) -> Callable[..., Any]:
@@ -169,7 +141,7 @@ def _compare(
         if place.side == "input" and max(place.channels) < len(arrived.get(place.module, ()))
     ]
     found = {reader: set(which.nonzero().flatten().tolist()) for reader, which in arrived.items()}
-    explained: dict[str, set[int]] = {}  # spoilt on purpose, or all at once by a norm over a group's channels
+    explained: dict[str, set[int]] = {}  # spoilt on purpose, or all at once by an operation that mixes channels
     for name, place in places:
         mine = set(place.channels)
         whole = mine if mine <= found[place.module] else set(_channels(place, spoilt_units[name]))
@@ -186,5 +158,5 @@ def _compare(
                 f"{sorted(wanted)[:8]} of it should change, {sorted(missing)[:8]} of them don't, and "
                 f"{sorted(strays)[:8]} do besides. An operation between them moves channels (a channel shuffle, a "
                 "flatten, a concatenation along an axis that the host misreads); add the layers that produce them to "
-                f"ignored_layers, e.g. model.{name}"
+                f"ignored_layers, e.g. {module_expression(name)}"
             )

@@ -12,7 +12,8 @@ from torch import nn
 
 from fairtrim import ChannelGroup
 
-from .groups import head_layers, mapped, units_of
+from .groups import head_layers, mapped, module_expression, units_of
+from .head_counts import HEAD_SIZES, HEADS
 from .layers import parameter_axes
 
 __all__ = ["fewest_units", "obstacle"]
@@ -43,7 +44,6 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
     return ""
 
 
-_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "attention_head_size", "head_dim")
 _PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "c_attn", "qkv")
 """Names by which attention is known where the host is not told of its heads: those of timm and Hugging Face."""
 
@@ -68,7 +68,7 @@ def _unknown_heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iter
         parent, _, name = names[layer].rpartition(".")
         if name not in _PROJECTIONS or layer in pruner.num_heads or layer in pruner.out_channel_groups:
             continue
-        if any(hasattr(modules.get(parent), attribute) for attribute in _HEADS):
+        if any(hasattr(modules.get(parent), attribute) for attribute in (*HEADS, *HEAD_SIZES)):
             yield (
                 f"{names[layer]!r} makes the heads of {parent or 'the network'}, of which the host is not told; give "
                 "the pruner num_heads={layer: number of heads} for query, key and value "
@@ -160,8 +160,9 @@ def _unequal_parts(group: tp.Group, name: str, unit_of: Callable[[Any], Any]) ->
         if any(not np.array_equal(part, parts[0]) for part in parts[1:]) and (units >= 0).all():
             yield (
                 f"chunk() cuts its channels into {len(sizes)} equal parts, and the host would take a different number "
-                f"from each; take the same ones from each with out_channel_groups={{model.{name}: {len(sizes)}}}, or "
-                "cut by the sizes of the readers: x.split([a.in_channels, b.in_channels], 1)"
+                "from each; take the same ones from each with "
+                f"out_channel_groups={{{module_expression(name)}: {len(sizes)}}}, or cut by the sizes of the readers: "
+                "x.split([a.in_channels, b.in_channels], 1)"
             )
 
 
@@ -189,7 +190,7 @@ def _uneven_patterns(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterator
             repeats, size, kind = module.num_groups, module.num_channels, "groups of channels"
         elif isinstance(module, nn.MultiheadAttention):
             repeats, size, kind = module.num_heads, module.embed_dim, "heads"
-            remedy = f"; tell the host with out_channel_groups={{model.{_name(group, module)}: {repeats}}}"
+            remedy = f"; tell the host with out_channel_groups={{{module_expression(_name(group, module))}: {repeats}}}"
         if repeats == 1:
             continue
         rows = _units_by_channel(item, unit_of, size)
@@ -211,7 +212,7 @@ def _uncovered(of_host: tp.Group, group: ChannelGroup) -> Iterator[str]:
         if any(item.dep.target.type == tp.ops.OPTYPE.SPLIT for item in of_host):
             reason += (
                 "; where the parts of a chunk meet again, say that they go together: "
-                f"out_channel_groups={{model.{group.name}: number of parts}}"
+                f"out_channel_groups={{{module_expression(group.name)}: number of parts}}"
             )
         yield reason
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
+import numpy as np
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim import ChannelGroup, ChannelPlace, InputError
+from fairtrim import ChannelGroup, ChannelPlace, InputError, UnsupportedModelError
 from fairtrim.channels import ChannelColumns
 from fairtrim.selection import Floor, Pool
 
@@ -21,6 +23,7 @@ from .corrections import correct_graph, correct_group, correct_pruner
 from .groups import (
     Root,
     channel_group_of,
+    group_name,
     head_layers,
     is_consumed,
     part_floors,
@@ -30,7 +33,15 @@ from .groups import (
 )
 from .obstacles import fewest_units, obstacle
 
-__all__ = ["PruningPlan", "caller_of", "groups_of_next_step", "plan_of_graph", "plan_of_pruner"]
+__all__ = [
+    "PruningPlan",
+    "caller_of",
+    "groups_of_next_step",
+    "plan_of_graph",
+    "plan_of_pruner",
+    "removed_units",
+    "warn_of_left",
+]
 
 
 @dataclass(frozen=True)
@@ -117,19 +128,23 @@ def caller_of(graph: tp.DependencyGraph) -> Caller:
     return Caller(pruner, "_prune" in functions)
 
 
-def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -> PruningPlan:
+def plan_of_pruner(
+    pruner: tp.pruner.BasePruner, *, inside_step: bool = False, left: Mapping[str, str] | None = None
+) -> PruningPlan:
     """Ask the host itself which groups its next step will score, without pruning anything.
 
     Args:
         pruner: Any pruner that is derived from ``BasePruner``.
         inside_step: Whether that step is running (the host counts it before it asks).
+        left: Groups that are to be left as they are, each with the reason; then nothing is told in a warning.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: The pruner has done all its steps, nothing in the network can be pruned, or the host ranks
+        InputError: The pruner has done all its steps, nothing in the network may be pruned, or the host ranks
             wrongly with these options.
+        UnsupportedModelError: Every group has to be left as it is.
     """
     if pruner.isomorphic and not pruner.global_pruning:
         raise InputError(
@@ -148,7 +163,7 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
                 stacklevel=3,
             )
             return PruningPlan((), (), (), {}, {}, step)
-        return _plan(groups, pruner, step)
+        return _told(_plan(groups, pruner, step, left or {}), left)
 
 
 @contextmanager
@@ -185,34 +200,63 @@ def _prunable(pruner: tp.pruner.BasePruner) -> bool:
     return any(True for _ in groups)
 
 
-def plan_of_graph(graph: tp.DependencyGraph) -> PruningPlan:
+def plan_of_graph(graph: tp.DependencyGraph, *, left: Mapping[str, str] | None = None) -> PruningPlan:
     """The plan when only a dependency graph is known: every group that doesn't end in the network's output.
 
     Args:
         graph: The host's dependency graph.
+        left: Groups that are to be left as they are, each with the reason; then nothing is told in a warning.
 
     Returns:
         A plan in which each group is ranked by itself.
 
     Raises:
         InputError: Every group ends in the output.
+        UnsupportedModelError: Every group has to be left as it is.
     """
     types = (nn.modules.conv._ConvNd, nn.Linear)
     correct_graph(graph)
     groups = [group for group in graph.get_all_groups(root_module_types=types) if is_consumed(group, graph)]
     for group in groups:
         correct_group(group)
-    return _plan(groups, None, 0)
+    return _told(_plan(groups, None, 0, left or {}), left)
 
 
-def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step: int) -> PruningPlan:
+def warn_of_left(left: Mapping[str, str]) -> None:
+    """Say which groups are left as they are, and why.
+
+    Args:
+        left: Reasons by name.
+    """
+    if left:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+        warnings.warn(f"fairtrim leaves these dependency groups as they are: {reasons}", stacklevel=5)
+
+
+def _told(plan: PruningPlan, left: Mapping[str, str] | None) -> PruningPlan:
+    if left is None:
+        warn_of_left(plan.unscored)
+    return plan
+
+
+def _plan(
+    groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step: int, left: Mapping[str, str]
+) -> PruningPlan:
     scored: list[tuple[tp.Group, ChannelGroup]] = []
     unscored: dict[str, str] = {}
     for group in groups:
-        channel_group = channel_group_of(group, pruner)
+        name = group_name(group)
+        if name in left:
+            unscored[name] = left[name]
+            continue
+        try:
+            channel_group = channel_group_of(group, pruner)
+        except UnsupportedModelError as error:
+            unscored[name] = str(error)
+            continue
         reason = obstacle(group, channel_group, pruner)
         if reason:
-            unscored[channel_group.name] = reason
+            unscored[name] = reason
         else:
             scored.append((group, channel_group))
     pools, floors, heads = _pools(pruner, scored, step)
@@ -221,9 +265,9 @@ def _plan(groups: Sequence[tp.Group], pruner: tp.pruner.BasePruner | None, step:
         unscored |= emptied
         scored = [(group, channel_group) for group, channel_group in scored if channel_group.name not in emptied]
         pools, floors, heads = _pools(pruner, scored, step)
-    if unscored:
+    if not scored and unscored:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unscored.items())
-        warnings.warn(f"fairtrim leaves these dependency groups as they are: {reasons}", stacklevel=4)
+        raise UnsupportedModelError(f"no dependency group of this network can be scored and pruned: {reasons}")
     if not scored:
         raise InputError(
             "nothing in this network can be pruned: the host finds no dependency group that it may touch; check "
@@ -254,6 +298,25 @@ def _left_with_too_few(scored: Sequence[tuple[tp.Group, ChannelGroup]], pools: S
                 "be left for a depthwise convolution in its next step; lower pruning_ratio, or add it to ignored_layers"
             )
     return reasons
+
+
+def removed_units(plan: PruningPlan, history: Iterable[Sequence[Any]]) -> dict[str, set[int]]:
+    """Which channels of the plan's groups the host has removed.
+
+    Args:
+        plan: The plan.
+        history: The host's: [module name, of outputs, channels].
+
+    Returns:
+        Channels by group.
+    """
+    removed: dict[str, set[int]] = {}
+    for module, of_outputs, channels in history:
+        name = module if of_outputs else f"{module} (input)"
+        if name in plan.roots:
+            units = plan.roots[name].units[np.asarray(channels, dtype=np.int64)].tolist()
+            removed.setdefault(name, set()).update(units)
+    return removed
 
 
 class _Listener:

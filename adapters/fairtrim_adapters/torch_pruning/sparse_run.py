@@ -27,6 +27,7 @@ from fairtrim.training import FeatureTap, fine_tune
 from .channel_importance import ChannelImportance
 from .corrections import correct_graph
 from .gradual import freeze, frozen_parameters, pruner_of_levels
+from .head_counts import tell_heads
 
 __all__ = ["RecipeResult", "SparseRun", "begin", "plain_settings"]
 
@@ -113,6 +114,7 @@ class SparseRun:
                 group.prune()
         else:
             self.pruner.step()
+        tell_heads(self.model, self.pruner)
         freeze(self.model, frozen)
         new = self.pruner.pruning_history()[known:]
         self.removed.append([[name, bool(outputs), [int(i) for i in idxs]] for name, outputs, idxs in new])
@@ -229,6 +231,7 @@ class SparseRun:
         self.pruner.current_step = finished.data["current_step"]
         for kind, counts in finished.data["counts"].items():
             getattr(self.pruner, kind).update({modules[name]: count for name, count in counts.items()})
+        tell_heads(self.model, self.pruner)
         prefix = "model."
         state = {name[len(prefix) :]: t for name, t in finished.tensors.items() if name.startswith(prefix)}
         self.model.load_state_dict(state)
