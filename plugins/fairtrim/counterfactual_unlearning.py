@@ -113,6 +113,15 @@ class CounterfactualUnlearning(PostProcessor):
             )
         if not (self.max_performance_loss >= 0 and self.max_cross_entropy_rise >= 0):
             raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
+        if self.layers == "output":
+            self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
+        else:
+            self._refuse_idle(["damping"], "expected layers='output' with it")
+        if self._compares_groups():
+            limits = ["max_performance_loss", "max_cross_entropy_rise"]
+            self._refuse_idle(limits, f"measure={self.measure!r} selects by φ; they belong to counterfactual measures")
+        else:
+            self._refuse_idle(["privileged"], f"measure={self.measure!r} compares no groups")
 
     def objective(self) -> Objective:
         """The objective that these settings describe."""
@@ -126,6 +135,11 @@ class CounterfactualUnlearning(PostProcessor):
 
     def _prepared(self, people: ValidationSet) -> ValidationSet:
         if people.counterfactual is not None:
+            if self.counterfactual is not None:
+                raise InputError(
+                    "counterfactual= would have no effect: the ValidationSet has counterfactuals already; leave one of "
+                    "the two out"
+                )
             return people
         if self.counterfactual is not None:
             return replace(people, counterfactual=self.counterfactual(map_tensors(people.inputs, torch.clone)))

@@ -28,6 +28,7 @@ from .groups import (
     prunes_heads,
     root_of,
 )
+from .host_options import check_ratios
 from .obstacles import fewest_units, obstacle
 
 __all__ = ["PruningPlan", "caller_of", "groups_of_next_step", "plan_of_graph", "plan_of_pruner"]
@@ -128,9 +129,10 @@ def plan_of_pruner(pruner: tp.pruner.BasePruner, *, inside_step: bool = False) -
         The plan.
 
     Raises:
-        InputError: The pruner has done all its steps, nothing in the network can be pruned, or the host ranks
-            wrongly with these options.
+        InputError: The pruner has done all its steps, nothing in the network can be pruned, a ratio is not in [0, 1),
+            or the host ranks wrongly with these options.
     """
+    check_ratios(pruner)
     if pruner.isomorphic and not pruner.global_pruning:
         raise InputError(
             "isomorphic=True without global_pruning=True makes the host remove channels by the wrong indices; pass both"
