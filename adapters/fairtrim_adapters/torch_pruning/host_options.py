@@ -75,4 +75,6 @@ def _ratios(pruner: tp.pruner.BasePruner) -> Iterator[tuple[str, Any]]:
         ratios = [getattr(pruner, kind), *getattr(pruner, f"per_step_{kind}")]
         yield from ((kind, ratio) for ratio in ratios)
         for module, steps in getattr(pruner, f"{kind}_dict").items():
-            yield from ((f"{kind}_dict[{names.get(module, type(module).__name__)!r}]", ratio) for ratio in steps)
+            yield from (
+                (f"{kind}_dict[{names.get(module, type(module).__name__)!r}]", ratio) for ratio in reversed(steps)
+            )
