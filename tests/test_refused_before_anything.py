@@ -78,10 +78,6 @@ def test_names_beside_a_validation_set(method: Any) -> None:
 
 
 IDLE: dict[str, tuple[Callable[[], Any], str]] = {
-    "a share where nobody is edited on": (
-        lambda: ThresholdSelection(selection_share=0.3),
-        "selection_share=0.3 would have no effect: ThresholdSelection edits on nobody",
-    ),
     "epochs of one layer": (
         lambda: ParityFineTuning(epochs=3, learning_rate=0.1),
         "epochs=3 and learning_rate=0.1 would have no effect: expected layers='all' with it",

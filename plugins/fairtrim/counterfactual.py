@@ -112,17 +112,17 @@ class ColumnFlip:
         if not len(inputs):
             return flipped
         if self.one_hot:
-            columns, values = zip(*self._one_hot().items(), strict=True)
+            columns, ends = zip(*self._one_hot().items(), strict=True)
             positions = [self._position(column) for column in columns]
             block = inputs[:, positions]
-            absent, present = torch.tensor(values, dtype=torch.float64).to(inputs).unbind(1)
+            absent, present = torch.tensor(ends, dtype=torch.float64).to(inputs).unbind(1)
             here, elsewhere = torch.isclose(block, present), torch.isclose(block, absent)
             for k, column in enumerate(columns):
                 strange = ~(here | elsewhere)[:, k]
                 if bool(strange.any()):
                     raise InputError(
                         f"column {column!r} of one_hot={list(self.one_hot)} holds {float(block[strange, k][0]):g}; "
-                        f"expected {values[k][0]:g} and {values[k][1]:g}. For other values, such as those of "
+                        f"expected {ends[k][0]:g} and {ends[k][1]:g}. For other values, such as those of "
                         "standardised columns, name the two of each: "
                         "one_hot={column: (value where absent, value where present), ...}"
                     )

@@ -98,8 +98,6 @@ class PostProcessor(ABC):
             )
         if not 0 < self.selection_share < 1:
             raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1)")
-        if not self.edits_on_data:
-            self._refuse_idle(["selection_share"], f"{type(self).__name__} edits on nobody, so that everybody selects")
         if not isinstance(self.random_state, int | np.integer | torch.Generator):
             raise InputError(f"random_state={self.random_state!r}; expected a whole number or a torch.Generator")
         for name in ("max_seconds", "patience", "batch_size"):

@@ -76,7 +76,8 @@ class _Importances(MutableMapping[str, type[Any]]):
                 "uninstall the others, or import the class you mean"
             )
         try:
-            return register_importance(name)(found[0].load())
+            cls: type[Any] = register_importance(name)(found[0].load())
+            return cls
         except Exception as error:  # whatever a foreign package does when it is imported
             raise InputError(
                 f"importance {name!r} of the package {packages[0]} can't be loaded "
