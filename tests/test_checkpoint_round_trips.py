@@ -336,6 +336,23 @@ def test_a_mask_on_one_of_two_tied_layers(tmp_path: Path) -> None:
     _refused(tmp_path, model, Tied(8), "differ, but the network shares them; pass an untied network")
 
 
+def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
+    model = Tied(3)
+    with torch.no_grad():
+        model.there.weight[0, 0] = torch.nan
+    save_pruned(tmp_path / "network.safetensors", model)
+    loaded: Any = load_pruned(tmp_path / "network.safetensors", Tied(8))
+    assert torch.equal(loaded.there.weight.isnan(), model.there.weight.isnan())
+
+
+def test_batchnorm_with_and_without_statistics(tmp_path: Path) -> None:
+    def network(track: bool) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=track), nn.Linear(4, 2))
+
+    for saved in (True, False):
+        _round_trip(tmp_path, network(saved), network(not saved))
+
+
 def test_subclasses(tmp_path: Path) -> None:
     class Wider(Block):
         def __init__(self) -> None:

@@ -201,7 +201,8 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     source: dict[int, str] = {}
     for name, tensor in tensors.items():
         first = name if expected[name] is None else source.setdefault(id(expected[name]), name)
-        if not torch.equal(tensors[first], tensor):
+        same = tensors[first]
+        if same is not tensor and (same.dtype is not tensor.dtype or not torch.equal(same, tensor)):
             raise InputError(
                 f"{path}: {first!r} and {name!r} differ, but the network shares them; pass an untied network"
             )
