@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|xla|hpu|mtia|hip|meta|privateuseone)(:\
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it: tuples as lists, lists and dicts under their names."""
+    """A value as JSON holds it: tuples as lists; floats, lists and dicts under their names."""
     if isinstance(value, np.bool_ | np.integer | np.floating):
         value = value.item()
-    if value is None or type(value) in (bool, int, float):
+    if value is None or type(value) in (bool, int):
         return value
+    if type(value) is float:
+        return {"float": value.hex()}  # exact, and written in one way only
     if type(value) is str:
         return _ITS_OWN if _DEVICE.fullmatch(value) else value
     if type(value) in (tuple, list, torch.Size):
@@ -52,15 +55,18 @@ def value_of(plain: Any) -> Any:
         InputError: It is none of those that are written.
 
     Example:
-        >>> value_of([1, {"list": [2.5, None]}, {"dict": [["a", 3]]}])
+        >>> value_of([1, {"list": [{"float": "0x1.4p+1"}, None]}, {"dict": [["a", 3]]}])
         (1, [2.5, None], {'a': 3})
     """
-    if plain is None or type(plain) in (bool, int, float, str):
+    if plain is None or type(plain) in (bool, int, str):
         return plain
     if isinstance(plain, list):
         return tuple(value_of(entry) for entry in plain)
     if isinstance(plain, dict) and len(plain) == 1:
         [(kind, entries)] = plain.items()
+        if kind == "float" and isinstance(entries, str):
+            with suppress(ValueError):
+                return float.fromhex(entries)
         if kind == "list" and isinstance(entries, list):
             return [value_of(entry) for entry in entries]
         if kind == "dict" and isinstance(entries, list) and all(isinstance(e, list) and len(e) == 2 for e in entries):
