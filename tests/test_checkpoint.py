@@ -71,7 +71,7 @@ def test_module_under_two_names(tmp_path: Path) -> None:
         def __init__(self, width: int) -> None:
             super().__init__()
             self.a = nn.Linear(3, width)
-            self.b = self.a
+            self.b, self.head = self.a, nn.Linear(width, 2)
 
     save_pruned(tmp_path / "twice.safetensors", Twice(2))
     loaded = load_pruned(tmp_path / "twice.safetensors", Twice(5))
@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "damaged or no safetensors"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps({"0.weight": 1})), "damaged or no safetensors"),
     "plain safetensors": (lambda path: save_file(_network().state_dict(), path), "not written by save_pruned"),
-    "later version": (lambda path: _rewritten(path, lambda h, t: h.update(version=2)), "has version 2"),
+    "later version": (lambda path: _rewritten(path, lambda h, t: h.update(version=3)), "has version 3"),
     "other format": (lambda path: _rewritten(path, lambda h, t: h.update(format="x")), "not written by"),
     "no modules": (lambda path: _rewritten(path, lambda h, t: h.pop("modules")), "lacks the modules"),
     "shape of a tensor": (
@@ -122,14 +122,33 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "has 2 axes",
     ),
     "unknown module": (lambda path: _rewritten(path, lambda h, t: h["modules"].update(z={"k": 1})), "no counterpart"),
-    "unknown attribute": (
-        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(evil=1)),
-        "no counterpart",
+    "a method's name": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(forward=1)),
+        "0: forward = 1 has no counterpart",
+    ),
+    "a parameter's name": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(weight=1)),
+        "0: weight = 1 has no counterpart",
+    ),
+    "a layer's name": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"][""].update({"1": None})),
+        "1 = None has no counterpart",
+    ),
+    "no plain value": (
+        lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(size={"set": [1]})),
+        "is no number, word, flag",
     ),
     "no integer": (
         lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(in_features="os.system")),
-        "no counterpart",
+        r"0.weight has shape \(4, 3\), expected \(4, 'os.system'\)",
     ),
+    "no size": (lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].pop("in_features")), "what shape '0' has"),
+    "integers where weights are trained": (
+        lambda path: _rewritten(path, lambda h, t: t.update({"0.bias": torch.zeros(4).long()})),
+        "'0.bias' holds torch.int64, the network's torch.float32 with a gradient",
+    ),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder; expected a file"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged or no safetensors"),
     "private attribute": (
         lambda path: _rewritten(path, lambda h, t: h["modules"]["0"].update(_version=1)),
         "no counterpart",

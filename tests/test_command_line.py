@@ -343,3 +343,23 @@ def test_an_undefined_figure_fails() -> None:
     for kind in ("max", "min"):
         (verdict,) = judge(parse_bounds(kind, ["m=0.5"]), {"m": float("nan")})  # type: ignore[arg-type]
         assert not verdict.holds and "undefined" in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--audit", "a.json", "--min", "accuracy=0.5", "--bootstrap", "5"], "belong to fairtrim audit"),
+        (["check", "--audit", "a.json", "--min", "accuracy=0.5", "--seed", "3"], "belong to fairtrim audit"),
+        (["report", "--sweep", "folder", "-o", "r.html", "--bootstrap", "5"], "no effect on a finished sweep"),
+        (["report", *WORK, "-o", "r.html", "--objective", "accuracy=max"], "--objective is of a sweep's Pareto set"),
+        (
+            ["repair", *WORK, "-o", "r.st", "--post-processor", "parity-fine-tuning:random_state=3"],
+            "random_state is the seed of the run",
+        ),
+    ],
+)
+def test_options_without_effect(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

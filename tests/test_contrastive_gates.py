@@ -276,9 +276,8 @@ def test_negative_scores_of_a_real_fit_are_removed(name: str, form: Any) -> None
     case = CASES[name]
     dense = case.model().eval()
     groups, model = case.plan(dense).groups, copy.deepcopy(dense)
-    importance = ContrastiveImportance(
-        FLAGS, form=form, upweight=5.0, iterations=40, learning_rate=0.2, cost_weight=0.0, progress=False
-    )
+    learning = {"iterations": 40, "learning_rate": 0.2, "cost_weight": 0.0} if form == "gates" else {}
+    importance = ContrastiveImportance(FLAGS, form=form, upweight=5.0, progress=False, **learning)
     pruner = case.pruner(model, importance)
     importance.fit(pruner, _loader(case))
     columns = importance.plan_.columns

@@ -64,12 +64,17 @@ def test_three_values_go_round() -> None:
 
 def test_whatever_stands_for_one_moves_on() -> None:
     x = torch.tensor([[-0.5, 2.0], [2.0, -0.5]])
-    assert ColumnFlip(one_hot=[0, 1])(x).tolist() == [[2.0, -0.5], [-0.5, 2.0]]
+    flip = ColumnFlip(one_hot={0: (-0.5, 2.0), 1: (-0.5, 2.0)})
+    assert flip(x).tolist() == [[2.0, -0.5], [-0.5, 2.0]]
 
 
 def test_binary_columns_change_between_their_two_values() -> None:
     x = torch.tensor([[0.0, -0.625], [1.0, 1.5], [1.0, -0.625]])
-    flip = ColumnFlip(binary={1: (-0.625, 1.5), 0: (0.0, 1.0)})
+    first, second = ColumnFlip(binary={1: (-0.625, 1.5)}), ColumnFlip(binary={0: (0.0, 1.0)})
+
+    def flip(inputs: Tensor) -> Tensor:
+        return second(first(inputs))
+
     assert flip(x).tolist() == [[1.0, 1.5], [0.0, -0.625], [0.0, 1.5]]
     assert torch.equal(flip(flip(x)), x)
     inexact = x * (1 + 1e-6)  # rounded on the way
@@ -1392,7 +1397,9 @@ def test_steps_that_are_too_large_are_left_out(model: nn.Module) -> None:
     for form, settings in (("all", {"learning_rate": 1e25}), ("published", {"strengths": [1e300, 0.0, 1e200]})):
         repair = METHODS[form](**settings).fit(model, [(X, Y)], progress=False)
         before.assert_unchanged()
-        assert repair.flags == ("some candidates had scores that are not finite and were left out; take smaller steps",)
+        assert repair.flags[0] == "some candidates had scores that are not finite and were left out; take smaller steps"
+        assert repair.flags[1].startswith("the network is returned as it was given: the others had scores that are not")
+        assert len(repair.flags) == 2
         assert repair.chosen.candidate == 0 and repair.bias == repair.bias_before
         assert [math.isnan(entry["bias"]) for entry in repair.history] == [False, True, form == "all", True][
             : len(repair.history)
@@ -1483,3 +1490,101 @@ def test_other_methods_have_no_pairs(measure: str) -> None:
             method(measure=measure)
     with pytest.raises(InputError, match=r"model is a list; expected a torch\.nn\.Module"):
         METHODS["output"](measure=measure).fit([], [(X, Y)])  # type: ignore[arg-type]
+
+
+# One attribute in several columns, and a network that is returned as it was given.
+
+
+def _standardised(rows: Tensor) -> tuple[Tensor, dict[int | str, tuple[float, float]]]:
+    """One-hot columns standardised one by one, and what each holds where its value is absent and present."""
+    mean, deviation = rows.mean(0), rows.std(0, correction=0)
+    ends = {c: (float(-mean[c] / deviation[c]), float((1 - mean[c]) / deviation[c])) for c in range(rows.shape[1])}
+    return (rows - mean) / deviation, {**ends}
+
+
+@pytest.mark.parametrize("n_values", [2, 3])
+def test_standardised_columns_of_one_attribute(n_values: int) -> None:
+    """The flip of the standardised columns is the standardised flip, for everybody at once and one by one."""
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.rand(50, generator=generator) * (n_values + 0.7)).long().clamp(max=n_values - 1)
+    rows = torch.nn.functional.one_hot(values, n_values).double()
+    x, ends = _standardised(rows)
+    expected = torch.stack([torch.tensor([ends[c][int(row[c])] for c in range(n_values)]) for row in rows.roll(1, 1)])
+    flip = ColumnFlip(one_hot=ends)
+    torch.testing.assert_close(flip(x), expected.to(x))
+    torch.testing.assert_close(torch.cat([flip(row[None]) for row in x]), expected.to(x))
+    unnamed = ColumnFlip(one_hot=list(range(n_values)))
+    for part in (x, *x[:, None]):
+        with pytest.raises(InputError, match=r"expected 0 and 1\. .*one_hot=\{column: \(value where absent, value"):
+            unnamed(part)
+
+
+@pytest.mark.parametrize("row", [[1.12, -1.12], [-1.12, 1.12], [2.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+def test_one_hot_columns_hold_one_1(row: list[float]) -> None:
+    with pytest.raises(InputError, match="one_hot"):
+        ColumnFlip(one_hot=[0, 1])(torch.tensor([row]))
+
+
+def test_two_columns_of_a_one_hot_of_three_are_not_flipped_by_themselves() -> None:
+    names = ["white", "black", "asian"]
+    with pytest.raises(InputError, match="names 2 columns, and whether they are of one attribute can't be told"):
+        ColumnFlip(binary={"white": (0.0, 1.0), "black": (0.0, 1.0)}, names=names)
+    flip = ColumnFlip(one_hot=["white", "black"], names=names)
+    with pytest.raises(InputError, match=r"row 0 has 0 columns of one_hot=\['white', 'black'\] at 1.0; expected one"):
+        flip(torch.tensor([[0.0, 0.0, 1.0]]))
+    flip = ColumnFlip(one_hot={"white": (-1.0, 1.0), "black": (-1.0, 1.0)}, names=names)
+    with pytest.raises(InputError, match=r"row 0 has 0 columns .* at their value where present; expected one"):
+        flip(torch.tensor([[-1.0, -1.0, 1.0]]))
+
+
+def test_columns_named_twice() -> None:
+    for settings in (
+        {"one_hot": [0, 0]},
+        {"one_hot": [0, 1], "binary": {1: (0.0, 1.0)}},
+        {"one_hot": ["a", 0], "names": ["a", "b"]},
+        {"binary": {0: (0.0, 1.0)}, "interactions": {0: [1]}},
+    ):
+        with pytest.raises(InputError, match="name a column twice"):
+            ColumnFlip(**settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"one_hot=\{1: \(2.0, 2.0\)\}; expected two different values"):
+        ColumnFlip(one_hot={0: (0.0, 1.0), 1: (2.0, 2.0)})
+
+
+@pytest.mark.parametrize("layers", ["output", "all"])
+@pytest.mark.parametrize("measure", ["counterfactual_flips", "counterfactual_bias"])
+def test_a_network_that_is_returned_as_it_was_given_says_why(measure: str, layers: str) -> None:
+    people = _people(60)
+    weights = torch.tensor([[0.0, 0, 0, 0, 0], [1.0, 1.0, 0.5, -0.5, 0.0]])
+    model = torch.nn.Linear(5, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(weights), model.bias.zero_()
+    epochs = {"epochs": 2} if layers == "all" else {}
+    settings: dict[str, Any] = {"measure": measure, "counterfactual": FLIP, "layers": layers, **epochs}
+    given = replace(people, counterfactual=None)
+    strict = CounterfactualUnlearning(strengths=[1e-9, 100.0], max_cross_entropy_rise=0.0, **settings)
+    repair = strict.fit(model, given, progress=False)
+    flags = [flag for flag in repair.flags if flag.startswith("the network is returned as it was given: ")]
+    assert len(flags) == (repair.chosen.candidate == 0)
+    if repair.chosen.candidate:
+        return
+    assert "strength 1e-09" in flags[0] or "1e-09" in flags[0]
+    assert any(why in flags[0] for why in ("no less than", "rose by more than 0", "fell by more", "no smaller"))
+
+
+def test_every_refused_strength_is_named_with_its_reason() -> None:
+    """Too strong a penalty costs cross-entropy; strength 0 is the network as it is, which flips as many."""
+    people = replace(_people(80), counterfactual=None)
+    model = torch.nn.Linear(5, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0, 0, 0, 0], [3.0, 3.0, 2.0, -2.0, 0.0]])), model.bias.zero_()
+    method = CounterfactualUnlearning(
+        counterfactual=FLIP, strengths=[0.0, 1e9], max_cross_entropy_rise=0.0, max_performance_loss=0.0
+    )
+    repair = method.fit(model, people, progress=False)
+    if repair.chosen.candidate == 0:
+        assert any("no less than" in flag and "(strength 0" in flag for flag in repair.flags)
+    unable = CounterfactualUnlearning(counterfactual=FLIP, strengths=[0.0])
+    flags = unable.fit(model, people, progress=False).flags
+    assert any("a counterfactual_flips of no less than" in flag and "(strength 0)" in flag for flag in flags)
+    stopped = CounterfactualUnlearning(counterfactual=FLIP, max_seconds=1e-9).fit(model, people, progress=False)
+    assert any("no other candidate was tried" in flag for flag in stopped.flags)

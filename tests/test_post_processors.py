@@ -333,7 +333,7 @@ def _published_adversarial_fine_tuning(
         width = size * network[-1].in_features
         critic = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     critic = critic.double()
-    of_critic = torch.optim.Adam(critic.parameters(), lr=method.learning_rate)
+    of_critic = torch.optim.Adam(critic.parameters(), lr=method.critic_learning_rate)
     of_network = torch.optim.Adam(network.parameters(), lr=method.learning_rate)
     for _ in range(method.epochs):
         for _ in range(method.critic_steps):
@@ -598,9 +598,8 @@ def test_output_layer_equals_an_independent_optimiser(
 @pytest.mark.parametrize("layers", ["output", "all"])
 def test_three_classes_and_three_groups(layers: str) -> None:
     people, model = _people(199, n_groups=3, n_classes=3), _network(3)
-    method = ParityFineTuning(
-        layers=layers, penalties=(1.0, 5.0, 30.0), epsilon=0.45, epochs=15, learning_rate=1e-2, privileged=None
-    )
+    training = {"epochs": 15, "learning_rate": 1e-2} if layers == "all" else {}
+    method = ParityFineTuning(layers=layers, penalties=(1.0, 5.0, 30.0), epsilon=0.45, privileged=None, **training)
     repair = method.fit(model, people, progress=False)
     selection = people.take(repair.selection_rows)
     before, after = (_judged(method, _labels(m, selection), selection, 3) for m in (model, repair.model))

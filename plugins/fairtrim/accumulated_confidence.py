@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .arguments import require_number
 from .batches import ForwardFunction
 from .errors import InputError
 from .losses import generalized_cross_entropy
@@ -98,10 +99,9 @@ class AccumulatedConfidence(Miner):
             raise InputError(f"levels={levels}; expected increasing shares between 0 and 1, both excluded")
         if self.accumulate not in ("confidence", "drop", "correctness"):
             raise InputError(f"accumulate={self.accumulate!r}; expected 'confidence', 'drop' or 'correctness'")
-        if self.epochs < 0:
-            raise InputError(f"epochs={self.epochs}; expected at least 0")
-        if self.repeats < 1:
-            raise InputError(f"repeats={self.repeats}; expected at least 1")
+        require_number("epochs", self.epochs, at_least=0, whole=True)
+        require_number("learning_rate", self.learning_rate, above=0)
+        require_number("repeats", self.repeats, at_least=1, whole=True)
         if self.n_jobs == 0:
             raise InputError("n_jobs=0; expected how many run at a time, -1 for one a core, or None")
 

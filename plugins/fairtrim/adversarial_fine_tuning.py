@@ -27,14 +27,15 @@ class AdversarialFineTuning(PostProcessor):
 
     In turn, ``critic_steps`` of a critic that predicts the bias of a batch's decisions from the batch's penultimate
     activations (concatenated; squared error), and ``actor_steps`` of the network with the loss
-    max(1, λ(|critic| − ε + margin) + 1) · cross-entropy. Steps, batch size, epochs and learning rate are the authors';
+    max(1, λ(|critic| − ε + margin) + 1) · cross-entropy. Steps, batch size, epochs and learning rates are the authors';
     the critic's width (two layers of 64) and λ are ours. The network is offered after every epoch, not only at the end.
 
     Args:
         epochs: The authors' 32.
         critic_steps: The authors' 201 an epoch.
         actor_steps: The authors' 301 an epoch.
-        learning_rate: Of Adam, for both; the authors' 1e-4.
+        learning_rate: Of Adam, for the network; the authors' 1e-4.
+        critic_learning_rate: Of Adam, for the critic; the 1e-3 of the authors' code, Adam's own default.
         training_batch_size: The authors' 64.
         strength: λ.
 
@@ -50,6 +51,7 @@ class AdversarialFineTuning(PostProcessor):
     critic_steps: int = 201
     actor_steps: int = 301
     learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
     training_batch_size: int = 64
     strength: float = 10.0
 
@@ -61,9 +63,11 @@ class AdversarialFineTuning(PostProcessor):
         """
         super().check()
         steps = {name: getattr(self, name) for name in ("epochs", "critic_steps", "actor_steps")}
-        if min(steps.values()) < 1 or self.training_batch_size < 2 or not min(self.learning_rate, self.strength) > 0:
+        positive = self.learning_rate, self.critic_learning_rate, self.strength
+        if min(steps.values()) < 1 or self.training_batch_size < 2 or not all(value > 0 for value in positive):
             raise InputError(
                 f"{steps}, training_batch_size={self.training_batch_size}, learning_rate={self.learning_rate}, "
+                f"critic_learning_rate={self.critic_learning_rate}, "
                 f"strength={self.strength}; expected positive numbers and batches of at least 2"
             )
 
@@ -73,7 +77,7 @@ class AdversarialFineTuning(PostProcessor):
         with torch.no_grad():
             width = workspace.features(batch)[0].shape[1]
         critic = self._critic(size * width, workspace)
-        watch = torch.optim.Adam(critic.parameters(), lr=self.learning_rate)
+        watch = torch.optim.Adam(critic.parameters(), lr=self.critic_learning_rate)
         act = torch.optim.Adam(workspace.trainable(), lr=self.learning_rate)
         with workspace.bar(self.epochs * (self.critic_steps + self.actor_steps), "adversarial fine-tuning") as bar:
             for epoch in range(self.epochs):

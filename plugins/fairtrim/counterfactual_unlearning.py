@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -113,6 +114,15 @@ class CounterfactualUnlearning(PostProcessor):
             )
         if not (self.max_performance_loss >= 0 and self.max_cross_entropy_rise >= 0):
             raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
+        if self.layers == "output":
+            self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
+        else:
+            self._refuse_idle(["damping"], "expected layers='output' with it")
+        if self._compares_groups():
+            limits = ["max_performance_loss", "max_cross_entropy_rise"]
+            self._refuse_idle(limits, f"measure={self.measure!r} selects by φ; they belong to counterfactual measures")
+        else:
+            self._refuse_idle(["privileged"], f"measure={self.measure!r} compares no groups")
 
     def objective(self) -> Objective:
         """The objective that these settings describe."""
@@ -157,6 +167,29 @@ class CounterfactualUnlearning(PostProcessor):
             self._fine_tune(workspace)
         else:
             self._solve(workspace)
+        if workspace.chosen is not None and workspace.chosen.candidate == 0:
+            workspace.flags.append(f"the network is returned as it was given: {self._why_not(workspace)}")
+
+    def _why_not(self, workspace: Workspace) -> str:
+        """Why no candidate is better than the network as it was given."""
+        given, *others = workspace.history
+        judge = workspace.judge
+        n_judged = sum(not math.isnan(entry["bias"]) for entry in others)
+        reasons = iter(judge.reasons[len(judge.reasons) - n_judged :] if isinstance(judge, _PairJudge) else ())
+        refused: dict[str, list[float]] = {}
+        for entry in others:
+            if math.isnan(entry["bias"]):
+                why = "scores that are not finite"
+            elif isinstance(judge, _PairJudge):
+                why = next(reasons) or f"a {self.measure} of no less than {given['bias']:.4g}"
+            else:
+                why = "no better figures by the objective"
+            refused.setdefault(why, []).append(entry.get("strength", math.nan))
+        if not refused:
+            return "no other candidate was tried"
+        return "the others had " + "; ".join(
+            f"{why} (strength {', '.join(f'{strength:g}' for strength in which)})" for why, which in refused.items()
+        )
 
     def _solve(self, workspace: Workspace) -> None:
         people = workspace.edit
@@ -260,12 +293,16 @@ class _PairJudge:
     Args:
         method: The settings.
         workspace: Where the candidates are.
+
+    Attributes:
+        reasons: Why each candidate that was judged may not be chosen; empty if it may.
     """
 
     def __init__(self, method: CounterfactualUnlearning, workspace: Workspace) -> None:
         self.method, self.workspace = method, workspace
         self.people, self.flipped = workspace.selection, workspace.selection.flipped()
         self.given: tuple[CounterfactualBias, float, Tensor] | None = None
+        self.reasons: list[str] = []
         weight = self.people.mass
         if method.performance == "balanced_accuracy":
             weight = balancing_weights(self.people.target, workspace.n_classes, weight)
@@ -283,6 +320,7 @@ class _PairJudge:
                     "scores of the counterfactuals are not finite; look at what the flip makes of the inputs"
                 )
             # a candidate that went too far is left out
+            self.reasons.append("scores of the counterfactuals that are not finite")
             return replace(own, bias=torch.ones(1, dtype=torch.float64), eligible=torch.zeros(1, dtype=torch.bool))
         figures = counterfactual_bias(scores, flipped, people.target, people.weight)
         useful = float(own.performance[0])
@@ -292,16 +330,26 @@ class _PairJudge:
         given, useful_before, right_before = self.given
         # one person's changed decision moves the performance of a hundred by a point: count what is beyond chance
         chance = float((self.share * (right - right_before)).square().sum().sqrt())
-        affordable = (
-            useful >= useful_before - method.max_performance_loss - chance - 1e-12
-            and figures.cross_entropy <= given.cross_entropy + method.max_cross_entropy_rise
-        )
-        if method.measure == "counterfactual_bias":  # which shrinking all logits lowers, even at a better cross-entropy
-            less = figures.relative_change < given.relative_change * (1 - 1e-6)
-            affordable = affordable and (figures is given or less)
+        reasons = []
+        if not useful >= useful_before - method.max_performance_loss - chance - 1e-12:
+            reasons.append(
+                f"a {method.performance} that fell by more than {method.max_performance_loss:g} beyond chance"
+            )
+        if not figures.cross_entropy <= given.cross_entropy + method.max_cross_entropy_rise:
+            reasons.append(f"a cross-entropy that rose by more than {method.max_cross_entropy_rise:g}")
+        # shrinking all logits lowers the measure, even at a better cross-entropy
+        if (
+            method.measure == "counterfactual_bias"
+            and figures is not given
+            and not figures.relative_change < given.relative_change * (1 - 1e-6)
+        ):
+            reasons.append("a change relative to the spread of the scores that is no smaller")
+        if not bool(own.eligible[0]):
+            reasons.append("the same label for everybody")
+        self.reasons.append(" and ".join(reasons))
         size = figures.flips if method.measure == "counterfactual_flips" else figures.mean_change
         return replace(
             own,
             bias=torch.tensor([size], dtype=torch.float64),
-            eligible=own.eligible & affordable,
+            eligible=own.eligible & (not reasons),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
+from .arguments import require_known, require_number
 from .batches import ForwardFunction, class_scores, model_device
 from .errors import InputError
 from .losses import generalized_cross_entropy, require_class_scores
@@ -88,20 +89,15 @@ class MinedSamples:
         Raises:
             InputError: More than one way is asked for, or a number is out of range.
         """
-        asked = [v for v in (threshold, share_per_class, deviations) if v is not None]
-        if len(asked) > 1:
-            raise InputError("expected one of threshold=, share_per_class= and deviations=, not several")
+        given = {"threshold": threshold, "share_per_class": share_per_class, "deviations": deviations}
+        asked = check_cut(given)
         if threshold is not None:
             return self.scores > threshold
         if share_per_class is not None:
-            if not 0 < share_per_class < 1:
-                raise InputError(f"share_per_class={share_per_class}; expected a share between 0 and 1")
             return self._by_class(lambda scores: _highest(scores, share_per_class))
         if not asked and self.cut is not None:
             return self.cut
         k = 10.0 if deviations is None else deviations
-        if k <= 0:
-            raise InputError(f"deviations={k}; expected a positive number")
         return self._by_class(lambda scores: _outlying(scores, k))
 
     def _by_class(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
@@ -156,6 +152,37 @@ class MinedSamples:
         """
         weights = self.sample_weights() if weights is None else weights
         return WeightedRandomSampler(weights.tolist(), len(weights), generator=generator)
+
+
+def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:
+    """Refuse what ``MinedSamples.conflicting`` would refuse, before anything is mined.
+
+    Args:
+        cut: Its arguments.
+
+    Returns:
+        Those that are not None.
+
+    Raises:
+        InputError: One is unknown, no number or out of range, or there are several.
+
+    Example:
+        >>> check_cut({"share_per_class": 0.1, "threshold": None})
+        {'share_per_class': 0.1}
+    """
+    if not isinstance(cut, Mapping):
+        raise InputError(f"cut is a {type(cut).__name__}; expected a dict such as {{'share_per_class': 0.1}}")
+    require_known("cut", cut, ("threshold", "share_per_class", "deviations"))
+    asked = {name: value for name, value in cut.items() if value is not None}
+    if len(asked) > 1:
+        raise InputError("expected one of threshold=, share_per_class= and deviations=, not several")
+    for name, value in asked.items():
+        require_number(name, value, remedy={"share_per_class": ", a share between 0 and 1"}.get(name, ""))
+        if name == "share_per_class" and not 0 < value < 1:
+            raise InputError(f"share_per_class={value}; expected a share between 0 and 1")
+        if name == "deviations" and value <= 0:
+            raise InputError(f"deviations={value}; expected a positive number")
+    return asked
 
 
 def require_some_mined(conflicting: Tensor, remedy: str = "conflicting(share_per_class=...)") -> None:
@@ -287,8 +314,10 @@ class _TrainingMiner(Miner):
     output_transform: Callable[[Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"epochs={self.epochs}; expected at least 1")
+        require_number("epochs", self.epochs, at_least=1, whole=True)
+        require_number("learning_rate", self.learning_rate, above=0)
+        if self.network is not None and not callable(self.network):
+            raise InputError(f"network is a {type(self.network).__name__}; expected a function that builds a new one")
 
     @abstractmethod
     def _loss(self) -> BatchLoss:
@@ -306,7 +335,10 @@ class _TrainingMiner(Miner):
             fresh = reinitialized(model, generator)
         else:
             with seeded(generator):
-                fresh = self.network().to(model_device(model))
+                fresh = self.network()
+            if not isinstance(fresh, nn.Module):
+                raise InputError(f"network() gave a {type(fresh).__name__}; expected a torch.nn.Module")
+            fresh = fresh.to(model_device(model))
         label_probabilities(fresh, samples, self.forward_fn, self.output_transform)  # refuse data before training
         rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -358,6 +390,10 @@ class GeneralizedCrossEntropyMiner(_TrainingMiner):
     epochs: int = 10
     q: float = 0.7
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("q", self.q, above=0)
+
     def _loss(self) -> BatchLoss:
         return lambda scores, target: generalized_cross_entropy(scores, target, q=self.q)
 
@@ -399,6 +435,12 @@ class EpochEnsemble(_TrainingMiner):
     epochs: int = 10
     confidence: float | None = None
     cut: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.confidence is not None:
+            require_number("confidence", self.confidence, above=0, below=1)
+        require_number("cut", self.cut, above=0, below=1)
 
     def _loss(self) -> BatchLoss:
         def confident(scores: Tensor, target: Tensor) -> Tensor:

@@ -73,6 +73,10 @@ class ParityFineTuning(PostProcessor):
                 f"learning_rate={self.learning_rate}, ridge={self.ridge}; expected at least 1 epoch, batches of at "
                 "least 2, a positive learning rate and a ridge of at least 0"
             )
+        if self.layers == "output":
+            self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
+        else:
+            self._refuse_idle(["ridge"], "expected layers='output' with it")
 
     def _path(self) -> tuple[float, ...]:
         if self.penalties is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -110,6 +110,13 @@ class PostProcessor(ABC):
     def __post_init__(self) -> None:
         self.check()
 
+    def _refuse_idle(self, names: Sequence[str], reason: str) -> None:
+        """Refuse settings that somebody chose and that nothing would read."""
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        chosen = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
+        if chosen:
+            raise InputError(f"{' and '.join(chosen)} would have no effect: {reason}")
+
     def objective(self) -> Objective:
         """The objective that these settings describe."""
         return Objective(self.measure, self.epsilon, self.margin, self.performance)
@@ -167,7 +174,8 @@ class PostProcessor(ABC):
             data: Validation people: a loader of (inputs, target, sensitive) or a ``ValidationSet``; best not the
                 training data.
             selection_data: Other people who select the candidate and the threshold; default a share of ``data``.
-            sensitive_names: Names of the sensitive features and of their values.
+            sensitive_names: Names of the sensitive features and of their values, for loaders; a ``ValidationSet`` has
+                its own.
             forward_fn: How to call the network.
             output_transform: How to find the scores in what it returns.
             inplace: Write the repair into ``model`` itself, at the very end.
@@ -184,6 +192,12 @@ class PostProcessor(ABC):
         self.check()
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        sources = [data] if selection_data is None else [data, selection_data]
+        if sensitive_names is not None and all(isinstance(source, ValidationSet) for source in sources):
+            raise InputError(
+                f"sensitive_names={sensitive_names!r} has no effect on a ValidationSet, which names its groups itself; "
+                "expected it where the set is made: ValidationSet.from_loader(loader, sensitive_names=...)"
+            )
 
         def people(source: Iterable[Any] | ValidationSet) -> ValidationSet:
             if not isinstance(source, ValidationSet):
@@ -210,6 +224,8 @@ class PostProcessor(ABC):
                 raise InputError("the validation data hold nobody; expected people of every sensitive group and label")
             return self._prepared(source)
 
+        if selection_data is not None:
+            self._refuse_idle(["selection_share"], "selection_data= says who selects; leave one of the two out")
         generator = self._generator()
         everyone = people(data)
         if selection_data is not None:

@@ -194,6 +194,12 @@ def fine_tune(
         raise InputError(f"epochs={epochs}, learning_rate={learning_rate}; expected at least 0 and a positive number")
     if contrastive_weight and conflicting is None:
         raise InputError("contrastive_weight needs conflicting=, the mined samples")
+    if not contrastive_weight and (conflicting is not None or feature_layer is not None):
+        idle = "conflicting=" if conflicting is not None else "feature_layer="
+        raise InputError(
+            f"{idle} would have no effect without contrastive_weight=, the weight of the term that reads it; to show "
+            "the mined samples more often pass sample_weights="
+        )
     samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
     if isinstance(samples.loader.sampler, WeightedRandomSampler):
         raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")

@@ -299,11 +299,15 @@ def report(
     if sweep_folder is not None:
         if model is not None or data is not None or checkpoint:
             raise InputError("--sweep stands alone; expected it, or --model and --data")
+        if bootstrap != 200 or seed != 0:
+            raise InputError("--bootstrap and --seed have no effect on a finished sweep; leave them out")
         from fairtrim_adapters.report import report_sweep
 
         made = report_sweep(sweep_folder, objectives=objectives_of(objective), **named)
     elif model is None or data is None:
         raise InputError("nothing to report on; expected --model and --data, or --sweep FOLDER")
+    elif objective:
+        raise InputError("--objective is of a sweep's Pareto set; expected it with --sweep FOLDER")
     else:
         from fairtrim_adapters.report import report_networks
 
@@ -311,6 +315,7 @@ def report(
             networks_of(model, checkpoint or [], seed),
             data_of(data),
             n_boot=bootstrap or None,
+            random_state=seed,
             progress=not quiet,
             **named,
         )
@@ -371,6 +376,8 @@ def check(
     if audit_file is not None:
         if model is not None or data is not None or checkpoint is not None:
             raise InputError("--audit stands alone; expected it, or --model and --data")
+        if bootstrap != 200 or seed != 0:
+            raise InputError("--bootstrap and --seed belong to fairtrim audit, which made the figures; leave them out")
         rows = _audit(audit_file)
     elif model is None or data is None:
         raise InputError("nothing to check; expected --model and --data, or --audit PATH")

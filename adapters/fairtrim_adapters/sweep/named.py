@@ -215,6 +215,10 @@ def post_processors_by_label(
             name, settings = parse_named(value)
             _found("post-processor", value, name, list(POST_PROCESSORS))
             _checked("post-processor", value, POST_PROCESSORS[name], settings)
+            if "random_state" in settings:
+                raise InputError(
+                    f"post-processor {value!r}: random_state is the seed of the run; set that in its place"
+                )
             found[label] = _made("post-processor", value, POST_PROCESSORS[name], settings)
         elif isinstance(value, PostProcessor):
             found[label] = value

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
@@ -80,6 +81,11 @@ def prune_copy(
     if not 0 < ratio < 1 or iterative_steps < 1:
         raise InputError(
             f"ratio={ratio}, iterative_steps={iterative_steps}; expected a share in (0, 1) and at least one step"
+        )
+    if isinstance(importance, ChannelImportance) and importance._model is not None:
+        raise InputError(
+            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
+            "here, to a copy and by the scoring data; leave them out"
         )
     pruned = copy.deepcopy(model).eval()
     options = dict(pruner_options(pruned) if callable(pruner_options) else pruner_options or {})
@@ -202,14 +208,12 @@ def _score(
 ) -> None:
     """Give an importance what it looks at."""
     if isinstance(importance, ChannelImportance):
-        importance.fit(
-            pruner,
-            data.need("scoring", f"{type(importance).__name__}"),
-            sensitive_names=data.sensitive_names,
-            loss_fn=data.loss_fn,
-            progress=progress,
-            **data.calling,
-        )
+        shared = {"sensitive_names": data.sensitive_names, "progress": progress, **data.calling}
+        if data.loss_fn is not F.cross_entropy:  # else the importance's own default
+            shared["loss_fn"] = data.loss_fn
+        # what the importance was made with is for it alone, and takes precedence over what all share
+        options = {k: v for k, v in shared.items() if k not in importance.idle_options and k not in importance._options}
+        importance.fit(pruner, data.need("scoring", type(importance).__name__), **options)
         return
     correct_graph(pruner.DG)
     if isinstance(importance, tp.importance.GroupTaylorImportance):

@@ -343,6 +343,8 @@ def _check_numbers(
             f"iterative_steps={steps}, fine_tune={fine_tune}, learning_rate={learning_rate}; expected at least 1, "
             "epochs of at least 0 or a function, and a positive number"
         )
+    if learning_rate != 1e-3 and (callable(fine_tune) or not fine_tune):
+        raise InputError(f"learning_rate={learning_rate} would have no effect; expected epochs with it: fine_tune=5")
     if (n_boot is not None and n_boot < 1) or 0 < rounds < FEWEST_ROUNDS or rounds < 0 or batch_size < 1:
         raise InputError(
             f"n_boot={n_boot}, latency_rounds={rounds}, latency_batch_size={batch_size}; expected at least 1 or None, "

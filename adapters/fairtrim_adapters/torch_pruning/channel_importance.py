@@ -9,7 +9,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,9 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         _check_options(options, type(self), constructing=True)
         self.normalizer = normalizer
         self._model, self._loader, self._options = model, loader, options
+
+    idle_options: ClassVar[Mapping[str, str]] = {}
+    """Options of ``CollectOptions`` that this importance has no use for, and why; they are refused."""
 
     @abstractmethod
     def _rank(
@@ -390,6 +393,9 @@ def _check_options(options: Mapping[str, Any], importance: type[Any], *, constru
         near = difflib.get_close_matches(name, choices, 1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"unknown argument {name!r}{meant}; expected some of {choices}")
+    for name, reason in importance.idle_options.items():
+        if options.get(name) is not None:
+            raise InputError(f"{name}= would have no effect on {importance.__name__}: {reason}")
     for name in ("loss_fn", "forward_fn", "output_transform"):
         if options.get(name) is not None and not callable(options[name]):
             raise InputError(f"{name}={options[name]!r}; expected a function")

@@ -19,6 +19,7 @@ from fairtrim.training import FeatureTap
 
 from .corrections import correct_graph
 from .groups import group_name, is_consumed
+from .host_options import check_pruner_options, check_ratios
 from .plan import groups_of_next_step
 from .verification import checked_step
 
@@ -104,6 +105,7 @@ def pruner_of_levels(
         UnsupportedModelError: A layer that gives the network's scores would be pruned.
     """
     modules = dict(model.named_modules())
+    check_pruner_options(options)
     if isinstance(ignored_layers, str):
         raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
     unknown = [name if isinstance(name, str) else type(name).__name__ for name in ignored_layers if name not in modules]
@@ -133,6 +135,7 @@ def pruner_of_levels(
             output_transform=output_transform,
             **{"in_channel_groups": {}, "out_channel_groups": {}, "num_heads": {}, **_by_layer(options, modules)},
         )
+    check_ratios(pruner)
     small = {}
     for group in groups_of_next_step(pruner):
         name = group_name(group)

@@ -95,6 +95,8 @@ class DamageImportance(ChannelImportance):
         _check_choice("level", level, ("channel", "weight"))
         if level == "weight" and selection == "joint":
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
+        if interactions != "auto" and selection == "single":
+            raise InputError(f"interactions={interactions!r} would have no effect: selection='single' has none")
         if not isinstance(shrinkage, int | float) or shrinkage < 0:
             raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0")
         super().__init__(**arguments)

@@ -31,6 +31,7 @@ from .groups import (
     prunes_heads,
     root_of,
 )
+from .host_options import check_ratios
 from .obstacles import fewest_units, obstacle
 
 __all__ = [
@@ -142,10 +143,11 @@ def plan_of_pruner(
         The plan.
 
     Raises:
-        InputError: The pruner has done all its steps, nothing in the network may be pruned, or the host ranks
-            wrongly with these options.
+        InputError: The pruner has done all its steps, nothing in the network may be pruned, a ratio is not in [0, 1),
+            or the host ranks wrongly with these options.
         UnsupportedModelError: Every group has to be left as it is.
     """
+    check_ratios(pruner)
     if pruner.isomorphic and not pruner.global_pruning:
         raise InputError(
             "isomorphic=True without global_pruning=True makes the host remove channels by the wrong indices; pass both"

@@ -7,17 +7,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim import InputError
 from fairtrim import accumulated_confidence as core
+from fairtrim.arguments import require_number
 from fairtrim.batches import ForwardFunction
-from fairtrim.mining import GeneralizedCrossEntropyMiner, Miner
+from fairtrim.mining import GeneralizedCrossEntropyMiner, LossMiner, Miner
 
 from .channel_importance import ChannelImportance
 from .gradual import AccumulatedConfidence
-from .sparse_run import RecipeResult, begin
+from .sparse_run import RecipeResult, begin, check_run
 from .unlabelled import AccumulatedConfidenceImportance, ContrastiveImportance
 
 __all__ = ["RecipeResult", "dcwp", "denp"]
@@ -92,10 +94,21 @@ def denp(
         >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
         (8, 4, 4)
     """
-    if not 0 < pruning_ratio < 1 or steps < 1 or epochs < 0 or final_epochs < 0:
+    require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=": expected a share in (0, 1)")
+    require_number("steps", steps, at_least=1, whole=True)
+    require_number("epochs", epochs, at_least=0, whole=True)
+    require_number("final_epochs", final_epochs, at_least=0, whole=True)
+    check_run(model, learning_rate, contrastive_weight, miner, cut, feature_layer, ignored_layers, pruner_options, seed)
+    if importance is not None and (not callable(importance) or isinstance(importance, ChannelImportance)):
         raise InputError(
-            f"pruning_ratio={pruning_ratio}, steps={steps}, epochs={epochs}, final_epochs={final_epochs}; expected a "
-            "share in (0, 1), at least 1, and at least 0 of each"
+            f"importance is a {type(importance).__name__}; expected a function of the mined flags that makes one, e.g. "
+            "AccumulatedConfidenceImportance"
+        )
+    unbounded = isinstance(miner, core.AccumulatedConfidence) and miner.accumulate != "confidence"
+    if online and (unbounded or isinstance(miner, LossMiner)):
+        raise InputError(
+            f"online=True goes on averaging 1 − p, and {type(miner).__name__} gives other scores here; expected "
+            "accumulate='confidence', another miner or online=False"
         )
     calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
     shared: dict[str, Any] = {"ignored_layers": ignored_layers, "pruner_options": dict(pruner_options or {})}
@@ -206,11 +219,15 @@ def dcwp(
         >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
         (8, 4, 4)
     """
-    if (pruning_ratio is not None and not 0 < pruning_ratio < 1) or epochs < 0:
-        raise InputError(
-            f"pruning_ratio={pruning_ratio}, epochs={epochs}; expected a share in (0, 1), or None for the closed "
-            "gates; and at least 0"
-        )
+    if pruning_ratio is not None:
+        remedy = ": expected a share in (0, 1), or None for the closed gates"
+        require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=remedy)
+    require_number("epochs", epochs, at_least=0, whole=True)
+    require_number("gate_learning_rate", gate_learning_rate, above=0)
+    require_number("upweight", upweight, above=0)
+    require_number("iterations", iterations, at_least=1, whole=True)
+    require_number("cost_weight", cost_weight, at_least=0)
+    check_run(model, learning_rate, contrastive_weight, miner, cut, feature_layer, ignored_layers, pruner_options, seed)
     calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
     gates: dict[str, Any] = {
         "upweight": upweight,
@@ -219,6 +236,7 @@ def dcwp(
         "cost": cost,
         "cost_weight": cost_weight,
     }
+    ContrastiveImportance(torch.tensor([True, False]), **gates)  # a wrong cost is refused here, before the mining
     run, finished = begin(
         "dcwp",
         model,

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim import InputError
+from fairtrim.arguments import require_number
 from fairtrim.batches import ForwardFunction, class_scores, model_device
-from fairtrim.mining import MinedSamples, Miner, label_probabilities, require_some_mined
+from fairtrim.mining import MinedSamples, Miner, check_cut, label_probabilities, require_some_mined
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.recalibration import recalibrate_batchnorm
 from fairtrim.resumption import Progress, Resumption, fingerprint
@@ -28,8 +29,9 @@ from .channel_importance import ChannelImportance
 from .corrections import correct_graph
 from .gradual import freeze, frozen_parameters, pruner_of_levels
 from .head_counts import tell_heads
+from .host_options import check_pruner_options
 
-__all__ = ["RecipeResult", "SparseRun", "begin", "plain_settings"]
+__all__ = ["RecipeResult", "SparseRun", "begin", "check_run", "plain_settings"]
 
 _REMEDY = "cut={'share_per_class': ...}"
 
@@ -128,12 +130,13 @@ class SparseRun:
         """
         more: dict[str, Any] = {}
         if on_mined:
-            more = {
-                "sample_weights": self.mined.sample_weights(self.conflicting),
-                "conflicting": self.conflicting,
-                "contrastive_weight": self.contrastive_weight,
-                "feature_layer": self.feature_layer,
-            }
+            more = {"sample_weights": self.mined.sample_weights(self.conflicting)}
+            if self.contrastive_weight:
+                more |= {
+                    "conflicting": self.conflicting,
+                    "contrastive_weight": self.contrastive_weight,
+                    "feature_layer": self.feature_layer,
+                }
         fine_tune(
             self.model,
             self.samples,
@@ -322,11 +325,6 @@ def begin(
     Raises:
         InputError: An argument or the data is wrong, nothing or everything was mined, or the folder holds another run.
     """
-    if learning_rate <= 0 or contrastive_weight < 0:
-        raise InputError(
-            f"learning_rate={learning_rate}, contrastive_weight={contrastive_weight}; expected a positive number and "
-            "one of at least 0"
-        )
     samples = IndexedSamples(loader)
     calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
     start = {
@@ -397,6 +395,50 @@ def begin(
         return run, 0
     run.restore(finished)
     return run, finished.step
+
+
+def check_run(
+    model: nn.Module,
+    learning_rate: float,
+    contrastive_weight: float,
+    miner: Miner | None,
+    cut: Mapping[str, float] | None,
+    feature_layer: str | None,
+    ignored_layers: Sequence[str],
+    pruner_options: Mapping[str, Any] | None,
+    seed: int,
+) -> None:
+    """Refuse what would otherwise be refused after the mining, the dearest part.
+
+    Args:
+        model: The caller's network.
+        learning_rate: Of every fine-tuning.
+        contrastive_weight: λ_con.
+        miner: Finds the conflicting samples; None for the recipe's own.
+        cut: How to cut the mined set.
+        feature_layer: Layer whose inputs are the features.
+        ignored_layers: Names of layers whose outputs stay.
+        pruner_options: Further arguments of ``BasePruner``.
+        seed: Of everything random.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a trained torch.nn.Module")
+    require_number("learning_rate", learning_rate, above=0)
+    require_number("contrastive_weight", contrastive_weight, at_least=0)
+    require_number("seed", seed, whole=True)
+    if miner is not None and not isinstance(miner, Miner):
+        got = f"the class {miner.__name__}" if isinstance(miner, type) else f"a {type(miner).__name__}"
+        raise InputError(f"miner is {got}; expected a Miner, such as LossMiner(epochs=1)")
+    if cut is not None:
+        check_cut(cut)
+    if isinstance(ignored_layers, str):
+        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    if feature_layer is not None:
+        FeatureTap(model, feature_layer)
+    check_pruner_options(pruner_options)
 
 
 def _mined_before(kept: Progress) -> MinedSamples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from .channel_importance import ChannelImportance
 from .plan import PruningPlan
 
 __all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance"]
+
+
+_NO_PEOPLE = "it tells samples apart by mined=, not by sensitive features"
 
 
 def _flags(mined: MinedSamples | Tensor) -> Tensor:
@@ -73,6 +76,12 @@ class ContrastiveImportance(ChannelImportance):
         [[1.0, 0.0]]
     """
 
+    idle_options: ClassVar[Mapping[str, str]] = {
+        "sensitive_names": _NO_PEOPLE,
+        "folder": "that keeps the sums of a damage pass, and there is none; set iterations= if it takes long",
+        "max_batches": "the samples are drawn by weight; set iterations=",
+    }
+
     def __init__(
         self,
         mined: MinedSamples | Tensor,
@@ -92,6 +101,16 @@ class ContrastiveImportance(ChannelImportance):
             raise InputError(f"form={form!r}; expected 'gates', 'first-order' or 'first-order-magnitude'")
         if cost not in ("channels", "parameters", "macs"):
             raise InputError(f"cost={cost!r}; expected 'channels', 'parameters' or 'macs'")
+        if form != "gates":
+            gates = {
+                "iterations": (iterations, 2000),
+                "learning_rate": (learning_rate, 1e-2),
+                "cost": (cost, "channels"),
+                "cost_weight": (cost_weight, 0.1),
+            }
+            idle = [f"{name}={value!r}" for name, (value, default) in gates.items() if value != default]
+            if idle:
+                raise InputError(f"{' and '.join(idle)} would have no effect: form={form!r} learns no gates")
         super().__init__(**arguments)
         self.mined, self.form, self.cost, self.cost_weight = mined, form, cost, cost_weight
         self.upweight, self.contrastive_weight = upweight, contrastive_weight
@@ -101,8 +120,6 @@ class ContrastiveImportance(ChannelImportance):
     def _rank(
         self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
     ) -> tuple[Selection, DamageTable | None]:
-        if options.get("max_batches") is not None:
-            raise InputError("max_batches has no meaning here: the samples are drawn by weight; set iterations=")
         samples = IndexedSamples(loader)
         given = {key: options[key] for key in ("loss_fn", "forward_fn", "output_transform") if key in options}
         objective = ContrastiveObjective(
@@ -183,6 +200,8 @@ class AccumulatedConfidenceImportance(ChannelImportance):
         [[1.0, 0.0]]
     """
 
+    idle_options: ClassVar[Mapping[str, str]] = {"sensitive_names": _NO_PEOPLE}
+
     def __init__(
         self,
         mined: MinedSamples | Tensor,
@@ -194,6 +213,8 @@ class AccumulatedConfidenceImportance(ChannelImportance):
     ) -> None:
         if selection not in ("joint", "single"):
             raise InputError(f"selection={selection!r}; expected 'joint' or 'single'")
+        if criterion is not None and beta != 0.3:
+            raise InputError(f"beta={beta} would have no effect beside criterion=; leave one of the two out")
         super().__init__(**arguments)
         self.mined, self.selection = mined, selection
         self.criterion = criterion if criterion is not None else GroupSaliency("others", "conflicting", beta)
