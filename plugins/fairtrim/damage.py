@@ -325,14 +325,14 @@ def collect_damage(
     ):
         batches = iterate_batches(
             loader,
-            device,
+            None,
             max_batches=max_batches,
             progress=progress,
             description="damage table",
             allow_empty=processes.count > 1,
         )
         checked = False
-        for batch in run.unread(batches):
+        for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
                 _refuse_nobody(batch)
             gates.start(len(batch))
