@@ -23,7 +23,7 @@ from fairtrim.weight_saliency import squared_gradients
 
 N, C, K = 40, 6, 3
 GROUP = ChannelGroup("0", C, (ChannelPlace("2", "input", range(C), range(C), channel_axis=-1),))
-W = torch.tensor([1.0, 9.0, 0.25])
+W = torch.tensor([2.0, 9.0, 0.25])
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,8 @@ EQUAL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "wrapped squared error": (Wrapped(nn.MSELoss()), "numbers"),
     "absolute error": (lambda s, t: (s - t).abs().mean(), "numbers"),
     "hinge": (nn.MultiMarginLoss(), "classes"),
+    "a sum over the scores": (nn.KLDivLoss(reduction="batchmean"), "shares"),
+    "soft labels": (Wrapped(nn.CrossEntropyLoss()), "shares"),
     "several numbers": (Wrapped(nn.SmoothL1Loss()), "vectors"),
     "several labels": (nn.BCEWithLogitsLoss(), "labels"),
 }
@@ -131,6 +133,8 @@ def _case(kind: str) -> tuple[nn.Module, tuple[Tensor, Tensor, list[str]]]:
         return _model(1), (x, y, a)
     if kind == "numbers":
         return _model(1), (x, torch.randn(N, 1), a)
+    if kind == "shares":
+        return _model(4), (x, torch.randn(N, 4).softmax(1), a)
     return _model(4), (x, torch.randn(N, 4) if kind == "vectors" else torch.randint(0, 2, (N, 4)), a)
 
 
@@ -253,6 +257,18 @@ def test_a_sum_is_the_mean_of_as_many(name: str) -> None:
     loss, slope = _of_batch(model, people, loss_fn)
     torch.testing.assert_close(_everybody(table, "loss"), loss / N, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(_everybody(table, "slope"), slope / N, rtol=1e-4, atol=1e-6)
+
+
+def test_empirical_curvature_of_a_sum_over_the_scores() -> None:
+    """Its slope is a sum of independent ones, not their mean."""
+    model, people = _case("shares")
+    loss = nn.KLDivLoss(reduction="batchmean")
+    tables = [_table(model, [people], fn, curvature="empirical") for fn in (loss, nn.KLDivLoss(reduction="sum"))]
+    for n in range(3):
+        row = people[0][n : n + 1], people[1][n : n + 1], people[2][n : n + 1]
+        table = _table(model, [row], loss, curvature="empirical")
+        torch.testing.assert_close(table.curvature, table.slope.square(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tables[0].slope, 4 * tables[1].slope, rtol=1e-4, atol=1e-6)
 
 
 def test_tokens_with_weights() -> None:

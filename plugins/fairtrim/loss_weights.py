@@ -7,7 +7,7 @@ gives for a few samples together and one by one can.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class LossWeights:
             wrong = (whole - losses).abs() > _AGREE * losses.abs() + self._rounding(scores)
             if bool(wrong.any()):
                 n = int(wrong.nonzero()[0])
-                raise _refusal(f"{float(whole[n]):.6g} for sample {n} among {len(scores)}", f"{float(losses[n]):.6g}")
+                _refuse(f"{float(whole[n]):.6g} for sample {n} among {len(scores)}", f"{float(losses[n]):.6g}")
             return True
         total = weights.sum() if self.kind == "mean" else torch.ones_like(weights.sum())
         expected, size = losses.sum() / total, losses.abs().sum() / total
@@ -136,7 +136,7 @@ class LossWeights:
         if self.kind == "mean" and not self._thorough:
             self._thorough = True
             return False
-        raise _refusal(
+        _refuse(
             f"{float(whole.sum()):.6g} for {len(scores)} samples together",
             f"{float(expected):.6g} as their {'weighted ' if self.varied else ''}{self.kind}",
         )
@@ -160,7 +160,7 @@ class LossWeights:
         if self._reference is None:
             slope = _value_and_slope(self._loss_fn, scores, target)[1]
             if bool(((slope != 0) & torch.isfinite(slope)).any()):
-                raise _refusal("a loss with a slope for several samples together", "one without any slope")
+                _refuse("a loss with a slope for several samples together", "one without any slope")
             return
         value, slope = _value_and_slope(self._loss_fn, *self._beside(*self._reference))
         if value.ndim and len(value) == 2:
@@ -170,7 +170,7 @@ class LossWeights:
         kinds: dict[Literal["mean", "sum"], float] = {"mean": 0.5, "sum": 1.0}
         found = [kind for kind, expected in kinds.items() if abs(share - expected) < _SAME]
         if not found or float((slope[0] - slope[1]).abs().max()) > _AGREE * steepest:
-            raise _refusal(
+            _refuse(
                 f"a sample {float(slope[0].norm() / self._slope.norm()):.3g} and {share:.3g} times its own slope beside "
                 "a copy of itself",
                 "½ as a mean, or 1 as a sum",
@@ -187,7 +187,7 @@ class LossWeights:
         share = float((slope[-1] * self._slope).sum() / self._slope.square().sum())
         off = (slope[-1] - share * self._slope).abs().max()
         if not (share > 0 and float(off) <= _AGREE * float(self._slope.abs().max())):
-            raise _refusal("a sample beside another one a slope of another direction", "that of its own")
+            _refuse("a sample beside another one a slope of another direction", "that of its own")
         return share
 
     def _beside_reference(self, row: Tensor, target: Tensor) -> float:
@@ -204,12 +204,12 @@ class LossWeights:
         expected = own * float(alone.sum()) + share * self._value
         off = _AGREE * (own * abs(float(alone.sum())) + share * abs(self._value)) + 2 * self._rounding(row)
         if not abs(float(value.sum()) - expected) <= off:
-            raise _refusal(f"{float(value.sum()):.6g} for two samples together", f"{expected:.6g}")
+            _refuse(f"{float(value.sum()):.6g} for two samples together", f"{expected:.6g}")
         steepest = max(float(self._slope.abs().max()), float(alone_slope.abs().max()))
         if own < 0 or (self.kind == "sum" and abs(share - 1) > _SAME):
-            raise _refusal(f"a sample {share:.3g} times its own slope beside another one", "once, or less in a mean")
+            _refuse(f"a sample {share:.3g} times its own slope beside another one", "once, or less in a mean")
         if not float((slope[0] - own * alone_slope[0]).abs().max()) <= _AGREE * steepest:
-            raise _refusal("a sample beside another one a slope of another direction", "that of its own")
+            _refuse("a sample beside another one a slope of another direction", "that of its own")
         ratio = _snapped(ratio)
         self.varied = self.varied or ratio != 1
         return ratio
@@ -242,8 +242,8 @@ def _snapped(number: float) -> float:
     return float(whole) if whole and abs(number / whole - 1) < _SAME else number
 
 
-def _refusal(together: str, alone: str) -> InputError:
-    return InputError(
+def _refuse(together: str, alone: str) -> NoReturn:
+    raise InputError(
         f"loss_fn gives {together}; from single samples follows {alone}. Expected a loss that is the sum or the "
         "(weighted) mean of one loss a sample: leave out terms over pairs or whole batches (contrastive and ranking "
         "losses, penalties on means of groups, weights that depend on the other samples), dropout and other random "

@@ -130,7 +130,8 @@ class SampleLoss:
         Returns:
             (N,), at least 1.
         """
-        each = scores.shape[-1] if target.shape == scores.shape else 1
+        summed = self._together.kind == "mean" and self._scale == scores.shape[-1]  # not averaged over the scores
+        each = scores.shape[-1] if target.shape == scores.shape and not summed else 1
         if scores.ndim == 3:
             return each * self.labelled(scores, target).sum(1).clamp_min(1)
         return torch.full((len(scores),), each, device=scores.device)
@@ -184,7 +185,7 @@ class SampleLoss:
                     self._scale = together.scale(self._of_reference)
                 scale = self._scale or 1.0
                 losses, scaled = given, given * scale
-                weights = relative / scale if together.varied else relative
+                weights = relative / scale if together.kind == "mean" else relative
             if together.check(scores, target, scaled, relative):
                 break
         return losses, weights
