@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .loss_weights import LossWeights
+from .probability_scores import ProbabilityScores, refuse_shares, refuse_sigmoid
 
 __all__ = ["LossFunction", "SampleLoss"]
 
@@ -59,6 +60,7 @@ class SampleLoss:
         self._loss_fn, self._in_parts = loss_fn, in_parts
         self._together = LossWeights(loss_fn)
         self._scale: float | None = None
+        self._seen = ProbabilityScores()
         if isinstance(loss_fn, nn.Module):
             if hasattr(loss_fn, "reduction"):
                 unreduced: Any = copy.copy(loss_fn)
@@ -78,8 +80,8 @@ class SampleLoss:
             (N,), differentiable in the scores.
 
         Raises:
-            InputError: A class label is not an integer, or lies outside 0 … K−1; or the loss is no sum or mean of one
-                loss a sample.
+            InputError: A class label is not an integer, or lies outside 0 … K−1; the loss is no sum or mean of one loss
+                a sample; or cross-entropy gets probabilities.
         """
         return self.weighted(scores, target)[0]
 
@@ -138,6 +140,7 @@ class SampleLoss:
 
     def _of_rows(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of rows of scores and their weights, (rows,) each."""
+        self._check_scores(scores)
         if self.is_cross_entropy:
             _check_labels(scores, target)
             target = target.long()
@@ -155,6 +158,17 @@ class SampleLoss:
                 weights = weights * self._class_weights.to(weights)[target.where(weights > 0, 0)]
             return losses, weights
         return self._compared(scores, target, losses)
+
+    def _check_scores(self, scores: Tensor) -> None:
+        """Refuse probabilities where the loss expects logits."""
+        function = _function(self._loss_fn)
+        takes_softmax, takes_sigmoid = function in _OF_LOGITS, function in _OF_LOGIT
+        if takes_softmax or takes_sigmoid:
+            self._seen.add(scores)
+        if takes_softmax and self._seen.shares:
+            refuse_shares("the network")
+        if takes_sigmoid and self._seen.in_unit:
+            refuse_sigmoid("the network", "its scores lie in [0, 1], and the loss takes the sigmoid of them once more")
 
     def _given(self, scores: Tensor, target: Tensor) -> Tensor | None:
         """The loss of each row as the loss function gives it, if it does."""
@@ -202,10 +216,20 @@ class SampleLoss:
         return alone.new_zeros(len(scores)).index_add(0, rows, alone * weights[rows].to(alone))
 
 
+_OF_LOGITS = (F.cross_entropy, nn.CrossEntropyLoss)
+_OF_LOGIT = (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss)
+
+
+def _function(loss_fn: Any) -> Any:
+    """What to know one of torch's own losses by."""
+    if isinstance(loss_fn, functools.partial):
+        return loss_fn.func
+    return type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
+
+
 def _class_weights(loss_fn: Any, settings: dict[str, Any]) -> Tensor | None:
     """The weights of the classes, of torch's own losses that divide by their sum."""
-    function = loss_fn.func if isinstance(loss_fn, functools.partial) else type(loss_fn)
-    divides = function in (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+    divides = _function(loss_fn) in (*_OF_LOGITS, nn.NLLLoss, F.nll_loss)
     weight = settings.get("weight")
     return weight if divides and settings.get("reduction", "mean") == "mean" and isinstance(weight, Tensor) else None
 

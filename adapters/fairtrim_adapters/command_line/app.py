@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairtrim import InputError, save_pruned
+from fairtrim import InputError, predict, save_pruned
 from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
 
@@ -169,6 +169,7 @@ def prune(
     if fine_tune:
         splits.need("train", "--fine-tune")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
+    predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)  # refuse scores before they are used
     importance = make(seed)
     pruned = prune_and_fine_tune(
         list(networks.values())[-1],
