@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def _case(kind: str) -> tuple[nn.Module, tuple[Tensor, Tensor, list[str]]]:
 def _batches(people: tuple[Tensor, Tensor, list[str]], sizes: list[int]) -> list[Any]:
     x, y, a = people
     starts = np.cumsum([0, *sizes])
-    return [(x[s:e], y[s:e], a[s:e]) for s, e in zip(starts, starts[1:], strict=False)]
+    return [(x[s:e], y[s:e], a[s:e]) for s, e in pairwise(starts)]
 
 
 def _table(model: nn.Module, batches: list[Any], loss_fn: Any, **options: Any) -> DamageTable:
@@ -236,7 +237,7 @@ def test_empirical_curvature_of_weights_is_linear_in_them() -> None:
 
 
 def test_saliency_of_weights_sees_them_too() -> None:
-    model, (x, y, a) = _case("classes")
+    model, (x, y, _) = _case("classes")
     y = y.clamp_max(1)
     weight = torch.tensor([1.0, 3.0, 1.0])
     repeats = torch.where(y == 1, 3, 1)
@@ -275,7 +276,8 @@ def test_tokens_with_weights() -> None:
     """Every token has the weight of its label, a sample their mean."""
     scores, target = torch.randn(5, 4, K), torch.randint(0, K, (5, 4))
     target[0, 2:] = target[3] = -100
-    open_loss, hidden = (SampleLoss(fn) for fn in (nn.CrossEntropyLoss(weight=W), Wrapped(nn.CrossEntropyLoss(weight=W))))
+    loss = nn.CrossEntropyLoss(weight=W)
+    open_loss, hidden = SampleLoss(loss), SampleLoss(Wrapped(loss))
     losses, weights = open_loss.weighted(scores, target)
     for n in (0, 1, 2, 4):
         t = target[n] >= 0

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import InputError, collect_damage
-from fairtrim.channels import ChannelGroup, ChannelPlace
 from fairtrim.changed import changed_samples
+from fairtrim.channels import ChannelGroup, ChannelPlace
 from fairtrim.contrastive_gates import ContrastiveObjective, gate_slopes, learn_gates
 from fairtrim.losses import generalized_cross_entropy
 from fairtrim.mining import LossMiner
@@ -48,10 +48,10 @@ def _people(n: int = 60) -> list[Any]:
 class Ending(nn.Module):
     """A network with something behind its last layer."""
 
-    def __init__(self, n_scores: int, end: Callable[[Tensor], Tensor] = lambda scores: scores, gain: float = 1.0) -> None:
+    def __init__(self, n_scores: int, end: Callable[[Tensor], Tensor] | None = None, gain: float = 1.0) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, n_scores))
-        self.end, self.gain = end, gain
+        self.end, self.gain = end or nn.Identity(), gain
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.gain * self.body(x))

@@ -36,8 +36,8 @@ class LossWeights:
         loss_fn: ``loss_fn(scores, target)``.
 
     Attributes:
-        kind: ``"mean"``, ``"sum"``, or ``"none"`` for a loss that gives one number a sample; None before any sample with
-            a slope was seen.
+        kind: ``"mean"``, ``"sum"``, or ``"none"`` for a loss that gives one number a sample; None before any sample
+            with a slope was seen.
         varied: Whether two weights differ.
 
     Example:
@@ -76,7 +76,7 @@ class LossWeights:
         weights = scores.new_ones(len(scores))
         if self.kind in (None, "none"):
             return weights
-        labels, place = target.unique(dim=0, return_inverse=True)
+        labels, place = torch.unique(target, dim=0, return_inverse=True)
         keys = [str(label) for label in labels.tolist()]
         kept = self._of_label if not target.is_floating_point() or 2 * len(keys) <= len(target) else {}
         new = [k for k, key in enumerate(keys) if key not in kept]
@@ -116,11 +116,11 @@ class LossWeights:
         Raises:
             InputError: It has another one.
         """
+        if self.kind is None:
+            return True  # no sample has a slope, so there is nothing to weigh
         with torch.no_grad():
             whole = self._loss_fn(scores.detach(), target).double()
         losses, weights = losses.detach().double(), weights.double()
-        if self.kind is None:
-            return True  # no sample has a slope, so there is nothing to weigh
         if self.kind == "none":
             whole = whole.reshape(len(scores), -1).mean(1)
             wrong = (whole - losses).abs() > _AGREE * losses.abs() + self._rounding(scores)
@@ -133,13 +133,13 @@ class LossWeights:
         number = 1 if self.kind == "mean" else len(scores)
         if not bool((whole.sum() - expected).abs() > _AGREE * size + number * self._rounding(scores)):
             return True
-        if self.kind == "mean" and not self._thorough:
-            self._thorough = True
-            return False
-        _refuse(
-            f"{float(whole.sum()):.6g} for {len(scores)} samples together",
-            f"{float(expected):.6g} as their {'weighted ' if self.varied else ''}{self.kind}",
-        )
+        if self.kind != "mean" or self._thorough:
+            _refuse(
+                f"{float(whole.sum()):.6g} for {len(scores)} samples together",
+                f"{float(expected):.6g} as their {'weighted ' if self.varied else ''}{self.kind}",
+            )
+        self._thorough = True
+        return False
 
     def _rounding(self, scores: Tensor) -> float:
         """What the last digits of the scores are worth in the loss of one sample."""
@@ -170,9 +170,9 @@ class LossWeights:
         kinds: dict[Literal["mean", "sum"], float] = {"mean": 0.5, "sum": 1.0}
         found = [kind for kind, expected in kinds.items() if abs(share - expected) < _SAME]
         if not found or float((slope[0] - slope[1]).abs().max()) > _AGREE * steepest:
+            first = float(slope[0].norm() / self._slope.norm())
             _refuse(
-                f"a sample {float(slope[0].norm() / self._slope.norm()):.3g} and {share:.3g} times its own slope beside "
-                "a copy of itself",
+                f"a sample {first:.3g} and {share:.3g} times its own slope beside a copy of itself",
                 "½ as a mean, or 1 as a sum",
             )
         self.kind = found[0]

@@ -128,10 +128,10 @@ def predict(
                     of_rows = [value for value, n in zip(values, repeats, strict=True) for _ in range(n)]
                     sensitive.setdefault(name, []).extend(of_rows)
     scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
-    for name, scores in scores_of.items():
+    for name, given_scores in scores_of.items():
         seen[name].check_single(f"network {name!r}")
         if seen[name].shares:
-            scores_of[name] = np.log(np.clip(scores, np.finfo(np.float64).tiny, None))
+            scores_of[name] = np.log(np.clip(given_scores, np.finfo(np.float64).tiny, None))
     target = np.concatenate(targets)
     n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
     if not len(target):

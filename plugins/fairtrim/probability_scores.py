@@ -35,17 +35,16 @@ _SIGMOIDS = frozenset(
     }
 )
 _SAME_VALUES = frozenset(
-    "squeeze unsqueeze view view_as reshape flatten unflatten ravel to float double half bfloat16 type type_as clone "
-    "contiguous detach cpu cuda __getitem__ select index_select narrow t transpose permute".split()
+    {
+        *("squeeze", "unsqueeze", "view", "view_as", "reshape", "flatten", "unflatten", "ravel", "t", "transpose"),
+        *("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "clone", "contiguous"),
+        *("detach", "permute", "__getitem__", "select", "index_select", "narrow"),
+    }
 )
 
 
 class ProbabilityScores:
     """Looks at the scores of one batch after another.
-
-    Attributes:
-        shares: Whether all rows have been shares of 1, as those of a softmax are, and enough to be sure.
-        in_unit: Whether all scores have lain in [0, 1], from one end to the other, and enough to be sure.
 
     Example:
         >>> seen = ProbabilityScores()
@@ -61,10 +60,12 @@ class ProbabilityScores:
 
     @property
     def shares(self) -> bool:
+        """Whether all rows have been shares of 1, as those of a softmax are, and enough to be sure."""
         return self._shares and self._n_rows >= _ROWS_OF_SHARES
 
     @property
     def in_unit(self) -> bool:
+        """Whether all scores have lain in [0, 1], from one end to the other, and enough to be sure."""
         spread = self.low <= _NEAR and self.high >= 1 - _NEAR
         return self._unit and spread and self._n_scores >= _SCORES_IN_UNIT
 
@@ -90,7 +91,6 @@ class ProbabilityScores:
         # 1 and zeros may as well be somebody's features
         self._n_rows += int((rows.amax(1) < 1).sum())
 
-
     def check_single(self, name: str) -> None:
         """Refuse single scores that have turned out to be probabilities.
 
@@ -101,9 +101,7 @@ class ProbabilityScores:
             InputError: They are.
         """
         if self._n_columns == 1 and self.in_unit:
-            refuse_sigmoid(
-                name, f"its {self._n_scores} scores lie in [0, 1], from {self.low:.3g} to {self.high:.3g}"
-            )
+            refuse_sigmoid(name, f"its {self._n_scores} scores lie in [0, 1], from {self.low:.3g} to {self.high:.3g}")
 
 
 class SigmoidWatch(TorchFunctionMode):
@@ -188,7 +186,7 @@ def label_scores(
 
     Example:
         >>> batch = Batch(torch.zeros(2, 1), torch.tensor([0, 1]), None, 0)
-        >>> label_scores("net", nn.Sequential(nn.Sigmoid(), nn.Flatten(0)), batch, output_transform=torch.logit).tolist()
+        >>> label_scores("net", nn.Sigmoid(), batch, output_transform=torch.logit).tolist()
         [[0.0], [0.0]]
     """
     here = Batch(to_device(batch.inputs, model_device(model)), batch.target, None, batch.index)
@@ -226,7 +224,7 @@ def refuse_shares(name: str) -> NoReturn:
         InputError: Always.
     """
     raise InputError(
-        f"{name} returns probabilities: the scores of every sample lie in [0, 1] and sum to 1, and softmax would be taken "
-        "of them once more; expected scores before softmax: leave the softmax to the loss (cross_entropy), or pass "
+        f"{name} returns probabilities: the scores of every sample lie in [0, 1] and sum to 1, and softmax would be "
+        "taken of them once more; expected scores before softmax: leave it to the loss (cross_entropy), or pass "
         "output_transform=lambda p: p.clamp_min(1e-12).log()"
     )

@@ -25,9 +25,9 @@ class SampleLoss:
     """The loss of every single sample, (N,), from any loss function.
 
     A function or module with a ``reduction`` is called with ``reduction="none"``; any other is called on
-    batches of one. With scores at T positions a sample, e.g. one for each token, its loss is the mean over the positions
-    that have a label: cross-entropy leaves out ``ignore_index``, by default −100, and a sample without any label has
-    loss 0.
+    batches of one. With scores at T positions a sample, e.g. one for each token, its loss is the mean over the
+    positions that have a label: cross-entropy leaves out ``ignore_index``, by default −100, and a sample without any
+    label has loss 0.
 
     A mean with weights, Σ w_n ℓ_n / Σ w_n, such as that of cross-entropy with class weights, is made of the losses
     w_n ℓ_n and the weights w_n, wherever the weights hide; losses over the mean weight have the batch's loss as their
@@ -188,8 +188,8 @@ class SampleLoss:
                 raise InputError(
                     "loss_fn is a mean with weights of its own, of which only ratios can be found, so that the sums of "
                     "several processes, or of a run that is taken up again, can't be added; expected a loss with a "
-                    "reduction: torch.nn.CrossEntropyLoss(weight=...) itself, or a function with reduction='mean' among "
-                    "its arguments"
+                    "reduction: torch.nn.CrossEntropyLoss(weight=...) itself, or a function with reduction='mean' "
+                    "among its arguments"
                 )
             if given is None:
                 losses, weights = self._one_by_one(scores, target, relative), relative

@@ -169,7 +169,8 @@ def prune(
     if fine_tune:
         splits.need("train", "--fine-tune")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
-    predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)  # refuse scores before they are used
+    # refuse scores that decide nothing before anything is written
+    predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
     importance = make(seed)
     pruned = prune_and_fine_tune(
         list(networks.values())[-1],
