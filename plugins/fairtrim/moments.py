@@ -243,7 +243,7 @@ class Moments:
         for name in _SUMS:
             if name in state:
                 setattr(self, name, state[name])
-        self._loss_weight = state["loss_weight"]
+        self._loss_weight = state.get("loss_weight", self._loss_weight)
         if self.sketches is not None:
             self.sketches.restore(state, len(self.counts))
 
