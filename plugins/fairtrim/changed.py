@@ -309,7 +309,7 @@ def _scores(
 ) -> npt.NDArray[np.float64]:
     """Scores of one batch, (N, K) float64; those at several positions, and probabilities, are refused."""
     given = label_scores(name, network, batch, forward_fn, output_transform, watch=batch.index == 0)
-    scores = given.double().cpu()
+    scores = given.cpu().double()
     if not bool(torch.isfinite(scores).all()):
         raise InputError(f"a network gave scores that are not finite in batch {batch.index}")
     seen.add(given)

@@ -119,8 +119,8 @@ class LossWeights:
         if self.kind is None:
             return True  # no sample has a slope, so there is nothing to weigh
         with torch.no_grad():
-            whole = self._loss_fn(scores.detach(), target).double()
-        losses, weights = losses.detach().double(), weights.double()
+            whole = self._loss_fn(scores.detach(), target).cpu().double()
+        losses, weights = losses.detach().cpu().double(), weights.cpu().double()
         if self.kind == "none":
             whole = whole.reshape(len(scores), -1).mean(1)
             wrong = (whole - losses).abs() > _AGREE * losses.abs() + self._rounding(scores)
@@ -231,9 +231,9 @@ def _value_and_slope(
     with torch.enable_grad():
         value = loss_fn(leaf, target)
         if not value.requires_grad:  # it doesn't depend on the scores
-            return value.detach().double(), torch.zeros_like(leaf, dtype=torch.float64)
+            return value.detach().cpu().double(), torch.zeros(leaf.shape, dtype=torch.float64)
         (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)
-    return value.detach().double(), slope.double()
+    return value.detach().cpu().double(), slope.cpu().double()  # not every device has float64
 
 
 def _snapped(number: float) -> float:

@@ -136,7 +136,7 @@ class Moments:
         Args:
             weight: w_n, (N,).
         """
-        self._loss_weight += torch.tensor([float(weight.double().sum()), len(weight)], dtype=torch.float64)
+        self._loss_weight += torch.tensor([float(weight.cpu().double().sum()), len(weight)], dtype=torch.float64)
 
     def _grow(self, n_groups: int) -> None:
         missing = n_groups - len(self.counts)

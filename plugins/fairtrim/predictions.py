@@ -113,7 +113,7 @@ def predict(
                     positions=True,
                     watch=not collected[name],
                 )
-                scores = given.double().cpu()
+                scores = given.cpu().double()
                 if scores.ndim == 3:
                     labelled = batch.target >= 0
                     scores = scores[labelled]

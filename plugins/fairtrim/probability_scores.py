@@ -87,7 +87,9 @@ class ProbabilityScores:
             self._shares = False
             return
         tolerance = max(1e-4, 2 * float(torch.finfo(rows.dtype).eps))
-        self._shares = bool(((rows.double().sum(1) - 1).abs() <= tolerance).all())
+        self._shares = bool(
+            ((rows.to(torch.promote_types(torch.float32, rows.dtype)).sum(1) - 1).abs() <= tolerance).all()
+        )
         # 1 and zeros may as well be somebody's features
         self._n_rows += int((rows.amax(1) < 1).sum())
 
