@@ -20,6 +20,7 @@ from fairtrim.damage import DamageTable
 from fairtrim.expansion import SampleLoss, expand_outputs
 from fairtrim.gates import explicit_gates
 from fairtrim.losses import contrastive_loss, generalized_cross_entropy
+from fairtrim.moments import Moments
 from fairtrim.weight_saliency import squared_gradients
 
 N, C, K = 40, 6, 3
@@ -323,6 +324,20 @@ def test_memorised_samples() -> None:
     assert weights.tolist() == [1] * 12
 
 
+@pytest.mark.parametrize("difference", [5.0, 12.0, 15.0, 16.5, 18.0, 60.0, 1e4])
+def test_nearly_memorised_samples_keep_their_weights(difference: float) -> None:
+    """Of their own slopes only the last digit may be left, or none."""
+    scores = torch.zeros(30, K)
+    target = torch.arange(30) % K
+    scores[torch.arange(30), target] = difference + torch.rand(30)
+    loss = nn.CrossEntropyLoss(weight=W)
+    for fn in (Wrapped(loss), Wrapped(nn.CrossEntropyLoss())):
+        losses, weights = SampleLoss(fn).weighted(scores, target)
+        expected = W[target] if fn.loss is loss else torch.ones(30)
+        torch.testing.assert_close(weights / weights.mean(), expected / expected.mean(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(losses.mean() / weights.mean(), fn(scores, target), rtol=1e-3, atol=1e-6)
+
+
 # Losses that are no sum or mean over samples --------------------------------------------------------------
 
 
@@ -462,6 +477,15 @@ def test_weights_that_are_only_known_to_a_factor_are_not_added_up(tmp_path: Any)
     for loss_fn in (nn.CrossEntropyLoss(weight=W), _focal_with_reduction, Wrapped(nn.CrossEntropyLoss())):
         kept = _table(model, _batches(people, [25, 15]), loss_fn, folder=tmp_path)
         torch.testing.assert_close(kept.damage, _table(model, [people], loss_fn).damage, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_weight_is_kept_with_the_sums() -> None:
+    kept, taken_up = Moments(2), Moments(2)
+    kept.weigh(torch.tensor([1.0, 4.0]))
+    assert kept.mean_weight == 2.5
+    taken_up.restore(kept.state())
+    taken_up.weigh(torch.tensor([7.0]))
+    assert taken_up.mean_weight == 4.0
 
 
 def test_a_loss_that_counts_nobody_is_refused() -> None:

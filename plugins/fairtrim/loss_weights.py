@@ -44,7 +44,7 @@ class LossWeights:
         >>> weights = torch.tensor([1.0, 3.0])
         >>> hidden = LossWeights(lambda scores, y: torch.nn.functional.cross_entropy(scores, y, weight=weights))
         >>> scores, y = torch.tensor([[0.0, 3.0], [2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1, 0])
-        >>> hidden.relative(scores, y).round(decimals=3)  # to that of the first sample, whose slope is the steepest
+        >>> hidden.relative(scores, y).round(decimals=3)  # to that of the first sample, which has the steepest slope
         tensor([1., 3., 1.])
     """
 
@@ -146,15 +146,19 @@ class LossWeights:
         return float(_SAME * (1 + scores.detach().abs().max()) * self._slope.abs().max())
 
     def _find_reference(self, scores: Tensor, target: Tensor) -> None:
-        """The sample with the largest slope, and what the loss makes of two of it."""
+        """The sample with the largest slope, and what the loss makes of two of it.
+
+        The last digits are all that is left of the slopes of memorised samples: with equal scores they have one.
+        """
         steepest = 0.0
         for n in range(len(scores)):
-            here = scores[n : n + 1], target[n : n + 1]
-            value, slope = self._alone(*here)
-            size = float(slope.abs().max())
-            if size > steepest:  # no comparison with NaN is true
-                steepest, self._reference = size, here
-                self._value, self._slope = float(value.sum()), slope
+            row, label = scores[n : n + 1].clone(), target[n : n + 1].clone()
+            for here in ((row, label), (torch.full_like(row, 0.5), label)):
+                value, slope = self._alone(*here)
+                size = float(slope.abs().max())
+                if size > steepest:  # no comparison with NaN is true
+                    steepest, self._reference = size, here
+                    self._value, self._slope = float(value.sum()), slope
             if n >= _FEW - 1 and steepest > 0:
                 break
         if self._reference is None:
@@ -168,7 +172,7 @@ class LossWeights:
             return
         share = self._share(slope)
         kinds: dict[Literal["mean", "sum"], float] = {"mean": 0.5, "sum": 1.0}
-        found = [kind for kind, expected in kinds.items() if abs(share - expected) < _SAME]
+        found = [kind for kind, expected in kinds.items() if abs(share - expected) < _AGREE]
         if not found or float((slope[0] - slope[1]).abs().max()) > _AGREE * steepest:
             first = float(slope[0].norm() / self._slope.norm())
             _refuse(
@@ -206,7 +210,7 @@ class LossWeights:
         if not abs(float(value.sum()) - expected) <= off:
             _refuse(f"{float(value.sum()):.6g} for two samples together", f"{expected:.6g}")
         steepest = max(float(self._slope.abs().max()), float(alone_slope.abs().max()))
-        if own < 0 or (self.kind == "sum" and abs(share - 1) > _SAME):
+        if own < 0 or (self.kind == "sum" and abs(share - 1) > _AGREE):
             _refuse(f"a sample {share:.3g} times its own slope beside another one", "once, or less in a mean")
         if not float((slope[0] - own * alone_slope[0]).abs().max()) <= _AGREE * steepest:
             _refuse("a sample beside another one a slope of another direction", "that of its own")
