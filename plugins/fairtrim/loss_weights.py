@@ -222,6 +222,8 @@ class LossWeights:
         try:
             return _value_and_slope(self._loss_fn, row, target)
         except (RuntimeError, ValueError, IndexError) as error:
+            if type(error) not in (RuntimeError, ValueError, IndexError):  # the caller's own, who may wait for it
+                raise
             raise InputError(
                 f"loss_fn fails for one sample by itself ({error}); expected a loss of scores {tuple(row.shape)} and a "
                 f"target {tuple(target.shape)}, not one over pairs of samples"

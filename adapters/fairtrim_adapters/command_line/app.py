@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairtrim import InputError, predict, save_pruned
+from fairtrim import InputError, save_pruned
 from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
 
@@ -161,6 +161,7 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Prune a network, say what was removed and who pays, and write it."""
+    from fairtrim import predict
     from fairtrim_adapters.sweep.pruning import prune_and_fine_tune
 
     network_files(output, onnx)
