@@ -163,6 +163,23 @@ def weight_level(rank: int) -> None:
     before.assert_unchanged()
 
 
+def weighted_losses(rank: int) -> None:
+    """The mean weight is that of everybody; of weights that are hidden only ratios are known, so they are refused."""
+    model = CASE.model()
+    loss = nn.CrossEntropyLoss(weight=torch.linspace(1, 9, model(X[:1]).shape[1], dtype=torch.float64))
+    for rows in (SHARES["even"], SHARES["uneven"], SHARES["empty first"]):
+        alone = collect_damage(model, _loader(ALL, ALL % 2), GROUPS, loss_fn=loss, distributed=False, progress=False)
+        _same(collect_damage(model, _loader(rows[rank], ALL % 2), GROUPS, loss_fn=loss, progress=False), alone)
+    hidden: dict[str, Any] = {"loss_fn": lambda scores, y: loss(scores, y), "progress": False}
+    for collect in (collect_damage, collect_weight_saliency):
+        try:
+            collect(model, _loader(ALL[rank::2], ALL % 2), GROUPS, **hidden)
+        except InputError as error:
+            assert "a mean with weights of its own" in str(error)
+        else:
+            raise AssertionError("nothing was raised")
+
+
 IMPORTANCES: dict[str, Callable[[], Any]] = {
     "worst group": lambda: WorstGroupImportance(progress=False),
     "sketched": lambda: MeanDamageImportance(interactions="sketched", progress=False),
@@ -371,6 +388,7 @@ TOGETHER: list[Callable[[int], None]] = [
     hundreds_of_groups,
     full_sketches,
     weight_level,
+    weighted_losses,
     fits,
     errors,
     errors_at_the_start,

@@ -143,7 +143,7 @@ def test_scores_and_losses_that_are_not_finite() -> None:
         expand_outputs(torch.tensor([[0.0, float("nan")]]), torch.tensor([0]), SampleLoss())
     with pytest.raises(InputError, match="the loss of sample 1 of the batch is nan"):
         bad = torch.tensor([1.0, float("nan")])
-        expand_outputs(torch.zeros(2, 3), torch.tensor([0, 1]), SampleLoss(lambda s, t: s.sum() * bad[t].sum()))
+        expand_outputs(torch.zeros(2, 3), torch.tensor([0, 1]), SampleLoss(lambda s, t: (s.sum(1) * bad[t]).mean()))
     with pytest.raises(InputError, match="binary_cross_entropy_with_logits"):
         expand_outputs(torch.zeros(2, 1), torch.tensor([0, 1]), SampleLoss())
     with pytest.raises(InputError, match="expected 'exact', 'empirical' or 'auto'"):

@@ -522,3 +522,24 @@ def test_training_does_not_replace_a_weighted_sampler_in_silence() -> None:
     loader = DataLoader(data, batch_size=8, sampler=WeightedRandomSampler([1.0] * len(data), 5))
     with pytest.raises(InputError, match="pass sample_weights= instead"):
         fine_tune(_mlp(), loader, progress=False)
+
+
+def test_fine_tuning_takes_the_loss_of_each_batch() -> None:
+    """Weights that a criterion hides count, and one number a sample is averaged."""
+    weight = torch.tensor([1.0, 20.0])
+    target = torch.tensor([0] * 16 + [1] * 4)
+    loader = DataLoader(TensorDataset(torch.ones(20, 1), target), batch_size=20)
+
+    class Hidden(nn.Module):
+        def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(scores, labels, weight=weight)
+
+    def unreduced(scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores, labels, reduction="none")
+
+    shares = []
+    for loss_fn in (F.cross_entropy, unreduced, nn.CrossEntropyLoss(weight=weight), Hidden()):
+        torch.manual_seed(0)
+        model = fine_tune(nn.Linear(1, 2), loader, epochs=200, learning_rate=0.1, loss_fn=loss_fn, progress=False)
+        shares.append(round(float(model(torch.ones(1, 1)).detach().softmax(1)[0, 1]), 2))
+    assert shares == [0.2, 0.2, 0.83, 0.83]  # 4 of 20; 80 of 96

@@ -141,10 +141,11 @@ def to_device(value: Any, device: torch.device) -> Any:
         device: Where to.
 
     Returns:
-        The same structure on the device.
+        The same structure on the device; what comes to the CPU can be read at once.
     """
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        # on the CPU nothing waits for a copy that is still under way
+        return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, Mapping):
         return {key: to_device(entry, device) for key, entry in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
@@ -224,7 +225,7 @@ def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
 
 def iterate_batches(
     loader: Iterable[Any],
-    device: torch.device,
+    device: torch.device | None,
     *,
     max_batches: int | None = None,
     progress: bool = True,
@@ -235,7 +236,7 @@ def iterate_batches(
 
     Args:
         loader: A DataLoader or any iterable of such batches.
-        device: Where inputs and targets go; sensitive features stay as they are.
+        device: Where inputs and targets go, None to leave them where they are; sensitive features always stay.
         max_batches: Stop after so many batches.
         progress: Show a progress bar.
         description: Text of the bar.
@@ -268,7 +269,9 @@ def iterate_batches(
         if len(target) == 0:
             continue
         empty = False
-        yield Batch(to_device(inputs, device), target.to(device), sensitive, index)
+        if device is not None:
+            inputs, target = to_device(inputs, device), target.to(device)
+        yield Batch(inputs, target, sensitive, index)
     if empty and not allow_empty:
         raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, to_device
+from .batches import Batch, ForwardFunction, iterate_batches
 from .errors import InputError
 from .people import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
 from .predictions import labels_of_batch, predicted_labels
-from .preservation import preserved_model, preserved_random_state
+from .preservation import preserved_random_state
+from .probability_scores import ProbabilityScores, label_scores, refuse_shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,8 +218,8 @@ def changed_samples(
         The changed samples.
 
     Raises:
-        InputError: The networks tell different numbers of classes, scores are not finite, targets are not their labels,
-            or inputs that should be kept have another shape in each batch.
+        InputError: The networks tell different numbers of classes, scores are not finite or are probabilities, targets
+            are not their labels, or inputs that should be kept have another shape in each batch.
 
     Example:
         >>> batch = (torch.eye(3), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
@@ -235,11 +236,15 @@ def changed_samples(
     parts: list[dict[str, Any]] = []
     kept = _KeptInputs() if keep_inputs else None
     n_samples = 0
+    seen: dict[str, ProbabilityScores] = {}
     with preserved_random_state(loader), torch.no_grad():
         for batch in iterate_batches(
             loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="comparing labels"
         ):
-            scores = [_scores(network, batch, forward_fn, output_transform) for network in (reference, model)]
+            scores = [
+                _scores(name, network, batch, forward_fn, output_transform, seen.setdefault(name, ProbabilityScores()))
+                for name, network in (("the reference", reference), ("the model", model))
+            ]
             n_classes, of_model = (max(2, one.shape[1]) for one in scores)
             if n_classes != of_model:
                 raise InputError(
@@ -269,6 +274,8 @@ def changed_samples(
             if kept is not None:
                 kept.add(batch, torch.from_numpy(rows))
             n_samples += len(batch)
+    for name, scores_of in seen.items():
+        scores_of.check_single(name)
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "sensitive"}
     order = np.argsort(arrays["probability_after"] - arrays["probability_before"], kind="stable")
     encoder.learn({"features": encoder.features, "groups": list(people), "weighted": False})
@@ -293,18 +300,21 @@ def _group_names(columns: Mapping[str, list[str]], n_samples: int) -> list[Group
 
 
 def _scores(
+    name: str,
     network: nn.Module,
     batch: Batch,
     forward_fn: ForwardFunction | None,
     output_transform: Callable[[Any], Tensor] | None,
+    seen: ProbabilityScores,
 ) -> npt.NDArray[np.float64]:
-    """Scores of one batch, (N, K) float64; those at several positions are refused."""
-    inputs = to_device(batch.inputs, model_device(network))
-    with preserved_model(network):
-        here = Batch(inputs, batch.target, None, batch.index)
-        scores = class_scores(network, here, forward_fn, output_transform).double().cpu()
+    """Scores of one batch, (N, K) float64; those at several positions, and probabilities, are refused."""
+    given = label_scores(name, network, batch, forward_fn, output_transform, watch=batch.index == 0)
+    scores = given.cpu().double()
     if not bool(torch.isfinite(scores).all()):
         raise InputError(f"a network gave scores that are not finite in batch {batch.index}")
+    seen.add(given)
+    if seen.shares:
+        refuse_shares(name)
     return scores.numpy()
 
 

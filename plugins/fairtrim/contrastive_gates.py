@@ -23,6 +23,7 @@ from .gates import explicit_gates
 from .losses import contrastive_loss, require_class_scores
 from .mining import require_some_mined
 from .preservation import preserved_model, preserved_random_state
+from .probability_scores import ProbabilityScores, refuse_shares
 from .samples import IndexedSamples
 from .training import BatchLoss, FeatureTap
 
@@ -91,6 +92,26 @@ class ContrastiveObjective:
         """Sampling weights, (N,)."""
         return torch.where(self.conflicting.bool(), self.upweight, 1.0).double()
 
+    def check(self, model: nn.Module, samples: IndexedSamples) -> None:
+        """Refuse flags and scores that don't belong here, before anything is learned.
+
+        Args:
+            model: The network.
+            samples: The dataset.
+
+        Raises:
+            InputError: There are more or fewer flags than samples, or cross-entropy would get probabilities.
+        """
+        samples.check_flags(self.conflicting)
+        if self.loss_fn is not F.cross_entropy:
+            return
+        seen = ProbabilityScores()
+        with preserved_model(model), preserved_random_state(), torch.no_grad():
+            batch = samples.first(model_device(model))
+            seen.add(class_scores(model, batch, self.forward_fn, self.output_transform))
+        if seen.shares:
+            refuse_shares("the network")
+
     def loss(self, model: nn.Module, indices: Tensor, batch: Batch, tap: FeatureTap) -> Tensor:
         """The loss of one batch.
 
@@ -110,7 +131,7 @@ class ContrastiveObjective:
             scores = class_scores(model, batch, self.forward_fn, self.output_transform)
             if self.loss_fn is F.cross_entropy:
                 require_class_scores(scores)
-            loss = self.loss_fn(scores, batch.target)
+            loss = self.loss_fn(scores, batch.target).mean()
             if self.contrastive_weight:
                 b = self.conflicting[indices].to(scores.device)
                 contrast = contrastive_loss(tap.features(scores), batch.target, b, temperature=self.temperature)
@@ -164,7 +185,7 @@ def learn_gates(
             f"iterations={iterations}, learning_rate={learning_rate}, cost_weight={cost_weight}; expected at least 1, "
             "a positive number, and one of at least 0"
         )
-    samples.check_flags(objective.conflicting)
+    objective.check(model, samples)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     device = model_device(model)
     logits = {g.name: torch.full((g.size,), initial, device=device, requires_grad=True) for g in channel_groups}
@@ -224,7 +245,7 @@ def gate_slopes(
     Raises:
         InputError: The data is wrong.
     """
-    samples.check_flags(objective.conflicting)
+    objective.check(model, samples)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     device = model_device(model)
     slopes = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in channel_groups}

@@ -256,7 +256,8 @@ def collect_damage(
         model: The network, on any one device.
         loader: Batches of (inputs, target), (inputs, target, sensitive), or dicts with ``labels``.
         channel_groups: Which channels there are and where they are consumed.
-        loss_fn: Loss of scores and target; any differentiable one, averaged or not.
+        loss_fn: Loss of scores and target; any differentiable one that is a sum or a mean over samples. A mean with
+            weights, Σ w_n ℓ_n / Σ w_n, gives the damages of w_n ℓ_n over the mean weight.
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 scores a sample).
         interactions: Also collect what joint selection needs. ``"exact"``: the table keeps 8·G·C² bytes, and twice
             that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
@@ -298,7 +299,7 @@ def collect_damage(
         check_network(model)
         sizes = {group.name: group.size for group in channel_groups}
         n_columns = sum(sizes.values())
-        sample_loss = SampleLoss(loss_fn)
+        sample_loss = SampleLoss(loss_fn, in_parts=folder is not None or processes.count > 1)
         encoder = SensitiveEncoder(sensitive_names)
         pairs = resolved_interactions(interactions, n_columns)
         moments = Moments(n_columns, pairs, processes.rank)
@@ -325,14 +326,14 @@ def collect_damage(
     ):
         batches = iterate_batches(
             loader,
-            device,
+            None,
             max_batches=max_batches,
             progress=progress,
             description="damage table",
             allow_empty=processes.count > 1,
         )
         checked = False
-        for batch in run.unread(batches):
+        for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
                 _refuse_nobody(batch)
             gates.start(len(batch))
@@ -347,6 +348,7 @@ def collect_damage(
                     _check_connected(gates, channel_groups)
                 checked = checked or len(batch) > 1
                 moments.add(weights, expansion.loss, slope, rows)
+                moments.weigh(expansion.weight)
             run.save(moments, encoder)
     places = encoder.share(processes)
     total = moments.merged(processes, places, len(encoder.groups))

@@ -6,153 +6,20 @@ curvature H_n ≈ F_n F_nᵀ, gives first and second order terms in any of them,
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import InputError
+from .sample_loss import LossFunction, SampleLoss
 
 __all__ = ["Curvature", "LossFunction", "OutputExpansion", "SampleLoss", "expand_outputs", "softmax_factor"]
 
 Curvature = Literal["exact", "empirical", "auto"]
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-
 MAX_EXACT_CLASSES = 20
 """Up to so many classes ``curvature="auto"`` takes the exact Fisher: one backward pass a class but one."""
-
-
-class SampleLoss:
-    """The loss of every single sample, (N,), from any loss function.
-
-    A function or module with a ``reduction`` is called with ``reduction="none"``; any other is called on
-    batches of one, so that what it averages over can't matter. With scores at T positions a sample, e.g. one for each
-    token, its loss is the mean over the positions that have a label: cross-entropy leaves out ``ignore_index``, by
-    default −100, and a sample without any label has loss 0.
-
-    Args:
-        loss_fn: ``loss_fn(scores, target)``.
-
-    Example:
-        >>> loss = SampleLoss(nn.CrossEntropyLoss())
-        >>> loss(torch.zeros(2, 4), torch.tensor([0, 3])).round(decimals=4)
-        tensor([1.3863, 1.3863])
-    """
-
-    def __init__(self, loss_fn: LossFunction = F.cross_entropy) -> None:
-        self.is_cross_entropy = loss_fn is F.cross_entropy or (
-            type(loss_fn) is nn.CrossEntropyLoss and loss_fn.weight is None and loss_fn.label_smoothing == 0
-        )
-        keywords = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
-        self.ignore_index = int(keywords.get("ignore_index", getattr(loss_fn, "ignore_index", -100)))
-        self._unreduced: Callable[[Tensor, Tensor], Tensor] | None = None
-        self._loss_fn = loss_fn
-        if isinstance(loss_fn, nn.Module):
-            if hasattr(loss_fn, "reduction"):
-                unreduced: Any = copy.copy(loss_fn)
-                unreduced.reduction = "none"
-                self._unreduced = unreduced
-        elif _takes_reduction(loss_fn):
-            self._unreduced = lambda scores, target: loss_fn(scores, target, reduction="none")  # type: ignore[call-arg]
-
-    def __call__(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Loss of every sample.
-
-        Args:
-            scores: (N, K), or (N, T, K) at T positions.
-            target: Labels, (N,), (N, T), or as the loss wants them.
-
-        Returns:
-            (N,), differentiable in the scores.
-
-        Raises:
-            InputError: A class label is not an integer, or lies outside 0 … K−1.
-        """
-        if scores.ndim == 2:
-            return self._of_rows(scores, target).mean(1)
-        labelled = self.labelled(scores, target)
-        # a loss may refuse what has no label, or make NaN of it, which no factor 0 takes away
-        rows = self._of_rows(scores[labelled], target[labelled]).mean(1)
-        places = labelled.flatten().nonzero().squeeze(1) // labelled.shape[1]
-        total = rows.new_zeros(len(scores)).index_add(0, places, rows)
-        return total / labelled.sum(1).clamp_min(1)
-
-    def labelled(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Which positions have a label.
-
-        Args:
-            scores: (N, T, K).
-            target: (N, T) or as the loss wants it.
-
-        Returns:
-            (N, T) bool.
-        """
-        if target.ndim > 2 or target.is_floating_point():
-            return torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
-        return target != self.ignore_index
-
-    def terms(self, scores: Tensor, target: Tensor) -> Tensor:
-        """How many independent terms the loss of each sample is the mean of: labels, or labelled positions.
-
-        Args:
-            scores: (N, K) or (N, T, K).
-            target: Labels.
-
-        Returns:
-            (N,), at least 1.
-        """
-        each = scores.shape[-1] if target.shape == scores.shape else 1
-        if scores.ndim == 3:
-            return each * self.labelled(scores, target).sum(1).clamp_min(1)
-        return torch.full((len(scores),), each, device=scores.device)
-
-    def _of_rows(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Losses of rows of scores, (rows, terms)."""
-        if self.is_cross_entropy:
-            _check_labels(scores, target)
-            target = target.long()
-        elif scores.shape[1] == 1 and target.ndim == 1:
-            target = target.unsqueeze(1)
-        if target.shape == scores.shape:  # one target for each score, not a label: as numbers
-            target = target.to(scores.dtype)
-        if not len(scores):  # no position of the batch has a label
-            return scores.sum(1, keepdim=True)
-        if self._unreduced is not None:
-            losses = self._unreduced(scores, target)
-        else:
-            losses = torch.stack([self._loss_fn(scores[n : n + 1], target[n : n + 1]) for n in range(len(scores))])
-        return losses.reshape(len(scores), -1)
-
-
-def _takes_reduction(loss_fn: Callable[..., Any]) -> bool:
-    try:
-        return "reduction" in inspect.signature(loss_fn).parameters
-    except (TypeError, ValueError):  # built-in functions without a signature
-        return False
-
-
-def _check_labels(scores: Tensor, target: Tensor) -> None:
-    n_classes = scores.shape[1]
-    if n_classes < 2:
-        raise InputError(
-            f"cross-entropy needs at least two scores a sample; the network gives {n_classes}: for a single "
-            "logit pass loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression mse_loss"
-        )
-    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
-        raise InputError(
-            f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy, the default, expects integer "
-            "labels (N,): for several labels a sample pass "
-            "loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression torch.nn.functional.mse_loss"
-        )
-    low, high = (int(target.min()), int(target.max())) if len(target) else (0, 0)
-    if low < 0 or high >= n_classes:
-        raise InputError(f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} scores")
 
 
 @dataclass(frozen=True)
@@ -160,7 +27,8 @@ class OutputExpansion:
     """ℓ_n(f + δ) ≈ ℓ_n + u_nᵀδ + ½ δᵀH_n δ in coordinates of R directions of the scores.
 
     Attributes:
-        loss: ℓ_n, (N,).
+        loss: ℓ_n, (N,), times w_n if the loss is a weighted mean.
+        weight: w_n, (N,), 1 unless the loss is a weighted mean; see ``SampleLoss``.
         directions: D, the directions to differentiate along: R tensors (N, K), or (N, T, K). R = K − 1 for softmax,
             whose loss doesn't change when all scores shift, at every position; R = 1 for the empirical Fisher.
         slope: u_n in those coordinates, (N, R): the gradient of ℓ_n is Σ_r slope_nr ∂(D_nr · f_n).
@@ -168,6 +36,7 @@ class OutputExpansion:
     """
 
     loss: Tensor
+    weight: Tensor
     directions: tuple[Tensor, ...]
     slope: Tensor
     factor: Tensor
@@ -244,6 +113,7 @@ def expand_outputs(
     generalised Gauss-Newton one; for cross-entropy that is the Fisher information with the labels drawn from
     the network's own p(y|x). The empirical curvature is the square of the slope, times the number of independent
     labels that the loss is a mean of: the curvature of a mean of T terms is T times the expected square of its slope.
+    The curvature of a loss times w_n is that of the loss times w_n, in both.
 
     Args:
         scores: f(x), (N, K), or (N, T, K) at T positions; needs no graph.
@@ -268,30 +138,30 @@ def expand_outputs(
     exact = curvature == "exact" or (curvature == "auto" and scores[0].numel() <= MAX_EXACT_CLASSES)
     leaf = scores.clone().requires_grad_()
     with torch.enable_grad():
-        loss = sample_loss(leaf, target)
+        loss, weight = sample_loss.weighted(leaf, target)
         if not bool(torch.isfinite(loss).all()):
             bad = int((~torch.isfinite(loss)).nonzero()[0])
             raise InputError(f"the loss of sample {bad} of the batch is {loss[bad].item()}; expected finite losses")
         (gradient,) = torch.autograd.grad(loss.sum(), leaf, create_graph=exact and not sample_loss.is_cross_entropy)
     if not exact:
         ones = torch.ones_like(loss.detach()).unsqueeze(1)
-        terms = sample_loss.terms(scores, target).to(ones.dtype).sqrt()
-        return OutputExpansion(loss.detach(), (gradient,), ones, (ones * terms.unsqueeze(1)).unsqueeze(2))
+        spread = sample_loss.terms(scores, target) / weight.where(weight > 0, torch.inf)
+        return OutputExpansion(loss.detach(), weight, (gradient,), ones, spread.to(ones.dtype).sqrt().view(-1, 1, 1))
     if sample_loss.is_cross_entropy:
         directions = _unit_directions(scores, shift_invariant=True)
         if scores.ndim == 3:
             factor = _softmax_factors(scores, sample_loss.labelled(scores, target))
         else:
-            factor = softmax_factor(torch.softmax(scores, 1))
-        return OutputExpansion(loss.detach(), directions, gradient[..., :-1].flatten(1), factor)
+            factor = softmax_factor(torch.softmax(scores, 1)) * weight.view(-1, 1, 1)  # 0 or 1
+        return OutputExpansion(loss.detach(), weight, directions, gradient[..., :-1].flatten(1), factor)
     slopes = gradient.flatten(1)
     hessian = torch.stack([_row(slopes[:, k], leaf).flatten(1) for k in range(slopes.shape[1])], 1)
     if not bool(hessian.any()):  # a loss that is piecewise linear in the scores: one direction says all
         ones = torch.ones_like(loss.detach()).unsqueeze(1)
-        return OutputExpansion(loss.detach(), (gradient.detach(),), ones, torch.zeros_like(ones).unsqueeze(2))
+        return OutputExpansion(loss.detach(), weight, (gradient.detach(),), ones, torch.zeros_like(ones).unsqueeze(2))
     values, vectors = torch.linalg.eigh(hessian)
     factor = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-    return OutputExpansion(loss.detach(), _unit_directions(scores, False), slopes.detach(), factor)
+    return OutputExpansion(loss.detach(), weight, _unit_directions(scores, False), slopes.detach(), factor)
 
 
 def _row(slope: Tensor, scores: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ def influence_on_bias(
     *,
     measure: str = "counterfactual_bias",
     layers: str = "output",
+    class_weights: Tensor | None = None,
     ridge: float = 1e-4,
     newton_steps: int = 5,
     damping: float = 1e-3,
@@ -103,6 +104,8 @@ def influence_on_bias(
             instead of decisions.
         layers: ``output``: the closed-form Hessian of the output layer, in float64. ``all``: every trainable parameter,
             conjugate gradients on damped Gauss-Newton products (needs curvlinops).
+        class_weights: For ``output``: those of the cross-entropy it was trained with, (K,), as
+            ``torch.nn.CrossEntropyLoss`` takes them; None for equal ones.
         ridge: For ``output``: the weight decay it was trained with; a little, if it was trained with none, because
             without any the optimum of features that separate the labels lies at infinity.
         newton_steps: For ``output``: steps towards the layer's own optimum before the influence is taken, because the
@@ -149,6 +152,8 @@ def influence_on_bias(
             f"ridge={ridge}, newton_steps={newton_steps}, damping={damping}, max_iterations={max_iterations}; expected "
             "a ridge and steps of at least 0, a positive damping and at least one iteration"
         )
+    if layers == "all" and class_weights is not None:
+        raise InputError("class_weights with layers='all'; expected layers='output', or equal weights")
     samples = IndexedSamples(train_loader)
     network = _Network(model, forward_fn, output_transform)
     with preserved_model(model), preserved_random_state(train_loader):
@@ -161,7 +166,7 @@ def influence_on_bias(
                 return _influence_of_all_layers(
                     network, samples, people, measure, head.module.out_features, damping, max_iterations, progress
                 )
-        problem, theta = _last_layer(network, samples, head, ridge, progress)
+        problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
         theta = problem.refitted(theta, max_steps=newton_steps)
         sides = [people] if people.counterfactual is None else [people, people.flipped()]
         fixed = [LastLayer.of(network.features(side, head), side.target) for side in sides]
@@ -171,6 +176,8 @@ def influence_on_bias(
             (slope,) = torch.autograd.grad(value, moving)
         direction = problem.solve(theta, slope)
         scores = -(problem.residuals(theta) * (problem.features @ direction.T)).sum(1)
+        if problem.weight is not None:
+            scores = scores * problem.weight / problem.weight.mean()
         return BiasInfluence(scores, float(value.detach()), measure)
 
 
@@ -181,6 +188,7 @@ def unlearn_samples(
     *,
     counterfactual: Callable[[Any], Any] | None = None,
     exact: bool = True,
+    class_weights: Tensor | None = None,
     ridge: float = 1e-4,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
@@ -199,6 +207,8 @@ def unlearn_samples(
         counterfactual: Inputs -> the inputs with the attribute flipped, put in the place of the samples; None leaves
             them out.
         exact: Newton's method to convergence; False for the one published step.
+        class_weights: Those of the cross-entropy the layer was trained with, (K,), as ``torch.nn.CrossEntropyLoss``
+            takes them; None for equal ones.
         ridge: The weight decay the layer was trained with, or a little.
         forward_fn: How to call the network.
         output_transform: How to find the scores.
@@ -208,7 +218,7 @@ def unlearn_samples(
         A repaired copy.
 
     Raises:
-        InputError: The rows are not of the dataset, or all of it.
+        InputError: The rows are not of the dataset, or all of it, or the class weights not one a class.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -237,15 +247,19 @@ def unlearn_samples(
     network = _Network(repaired, forward_fn, output_transform)
     with preserved_model(repaired), preserved_random_state(train_loader):
         head = network.head(samples.first(network.device))
-        problem, theta = _last_layer(network, samples, head, ridge, progress)
+        problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
         theta = problem.refitted(theta)
-        others = LastLayer(problem.features[~gone], problem.target[~gone], problem.single_logit, ridge=ridge)
+        weight = torch.ones(len(gone), dtype=torch.float64) if problem.weight is None else problem.weight
         if counterfactual is not None:
-            flipped, _ = _last_layer(network, samples, head, ridge, progress, counterfactual)
+            flipped, _ = _last_layer(network, samples, head, ridge, class_weights, progress, counterfactual)
             features = torch.where(gone[:, None], flipped.features, problem.features)
-            others = LastLayer(features, problem.target, problem.single_logit, ridge=ridge)
+            others, share = replace(problem, features=features), 1.0
+        else:
+            others = replace(
+                problem, features=problem.features[~gone], target=problem.target[~gone], weight=weight[~gone]
+            )
+            share = float(weight[~gone].sum() / weight.sum())
         # the gradient at θ of what stays; that of everything is zero there
-        share = len(others.target) / len(problem.target)
         theta = theta - problem.solve(theta, share * (others.gradient(theta) - ridge * theta) + ridge * theta)
         if exact:
             theta = others.refitted(theta)
@@ -285,9 +299,15 @@ def _last_layer(
     samples: IndexedSamples,
     head: LinearHead,
     ridge: float,
+    class_weights: Tensor | None,
     progress: bool,
     counterfactual: Callable[[Any], Any] | None = None,
 ) -> tuple[LastLayer, Tensor]:
+    n_classes = max(2, head.module.out_features)
+    if class_weights is not None and (class_weights.shape != (n_classes,) or not bool((class_weights > 0).all())):
+        raise InputError(
+            f"class_weights has shape {tuple(class_weights.shape)}; expected ({n_classes},), positive, one a class"
+        )
     features, targets = [], []
     bar = tqdm(samples.in_order(network.device), total=len(samples), desc="features", leave=False, disable=not progress)
     for _, batch in bar:
@@ -297,8 +317,10 @@ def _last_layer(
         features.append(network.batch_features(batch, head))
         targets.append(batch.target.cpu())
     theta = head.theta()
+    target = torch.cat(targets)
+    weight = None if class_weights is None else class_weights.detach().cpu().double()[target]
     single = len(theta) == 1
-    return LastLayer.of(torch.cat(features), torch.cat(targets), single_logit=single, ridge=ridge), theta
+    return LastLayer.of(torch.cat(features), target, single_logit=single, weight=weight, ridge=ridge), theta
 
 
 def _check_labels(batch: Batch, n_outputs: int) -> None:

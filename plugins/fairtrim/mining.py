@@ -23,6 +23,7 @@ from .batches import ForwardFunction, class_scores, model_device
 from .errors import InputError
 from .losses import generalized_cross_entropy, require_class_scores
 from .preservation import preserved_model, preserved_random_state, seeded
+from .probability_scores import ProbabilityScores, refuse_shares
 from .samples import IndexedSamples
 from .training import BatchLoss, fine_tune, reinitialized
 
@@ -253,18 +254,22 @@ def label_probabilities(
         (N,) float64, (N,) bool and (N,) int64.
 
     Raises:
-        InputError: A score is not finite, a label out of range, or there is a single class.
+        InputError: A score is not finite, or a probability, a label out of range, or there is a single class.
     """
     device = model_device(model)
     probability = torch.zeros(samples.n_samples, dtype=torch.float64)
     correct = torch.zeros(samples.n_samples, dtype=torch.bool)
     target = torch.zeros(samples.n_samples, dtype=torch.int64)
+    seen = ProbabilityScores()
     with preserved_random_state(), preserved_model(model), torch.no_grad():
         for indices, batch in samples.in_order(device):
             scores = class_scores(model, batch, forward_fn, output_transform)
             if not bool(torch.isfinite(scores).all()):
                 raise InputError(f"the network's scores are not finite in batch {batch.index}")
             require_class_scores(scores)
+            seen.add(scores)
+            if seen.shares:
+                refuse_shares("the network")
             low, high = int(batch.target.min()), int(batch.target.max())
             if low < 0 or high >= scores.shape[1]:
                 raise InputError(f"labels reach from {low} to {high}; expected 0 to {scores.shape[1] - 1}")

@@ -115,7 +115,28 @@ class Moments:
         self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
         self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
         self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
+        self._loss_weight = torch.zeros(2, dtype=torch.float64)  # of all samples, and their number
         self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean of w_n over the samples, for a loss that is a mean with weights; 1 for any other.
+
+        Raises:
+            InputError: Nobody has a weight.
+        """
+        total, number = self._loss_weight.tolist()
+        if number and not total > 0:
+            raise InputError("the loss gives every sample a weight of 0; expected some that count")
+        return float(total / number) if number else 1.0
+
+    def weigh(self, weight: Tensor) -> None:
+        """Note with which weights the loss takes its mean over the samples of one batch.
+
+        Args:
+            weight: w_n, (N,).
+        """
+        self._loss_weight += torch.tensor([float(weight.cpu().double().sum()), len(weight)], dtype=torch.float64)
 
     def _grow(self, n_groups: int) -> None:
         missing = n_groups - len(self.counts)
@@ -199,6 +220,7 @@ class Moments:
                 setattr(total, name, processes.sum(spread(sums, places, n_groups)))
         if self.sketches is not None:
             total.sketches = self.sketches.merged(processes, places, n_groups)
+        total._loss_weight = processes.sum(self._loss_weight)
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -209,6 +231,7 @@ class Moments:
         """
         self.flush()
         state = {name: sums for name in _SUMS if (sums := getattr(self, name)) is not None}
+        state["loss_weight"] = self._loss_weight
         return state if self.sketches is None else {**state, **self.sketches.state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -220,6 +243,7 @@ class Moments:
         for name in _SUMS:
             if name in state:
                 setattr(self, name, state[name])
+        self._loss_weight = state.get("loss_weight", self._loss_weight)
         if self.sketches is not None:
             self.sketches.restore(state, len(self.counts))
 
@@ -242,17 +266,19 @@ class Moments:
         order = encoder.order()
         names: tuple[GroupName, ...] = tuple(encoder.groups[g] for g in order)
         counts = self.counts[order]
+        # w_n ℓ_n over the mean weight: the mean over everybody is then the loss of all samples as one batch
+        divisor = counts * self.mean_weight
         means: dict[str, Tensor] = {
-            name: sums[order] / counts.view(-1, *[1] * (sums.ndim - 1))
+            name: sums[order] / divisor.view(-1, *[1] * (sums.ndim - 1))
             for name in ("loss", "slope", "curvature")
             if (sums := getattr(self, name)) is not None
         }
         interactions: Tensor | SampleSketch | None = None
         if self.gram is not None:
             interactions = self.gram if order == list(range(len(order))) else self.gram[order]
-            interactions /= counts.view(-1, 1, 1)
+            interactions /= divisor.view(-1, 1, 1)
         elif self.sketches is not None:
-            interactions = self.sketches.sketch(order, counts, means["curvature"])
+            interactions = self.sketches.sketch(order, divisor, means["curvature"])
         return {
             "sensitive_groups": names,
             "features": encoder.features or (),

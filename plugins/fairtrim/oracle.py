@@ -53,7 +53,7 @@ def oracle_damage(
         loader: Batches of (inputs, target[, sensitive]).
         channel_groups: The channel groups.
         curvature: ``"exact"`` (labels drawn from the network's own p(y|x)) or ``"empirical"``.
-        loss_fn: Loss of the scores and target of one sample.
+        loss_fn: Loss of the scores and target of one sample; weights with which it takes a mean cancel here.
         sensitive_names: As for ``collect_damage``.
 
     Returns:

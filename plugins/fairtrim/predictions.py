@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, to_device
+from .batches import Batch, ForwardFunction, iterate_batches
 from .errors import InputError
 from .people import SensitiveEncoder, SensitiveNames
-from .preservation import preserved_model, preserved_random_state
+from .preservation import preserved_random_state
+from .probability_scores import ProbabilityScores, label_scores
 
 __all__ = ["Predictions", "labels_of_batch", "predict", "predicted_labels"]
 
@@ -27,7 +28,8 @@ class Predictions:
         target: Labels, (N,) int64.
         label: Predicted labels of each network by name, (N,) int64: the largest score, or for a single logit
             whether it is above 0.
-        scores: Class scores of each network by name, (N, K) float64, before softmax; empty if only labels were kept.
+        scores: Class scores of each network by name, (N, K) float64, before softmax; empty if only labels were kept. Of
+            a network that ends in a softmax they are the logarithms of what it returns.
         sensitive: Names of the values of each sensitive feature, (N,) each; empty if the loader has none.
         n_classes: K, 2 for a single logit; read off the scores if there are any.
 
@@ -80,7 +82,8 @@ def predict(
         The predictions.
 
     Raises:
-        InputError: There is no network, scores are not finite, or targets are not labels.
+        InputError: There is no network, scores are not finite, targets are not labels, or single scores are
+            probabilities, of which ``> 0`` decides nothing.
 
     Example:
         >>> batch = (torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
@@ -93,6 +96,7 @@ def predict(
     encoder = SensitiveEncoder(sensitive_names)
     targets: list[npt.NDArray[np.int64]] = []
     collected: dict[str, list[Tensor]] = {name: [] for name in named}
+    seen = {name: ProbabilityScores() for name in named}
     sensitive: dict[str, list[str]] = {}
     with preserved_random_state(loader), torch.no_grad():
         for batch in iterate_batches(
@@ -100,15 +104,22 @@ def predict(
         ):
             labelled: Tensor | None = None
             for name, model in named.items():
-                inputs = to_device(batch.inputs, model_device(model))
-                with preserved_model(model):
-                    here = Batch(inputs, batch.target, None, batch.index)
-                    scores = class_scores(model, here, forward_fn, output_transform, positions=True).double().cpu()
+                given = label_scores(
+                    f"network {name!r}",
+                    model,
+                    batch,
+                    forward_fn,
+                    output_transform,
+                    positions=True,
+                    watch=not collected[name],
+                )
+                scores = given.cpu().double()
                 if scores.ndim == 3:
                     labelled = batch.target >= 0
                     scores = scores[labelled]
                 if not bool(torch.isfinite(scores).all()):
                     raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
+                seen[name].add(scores.to(given.dtype))
                 collected[name].append(scores)
             targets.append(labels_of_batch(batch, labelled))
             if batch.sensitive is not None:
@@ -117,6 +128,10 @@ def predict(
                     of_rows = [value for value, n in zip(values, repeats, strict=True) for _ in range(n)]
                     sensitive.setdefault(name, []).extend(of_rows)
     scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
+    for name, given_scores in scores_of.items():
+        seen[name].check_single(f"network {name!r}")
+        if seen[name].shares:
+            scores_of[name] = np.log(np.clip(given_scores, np.finfo(np.float64).tiny, None))
     target = np.concatenate(targets)
     n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
     if not len(target):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,11 +107,12 @@ class ScoringRun:
         moments.restore(progress.tensors)
         self._n_done, self._expected = progress.step, progress.data["samples"]
 
-    def unread(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def unread(self, batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         """The batches that have not been scored yet.
 
         Args:
-            batches: All of them, in the order of the first run.
+            batches: All of them, in the order of the first run, where the loader put them.
+            device: Where inputs and targets go once the samples are known.
 
         Yields:
             The rest.
@@ -124,7 +126,7 @@ class ScoringRun:
                     self._read.update(_content(leaf))
             self._n_read += 1
             if self._n_read > self._n_done:
-                yield batch
+                yield replace(batch, inputs=to_device(batch.inputs, device), target=batch.target.to(device))
             elif self._n_read == self._n_done:
                 self._check()
         if self._n_read < self._n_done:

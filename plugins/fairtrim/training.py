@@ -166,7 +166,8 @@ def fine_tune(
         epochs: Passes over N samples.
         learning_rate: At the start.
         sample_weights: Sampling weights, (N,), by index in the dataset; None takes every sample once an epoch.
-        loss_fn: Loss of scores and target.
+        loss_fn: Loss of scores and target, taken of each batch as it is: weights that it has of its own, and terms over
+            pairs of samples, count.
         conflicting: b, the samples mined as bias-conflicting, (N,), for the contrastive term.
         contrastive_weight: λ_con of ``contrastive_loss``.
         feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
@@ -231,7 +232,7 @@ def fine_tune(
                         continue
                     with tap.attached() if tap else nullcontext():
                         scores = class_scores(model, batch, forward_fn, output_transform)
-                        loss = loss_fn(scores, batch.target)
+                        loss = loss_fn(scores, batch.target).mean()  # of a loss that gives one number a sample
                         if tap is not None and conflicting is not None:
                             b = conflicting[indices].to(device)
                             loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), batch.target, b)

@@ -85,7 +85,8 @@ def squared_gradients(
     with processes.together():
         device = model_device(model)
         check_network(model)
-        sample_loss, encoder, moments = SampleLoss(loss_fn), SensitiveEncoder(sensitive_names), Moments(0)
+        sample_loss = SampleLoss(loss_fn, in_parts=processes.count > 1)
+        encoder, moments = SensitiveEncoder(sensitive_names), Moments(0)
         wanted = dict(model.named_parameters())
         if parameters is not None:
             wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
@@ -117,6 +118,7 @@ def squared_gradients(
                 weights = encoder.encode(batch.sensitive, len(batch))
                 empty = scores.new_zeros(len(batch), 0)
                 moments.add(weights, expansion.loss, empty, empty.unsqueeze(1))
+                moments.weigh(expansion.weight)
                 directions = expansion.factor_directions()
                 on_device = weights.T.to(device, torch.promote_types(torch.float32, scores.dtype))
                 for r, direction in enumerate(directions):
@@ -130,10 +132,12 @@ def squared_gradients(
                     sums[name] = _added(sums[name], square.double().cpu())
     places = encoder.share(processes)
     n_groups = len(encoder.groups)
-    table = DamageTable(sizes={}, **moments.merged(processes, places, n_groups).means(encoder))
+    merged = moments.merged(processes, places, n_groups)
+    table = DamageTable(sizes={}, **merged.means(encoder))
+    divisor = table.counts * merged.mean_weight
     order = [encoder.groups.index(name) for name in table.sensitive_groups]
     total = {name: processes.sum(spread(value.cpu(), places, n_groups)) for name, value in sums.items()}
-    return table, {name: value[order] / table.counts.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()}
+    return table, {name: value[order] / divisor.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()}
 
 
 def _added(total: Tensor, new: Tensor) -> Tensor:

@@ -161,6 +161,7 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Prune a network, say what was removed and who pays, and write it."""
+    from fairtrim import predict
     from fairtrim_adapters.sweep.pruning import prune_and_fine_tune
 
     network_files(output, onnx)
@@ -169,6 +170,8 @@ def prune(
     if fine_tune:
         splits.need("train", "--fine-tune")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
+    # refuse scores that decide nothing before anything is written
+    predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
     importance = make(seed)
     pruned = prune_and_fine_tune(
         list(networks.values())[-1],

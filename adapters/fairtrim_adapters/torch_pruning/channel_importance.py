@@ -39,7 +39,7 @@ class CollectOptions(TypedDict, total=False):
     """How the data are read; the same for the constructor (self-collecting form) and for ``fit``.
 
     Attributes:
-        loss_fn: Loss of scores and target; default cross-entropy.
+        loss_fn: Loss of scores and target, a sum or a (weighted) mean over samples; default cross-entropy.
         forward_fn: ``forward_fn(model, inputs)``.
         output_transform: Finds the scores (N, K) in what the network returns.
         after_step: What your script does to the network after each step before it can run, such as writing sizes into
