@@ -42,6 +42,7 @@ class CollectOptions(TypedDict, total=False):
         forward_fn: ``forward_fn(model, inputs)``.
         output_transform: Finds the scores (N, K) in what the network returns.
         sensitive_names: Names of the sensitive features, and of their values.
+        sensitive_weights: Whether the third entry of a batch holds weights of people in groups, (N, G); default False.
         max_batches: Stop after so many batches.
         distributed: Whether the processes of ``torch.distributed`` each read a share of the data; default: if it is
             initialised with several.
@@ -58,6 +59,7 @@ class CollectOptions(TypedDict, total=False):
     forward_fn: ForwardFunction | None
     output_transform: Callable[[Any], Tensor] | None
     sensitive_names: SensitiveNames | None
+    sensitive_weights: bool
     max_batches: int | None
     distributed: bool | None
     folder: str | os.PathLike[str] | None
