@@ -156,8 +156,8 @@ class SensitiveEncoder:
         n_floating = sum(isinstance(value, float) for value in known)
         if given is None and n_floating > MAX_FLOATING:
             raise InputError(
-                f"sensitive feature {feature!r} holds more than {MAX_FLOATING} different numbers of a floating-point type; "
-                "expected codes of groups: cut a continuous feature into ranges first, e.g. with torch.bucketize or "
+                f"sensitive feature {feature!r} holds more than {MAX_FLOATING} floating-point numbers; expected "
+                "codes of groups: cut a continuous feature into ranges first, e.g. with torch.bucketize or "
                 "pandas.cut"
             )
         return [known[value] for value in column]
