@@ -223,8 +223,8 @@ def build_frame(
     else:
         params = _arrays(params, n_rows)
     parts = [sensitive] if control is None else [sensitive, pd.DataFrame(control)]
-    check_defined(predictions, metrics, pd.concat([part.reset_index(drop=True) for part in parts], axis=1))
     y_pred, wrapped = metric_inputs(predictions, name, metrics, response_method, params)
+    check_defined(predictions, metrics, pd.concat([part.reset_index(drop=True) for part in parts], axis=1))
     arguments: dict[str, Any] = {
         "metrics": wrapped,
         "y_true": predictions.target,
