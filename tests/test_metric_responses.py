@@ -529,3 +529,11 @@ def test_people_in_some_batches_only() -> None:
     assert comparison.by_group["people"].droplevel(0).to_dict() == {"0": people.count("b"), "1": people.count("a")}
     with pytest.raises(InputError, match=r"names 'sx', which the loader does not give|did you mean 'sex'"):
         compare_models({"m": model}, [(x, y, {"sex": people})], sensitive_names=["sxe"], progress=False)
+
+
+def test_names_that_fairlearn_uses_or_misses() -> None:
+    model, x, y, people = _task(2)
+    with pytest.raises(InputError, match="a sensitive feature is named 'y_pred', under which MetricFrame keeps labels"):
+        metric_frame(model, [(x, y, people)], sensitive_names=["y_pred"], progress=False)
+    wrong = partial(accuracy_score, normalize=False)  # has no name of its own, of which Fairlearn warns
+    assert metric_frame(model, [(x, y, people)], metrics=wrong, progress=False).by_group.name == "accuracy_score"

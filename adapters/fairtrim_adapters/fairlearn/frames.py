@@ -214,6 +214,11 @@ def build_frame(
     """
     n_rows = len(predictions.target)
     check_sample_params(sample_params, metrics)
+    if taken := {"y_true", "y_pred"} & set(sensitive):
+        raise InputError(
+            f"a sensitive feature is named {min(taken)!r}, under which MetricFrame keeps labels and would lose them; "
+            "expected another name: sensitive_names"
+        )
     sensitive, control = _cut_out(sensitive, control_features)
     if control is not None and _length(control) != n_rows:
         raise InputError(f"control_features has {_length(control)} rows for {n_rows} predictions; expected as many")

@@ -220,7 +220,9 @@ def metric_inputs(
         given = (sample_params or {}).get(name, {}) if isinstance(metrics, Mapping) else sample_params or {}
         _check_derived(metric, name, given)
         chosen[name] = _response(metric, name, _asked(response_method, name), predictions.n_classes)
-    if all(chosen[name] == "predict" and not hasattr(metric, "_score_func") for name, metric in named.items()):
+    named_already = isinstance(metrics, Mapping) or hasattr(metrics, "__name__")  # Fairlearn warns of a partial alone
+    plain = all(chosen[name] == "predict" and not hasattr(metric, "_score_func") for name, metric in named.items())
+    if plain and named_already:
         return predictions.label[model], (named if isinstance(metrics, Mapping) else metrics)
     looked_up = {name: _looked_up(metric, name, predictions, model, chosen[name]) for name, metric in named.items()}
     rows = np.arange(len(predictions.target))
