@@ -232,6 +232,7 @@ def test_named_codes_and_strings_in_every_type() -> None:
         assert list(_encoded(column, 2, names)) == ["Male", "Female"]
     for column in (["Female"], np.array(["Female"]), np.array([b"Female"]), [_Sex.FEMALE], pd.Categorical(["Female"])):
         assert list(_encoded(column, 1)) == ["Female"]
+    assert list(_encoded({0: [1], 1: [0]}, 1, {0: ["Female", "Male"], 1: None})) == [("Male", "0")]
     assert list(_encoded([_Sex.FEMALE, b"m"], 2, {"sex": {_Sex.FEMALE: "woman", b"m": "man"}})) == ["woman", "man"]
 
 

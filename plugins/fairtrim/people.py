@@ -83,6 +83,8 @@ class SensitiveEncoder:
             raise InputError(
                 "sensitive_names names values, which weights have none of; expected a list with the name of each group"
             )
+        if isinstance(sensitive_names, Mapping):
+            sensitive_names = {str(feature): names for feature, names in sensitive_names.items()}
         self._names = sensitive_names
         self.features: tuple[str, ...] | None = None
         self.groups: list[GroupName] = []
