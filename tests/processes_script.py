@@ -98,6 +98,7 @@ def tables(rank: int) -> None:
                 continue
             for interactions in ("exact", "sketched") if share != "even" else (False,):
                 options: dict[str, Any] = {"interactions": interactions, "progress": False}
+                options["sensitive_weights"] = people == "weights"
                 alone = collect_damage(model, _loader(ALL, sensitive), GROUPS, distributed=False, **options)
                 table = collect_damage(model, _loader(rows[rank], sensitive, 5 + rank), GROUPS, **options)
                 try:
@@ -151,7 +152,7 @@ def weight_level(rank: int) -> None:
     before = Snapshot(model)
     for rows in SHARES.values():
         for sensitive in (SENSITIVE["groups that one process sees"], WEIGHTS):
-            options: dict[str, Any] = {"progress": False}
+            options: dict[str, Any] = {"progress": False, "sensitive_weights": sensitive is WEIGHTS}
             alone = squared_gradients(model, _loader(ALL, sensitive), distributed=False, **options)
             found = squared_gradients(model, _loader(rows[rank], sensitive), **options)
             assert found[0].sensitive_groups == alone[0].sensitive_groups and found[1].keys() == alone[1].keys()
@@ -298,7 +299,7 @@ def other_features(rank: int) -> None:
     """Nobody would know whose sums they are."""
     cases: list[tuple[Any, Any]] = [
         ({"sex": ALL % 2}, {"race": ALL % 2}),
-        (ALL % 2, WEIGHTS),
+        (ALL % 2, torch.stack([ALL % 2, ALL % 3], 1)),
     ]
     for first, second in cases:
         sensitive = (first, second)[rank]

@@ -151,7 +151,8 @@ def test_weight_columns_are_groups_of_people() -> None:
     model, (x, y) = case.model(), case.batch(7)
     groups = case.plan(model).groups
     weights = torch.rand(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    weighted = collect_damage(model, [(x[:3], y[:3], weights[:3]), (x[3:], y[3:], weights[3:])], groups, progress=False)
+    batches = [(x[:3], y[:3], weights[:3]), (x[3:], y[3:], weights[3:])]
+    weighted = collect_damage(model, batches, groups, sensitive_weights=True, progress=False)
     single = torch.stack(
         [collect_damage(model, [(x[n : n + 1], y[n : n + 1])], groups, progress=False).damage[0] for n in range(7)]
     )

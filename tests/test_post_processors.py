@@ -1121,7 +1121,7 @@ X, Y, A = P.inputs.float(), P.target, P.group
 FAULTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], type[BaseException], str | None]] = {
     "empty loader": ([], {}, {}, InputError, "gave no sample"),
     "no sensitive features": ([(X, Y)], {}, {}, InputError, r"batch 0 of the loader is \(inputs, target\)"),
-    "weights for groups": ([(X, Y, torch.rand(97, 2))], {}, {}, InputError, "floating-point weights; expected values"),
+    "weights for groups": ([(X, Y, torch.rand(97, 2))], {}, {}, InputError, "'sensitive_0' holds 0.*expected codes"),
     "labels from 1": ([(X, Y + 1, A)], {}, {}, InputError, "labels reach from 1 to 2; expected 0 to 1 for 2 classes"),
     "soft labels": ([(X, F.one_hot(Y), A)], {}, {}, InputError, r"target has shape \(97, 2\).*expected whole class"),
     "labels with fractions": ([(X, Y + 0.5, A)], {}, {}, InputError, "expected whole class labels"),

@@ -230,10 +230,10 @@ def test_table_is_exact_while_rows_fit_in(n_groups: int) -> None:
 def test_weight_columns(small: None) -> None:
     weights = torch.rand(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weights[::3, 1] = 0
-    exact, sketched = _tables(24, weights[:24])  # 24 samples, 3 classes: 48 rows
+    exact, sketched = _tables(24, weights[:24], sensitive_weights=True)  # 24 samples, 3 classes: 48 rows
     for channels in _sets():
         torch.testing.assert_close(sketched.predict(channels), exact.predict(channels), rtol=1e-9, atol=1e-12)
-    _, beyond = _tables(30, weights)
+    _, beyond = _tables(30, weights, sensitive_weights=True)
     errors = beyond.prediction_error(_sets()[2])
     assert errors.gt(0).tolist() == [True, False, True]  # 60 rows do not fit in, 40 do
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
 from tqdm.auto import tqdm
 
 from .errors import InputError, UnsupportedModelError
@@ -159,7 +160,7 @@ def as_target(target: Any, index: int) -> Tensor:
     """The target of a batch as a tensor.
 
     Args:
-        target: A tensor or what makes one.
+        target: A tensor or what makes one; of a pandas object the values in their order, whatever its index.
         index: Number of the batch, for the message.
 
     Returns:
@@ -167,14 +168,23 @@ def as_target(target: Any, index: int) -> Tensor:
 
     Raises:
         InputError: It makes none.
+
+    Example:
+        >>> as_target([1, 0], 0)
+        tensor([1, 0])
     """
     if isinstance(target, Tensor):
         return target
     try:
+        if hasattr(target, "to_numpy"):
+            target = target.to_numpy()
+        if isinstance(target, np.ndarray):
+            target = np.array(target.tolist() if target.dtype == object else target)  # a copy: some can't be written to
         return torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
-            f"batch {index}: the target is a {type(target).__name__} that makes no tensor; expected integer labels (N,)"
+            f"batch {index}: the target is a {type(target).__name__} that makes no tensor; expected integer labels "
+            "(N,): number classes that have names, e.g. with sklearn.preprocessing.LabelEncoder"
         ) from None
 
 
@@ -288,26 +298,78 @@ def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         )
 
 
-def network_output(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None) -> Any:
+def _is_array(leaf: Any) -> bool:
+    """Whether it is a numeric NumPy array, or a data frame of numbers."""
+    if hasattr(leaf, "columns") and hasattr(leaf, "dtypes"):
+        return all(getattr(dtype, "kind", "O") in "biuf" for dtype in leaf.dtypes)
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
+
+
+def _floating_types(model: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
+
+
+def _tensors(model: nn.Module, inputs: Any) -> Any:
+    """Arrays and data frames as tensors on the network's device, in its floating-point type."""
+    types = _floating_types(model)
+
+    def converted(leaf: Any) -> Any:
+        if not _is_array(leaf):
+            return leaf
+        tensor = torch.from_numpy(np.array(leaf.to_numpy() if hasattr(leaf, "to_numpy") else leaf))
+        return tensor.to(model_device(model), *(types if len(types) == 1 and tensor.is_floating_point() else ()))
+
+    return tree_map(converted, inputs)
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:
+    given = {leaf.dtype for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+    types = _floating_types(model)
+    told = str(error).lower()
+    if len(types) == 1 and given - types and ("dtype" in told or "type" in told):
+        name = str(*types).removeprefix("torch.")
+        others = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in given - types))
+        raise InputError(
+            f"batch {index}: the inputs are {others} and the network is {name} ({error}); expected one type: give "
+            f"inputs.to(torch.{name}), or pass forward_fn=lambda model, inputs: model(inputs.to(torch.{name}))"
+        ) from error
+
+
+def network_output(
+    model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None, *, index: int = 0
+) -> Any:
     """What a network returns for the inputs of a batch.
 
     Args:
         model: The network.
-        inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
+        inputs: A tensor, a tuple or list of arguments, or a dict of them by name; arrays and data frames become tensors.
         forward_fn: How to call the network instead.
+        index: Number of the batch, for messages.
 
     Returns:
         Whatever it returns.
 
     Raises:
-        InputError: A dict names an argument that the network doesn't take.
+        InputError: A dict names an argument that the network doesn't take, or inputs are of another floating-point type
+            than the network.
     """
     if forward_fn is not None:
         return forward_fn(model, inputs)
+    if tree_any(_is_array, inputs):
+        inputs = _tensors(model, inputs)
     if isinstance(inputs, Mapping):
         _check_names(model, inputs)
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    try:
+        return _called(model, inputs)
+    except RuntimeError as error:
+        _explain_types(model, inputs, index, error)
+        raise
 
 
 def class_scores(
@@ -337,7 +399,7 @@ def class_scores(
         UnsupportedModelError: What came back has no scores of that shape.
     """
     inputs = batch.inputs
-    output = network_output(model, inputs, forward_fn)
+    output = network_output(model, inputs, forward_fn, index=batch.index)
     if output_transform is not None:
         output = output_transform(output)
     elif isinstance(output, Mapping) and "logits" in output:

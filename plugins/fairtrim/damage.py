@@ -238,6 +238,7 @@ def collect_damage(
     curvature: Curvature = "auto",
     interactions: bool | Interactions = False,
     sensitive_names: SensitiveNames | None = None,
+    sensitive_weights: bool = False,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
     max_batches: int | None = None,
@@ -263,6 +264,8 @@ def collect_damage(
             that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
             True: exact up to 4,096 channels.
         sensitive_names: Names of the sensitive features, and of their values.
+        sensitive_weights: The third entry of a batch holds no values of features but weights, (N, G): how much each
+            person counts in each group; ``sensitive_names`` is then a list with the names of the groups.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
         max_batches: Stop after so many batches.
@@ -300,7 +303,7 @@ def collect_damage(
         sizes = {group.name: group.size for group in channel_groups}
         n_columns = sum(sizes.values())
         sample_loss = SampleLoss(loss_fn, in_parts=folder is not None or processes.count > 1)
-        encoder = SensitiveEncoder(sensitive_names)
+        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
         pairs = resolved_interactions(interactions, n_columns)
         moments = Moments(n_columns, pairs, processes.rank)
         settings = {
@@ -309,6 +312,7 @@ def collect_damage(
             "curvature": curvature,
             "interactions": pairs,
             "sensitive_names": repr(sensitive_names),
+            "sensitive_weights": sensitive_weights,
             "loss_fn": described(loss_fn),
             "forward_fn": described(forward_fn),
             "output_transform": described(output_transform),
@@ -340,7 +344,7 @@ def collect_damage(
             scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
-                weights = encoder.encode(batch.sensitive, len(batch))
+                weights = encoder.encode(batch.sensitive, len(batch), batch.index)
                 if not checked and len(batch) > 1:
                     _check_independence(gates, scores, expansion, batch)
                 slope, rows = _gate_moments(gates, scores, expansion)

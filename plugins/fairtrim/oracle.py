@@ -30,7 +30,7 @@ def _samples(
 ) -> Iterator[tuple[Tensor, Tensor, list[tuple[GroupName, float]]]]:
     """Single samples in float64 with the names and weights of their groups."""
     for batch in iterate_batches(loader, torch.device("cpu"), progress=False):
-        weights = encoder.encode(batch.sensitive, len(batch))
+        weights = encoder.encode(batch.sensitive, len(batch), batch.index)
         for n in range(len(batch)):
             x = batch.inputs[n : n + 1]
             belongs = [(name, float(weights[n, g])) for g, name in enumerate(encoder.groups) if weights[n, g] != 0]
@@ -45,6 +45,7 @@ def oracle_damage(
     curvature: str = "exact",
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     sensitive_names: SensitiveNames | None = None,
+    sensitive_weights: bool = False,
 ) -> DamageTable:
     """The damage table by a loop over samples and labels with explicit gates, in float64.
 
@@ -55,12 +56,13 @@ def oracle_damage(
         curvature: ``"exact"`` (labels drawn from the network's own p(y|x)) or ``"empirical"``.
         loss_fn: Loss of the scores and target of one sample; weights with which it takes a mean cancel here.
         sensitive_names: As for ``collect_damage``.
+        sensitive_weights: As for ``collect_damage``.
 
     Returns:
         The table with interactions, its groups sorted by name.
     """
     model = copy.deepcopy(model).double().eval()
-    encoder = SensitiveEncoder(sensitive_names)
+    encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
     n_channels = sum(group.size for group in channel_groups)
     sums: dict[GroupName, dict[str, Tensor]] = {}
     for x, y, belongs in _samples(loader, encoder):
@@ -114,7 +116,7 @@ def oracle_damage(
 
 
 def oracle_squared_gradients(
-    model: nn.Module, loader: Iterable[Any], *, curvature: str = "exact"
+    model: nn.Module, loader: Iterable[Any], *, curvature: str = "exact", sensitive_weights: bool = False
 ) -> tuple[list[GroupName], dict[str, Tensor]]:
     """h_i^g, the mean squared per-sample gradient of every parameter for every sensitive group, by a loop.
 
@@ -122,12 +124,13 @@ def oracle_squared_gradients(
         model: A network of one tensor in, scores out; a copy is used.
         loader: Batches of (inputs, target[, sensitive]).
         curvature: ``"exact"`` or ``"empirical"``.
+        sensitive_weights: As for ``collect_damage``.
 
     Returns:
         Names of the G groups, sorted, and (G, *shape) in float64 for each parameter.
     """
     model = copy.deepcopy(model).double().eval().requires_grad_()
-    encoder = SensitiveEncoder()
+    encoder = SensitiveEncoder(sensitive_weights=sensitive_weights)
     parameters = dict(model.named_parameters())
     sums: dict[GroupName, dict[str, Tensor]] = {}
     counts: dict[GroupName, float] = {}
@@ -158,6 +161,7 @@ def measured_damage(
     removals: Sequence[Mapping[str, Iterable[int]]],
     *,
     sensitive_names: SensitiveNames | None = None,
+    sensitive_weights: bool = False,
     progress: bool = True,
 ) -> tuple[tuple[GroupName, ...], Tensor]:
     """The measured rise of each group's mean cross-entropy when channels are really removed.
@@ -170,6 +174,7 @@ def measured_damage(
         channel_groups: The channel groups.
         removals: Sets of channels, numbers by group name.
         sensitive_names: As for ``collect_damage``.
+        sensitive_weights: As for ``collect_damage``.
         progress: Show a progress bar.
 
     Returns:
@@ -177,10 +182,10 @@ def measured_damage(
     """
     with preserved_random_state(loader), preserved_model(model), torch.no_grad():
         batches = list(iterate_batches(loader, model_device(model), progress=False))
-        encoder = SensitiveEncoder(sensitive_names)
+        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
         for batch in batches:
-            encoder.encode(batch.sensitive, len(batch))
-        weights = torch.cat([encoder.encode(batch.sensitive, len(batch)) for batch in batches])
+            encoder.encode(batch.sensitive, len(batch), batch.index)
+        weights = torch.cat([encoder.encode(batch.sensitive, len(batch), batch.index) for batch in batches])
         counts = weights.sum(0)
         order = encoder.order()
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from numbers import Number
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .codes import code_name, plain_code, sensitive_columns, weight_columns
 from .errors import InputError
 from .processes import Processes
 
-__all__ = ["EVERYONE", "GroupName", "SensitiveEncoder", "SensitiveNames", "match_groups", "sensitive_columns"]
+__all__ = ["EVERYONE", "GroupName", "SensitiveEncoder", "SensitiveNames", "match_groups"]
 
 GroupName = str | tuple[str, ...]
 """Name of a sensitive group: the value of one feature, or the values of a crossing of several."""
@@ -31,95 +33,29 @@ def _sort_key(name: GroupName) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(v), v) if v.removeprefix("-").isdecimal() else (1, 0, v) for v in values)
 
 
-def _is_floating(sensitive: Any) -> bool:
-    return isinstance(sensitive, Tensor | np.ndarray) and "float" in str(sensitive.dtype)
+_Column = TypeVar("_Column", list[Any], Tensor)
 
-
-def _column(values: Any) -> list[Any]:
-    if isinstance(values, Tensor | np.ndarray):
-        return list(values.tolist())
-    return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
-
-
-def _is_missing(value: Any) -> bool:
-    try:
-        return value is None or bool(value != value)  # NaN differs from itself
-    except TypeError:  # pandas.NA has no truth value
-        return True
-
-
-def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
-    """Columns of the sensitive features of one batch.
-
-    Args:
-        sensitive: (N,) or (N, S) integers, booleans or strings; a dict of S columns by name; or a list of S
-            columns, as the default collate function makes of strings.
-        n_samples: N.
-
-    Returns:
-        S lists of N values by feature name (``sensitive`` for one unnamed, else ``sensitive_0`` …).
-
-    Raises:
-        InputError: A column has another length, or a value is missing.
-    """
-    if hasattr(sensitive, "columns"):  # a data frame
-        columns = {str(name): list(sensitive[name]) for name in sensitive.columns}
-    elif isinstance(sensitive, Mapping):
-        columns = {str(name): _column(values) for name, values in sensitive.items()}
-    else:
-        if isinstance(sensitive, Tensor | np.ndarray):
-            rows = [_column(sensitive)] if sensitive.ndim == 1 else [_column(column) for column in sensitive.T]
-        elif hasattr(sensitive, "to_numpy"):  # a series
-            rows = [list(sensitive)]
-        elif len(sensitive) and isinstance(sensitive[0], Tensor | np.ndarray | list | tuple):
-            rows = [_column(column) for column in sensitive]
-        else:
-            rows = [_column(sensitive)]
-        columns = {"sensitive" if len(rows) == 1 else f"sensitive_{s}": row for s, row in enumerate(rows)}
-    for name, column in columns.items():
-        if len(column) != n_samples:
-            raise InputError(
-                f"sensitive feature {name!r} has {len(column)} values for {n_samples} samples; expected as many"
-            )
-        missing = sum(map(_is_missing, column))
-        if missing:
-            raise InputError(
-                f"sensitive feature {name!r} is missing for {missing} of {n_samples} samples of a batch; leave those "
-                "people out, or give the missing value a name of its own, e.g. 'unknown'"
-            )
-    return columns
-
-
-def _value_name(names: Sequence[str] | Mapping[Any, str] | None, value: Any, feature: str) -> str:
-    if names is None:
-        return str(value)
-    try:
-        if isinstance(names, Sequence) and value < 0:  # the code of a missing value in pandas, not the last name
-            raise IndexError
-        return str(names[value])
-    except (KeyError, IndexError, TypeError):
-        known = list(names) if isinstance(names, Mapping) else list(range(len(names)))
-        raise InputError(
-            f"sensitive feature {feature!r} has the value {value!r}, which sensitive_names does not name "
-            f"(named: {known})"
-        ) from None
+MAX_FLOATING = 100
+"""More different floating-point codes of one feature are a continuous feature, not groups of people."""
 
 
 class SensitiveEncoder:
     """Turns sensitive features into weight columns, finding new groups as they appear in the stream.
 
-    Discrete features give one column of zeros and ones for each value, or for each crossing of values that
-    occurs. A floating-point tensor (N, G) is taken as weight columns itself.
+    Features give one column of zeros and ones for each value, or for each crossing of values that occurs. Codes that
+    are equal in Python are one group, in whatever type a batch has them: 1, 1.0, a NumPy or torch number and True. Its
+    name is that of the whole number, or True and False where booleans came first.
 
     Args:
-        sensitive_names: Names of the features and of their values.
+        sensitive_names: Names of the features and of their values; of the groups, where ``sensitive_weights``.
+        sensitive_weights: The loader gives no codes, but weights of people in groups, (N, G).
 
     Attributes:
         features: Names of the S features, known after the first batch.
         groups: Names of the G groups in order of appearance.
 
     Raises:
-        InputError: The names are a string.
+        InputError: The names are a string, ``sensitive_weights`` is no bool, or it comes with names of values.
 
     Example:
         >>> encoder = SensitiveEncoder({"sex": ["Female", "Male"]})
@@ -127,18 +63,34 @@ class SensitiveEncoder:
         [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
         >>> encoder.groups
         ['Male', 'Female']
+        >>> halves = SensitiveEncoder(["young", "old"], sensitive_weights=True)
+        >>> halves.encode(torch.tensor([[0.5, 0.5], [0.0, 2.0]]), 2).tolist()
+        [[0.5, 0.5], [0.0, 2.0]]
     """
 
-    def __init__(self, sensitive_names: SensitiveNames | None = None) -> None:
+    def __init__(self, sensitive_names: SensitiveNames | None = None, *, sensitive_weights: bool = False) -> None:
         if isinstance(sensitive_names, str):
             raise InputError(
                 f"sensitive_names is the string {sensitive_names!r}; expected a list: [{sensitive_names!r}]"
             )
+        if not isinstance(sensitive_weights, bool):
+            raise InputError(
+                f"sensitive_weights is a {type(sensitive_weights).__name__}; expected True if the third entry of a "
+                "batch holds the weights, (N, G), or False; sensitive_names names the groups"
+            )
+        values = sensitive_names.values() if isinstance(sensitive_names, Mapping) else ()
+        if sensitive_weights and any(names is not None for names in values):
+            raise InputError(
+                "sensitive_names names values, which weights have none of; expected a list with the name of each group"
+            )
+        if isinstance(sensitive_names, Mapping):
+            sensitive_names = {str(feature): names for feature, names in sensitive_names.items()}
         self._names = sensitive_names
         self.features: tuple[str, ...] | None = None
         self.groups: list[GroupName] = []
         self._position: dict[GroupName, int] = {}
-        self._weighted = False
+        self._weighted = sensitive_weights
+        self._known: dict[str, dict[Any, str]] = {}  # of each feature, the name of each code that was seen
 
     def named_columns(self, sensitive: Any, n_samples: int) -> dict[str, list[str]]:
         """Columns of one batch under the names of the features, with the names of the values.
@@ -153,49 +105,82 @@ class SensitiveEncoder:
         Raises:
             InputError: The number of features, or a value, is not the one that was named.
         """
-        if _is_floating(sensitive):
-            raise InputError("the sensitive features are floating-point weights; expected values that name groups")
-        columns = sensitive_columns(sensitive, n_samples)
-        if self._names is not None:
-            names = list(self._names)
-            if isinstance(sensitive, Mapping) and set(columns) >= set(names):
-                columns = {name: columns[name] for name in names}
-            elif len(names) != len(columns):
+        by_name = isinstance(sensitive, Mapping) or hasattr(sensitive, "columns")
+        columns = self._renamed(sensitive_columns(sensitive, n_samples), by_name)
+        self._remember(tuple(columns))
+        return {feature: self._value_names(feature, column) for feature, column in columns.items()}
+
+    def _renamed(self, columns: dict[str, _Column], by_name: bool) -> dict[str, _Column]:
+        """Columns under the names that were asked for: found by name where the loader gives names, else in order."""
+        if self._names is None:
+            return columns
+        names = [str(name) for name in self._names]
+        if by_name:
+            if set(columns) >= set(names):
+                return {name: columns[name] for name in names}
+            unknown = next(name for name in names if name not in columns)
+            near = difflib.get_close_matches(unknown, columns, 1)
+            if near or set(columns) & set(names):
+                meant = f" (did you mean {near[0]!r}?)" if near else ""
                 raise InputError(
-                    f"sensitive_names names {len(names)} features ({', '.join(map(str, names))}); "
-                    f"the loader gives {len(columns)}"
+                    f"sensitive_names names {unknown!r}{meant}, which the loader does not give; expected some of "
+                    f"{list(columns)}"
                 )
-            columns = dict(zip(names, columns.values(), strict=True))
-        features = tuple(columns)
+        if len(names) != len(columns):
+            raise InputError(
+                f"sensitive_names names {len(names)} features ({', '.join(names)}); the loader gives {len(columns)}"
+            )
+        return dict(zip(names, columns.values(), strict=True))
+
+    def _remember(self, features: tuple[str, ...]) -> None:
         if self.features is None:
             self.features = features
         elif self.features != features:
             raise InputError(f"the sensitive features changed from {self.features} to {features} within the loader")
-        values = self._names if isinstance(self._names, Mapping) else {}
-        return {
-            name: [_value_name(values.get(name), value, name) for value in column] for name, column in columns.items()
-        }
 
-    def encode(self, sensitive: Any, n_samples: int) -> Tensor:
+    def _value_names(self, feature: str, column: list[Any]) -> list[str]:
+        given = self._names.get(feature) if isinstance(self._names, Mapping) else None
+        known = self._known.setdefault(feature, {})
+        try:
+            different = dict.fromkeys(column)
+        except TypeError:
+            raise InputError(
+                f"sensitive feature {feature!r} holds lists or other values that can't be compared; expected a code a "
+                "sample: (N,), or (N, S) for S features"
+            ) from None
+        for value in different:
+            if value in known:
+                continue
+            if given is None and isinstance(value, Number):  # booleans are equal to 0 and 1: the first form names both
+                for code in (False, True):
+                    known.setdefault(code, str(code if isinstance(value, bool) else int(code)))
+            known.setdefault(value, code_name(given, value, feature))
+        n_floating = sum(isinstance(value, float) for value in known)
+        if given is None and n_floating > MAX_FLOATING:
+            raise InputError(
+                f"sensitive feature {feature!r} holds more than {MAX_FLOATING} floating-point numbers; expected "
+                "codes of groups: cut a continuous feature into ranges first, e.g. with torch.bucketize or "
+                "pandas.cut"
+            )
+        return [known[value] for value in column]
+
+    def encode(self, sensitive: Any, n_samples: int, batch: int | None = None) -> Tensor:
         """Weight columns of one batch.
 
         Args:
             sensitive: As the loader gave it; None puts every sample in one group.
             n_samples: N.
+            batch: Number of the batch, for messages.
 
         Returns:
             (N, G) float64 on the CPU, G the number of groups seen so far.
 
         Raises:
-            InputError: The features are not as named, or weights are negative or not finite.
+            InputError: The features are not as named, or weights are negative, not finite, or 0 for somebody in every
+                group.
         """
-        if _is_floating(sensitive):
-            if isinstance(self._names, Mapping) and any(values is not None for values in self._names.values()):
-                raise InputError(
-                    "the sensitive features are floating-point numbers, which are weights of samples, but "
-                    "sensitive_names names their values; convert codes to integers"
-                )
-            return self._weights(torch.as_tensor(sensitive).double().cpu(), n_samples)
+        if self._weighted:
+            return self._weights(sensitive, n_samples, batch)
         if sensitive is None:
             self.features = self.features if self.features is not None else ()
             if self.features:
@@ -231,6 +216,7 @@ class SensitiveEncoder:
             "features": None if self.features is None else list(self.features),
             "groups": [name if isinstance(name, str) else list(name) for name in self.groups],
             "weighted": self._weighted,
+            "codes": {feature: [known.get(0), known.get(1)] for feature, known in self._known.items()},
         }
 
     def learn(self, state: Mapping[str, Any]) -> list[int]:
@@ -243,7 +229,7 @@ class SensitiveEncoder:
             Where each of its groups stands among these.
 
         Raises:
-            InputError: It has seen other features.
+            InputError: It has seen other features, or has other names for equal codes.
         """
         features = None if state["features"] is None else tuple(state["features"])
         if features is not None:
@@ -258,6 +244,14 @@ class SensitiveEncoder:
                     "same in every share of the data"
                 )
             self.features, self._weighted = features, bool(state["weighted"])
+        for feature, theirs in state.get("codes", {}).items():
+            known = self._known.setdefault(feature, {})
+            for code, called in enumerate(theirs):
+                if called is not None and known.setdefault(code, called) != called:
+                    raise InputError(
+                        f"the code {code} of the sensitive feature {feature!r} is called {known[code]!r} here and "
+                        f"{called!r} in another process; expected one form, whole numbers or booleans, everywhere"
+                    )
         places = []
         for entry in state["groups"]:
             name: GroupName = entry if isinstance(entry, str) else tuple(entry)
@@ -288,22 +282,28 @@ class SensitiveEncoder:
             raise InputError("no process was given a sample; pass loaders with at least one batch in all")
         return self.learn(mine)
 
-    def _weights(self, weights: Tensor, n_samples: int) -> Tensor:
-        if weights.ndim != 2 or len(weights) != n_samples:
+    def _weights(self, sensitive: Any, n_samples: int, batch: int | None) -> Tensor:
+        if sensitive is None:
+            raise InputError("a batch has no third entry, although sensitive_weights=True says that it holds weights")
+        by_name = isinstance(sensitive, Mapping) or hasattr(sensitive, "columns")
+        columns = self._renamed(weight_columns(sensitive, n_samples, batch), by_name)
+        names, weights = list(columns), torch.stack(list(columns.values()), 1)
+        nowhere = int((weights == 0).all(1).sum())
+        if nowhere:
             raise InputError(
-                f"the floating-point sensitive features have shape {tuple(weights.shape)} for {n_samples} samples; "
-                "expected (N, G), one column of weights for each group; for groups by value pass integers"
+                f"{nowhere} of {n_samples} people of {'a batch' if batch is None else f'batch {batch}'} have no weight "
+                "in any sensitive group, so that they would count nowhere; expected a weight above 0 for each: give "
+                "them a column of their own, or leave them out"
             )
-        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-            raise InputError("weight columns hold negative or non-finite values; expected finite weights of at least 0")
-        if self.features is None:
+        if not self.groups:
             self.features = ("weights",)
-            self._weighted = True
-            names = list(self._names) if self._names is not None else [f"weights_{g}" for g in range(weights.shape[1])]
-            self.groups = [str(name) for name in names]
-            self._position = {name: g for g, name in enumerate(self.groups)}
-        if len(self.groups) != weights.shape[1]:
-            raise InputError(f"the loader gives {weights.shape[1]} weight columns; expected {len(self.groups)}")
+            self.groups = [*names]
+            self._position = {name: g for g, name in enumerate(names)}
+        if self.groups != names:
+            raise InputError(
+                f"the loader gives {len(names)} weight columns ({', '.join(names)}); expected {len(self.groups)} as in "
+                f"the batch before ({', '.join(map(str, self.groups))})"
+            )
         return weights
 
 
@@ -311,8 +311,8 @@ def match_groups(wanted: Any, groups: Sequence[GroupName], features: Sequence[st
     """Positions of the groups that an argument such as ``privileged="Male"`` means.
 
     Args:
-        wanted: A value of a feature (every crossing that holds it), a crossing as a tuple, a dict
-            feature -> value, or a list of those.
+        wanted: A value of a feature (every crossing that holds it), in any type that is equal to it, a crossing as a
+            tuple, a dict feature -> value, or a list of those.
         groups: The G names of the table.
         features: Names of the features.
         argument: Name of the argument, for the message.
@@ -332,16 +332,17 @@ def match_groups(wanted: Any, groups: Sequence[GroupName], features: Sequence[st
     """
     found: set[int] = set()
     for entry in wanted if isinstance(wanted, list) else [wanted]:
-        matched = [g for g, name in enumerate(groups) if _matches(entry, name, features or ())]
+        for loosely in (False, True):
+            matched = [g for g, name in enumerate(groups) if _matches(entry, name, features or (), loosely)]
+            if matched:
+                break
         if not matched:
             raise InputError(
                 f"{argument}={entry!r} is not a sensitive group in the data; known: {list(groups)}"
                 + (f" of the features {list(features)}" if features else "")
             )
         known = list(features or ())
-        places = {
-            s for g in matched if isinstance(groups[g], tuple) for s, v in enumerate(groups[g]) if v == str(entry)
-        }
+        places = {s for g in matched for s, v in enumerate(_values(groups[g])) if _is_called(entry, v, loosely)}
         if len(places) > 1 and known:
             raise InputError(
                 f"{argument}={entry!r} is a value of {[known[s] for s in sorted(places)]}; say of which feature: "
@@ -351,11 +352,23 @@ def match_groups(wanted: Any, groups: Sequence[GroupName], features: Sequence[st
     return sorted(found)
 
 
-def _matches(entry: Any, name: GroupName, features: Sequence[str]) -> bool:
-    values = (name,) if isinstance(name, str) else name
+def _values(name: GroupName) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else name
+
+
+def _is_called(code: Any, name: str, loosely: bool) -> bool:
+    """Whether a code has this name, or, loosely, a boolean that of the number it is equal to, and the other way."""
+    code = plain_code(code)
+    names = {str(bool(code)), str(int(code))} if loosely and isinstance(code, int) and code in (0, 1) else set()
+    return name in {str(code), *names}
+
+
+def _matches(entry: Any, name: GroupName, features: Sequence[str], loosely: bool) -> bool:
+    values = _values(name)
     if isinstance(entry, Mapping):
         position = dict(zip(features, values, strict=False))
-        return all(position.get(str(feature)) == str(value) for feature, value in entry.items())
+        wanted = [(value, position.get(str(feature))) for feature, value in entry.items()]
+        return all(named is not None and _is_called(value, named, loosely) for value, named in wanted)
     if isinstance(entry, tuple):
-        return tuple(map(str, entry)) == values
-    return str(entry) in values
+        return len(entry) == len(values) and all(_is_called(v, n, loosely) for v, n in zip(entry, values, strict=True))
+    return any(_is_called(entry, value, loosely) for value in values)

@@ -82,17 +82,20 @@ def predict(
         The predictions.
 
     Raises:
-        InputError: There is no network, scores are not finite, targets are not labels, or single scores are
-            probabilities, of which ``> 0`` decides nothing.
+        InputError: There is no network, or something else in its place, scores are not finite, targets are not labels,
+            some batches have sensitive features and others none, or single scores are probabilities, of which ``> 0``
+            decides nothing.
 
     Example:
         >>> batch = (torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
         >>> predict(nn.Identity(), [batch], progress=False).label["model"].tolist()
         [0, 1]
     """
-    named = {"model": models} if isinstance(models, nn.Module) else dict(models)
+    named = dict(models) if isinstance(models, Mapping) else {"model": models}
     if not named:
         raise InputError("no networks to run; expected at least one")
+    for name, model in named.items():
+        _check_is_network(name, model)
     encoder = SensitiveEncoder(sensitive_names)
     targets: list[npt.NDArray[np.int64]] = []
     collected: dict[str, list[Tensor]] = {name: [] for name in named}
@@ -122,7 +125,9 @@ def predict(
                 seen[name].add(scores.to(given.dtype))
                 collected[name].append(scores)
             targets.append(labels_of_batch(batch, labelled))
-            if batch.sensitive is not None:
+            if batch.sensitive is None:
+                encoder.encode(None, len(batch))  # refuses where other batches have some
+            else:
                 repeats = [1] * len(batch) if labelled is None else labelled.sum(1).tolist()
                 for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
                     of_rows = [value for value, n in zip(values, repeats, strict=True) for _ in range(n)]
@@ -146,6 +151,18 @@ def predict(
         scores=scores_of,
         sensitive={name: np.asarray(values) for name, values in sensitive.items()},
     )
+
+
+def _check_is_network(name: str, model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    inside = getattr(model, "module_", None)
+    remedy = "expected a torch.nn.Module"
+    if isinstance(inside, nn.Module) or hasattr(model, "initialize"):
+        remedy += ": of a skorch network pass its .module_, which fit or initialize makes"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        remedy += ": pass its .model"
+    raise InputError(f"network {name!r} is a {type(model).__name__}; {remedy}")
 
 
 def predicted_labels(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

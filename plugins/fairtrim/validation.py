@@ -173,12 +173,7 @@ class ValidationSet:
                     )
                 inputs.append(map_tensors(batch.inputs, lambda tensor: tensor.detach()))
                 targets.append(whole_labels(batch.target, batch.index))
-                weights = encoder.encode(batch.sensitive, len(batch))
-                if encoder.features == ("weights",):
-                    raise InputError(
-                        "the sensitive features are floating-point weights; expected values that name groups"
-                    )
-                codes.append(weights.argmax(1))
+                codes.append(encoder.encode(batch.sensitive, len(batch), batch.index).argmax(1))
         order = encoder.order()
         position = torch.empty(len(order), dtype=torch.int64)
         position[torch.tensor(order)] = torch.arange(len(order))

@@ -47,6 +47,7 @@ def squared_gradients(
     loss_fn: LossFunction = F.cross_entropy,
     curvature: Curvature = "auto",
     sensitive_names: SensitiveNames | None = None,
+    sensitive_weights: bool = False,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
     parameters: Sequence[str] | None = None,
@@ -66,6 +67,7 @@ def squared_gradients(
         loss_fn: Loss of scores and target.
         curvature: ``"exact"`` (one pass a class but one), ``"empirical"`` or ``"auto"``.
         sensitive_names: Names of the sensitive features and values.
+        sensitive_weights: Whether the third entry of a batch holds weights, (N, G); see ``collect_damage``.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
         parameters: Names of the parameters to score; default all of them.
@@ -85,8 +87,8 @@ def squared_gradients(
     with processes.together():
         device = model_device(model)
         check_network(model)
-        sample_loss = SampleLoss(loss_fn, in_parts=processes.count > 1)
-        encoder, moments = SensitiveEncoder(sensitive_names), Moments(0)
+        sample_loss, moments = SampleLoss(loss_fn, in_parts=processes.count > 1), Moments(0)
+        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
         wanted = dict(model.named_parameters())
         if parameters is not None:
             wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
@@ -115,7 +117,7 @@ def squared_gradients(
                 scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
-                weights = encoder.encode(batch.sensitive, len(batch))
+                weights = encoder.encode(batch.sensitive, len(batch), batch.index)
                 empty = scores.new_zeros(len(batch), 0)
                 moments.add(weights, expansion.loss, empty, empty.unsqueeze(1))
                 moments.weigh(expansion.weight)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from .frames import default_metrics
 from .measurements import measurements
+from .plotting import plot_comparison
 from .post_processing import RepairedClassifier
-from .reporting import (
-    Comparison,
-    compare_models,
-    compare_predictions,
-    default_metrics,
-    metric_frame,
-    plot_comparison,
-)
+from .reporting import Comparison, compare_models, compare_predictions, metric_frame
 
 __all__ = [
     "Comparison",

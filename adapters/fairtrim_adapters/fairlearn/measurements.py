@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fairlearn.metrics import MetricFrame, count
+import pandas as pd
+from fairlearn.metrics import count
 from sklearn.metrics import accuracy_score, recall_score
 
 from fairtrim import InputError
 from fairtrim.predictions import Predictions
 
-from .reporting import Comparison, Metric, compare_predictions
+from .frames import build_frame, not_numbers
+from .reporting import Comparison, compare_predictions
+from .responses import Metric, check_responses
 
 __all__ = [
     "LARGER_IS_WORSE",
@@ -103,6 +106,7 @@ def check_metrics(metrics: Mapping[str, Metric] | None) -> None:
                 f"metrics holds {name!r}; expected a name without brackets, that doesn't begin with _ or end in _low, "
                 "_high or _change"
             )
+    check_responses("auto", metrics)
 
 
 def group_names(predictions: Predictions) -> npt.NDArray[np.str_]:
@@ -241,8 +245,8 @@ def measurements(
         reference: The network that changes are measured from.
         n_boot: Number of bootstrap samples, or None for no intervals.
         random_state: Seed of the bootstrap.
-        metrics: Further metrics by name, as MetricFrame takes them: value, ``…_difference`` between groups and change,
-            without intervals.
+        metrics: Further metrics by name, as ``metric_frame`` takes them, those of scores with scores: value,
+            ``…_difference`` between groups and change, without intervals.
 
     Returns:
         Values by column. Metrics: ``accuracy``, ``balanced_accuracy``, ``worst_group_accuracy``,
@@ -266,7 +270,8 @@ def measurements(
     check_metrics(metrics)
     group_names(predictions)  # refused, if columns would get one name
     labels = {model: predictions.label[model] for model in dict.fromkeys((reference, name))}
-    pair = Predictions(predictions.target, labels, {}, predictions.sensitive, predictions.n_classes)
+    scores = {model: predictions.scores[model] for model in labels if model in predictions.scores}
+    pair = Predictions(predictions.target, labels, scores, predictions.sensitive, predictions.n_classes)
     # of more than two classes the rates of each class would cost most of the time, and be thrown away
     few = None if pair.n_classes == 2 else {"accuracy": accuracy_score, "people": count}
     comparison = compare_predictions(pair, reference=reference, metrics=few, progress=False)
@@ -340,16 +345,11 @@ def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict
 
 
 def _further(predictions: Predictions, name: str, reference: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    groups = group_names(predictions)
-    frames = [
-        MetricFrame(
-            metrics=dict(metrics),
-            y_true=predictions.target,
-            y_pred=predictions.label[model],
-            sensitive_features=groups,
-        )
-        for model in (name, reference)
-    ]
+    groups = pd.DataFrame({"group": group_names(predictions).astype(object)})
+    frames = [build_frame(predictions, model, groups, metrics) for model in (name, reference)]
+    several = not_numbers(frames[0])
+    if several:
+        raise InputError(f"the metrics {several} give several numbers or none; expected one number a group")
     found: dict[str, float] = {}
     for metric in metrics:
         own, other = ({"": f.overall[metric], "_difference": f.difference()[metric]} for f in frames)

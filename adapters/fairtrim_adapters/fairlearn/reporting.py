@@ -6,84 +6,63 @@ together side by side.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from fairlearn.metrics import (
-    MetricFrame,
-    count,
-    demographic_parity_difference,
-    equalized_odds_difference,
-    false_positive_rate,
-    selection_rate,
-    true_positive_rate,
-)
-from sklearn.metrics import accuracy_score
-from torch import nn
+from fairlearn.metrics import MetricFrame
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError
+from fairtrim.batches import ForwardFunction
+from fairtrim.people import SensitiveNames
 from fairtrim.predictions import Predictions, predict
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .frames import (
+    GAPS,
+    SampleParams,
+    bootstrap_options,
+    build_frame,
+    check_order,
+    check_sample_params,
+    default_metrics,
+    group_columns,
+    named_features,
+    not_numbers,
+    overall_columns,
+)
+from .responses import Metric, ResponseMethod, check_metric_functions, check_responses, did_you_mean
 
-__all__ = [
-    "Comparison",
-    "compare_models",
-    "compare_predictions",
-    "default_metrics",
-    "metric_frame",
-    "plot_comparison",
-]
+__all__ = ["Comparison", "Metric", "compare_models", "compare_predictions", "metric_frame"]
 
-Metric = Callable[..., float]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "accuracy difference", *GAPS}
 
 _ROUNDING = 1e-9  # differences of rates below this are rounding errors
 
 
-def _one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int) -> float:
-    return metric(np.asarray(y_true) == label, np.asarray(y_pred) == label, pos_label=True)
+def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
+    """Answer a misspelt argument with the one that it was meant to be, as Python does from 3.13 on."""
+    known = list(inspect.signature(function).parameters)
 
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}; "
+                    f"expected some of {known}"
+                )
+        return function(*args, **kwargs)
 
-def default_metrics(n_classes: int) -> dict[str, Metric]:
-    """Fairlearn's metrics for a classifier.
-
-    Fairlearn's rates are those of label 1; for more than two classes they are given one class against the rest,
-    under names that say so.
-
-    Args:
-        n_classes: K.
-
-    Returns:
-        Metrics by name: accuracy, number of people, and selection, true and false positive rates.
-
-    Example:
-        >>> list(default_metrics(2))
-        ['accuracy', 'selection rate', 'true positive rate', 'false positive rate', 'people']
-        >>> [name for name in default_metrics(3) if name.endswith("2")]
-        ['selection rate of 2', 'true positive rate of 2', 'false positive rate of 2']
-    """
-    rates = {
-        "selection rate": selection_rate,
-        "true positive rate": true_positive_rate,
-        "false positive rate": false_positive_rate,
-    }
-    metrics: dict[str, Metric] = {"accuracy": accuracy_score}
-    if n_classes <= 2:
-        metrics |= rates
-    else:
-        metrics |= {
-            f"{name} of {label}": partial(_one_vs_rest, metric=metric, label=label)
-            for label in range(n_classes)
-            for name, metric in rates.items()
-        }
-    return metrics | {"people": count}
+    return checked
 
 
 def _sensitive_frame(predictions: Predictions) -> pd.DataFrame:
@@ -92,67 +71,88 @@ def _sensitive_frame(predictions: Predictions) -> pd.DataFrame:
     return pd.DataFrame({name: values.astype(object) for name, values in predictions.sensitive.items()})
 
 
-def _frame(
-    predictions: Predictions, name: str, metrics: Mapping[str, Metric] | Metric | None, bootstrap: Mapping[str, Any]
-) -> MetricFrame:
-    chosen = default_metrics(predictions.n_classes) if metrics is None else metrics
-    return MetricFrame(
-        metrics=dict(chosen) if isinstance(chosen, Mapping) else chosen,
-        y_true=predictions.target,
-        y_pred=predictions.label[name],
-        sensitive_features=_sensitive_frame(predictions),
-        **bootstrap,
-    )
-
-
-def _bootstrap(n_boot: int | None, ci_quantiles: Sequence[float] | None, random_state: int | None) -> dict[str, Any]:
-    if n_boot is None:
-        if ci_quantiles is not None:
-            raise InputError("ci_quantiles needs n_boot=, the number of bootstrap samples")
-        return {}
-    if n_boot < 1:
-        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
-    quantiles = [0.025, 0.5, 0.975] if ci_quantiles is None else list(ci_quantiles)
-    return {"n_boot": n_boot, "ci_quantiles": quantiles, "random_state": random_state}
-
-
+@_suggesting
 def metric_frame(
     model: nn.Module,
     loader: Iterable[Any],
     *,
     metrics: Mapping[str, Metric] | Metric | None = None,
+    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
+    sample_params: SampleParams | None = None,
+    control_features: Any = None,
     n_boot: int | None = None,
     ci_quantiles: Sequence[float] | None = None,
     random_state: int | None = None,
-    **options: Any,
+    sensitive_names: SensitiveNames | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
 ) -> MetricFrame:
     """Fairlearn's MetricFrame of a torch network, streamed over a loader.
 
     Args:
         model: The network; left as it was.
         loader: Batches of (inputs, target, sensitive).
-        metrics: As for MetricFrame; default ``default_metrics(K)``.
+        metrics: As for MetricFrame, or scorers of scikit-learn; default ``default_metrics(K)``.
+        response_method: What the metrics are given as ``y_pred``: ``"predict"`` labels, ``"predict_proba"`` or
+            ``"decision_function"``, as in scikit-learn: (N,) of class 1 for two classes, (N, K) for more. ``"auto"``
+            is labels, and scores for the metrics of scikit-learn that need them. One for all, or by name of a metric.
+        sample_params: As for MetricFrame: arrays in the order of the loader, which may not shuffle.
+        control_features: As for MetricFrame, in the order of the loader, or names of sensitive features that it gives.
         n_boot: Number of bootstrap samples for confidence intervals, or None.
         ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
         random_state: Seed of the bootstrap.
-        options: As for ``fairtrim.predictions.predict``: ``sensitive_names``, ``forward_fn``,
-            ``output_transform``, ``max_batches``, ``progress``.
+        sensitive_names: Names of the sensitive features, and of their values.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
 
     Returns:
         The MetricFrame; several sensitive features give their crossings.
 
     Raises:
-        InputError: The loader has no sensitive features.
+        InputError: The loader has no sensitive features, or an argument is wrong.
 
     Example:
         >>> import torch
+        >>> from sklearn.metrics import log_loss
         >>> batch = (torch.eye(2), torch.tensor([0, 0]), ["a", "b"])
         >>> frame = metric_frame(nn.Identity(), [batch], sensitive_names=["team"], progress=False)
         >>> frame.by_group["accuracy"].to_dict()
         {'a': 1.0, 'b': 0.0}
+        >>> frame = metric_frame(nn.Identity(), [batch], metrics=log_loss, progress=False)  # of probabilities
+        >>> frame.by_group.round(4).to_dict()
+        {'a': 0.3133, 'b': 1.3133}
     """
-    predictions = predict(model, loader, **options)
-    return _frame(predictions, "model", metrics, _bootstrap(n_boot, ci_quantiles, random_state))
+    bootstrap = bootstrap_options(n_boot, ci_quantiles, random_state)
+    check_metric_functions(metrics)
+    check_responses(response_method, metrics)
+    if metrics is not None:
+        check_sample_params(sample_params, metrics)
+    check_order(loader, sample_params=sample_params)
+    predictions = predict(
+        model,
+        loader,
+        sensitive_names=sensitive_names,
+        forward_fn=forward_fn,
+        output_transform=output_transform,
+        max_batches=max_batches,
+        progress=progress,
+    )
+    if not named_features(control_features, predictions.sensitive):
+        check_order(loader, control_features=control_features)
+    return build_frame(
+        predictions,
+        "model",
+        _sensitive_frame(predictions),
+        default_metrics(predictions.n_classes) if metrics is None else metrics,
+        response_method=response_method,
+        sample_params=sample_params,
+        control_features=control_features,
+        bootstrap=bootstrap,
+    )
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ class Comparison:
 
     Attributes:
         reference: Name of the network that changes are measured from.
-        frames: Fairlearn's MetricFrame of each network.
-        by_group: Index (model, sensitive features …): every metric; ``change in accuracy`` against the
+        frames: Fairlearn's MetricFrame of each network, with every metric.
+        by_group: Index (model, sensitive features …): every metric of one number; ``change in accuracy`` against the
             reference; ``excess change``, the group's change minus the overall one; ``changed predictions``, the share
             of the group's samples whose predicted label differs from the reference's (the rate of
             compression-identified exemplars, Hooker et al. 2020); with a bootstrap, ``accuracy low`` and
@@ -203,6 +203,9 @@ class Comparison:
             "By sensitive group",
             self.by_group.drop(columns=rates).to_string(float_format=show, formatters=counts),
         ]
+        tables = [name for name in next(iter(self.frames.values())).by_group if name not in self.by_group]
+        if tables:
+            parts.append(f"({', '.join(tables)}: several numbers a group, in frames)")
         if rates:
             parts.append(f"({len(rates)} rates of single classes are in by_group and overall)")
         if len(self.flags):
@@ -210,17 +213,24 @@ class Comparison:
         return "\n".join(parts)
 
 
+@_suggesting
 def compare_models(
     models: Mapping[str, nn.Module],
     loader: Iterable[Any],
     *,
     reference: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
+    sample_params: SampleParams | None = None,
     n_boot: int | None = None,
     ci_quantiles: Sequence[float] | None = None,
     random_state: int | None = None,
     interval_metrics: Sequence[str] = ("accuracy",),
-    **options: Any,
+    sensitive_names: SensitiveNames | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
 ) -> Comparison:
     """Compare networks, e.g. a dense one and its compressions, for every sensitive group.
 
@@ -228,18 +238,26 @@ def compare_models(
         models: Networks by name.
         loader: Batches of (inputs, target, sensitive); gone through once.
         reference: The network that changes are measured from; default the first.
-        metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``.
+        metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``. Those that give several
+            numbers, such as ``confusion_matrix``, are in ``frames`` only.
+        response_method: What the metrics are given; see ``metric_frame``.
+        sample_params: Arguments of the metrics by name, as for MetricFrame; the loader may not shuffle then.
         n_boot: Number of bootstrap samples for confidence intervals, or None.
         ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975; the outer ones are shown.
         random_state: Seed of the bootstrap.
         interval_metrics: Metrics that get intervals; Fairlearn's bootstrap takes about 0.1 s a sample and metric.
-        options: As for ``metric_frame``.
+        sensitive_names: Names of the sensitive features, and of their values.
+        forward_fn: How to call a network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show progress bars.
 
     Returns:
         The comparison; print it, or plot it with ``plot_comparison``.
 
     Raises:
-        InputError: The reference is unknown, ``accuracy`` is missing, or the loader has no sensitive features.
+        InputError: The reference is unknown, ``accuracy`` is missing, the loader has no sensitive features, or another
+            argument is wrong.
 
     Example:
         >>> import torch
@@ -256,40 +274,77 @@ def compare_models(
     arguments: dict[str, Any] = {
         "reference": next(iter(models)) if reference is None else reference,
         "metrics": metrics,
+        "response_method": response_method,
+        "sample_params": sample_params,
         "n_boot": n_boot,
         "ci_quantiles": ci_quantiles,
         "random_state": random_state,
         "interval_metrics": interval_metrics,
     }
     _check_comparison(list(models), **arguments)
-    predictions = predict(models, loader, **options)
-    return compare_predictions(predictions, **arguments, progress=options.get("progress", True))
+    check_order(loader, sample_params=sample_params)
+    predictions = predict(
+        models,
+        loader,
+        sensitive_names=sensitive_names,
+        forward_fn=forward_fn,
+        output_transform=output_transform,
+        max_batches=max_batches,
+        progress=progress,
+    )
+    return compare_predictions(predictions, **arguments, progress=progress)
 
 
 def _check_comparison(
     names: Sequence[str],
     reference: str,
     metrics: Mapping[str, Metric] | None,
+    response_method: Any,
+    sample_params: SampleParams | None,
     n_boot: int | None,
     ci_quantiles: Sequence[float] | None,
     random_state: int | None,
     interval_metrics: Sequence[str],
 ) -> None:
-    _bootstrap(n_boot, ci_quantiles, random_state)
+    bootstrap_options(n_boot, ci_quantiles, random_state)
     if reference not in names:
-        raise InputError(f"reference={reference!r} is not one of the networks: {list(names)}")
-    if metrics is not None and "accuracy" not in metrics:
+        raise InputError(
+            f"reference={reference!r}{did_you_mean(reference, names)} is not one of the networks: {list(names)}"
+        )
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise InputError(
+            f"metrics is a {type(metrics).__name__}; expected functions by name: {{'accuracy': accuracy_score, ...}}"
+        )
+    check_metric_functions(metrics)
+    check_responses(response_method, metrics)
+    if metrics is None:
+        return
+    if "accuracy" not in metrics:
         raise InputError(f"metrics has no 'accuracy', which changes are measured in; got {list(metrics)}")
-    unknown = [name for name in interval_metrics if metrics is not None and name not in metrics]
-    if n_boot is not None and metrics is not None and unknown:
-        raise InputError(f"interval_metrics names {unknown}; the metrics are {list(metrics)}")
+    taken = [name for name in metrics if name in _OWN_COLUMNS or name.endswith((" low", " high"))]
+    if taken:
+        raise InputError(f"metrics holds {taken[0]!r}, which other figures are called; expected another name")
+    check_sample_params(sample_params, metrics)
+    if n_boot is not None:
+        _check_interval_metrics(interval_metrics, metrics)
 
 
+def _check_interval_metrics(interval_metrics: Sequence[str], metrics: Mapping[str, Metric]) -> None:
+    unknown = [name for name in interval_metrics if name not in metrics]
+    if unknown:
+        raise InputError(
+            f"interval_metrics names {unknown}{did_you_mean(unknown[0], metrics)}; the metrics are {list(metrics)}"
+        )
+
+
+@_suggesting
 def compare_predictions(
     predictions: Predictions,
     *,
     reference: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
+    sample_params: SampleParams | None = None,
     n_boot: int | None = None,
     ci_quantiles: Sequence[float] | None = None,
     random_state: int | None = None,
@@ -302,6 +357,8 @@ def compare_predictions(
         predictions: Of the same samples by every network.
         reference: The network that changes are measured from; default the first.
         metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``.
+        response_method: What the metrics are given; see ``metric_frame``.
+        sample_params: Arguments of the metrics by name, as for MetricFrame.
         n_boot: Number of bootstrap samples for confidence intervals, or None.
         ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
         random_state: Seed of the bootstrap.
@@ -312,7 +369,8 @@ def compare_predictions(
         The comparison.
 
     Raises:
-        InputError: The reference is unknown, ``accuracy`` is missing, or there are no sensitive features.
+        InputError: The reference is unknown, ``accuracy`` is missing, there are no sensitive features, or another
+            argument is wrong.
 
     Example:
         >>> import torch
@@ -325,56 +383,58 @@ def compare_predictions(
     """
     models = list(predictions.label)
     reference = models[0] if reference is None else reference
-    _check_comparison(models, reference, metrics, n_boot, ci_quantiles, random_state, interval_metrics)
-    frames = {name: _frame(predictions, name, metrics, {}) for name in models}
-    by_group = {name: _group_columns(predictions, frames, name, reference) for name in models}
+    bootstrap = bootstrap_options(n_boot, ci_quantiles, random_state)
+    _check_comparison(
+        models,
+        reference,
+        metrics,
+        response_method,
+        sample_params,
+        n_boot,
+        ci_quantiles,
+        random_state,
+        interval_metrics,
+    )
+    every = default_metrics(predictions.n_classes) if metrics is None else dict(metrics)
+    check_sample_params(sample_params, every)
+    sensitive, given = _sensitive_frame(predictions), dict(sample_params or {})
     if n_boot is not None:
-        bootstrap = _bootstrap(n_boot, ci_quantiles, random_state)
-        every = default_metrics(predictions.n_classes) if metrics is None else metrics
-        unknown = [name for name in interval_metrics if name not in every]
-        if unknown:
-            raise InputError(f"interval_metrics names {unknown}; the metrics are {list(every)}")
+        _check_interval_metrics(interval_metrics, every)
+
+    def frame(name: str, chosen: Mapping[str, Metric], bootstrap: Mapping[str, Any] | None = None) -> MetricFrame:
+        responses = response_method
+        if isinstance(responses, Mapping):
+            responses = {metric: response for metric, response in responses.items() if metric in chosen}
+        params = {metric: given[metric] for metric in chosen if metric in given}
+        return build_frame(
+            predictions,
+            name,
+            sensitive,
+            chosen,
+            response_method=responses,
+            sample_params=params,
+            bootstrap=bootstrap,
+        )
+
+    frames = {name: frame(name, every) for name in models}
+    several = list(dict.fromkeys(metric for name in models for metric in not_numbers(frames[name])))
+    if "accuracy" in several:
+        raise InputError("the metric 'accuracy', which changes are measured in, gives several numbers; expected one")
+    by_group = {name: group_columns(predictions, frames, name, reference, sensitive, several) for name in models}
+    if n_boot is not None:
         chosen = {name: every[name] for name in interval_metrics}
         for name in tqdm(models, desc="bootstrap", leave=False, disable=not progress):
-            low, *_, high = _frame(predictions, name, chosen, bootstrap).by_group_ci
+            low, *_, high = frame(name, chosen, bootstrap).by_group_ci
             for metric in chosen:
                 by_group[name][f"{metric} low"], by_group[name][f"{metric} high"] = low[metric], high[metric]
-    overall = pd.DataFrame({name: _overall_columns(predictions, frames[name], name, reference) for name in models}).T
+    overall = pd.DataFrame(
+        {n: overall_columns(predictions, frames[n], n, reference, sensitive, several, given) for n in models}
+    ).T
     flags = pd.DataFrame(
         [*_empty_cells(predictions), *_model_flags(predictions, by_group, overall, reference)],
         columns=["model", "flag", "detail"],
     )
     return Comparison(reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags)
-
-
-def _group_columns(
-    predictions: Predictions, frames: Mapping[str, MetricFrame], name: str, reference: str
-) -> pd.DataFrame:
-    frame, dense = frames[name], frames[reference]
-    columns = frame.by_group.copy()
-    change = frame.by_group["accuracy"] - dense.by_group["accuracy"]
-    columns["change in accuracy"] = change
-    columns["excess change"] = change - (frame.overall["accuracy"] - dense.overall["accuracy"])
-    differs = pd.Series(predictions.label[name] != predictions.label[reference])
-    sensitive = _sensitive_frame(predictions)
-    rate = differs.groupby([sensitive[feature] for feature in sensitive]).mean()
-    columns["changed predictions"] = rate.reindex(columns.index)
-    return columns.apply(pd.to_numeric)
-
-
-def _overall_columns(predictions: Predictions, frame: MetricFrame, name: str, reference: str) -> pd.Series:
-    columns = dict(frame.overall)
-    columns["accuracy difference"] = frame.difference()["accuracy"]
-    if predictions.n_classes == 2:
-        arguments: dict[str, Any] = {
-            "y_true": predictions.target,
-            "y_pred": predictions.label[name],
-            "sensitive_features": _sensitive_frame(predictions),
-        }
-        columns["equalized odds difference"] = equalized_odds_difference(**arguments)
-        columns["demographic parity difference"] = demographic_parity_difference(**arguments)
-    columns["changed predictions"] = float(np.mean(predictions.label[name] != predictions.label[reference]))
-    return pd.Series(columns, dtype=float)
 
 
 def _empty_cells(predictions: Predictions) -> list[tuple[str, str, str]]:
@@ -406,62 +466,3 @@ def _model_flags(
             detail = f"{', '.join(fell)} fell while every group lost accuracy (by {lost})"
             found.append((name, "levelling down", detail))
     return found
-
-
-def plot_comparison(comparison: Comparison, *, metric: str = "accuracy", ax: Axes | None = None) -> Axes:
-    """Draw one metric of every network, a dot for each sensitive group and a bar for everybody.
-
-    Args:
-        comparison: From ``compare_models``.
-        metric: Which metric.
-        ax: Where to draw; default new axes.
-
-    Returns:
-        The axes.
-
-    Raises:
-        InputError: There is no such metric, or matplotlib is not installed.
-
-    Example:
-        >>> import torch
-        >>> from matplotlib.figure import Figure
-        >>> people = [(torch.eye(2), torch.tensor([0, 1]), ["a", "b"])]
-        >>> comparison = compare_models({"dense": nn.Identity(), "pruned": nn.Softmin(dim=1)}, people, progress=False)
-        >>> ax = plot_comparison(comparison, ax=Figure().subplots())
-        >>> [label.get_text() for label in ax.get_xticklabels()]
-        ['dense', 'pruned']
-    """
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise InputError("plotting needs matplotlib: pip install 'fairtrim[plot]'") from None
-    if metric not in comparison.by_group:
-        raise InputError(f"metric={metric!r} is not in the comparison: {list(comparison.by_group.columns)}")
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(1.6 + 1.3 * len(comparison.frames), 4), layout="constrained")
-    names = list(comparison.frames)
-    first = comparison.frames[names[0]].by_group.index
-    width = 0.6 / max(1, len(first))
-    for g, group in enumerate(first):
-        label = group if isinstance(group, str) else ", ".join(map(str, group))
-        rows = [comparison.by_group.loc[(name, *(group if isinstance(group, tuple) else (group,)))] for name in names]
-        at = np.arange(len(names)) + (g - (len(first) - 1) / 2) * width
-        values = np.array([row[metric] for row in rows])
-        people = int(rows[0]["people"]) if "people" in rows[0] else None
-        ax.plot(at, values, "o", color=f"C{g}", label=label if people is None else f"{label} (n = {people})")
-        if f"{metric} low" in comparison.by_group:
-            low, high = (np.array([row[f"{metric} {end}"] for row in rows]) for end in ("low", "high"))
-            ax.vlines(at, low, high, color=f"C{g}", linewidth=1.5)
-        dense = values[names.index(comparison.reference)]
-        ax.axhline(dense, color=f"C{g}", linewidth=0.8, linestyle=":", zorder=0)
-    if metric in comparison.overall:
-        for m, name in enumerate(names):
-            ax.hlines(comparison.overall.loc[name, metric], m - 0.38, m + 0.38, color="black", linewidth=1.2)
-        ax.plot([], [], color="black", linewidth=1.2, label="everybody")
-    constant = set(comparison.flags.loc[comparison.flags["flag"] == "constant classifier", "model"])
-    ticks = [f"{name}\n(constant)" if name in constant else name.replace(" ", "\n") for name in names]
-    ax.set_xticks(range(len(names)), ticks)
-    ax.set_ylabel(metric)
-    ax.set_title(f"{metric} by sensitive group (dotted: {comparison.reference})", fontsize="medium")
-    ax.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax

@@ -17,7 +17,7 @@ from fairtrim import FairtrimError, InputError, Predictions, measure_latency, pr
 from fairtrim.batches import Batch, model_device, slice_samples
 from fairtrim.post_processing import PostProcessor
 from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
-from fairtrim_adapters.fairlearn.reporting import Metric
+from fairtrim_adapters.fairlearn.responses import Metric
 
 from .data_splits import DataSplits
 from .named import CriterionFactory

@@ -24,7 +24,7 @@ from fairtrim.latency import FEWEST_ROUNDS
 from fairtrim.resumption import fingerprint
 from fairtrim.streaming import described
 from fairtrim_adapters.fairlearn.measurements import check_metrics
-from fairtrim_adapters.fairlearn.reporting import Metric
+from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.sparse_run import plain_settings
 
 from .data_splits import DataSplits

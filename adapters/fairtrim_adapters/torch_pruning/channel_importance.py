@@ -46,6 +46,7 @@ class CollectOptions(TypedDict, total=False):
             its modules; done where channels go on trial, too. The number of heads in modules that are named like those
             of timm and Hugging Face needs none.
         sensitive_names: Names of the sensitive features, and of their values.
+        sensitive_weights: Whether the third entry of a batch holds weights of people in groups, (N, G); default False.
         max_batches: Stop after so many batches.
         distributed: Whether the processes of ``torch.distributed`` each read a share of the data; default: if it is
             initialised with several.
@@ -63,6 +64,7 @@ class CollectOptions(TypedDict, total=False):
     output_transform: Callable[[Any], Tensor] | None
     after_step: Callable[[nn.Module], Any] | None
     sensitive_names: SensitiveNames | None
+    sensitive_weights: bool
     max_batches: int | None
     distributed: bool | None
     folder: str | os.PathLike[str] | None

@@ -1,0 +1,403 @@
+"""MetricFrames of predictions: each metric with its own response, Fairlearn's arguments checked before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from fairlearn.metrics import (
+    MetricFrame,
+    count,
+    demographic_parity_difference,
+    equalized_odds_difference,
+    false_positive_rate,
+    selection_rate,
+    true_positive_rate,
+)
+from sklearn.metrics import accuracy_score
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+
+from fairtrim import InputError
+from fairtrim.predictions import Predictions
+
+from .responses import Metric, ResponseMethod, check_defined, did_you_mean, metric_inputs
+
+__all__ = [
+    "GAPS",
+    "SampleParams",
+    "bootstrap_options",
+    "build_frame",
+    "check_order",
+    "check_sample_params",
+    "default_metrics",
+    "group_columns",
+    "named_features",
+    "not_numbers",
+    "overall_columns",
+]
+
+GAPS = {
+    "equalized odds difference": (equalized_odds_difference, ("true positive rate", "false positive rate")),
+    "demographic parity difference": (demographic_parity_difference, ("selection rate",)),
+}
+"""Fairlearn's gaps of two classes, with the rates that each compares."""
+
+SampleParams = Mapping[str, Any]
+"""As for MetricFrame: arrays of N values by argument of the metric, or for metrics by name, such arrays by metric."""
+
+
+def _one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int) -> Any:
+    return metric(np.asarray(y_true) == label, np.asarray(y_pred) == label, pos_label=True)
+
+
+def default_metrics(n_classes: int) -> dict[str, Metric]:
+    """Fairlearn's metrics for a classifier.
+
+    Fairlearn's rates are those of label 1; for more than two classes they are given one class against the rest,
+    under names that say so.
+
+    Args:
+        n_classes: K.
+
+    Returns:
+        Metrics by name: accuracy, number of people, and selection, true and false positive rates.
+
+    Example:
+        >>> list(default_metrics(2))
+        ['accuracy', 'selection rate', 'true positive rate', 'false positive rate', 'people']
+        >>> [name for name in default_metrics(3) if name.endswith("2")]
+        ['selection rate of 2', 'true positive rate of 2', 'false positive rate of 2']
+    """
+    rates = {
+        "selection rate": selection_rate,
+        "true positive rate": true_positive_rate,
+        "false positive rate": false_positive_rate,
+    }
+    metrics: dict[str, Metric] = {"accuracy": accuracy_score}
+    if n_classes <= 2:
+        metrics |= rates
+    else:
+        metrics |= {
+            f"{name} of {label}": partial(_one_vs_rest, metric=metric, label=label)
+            for label in range(n_classes)
+            for name, metric in rates.items()
+        }
+    return metrics | {"people": count}
+
+
+def bootstrap_options(
+    n_boot: int | None, ci_quantiles: Sequence[float] | None, random_state: int | None
+) -> dict[str, Any]:
+    """MetricFrame's arguments of its bootstrap.
+
+    Args:
+        n_boot: Number of bootstrap samples, or None.
+        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
+        random_state: Seed.
+
+    Returns:
+        The arguments; none without a bootstrap.
+
+    Raises:
+        InputError: One is wrong, or missing.
+
+    Example:
+        >>> bootstrap_options(None, None, 0), bootstrap_options(5, [0.1, 0.9], 0)["ci_quantiles"]
+        ({}, [0.1, 0.9])
+    """
+    if n_boot is None:
+        if ci_quantiles is not None:
+            raise InputError("ci_quantiles needs n_boot=, the number of bootstrap samples")
+        return {}
+    if n_boot < 1:
+        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
+    quantiles = [0.025, 0.5, 0.975] if ci_quantiles is None else list(ci_quantiles)
+    return {"n_boot": n_boot, "ci_quantiles": quantiles, "random_state": random_state}
+
+
+def check_order(loader: Iterable[Any], **given: Any) -> None:
+    """Refuse values of people beside a loader that gives the people in an order of its own.
+
+    Args:
+        loader: Of the people.
+        given: What was given, by the name of its argument; None for nothing.
+
+    Raises:
+        InputError: The loader shuffles.
+
+    Example:
+        >>> check_order([], sample_params=None)
+    """
+    named = [name for name, value in given.items() if value is not None]
+    sampler = getattr(loader.batch_sampler, "sampler", None) if isinstance(loader, DataLoader) else None
+    if named and isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        raise InputError(
+            f"the loader shuffles ({type(sampler).__name__}), so that nobody knows which row of {' and '.join(named)} "
+            "belongs to whom; expected a loader in a fixed order, e.g. shuffle=False, or control_features by the names "
+            "of sensitive features that the loader gives"
+        )
+
+
+def check_sample_params(sample_params: SampleParams | None, metrics: Mapping[str, Metric] | Metric) -> None:
+    """Refuse arguments of metrics that are not there.
+
+    Args:
+        sample_params: As given.
+        metrics: A function, or functions by name.
+
+    Raises:
+        InputError: They are no dict, or name no metric.
+
+    Example:
+        >>> check_sample_params({"sample_weight": [1.0, 2.0]}, accuracy_score)
+    """
+    if sample_params is None:
+        return
+    if not isinstance(sample_params, Mapping):
+        raise InputError(
+            f"sample_params is a {type(sample_params).__name__}; expected a dict, e.g. {{'sample_weight': weights}}"
+        )
+    if not isinstance(metrics, Mapping):
+        return
+    for name, params in sample_params.items():
+        if name not in metrics:
+            raise InputError(
+                f"sample_params names {name!r}{did_you_mean(name, metrics)}; expected arguments for each metric by its "
+                f"name, e.g. {{{next(iter(metrics))!r}: {{'sample_weight': weights}}}}; the metrics are {list(metrics)}"
+            )
+        if not isinstance(params, Mapping):
+            raise InputError(
+                f"sample_params[{name!r}] is a {type(params).__name__}; expected a dict, e.g. "
+                "{'sample_weight': weights}"
+            )
+
+
+def build_frame(
+    predictions: Predictions,
+    name: str,
+    sensitive: pd.DataFrame,
+    metrics: Mapping[str, Metric] | Metric,
+    *,
+    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
+    sample_params: SampleParams | None = None,
+    control_features: Any = None,
+    bootstrap: Mapping[str, Any] | None = None,
+) -> MetricFrame:
+    """Fairlearn's MetricFrame of one network's predictions.
+
+    Args:
+        predictions: Of the network.
+        name: Name of the network.
+        sensitive: The sensitive features, a column each.
+        metrics: A function, or functions by name.
+        response_method: What the metrics are given, for all of them or by name.
+        sample_params: As for MetricFrame.
+        control_features: As for MetricFrame, or the name of one sensitive feature, or a list of names.
+        bootstrap: From ``bootstrap_options``.
+
+    Returns:
+        The frame.
+
+    Raises:
+        InputError: Arguments have another length than the predictions, a metric is not defined for somebody, or has no
+            interval.
+
+    Example:
+        >>> people = Predictions(np.array([0, 1, 1]), {"net": np.array([0, 1, 0])}, {}, {})
+        >>> frame = build_frame(people, "net", pd.DataFrame({"team": ["a", "b", "b"]}), accuracy_score)
+        >>> frame.by_group.to_dict()
+        {'a': 1.0, 'b': 0.5}
+    """
+    n_rows = len(predictions.target)
+    check_sample_params(sample_params, metrics)
+    if taken := {"y_true", "y_pred"} & set(sensitive):
+        raise InputError(
+            f"a sensitive feature is named {min(taken)!r}, under which MetricFrame keeps labels and would lose them; "
+            "expected another name: sensitive_names"
+        )
+    sensitive, control = _cut_out(sensitive, control_features)
+    if control is not None and _length(control) != n_rows:
+        raise InputError(f"control_features has {_length(control)} rows for {n_rows} predictions; expected as many")
+    params: dict[str, Any] = dict(sample_params or {})
+    if isinstance(metrics, Mapping):
+        params = {metric: _arrays(given, n_rows) for metric, given in params.items()}
+    else:
+        params = _arrays(params, n_rows)
+    parts = [sensitive] if control is None else [sensitive, pd.DataFrame(control)]
+    y_pred, wrapped = metric_inputs(predictions, name, metrics, response_method, params)
+    check_defined(predictions, metrics, pd.concat([part.reset_index(drop=True) for part in parts], axis=1))
+    arguments: dict[str, Any] = {
+        "metrics": wrapped,
+        "y_true": predictions.target,
+        "y_pred": y_pred,
+        "sensitive_features": sensitive,
+        "control_features": control,
+        "sample_params": params or None,
+    }
+    frame = MetricFrame(**arguments)
+    if not bootstrap:
+        return frame
+    several = not_numbers(frame)
+    if several:
+        raise InputError(
+            f"the metrics {several} give several numbers or none; expected one number a group, for which there are "
+            "intervals: leave n_boot= or these metrics out"
+        )
+    return MetricFrame(**arguments, **bootstrap)
+
+
+def not_numbers(frame: MetricFrame) -> list[str]:
+    """Metrics of a frame that give something else than one number, such as a confusion matrix.
+
+    Args:
+        frame: The frame.
+
+    Returns:
+        Their names.
+    """
+    by_group = frame.by_group if isinstance(frame.by_group, pd.DataFrame) else frame.by_group.to_frame()
+    return [str(name) for name in by_group if not all(np.isscalar(v) or v is None for v in by_group[name])]
+
+
+def group_columns(
+    predictions: Predictions,
+    frames: Mapping[str, MetricFrame],
+    name: str,
+    reference: str,
+    sensitive: pd.DataFrame,
+    left_out: Sequence[str],
+) -> pd.DataFrame:
+    """One network's figures of each sensitive group.
+
+    Args:
+        predictions: Of all networks.
+        frames: Of all networks.
+        name: The network.
+        reference: The network that changes are measured from.
+        sensitive: The sensitive features, a column each.
+        left_out: Metrics that are no numbers.
+
+    Returns:
+        A row for each group, a column for each figure.
+    """
+    frame, dense = frames[name], frames[reference]
+    columns = frame.by_group.drop(columns=left_out)
+    change = frame.by_group["accuracy"] - dense.by_group["accuracy"]
+    columns["change in accuracy"] = change
+    columns["excess change"] = change - (frame.overall["accuracy"] - dense.overall["accuracy"])
+    differs = pd.Series(predictions.label[name] != predictions.label[reference])
+    rate = differs.groupby([sensitive[feature] for feature in sensitive]).mean()
+    columns["changed predictions"] = rate.reindex(columns.index)
+    return columns.apply(pd.to_numeric)
+
+
+def overall_columns(
+    predictions: Predictions,
+    frame: MetricFrame,
+    name: str,
+    reference: str,
+    sensitive: pd.DataFrame,
+    left_out: Sequence[str],
+    sample_params: SampleParams,
+) -> pd.Series:
+    """One network's figures over everybody.
+
+    Args:
+        predictions: Of all networks.
+        frame: Of the network.
+        name: The network.
+        reference: The network that changes are measured from.
+        sensitive: The sensitive features, a column each.
+        left_out: Metrics that are no numbers.
+        sample_params: Arguments of the metrics; gaps are weighted as the rates that they compare.
+
+    Returns:
+        The figures by name.
+
+    Raises:
+        InputError: Some rates of a gap are weighted and others are not.
+    """
+    columns = dict(frame.overall.drop(left_out))
+    columns["accuracy difference"] = frame.difference()["accuracy"]
+    if predictions.n_classes == 2:
+        for gap, (function, rates) in GAPS.items():
+            columns[gap] = function(
+                y_true=predictions.target,
+                y_pred=predictions.label[name],
+                sensitive_features=sensitive,
+                sample_weight=_weight_of(rates, gap, sample_params),
+            )
+    columns["changed predictions"] = float(np.mean(predictions.label[name] != predictions.label[reference]))
+    return pd.Series(columns, dtype=float)
+
+
+def _weight_of(rates: Sequence[str], gap: str, sample_params: SampleParams) -> Any:
+    """The sample weight that all rates of a gap were given, or None."""
+    given = [sample_params.get(rate, {}).get("sample_weight") for rate in rates]
+    if all(weight is None for weight in given):
+        return None
+    if any(weight is None or not np.array_equal(weight, given[0]) for weight in given):
+        raise InputError(
+            f"sample_params weighs some of the rates {list(rates)}, whose {gap} is shown; expected the same "
+            "sample_weight for all of them"
+        )
+    return np.asarray(given[0])
+
+
+def named_features(control_features: Any, features: Iterable[str]) -> bool:
+    """Whether control features are named, not given.
+
+    Args:
+        control_features: As given.
+        features: Names of the sensitive features.
+
+    Returns:
+        Whether it is a string, or a list of some of the names.
+
+    Example:
+        >>> named_features(["race"], ["sex", "race"]), named_features(["Black", "White"], ["sex", "race"])
+        (True, False)
+    """
+    if isinstance(control_features, str):
+        return True
+    given = control_features if isinstance(control_features, list | tuple) else []
+    return bool(given) and all(isinstance(name, str) for name in given) and set(given) <= set(features)
+
+
+def _cut_out(sensitive: pd.DataFrame, control_features: Any) -> tuple[pd.DataFrame, Any]:
+    """The sensitive features without those that were named as control features, and the control features."""
+    if named_features(control_features, list(sensitive)):
+        names = [control_features] if isinstance(control_features, str) else list(control_features)
+        unknown = [name for name in names if name not in sensitive]
+        if unknown:
+            raise InputError(
+                f"control_features names {unknown[0]!r}{did_you_mean(unknown[0], sensitive)}; the loader gives the "
+                f"sensitive features {list(sensitive)}"
+            )
+        rest = [name for name in sensitive if name not in names]
+        if not rest:
+            raise InputError(
+                f"control_features names all sensitive features, {list(sensitive)}; expected one that is left"
+            )
+        return sensitive[rest], sensitive[names]
+    return sensitive, control_features
+
+
+def _length(features: Any) -> int:
+    if isinstance(features, Mapping):
+        return len(next(iter(features.values()))) if features else 0
+    return len(features)
+
+
+def _arrays(params: Mapping[str, Any], n_rows: int) -> dict[str, npt.NDArray[Any]]:
+    arrays = {name: np.asarray(value) for name, value in params.items() if value is not None}
+    for name, values in arrays.items():
+        if values.shape[:1] != (n_rows,):
+            raise InputError(
+                f"sample_params has {name!r} of shape {values.shape} for {n_rows} predictions; expected one for each"
+            )
+    return arrays
