@@ -30,6 +30,8 @@ from tqdm.auto import tqdm
 from fairtrim import InputError
 from fairtrim.predictions import Predictions, predict
 
+from .flags import empty_cells, model_flags
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -43,8 +45,6 @@ __all__ = [
 ]
 
 Metric = Callable[..., float]
-
-_ROUNDING = 1e-9  # differences of rates below this are rounding errors
 
 
 def _one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int) -> float:
@@ -340,10 +340,9 @@ def compare_predictions(
             for metric in chosen:
                 by_group[name][f"{metric} low"], by_group[name][f"{metric} high"] = low[metric], high[metric]
     overall = pd.DataFrame({name: _overall_columns(predictions, frames[name], name, reference) for name in models}).T
-    flags = pd.DataFrame(
-        [*_empty_cells(predictions), *_model_flags(predictions, by_group, overall, reference)],
-        columns=["model", "flag", "detail"],
-    )
+    empty = empty_cells(_sensitive_frame(predictions), predictions)
+    of_models = model_flags(predictions, by_group, overall, reference)
+    flags = pd.DataFrame([*empty, *of_models], columns=["model", "flag", "detail"])
     return Comparison(reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags)
 
 
@@ -375,37 +374,6 @@ def _overall_columns(predictions: Predictions, frame: MetricFrame, name: str, re
         columns["demographic parity difference"] = demographic_parity_difference(**arguments)
     columns["changed predictions"] = float(np.mean(predictions.label[name] != predictions.label[reference]))
     return pd.Series(columns, dtype=float)
-
-
-def _empty_cells(predictions: Predictions) -> list[tuple[str, str, str]]:
-    """Classes that a sensitive group has nobody of: its rates for them are undefined, whatever is printed."""
-    sensitive = _sensitive_frame(predictions)
-    cells = pd.crosstab([sensitive[feature] for feature in sensitive], predictions.target)
-    cells = cells.reindex(columns=range(predictions.n_classes), fill_value=0)
-    return [
-        ("(data)", "empty cell", f"{group}: nobody of class {label}, so rates of that class are undefined")
-        for group, row in cells.iterrows()
-        for label, number in row.items()
-        if number == 0
-    ]
-
-
-def _model_flags(
-    predictions: Predictions, by_group: Mapping[str, pd.DataFrame], overall: pd.DataFrame, reference: str
-) -> list[tuple[str, str, str]]:
-    found = []
-    gaps = [column for column in overall.columns if column.endswith(" difference")]
-    for name, columns in by_group.items():
-        labels = np.unique(predictions.label[name])
-        if len(labels) == 1:
-            found.append((name, "constant classifier", f"everybody is given label {labels[0]}; gaps mean nothing"))
-        change = columns["change in accuracy"].dropna()
-        fell = [gap for gap in gaps if overall.loc[name, gap] < overall.loc[reference, gap] - _ROUNDING]
-        if name != reference and fell and (change < -_ROUNDING).all():
-            lost = f"{-change.max():.3f} to {-change.min():.3f}"
-            detail = f"{', '.join(fell)} fell while every group lost accuracy (by {lost})"
-            found.append((name, "levelling down", detail))
-    return found
 
 
 def plot_comparison(comparison: Comparison, *, metric: str = "accuracy", ax: Axes | None = None) -> Axes:
