@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from fairtrim import InputError
 from fairtrim.predictions import Predictions, predict
 
-from .flags import empty_cells, model_flags
+from .flags import data_flags, model_flags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -340,9 +340,8 @@ def compare_predictions(
             for metric in chosen:
                 by_group[name][f"{metric} low"], by_group[name][f"{metric} high"] = low[metric], high[metric]
     overall = pd.DataFrame({name: _overall_columns(predictions, frames[name], name, reference) for name in models}).T
-    empty = empty_cells(_sensitive_frame(predictions), predictions)
-    of_models = model_flags(predictions, by_group, overall, reference)
-    flags = pd.DataFrame([*empty, *of_models], columns=["model", "flag", "detail"])
+    found = [*data_flags(predictions), *model_flags(predictions, reference)]
+    flags = pd.DataFrame(found, columns=["model", "flag", "detail"])
     return Comparison(reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags)
 
 
