@@ -11,11 +11,24 @@ from fairtrim.predictions import Predictions
 
 from .intervals import ACCURACY, GAPS, RATES_OF_TWO_CLASSES, Floats, Labels, Rate, change_interval
 
-__all__ = ["CONSTANT", "DATA", "EMPTY", "LEVELLING", "ONE_LABEL", "ONE_VALUE", "data_flags", "levelled", "model_flags"]
+__all__ = [
+    "CONSTANT",
+    "DATA",
+    "EMPTY",
+    "KINDS",
+    "LEVELLING",
+    "NOBODY",
+    "OF_DATA",
+    "ONE_LABEL",
+    "data_flags",
+    "levelled",
+    "model_flags",
+]
 
 CONSTANT = "constant classifier"
 EMPTY = "empty cell"
 LEVELLING = "levelling down"
+NOBODY = "nobody"
 ONE_LABEL = "one label"
 ONE_VALUE = "one value"
 SAME_LABEL = "same label"
@@ -23,8 +36,11 @@ SAME_LABEL = "same label"
 DATA = "(data)"
 """Stands for the name of a network where a finding is about the people."""
 
-KINDS = (CONSTANT, LEVELLING, SAME_LABEL, EMPTY, ONE_VALUE, ONE_LABEL)
-OF_DATA = frozenset({EMPTY, ONE_VALUE, ONE_LABEL})
+KINDS = (CONSTANT, LEVELLING, SAME_LABEL, EMPTY, NOBODY, ONE_VALUE, ONE_LABEL)
+"""Every kind, those first that say most about a network."""
+
+OF_DATA = frozenset({EMPTY, NOBODY, ONE_VALUE, ONE_LABEL})
+"""Kinds that are about the people, whatever the network."""
 
 Finding = tuple[str, str, str]
 
