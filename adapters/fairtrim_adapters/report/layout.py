@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fairtrim_adapters.fairlearn.flags import KINDS
+
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph, Section
 from .content import Cell, Figure, Flag, Network, Table
 
@@ -103,12 +105,12 @@ def _images(report: Report, section: str) -> Iterator[Block]:
 def _flags(report: Report) -> Iterator[Block]:
     if not report.flags:
         yield Paragraph(
-            "Nothing was flagged. Looked for: constant classifiers, gaps that fell while every sensitive group lost "
-            "accuracy (levelling down), and classes that a sensitive group has nobody of."
+            "Nothing was flagged. Looked for: constant classifiers, sensitive groups in which everybody is given one "
+            "label, gaps that fell while every sensitive group lost accuracy (levelling down), each by more than its "
+            "error, classes that a sensitive group has nobody of, and people of one label or one sensitive group."
         )
         return
-    first = ("constant classifier", "levelling down", "empty cell")
-    kinds: dict[str, list[Flag]] = {kind: [] for kind in first}
+    kinds: dict[str, list[Flag]] = {kind: [] for kind in KINDS}
     for flag in report.flags:
         kinds.setdefault(flag.kind, []).append(flag)
     for kind, flags in ((kind, flags) for kind, flags in kinds.items() if flags):
