@@ -147,7 +147,7 @@ def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdi
     if _is_none(worst):
         return Verdict(bound, False, f"{bound.metric} has no interval for these people; asked for: {bound}")
 
-    def within(number: float) -> bool:
+    def within(number: Any) -> bool:
         return bool(number >= bound.value if least else sign * number <= bound.value)
 
     holds = within(worst)

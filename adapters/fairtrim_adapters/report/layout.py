@@ -143,7 +143,7 @@ def _reading(report: Report) -> str:
         parts.append("Figures are means over seeds; the smallest and the largest of the seeds stand below.")
     if report.intervals:
         mean = ", means of the ends of the seeds' intervals" if several else ""
-        number = "" if report.n_boot is None else f" ({report.n_boot} bootstrap samples)"
+        number = "" if report.n_boot is None else f" ({report.n_boot} bootstrap samples, where it is resampled)"
         parts.append(f"In brackets: 95 % interval over people{number}{mean}.")
     parts.append(f"Δ: change against {report.reference!r}")
     parts[-1] += ", bold where its paired interval leaves out 0." if report.intervals else "."
