@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fairtrim import Predictions
 from fairtrim_adapters.command_line import main
 from fairtrim_adapters.command_line.bounds import judge, parse_bounds
-from fairtrim_adapters.command_line.gate import FEWEST, shut
+from fairtrim_adapters.command_line.gate import shut
+from fairtrim_adapters.fairlearn.flags import FEWEST, model_flags
 
 SCRIPT = '''
 import torch
@@ -182,3 +185,30 @@ def test_groups_that_only_the_dense_network_has() -> None:
     (line,) = shut([], row, {**row, "people[M]": 50})
     assert "M" in line
     assert shut([], row, row) == []
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [("--max", "demographic_parity_difference=10"), ("--min", "accuracy=-0.1"), ("--max-drop", "accuracy[Male]=2")],
+)
+def test_bounds_that_no_network_can_break(
+    folder: Path, capsys: pytest.CaptureFixture[str], bound: tuple[str, str]
+) -> None:
+    """Such as 10 for ten per cent."""
+    from fairtrim import save_pruned
+
+    namespace: dict[str, Any] = {}
+    exec(SCRIPT, namespace)
+    save_pruned("right.st", namespace["right"]())
+    assert check("right", "both", "--checkpoint", "right.st", *bound) == 2
+    assert "no network can break it" in capsys.readouterr().err
+    assert check("right", "both", "--max", "parameters=100") == 0
+
+
+def test_few_people_with_one_label_are_no_surprise() -> None:
+    target = np.array([0, 1] * 40)
+    label = {"net": np.where(np.arange(80) < 8, 0, target)}
+    people = Predictions(target, label, {}, {"team": np.where(np.arange(80) < 8, "few", "many")})
+    assert model_flags(people, "net") == []
+    all_of_half = Predictions(target, {"net": target * (np.arange(80) >= 40)}, {}, {"half": np.arange(80) // 40 == 0})
+    assert model_flags(all_of_half, "net") == [("net", "same label", "True: all 40 people are given 0")]

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from fairtrim import InputError, save_pruned
+from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
 
 from .bounds import Bound, judge, parse_bounds
 from .examples import example
-from .gate import FEWEST, flags_of, shut
+from .gate import flags_of, shut
 from .options import (
     Bootstrap,
     Checkpoint,

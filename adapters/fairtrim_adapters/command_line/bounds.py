@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairtrim import InputError
-from fairtrim_adapters.fairlearn.intervals import GAPS
+from fairtrim_adapters.fairlearn.intervals import GAPS, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES, column_of
 
 __all__ = ["Bound", "Verdict", "judge", "parse_bounds"]
+
+_SHARES = {"accuracy", "balanced_accuracy", "worst_group_accuracy", "changed_predictions", *GAPS, *RATES_OF_TWO_CLASSES}
 
 Kind = Literal["max", "min", "max-drop", "max-rise"]
 
@@ -114,7 +116,7 @@ def judge(bounds: Iterable[Bound], figures: Mapping[str, Any], *, confident: boo
         Verdicts in the order of the bounds.
 
     Raises:
-        InputError: There is no such figure, or no interval of it.
+        InputError: There is no such figure, or no interval of it, or no network can break a bound.
 
     Example:
         >>> figures = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
@@ -131,6 +133,11 @@ def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdi
     if column not in figures:
         raise InputError(f"{bound}: {_unknown(bound, figures)}")
     low, high = (figures.get(column_of(column, end)) for end in ("_low", "_high"))
+    if bound.name in _SHARES and (bound.value < 0 if bound.kind == "min" else bound.value > 1):
+        raise InputError(
+            f"{bound}: no network can break it, since {bound.name} is a share between 0 and 1; expected one such, e.g. "
+            f"--{bound.kind} {bound.metric}=0.1 for 10 %"
+        )
     if confident and (low is None or high is None):
         raise InputError(
             f"{bound}: there is no interval of {column}; expected a figure with one, and --bootstrap above 0"

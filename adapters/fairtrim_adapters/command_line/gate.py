@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairtrim_adapters.fairlearn.flags import CONSTANT, NOBODY, ONE_LABEL
+from fairtrim_adapters.fairlearn.flags import CONSTANT, FEWEST, NOBODY, ONE_LABEL
 from fairtrim_adapters.fairlearn.intervals import GAPS
 
 from .bounds import Bound
 
-__all__ = ["FEWEST", "flags_of", "groups_of", "shut"]
-
-FEWEST = 30
-"""A rate of so few people has a standard error of up to .09: of fewer, no usual bound can be told from chance."""
+__all__ = ["flags_of", "groups_of", "shut"]
 
 _OVER = {
     "true_positive_rate": ("positives",),

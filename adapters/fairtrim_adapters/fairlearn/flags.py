@@ -15,6 +15,7 @@ __all__ = [
     "CONSTANT",
     "DATA",
     "EMPTY",
+    "FEWEST",
     "KINDS",
     "LEVELLING",
     "NOBODY",
@@ -41,6 +42,9 @@ KINDS = (CONSTANT, LEVELLING, SAME_LABEL, EMPTY, NOBODY, ONE_VALUE, ONE_LABEL)
 
 OF_DATA = frozenset({EMPTY, NOBODY, ONE_VALUE, ONE_LABEL})
 """Kinds that are about the people, whatever the network."""
+
+FEWEST = 30
+"""A rate of so few people has a standard error of up to .09: of fewer, little can be told from chance."""
 
 Finding = tuple[str, str, str]
 
@@ -83,8 +87,9 @@ def model_flags(predictions: Predictions, reference: str) -> list[Finding]:
         reference: The network that changes are measured from.
 
     Returns:
-        Network, kind and detail of each finding: constant classifiers, sensitive groups in which everybody is given one
-        label, and gaps that fell while every group lost, both by more than the error of people drawn like these.
+        Network, kind and detail of each finding: constant classifiers; sensitive groups, not of a few people, in which
+        everybody is given one label; gaps that fell while every group lost, both by more than the error of people
+        drawn like these.
 
     Example:
         >>> label = {"dense": np.array([0, 1]), "pruned": np.array([1, 1])}
@@ -100,7 +105,7 @@ def model_flags(predictions: Predictions, reference: str) -> list[Finding]:
             found.append((name, CONSTANT, f"everybody is given label {given[0]}; gaps mean nothing"))
         for g, of_group in enumerate(groups if len(given) > 1 else ()):
             here = group == g
-            if len(np.unique(label[here])) == 1 and len(np.unique(target[here])) > 1:
+            if here.sum() >= FEWEST and len(np.unique(label[here])) == 1 and len(np.unique(target[here])) > 1:
                 found.append((name, SAME_LABEL, f"{of_group}: all {here.sum()} people are given {label[here][0]}"))
         if name == reference:
             continue
