@@ -116,3 +116,9 @@ def test_coverage_of_changes_of_gaps(sizes: list[int], dense: list[float], prune
         low, high = ends["accuracy_difference_change"]
         hits += low <= truth <= high
     assert hits / trials >= 0.95 - 3 * (0.95 * 0.05 / trials) ** 0.5
+
+
+def test_what_cannot_have_changed_has_no_minus() -> None:
+    row = measurements(some_people(3), "dense", "dense", n_boot=5)
+    ends = [row[column] for column in row if "_change_low" in column and not np.isnan(row[column])]
+    assert ends and not np.signbit(ends).any() and not any(ends)

@@ -210,7 +210,7 @@ class _Cells:
         found |= self._resampled({metric: among.min() for metric, (_, among) in counts.items()}, changed=changed)
         if not changed:
             names = [column for column in found if "chang" in column.partition("[")[0]]
-            found |= {column: (0 * found[column][0], 0 * found[column][1]) for column in names}
+            found |= {column: (0 * abs(found[column][0]), 0 * abs(found[column][1])) for column in names}
         return found
 
     def _resampled(self, fewest: Mapping[str, float], *, changed: bool) -> dict[str, tuple[float, float]]:
