@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import sys
 from collections import Counter
@@ -10,12 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import ChangedSamples, InputError, UnsupportedModelError, changed_samples, predict
+from fairtrim.changed import changed_between
 
 SEX, RACE = ["Female", "Male", "Nobody"], ["Black", "Other", "White"]
 NAMES = {"sex": SEX, "race": RACE}
@@ -429,3 +432,42 @@ def test_frames_alone_need_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(changed) > 5
     with pytest.raises(ImportError):
         changed.to_frame()
+
+
+@pytest.mark.parametrize(("n_scores", "named"), [(1, True), (2, True), (3, True), (3, False)])
+def test_predictions_have_the_same_changed_samples(n_scores: int, named: bool) -> None:
+    """Without running a network again; the loader is read once for the inputs of all."""
+    x, target, codes = _data(max(2, n_scores))
+    columns = (x, target, codes) if named else (x, target)
+    loader = DataLoader(TensorDataset(*columns), batch_size=7, shuffle=True)
+    names = NAMES if named else None
+    networks = {"dense": _linear(n_scores, 0), "one": _linear(n_scores, 1), "two": _linear(n_scores, 2)}
+    with torch.random.fork_rng():
+        found = predict(networks, loader, sensitive_names=names, progress=False)
+        several = changed_between(found, "dense", inputs=loader, progress=False)
+        assert list(several) == ["one", "two"]
+        for name, changed in several.items():
+            expected = changed_samples(networks["dense"], networks[name], loader, sensitive_names=names, progress=False)
+            assert len(changed) > 0
+            pd.testing.assert_frame_equal(changed.to_frame(), expected.to_frame())
+            pd.testing.assert_frame_equal(changed.by_group(), expected.by_group())
+            assert changed.people == expected.people and list(changed.people) == list(expected.people)
+            assert changed.n_samples == expected.n_samples
+    assert changed_between(found, "dense", progress=False)["one"].inputs is None
+
+
+def test_predictions_that_dont_fit_are_refused() -> None:
+    x, target, codes = _data(3)
+    loader = [(x, target, codes)]
+    found = predict({"a": _linear(3, 0), "b": _linear(3, 1)}, loader, progress=False)
+    with pytest.raises(InputError, match="shuffle=False"):
+        changed_between(found, "a", inputs=[(x, (target + 1) % 3, codes)], progress=False)
+    with pytest.raises(InputError, match="gave 40 people, and 53 before"):
+        changed_between(found, "a", inputs=[(x[:40], target[:40], codes[:40])], progress=False)
+    with pytest.raises(InputError, match=r"without scores of .'a', 'b'."):
+        changed_between(dataclasses.replace(found, scores={}), "a", progress=False)
+    with pytest.raises(InputError, match="expected 'c' among them"):
+        changed_between(found, "c", progress=False)
+    both = predict({"a": _linear(3, 0), "b": _linear(4, 1)}, loader, progress=False)
+    with pytest.raises(InputError, match="tells 3 classes and 'b' 4"):
+        changed_between(both, "a", progress=False)

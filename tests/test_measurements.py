@@ -68,7 +68,7 @@ def test_a_draw_is_a_resample_of_people(n_classes: int, seed: int) -> None:
     """Every statistic of every draw equals Fairlearn's on the people whom that draw stands for."""
     data = people(40, n_classes, seed=seed)
     cells = _Cells(data, "pruned", "dense", n_boot=25, random_state=3)
-    found = cells.statistics(cells.label, n_classes)
+    found = cells.statistics(cells.label)
     for draw in range(25):
         times = cells.draws[draw].astype(int)
         y, given = np.repeat(cells.target, times), np.repeat(cells.label, times)
@@ -85,7 +85,8 @@ def test_a_draw_is_a_resample_of_people(n_classes: int, seed: int) -> None:
         assert found["balanced_accuracy"][draw] == pytest.approx(np.mean(recalls))
         if n_classes == 2:
             gap = {"y_true": y, "y_pred": given, "sensitive_features": group}
-            assert found["equalized_odds_difference"][draw] == pytest.approx(equalized_odds_difference(**gap))
+            if all(np.unique(y[group == g]).size == 2 for g in np.unique(group)):  # else Fairlearn takes a rate as 0
+                assert found["equalized_odds_difference"][draw] == pytest.approx(equalized_odds_difference(**gap))
             assert found["demographic_parity_difference"][draw] == pytest.approx(demographic_parity_difference(**gap))
 
 
@@ -131,7 +132,8 @@ def test_crossings_with_nobody_are_left_out() -> None:
 
 def test_one_person() -> None:
     row = measurements(people(1, groups=("F",)), "pruned", "dense", n_boot=3)
-    assert row["accuracy_difference"] == 0 and row["accuracy_low"] == row["accuracy_high"] == row["accuracy"]
+    assert np.isnan(row["accuracy_difference"]) and np.isnan(row["accuracy_difference_high"])
+    assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] and row["people[F]"] == 1
 
 
 def test_further_metrics() -> None:

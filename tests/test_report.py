@@ -759,3 +759,24 @@ def test_a_browser_shows_it_without_complaints(swept: tuple[Path, pd.DataFrame],
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=180, check=True)
     assert shot.stat().st_size > 50_000
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+
+
+def test_a_report_runs_each_network_once_over_the_people() -> None:
+    rows: dict[str, int] = {}
+
+    class Counted(nn.Linear):
+        def __init__(self, name: str) -> None:
+            super().__init__(4, 2)
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows[self.name] = rows.get(self.name, 0) + len(x)
+            return super().forward(x)
+
+    x = torch.randn(900, 4, generator=torch.Generator().manual_seed(0))
+    batches = [(part, (part[:, 0] > 0).long(), ["a", "b"] * 15) for part in x.split(30)]
+    networks = {name: Counted(name) for name in ("dense", "one", "two", "three")}
+    made = report_networks(networks, {"test": batches}, latency_rounds=0, pictures=False, n_boot=None, progress=False)
+    assert len(made.changed) == 3 and any(change.samples for change in made.changed)
+    extra = len(batches[0][0])  # one batch, in which operations are counted
+    assert set(rows) == set(networks) and all(900 <= number <= 900 + extra for number in rows.values()), rows

@@ -341,14 +341,12 @@ def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeErro
         ) from error
 
 
-def network_output(
-    model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None, *, index: int = 0
-) -> Any:
+def network_output(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None, *, index: int = 0) -> Any:
     """What a network returns for the inputs of a batch.
 
     Args:
         model: The network.
-        inputs: A tensor, a tuple or list of arguments, or a dict of them by name; arrays and data frames become tensors.
+        inputs: A tensor, a tuple or list of arguments, or a dict of them by name. Arrays and frames become tensors.
         forward_fn: How to call the network instead.
         index: Number of the batch, for messages.
 

@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .batches import Batch, ForwardFunction, iterate_batches
 from .errors import InputError
 from .people import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
-from .predictions import labels_of_batch, predicted_labels
+from .predictions import Predictions, labels_of_batch, predicted_labels
 from .preservation import preserved_random_state
 from .probability_scores import ProbabilityScores, label_scores, refuse_shares
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ChangedSamples", "changed_samples"]
+__all__ = ["ChangedSamples", "changed_between", "changed_samples"]
 
 
 @dataclass(frozen=True)
@@ -289,6 +289,103 @@ def changed_samples(
         n_samples=n_samples,
         people={encoder.groups[g]: people[encoder.groups[g]] for g in encoder.order()},
     )
+
+
+def changed_between(
+    predictions: Predictions,
+    reference: str,
+    *,
+    inputs: Iterable[Any] | None = None,
+    progress: bool = True,
+) -> dict[str, ChangedSamples]:
+    """The same of predictions that were made already, by each network but the reference: none is run again.
+
+    Args:
+        predictions: Of all networks, with scores, one row a sample.
+        reference: Name of the network before.
+        inputs: The loader that the predictions were made from, to keep the inputs of the changed samples; it must give
+            the same people in the same order.
+        progress: Show a progress bar of reading the loader.
+
+    Returns:
+        The changed samples of each other network by name.
+
+    Raises:
+        InputError: There are no scores, the networks tell different numbers of classes, the loader gives other people
+            than before, or inputs have another shape in each batch.
+
+    Example:
+        >>> from fairtrim import predict
+        >>> batch = (torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
+        >>> both = predict({"dense": nn.Identity(), "other": nn.Softmin(dim=1)}, [batch], progress=False)
+        >>> changed = changed_between(both, "dense", inputs=[batch], progress=False)["other"]
+        >>> changed.row.tolist(), changed.people, tuple(changed.inputs.shape)
+        ([0, 1], {'a': 1, 'b': 1}, (2, 2))
+    """
+    missing = [name for name in predictions.label if name not in predictions.scores]
+    if reference not in predictions.label or missing:
+        raise InputError(
+            f"the predictions are of {list(predictions.label)}, without scores of {missing}; expected {reference!r} "
+            "among them, and scores of each"
+        )
+    before, scores = predictions.label[reference], predictions.scores
+    n_classes = max(2, scores[reference].shape[1])
+    rows: dict[str, npt.NDArray[np.int64]] = {}
+    for name, label in predictions.label.items():
+        if (of_model := max(2, scores[name].shape[1])) != n_classes:
+            raise InputError(
+                f"{reference!r} tells {n_classes} classes and {name!r} {of_model}; expected networks of one task"
+            )
+        if name != reference:
+            rows[name] = (label != before).nonzero()[0]
+    columns = {name: values.tolist() for name, values in predictions.sensitive.items()}
+    people = Counter(_group_names(columns, len(before)))
+    encoder = SensitiveEncoder()
+    encoder.learn({"features": list(columns), "groups": list(people), "weighted": False})
+    kept = {} if inputs is None else _inputs_of(rows, predictions.target, inputs, progress)
+    found: dict[str, ChangedSamples] = {}
+    for name, changed in rows.items():
+        target = predictions.target[changed]
+        was, now = (_probability(scores[network][changed], target) for network in (reference, name))
+        order = np.argsort(now - was, kind="stable")
+        at = changed[order]
+        found[name] = ChangedSamples(
+            row=at,
+            target=predictions.target[at],
+            before=before[at],
+            after=predictions.label[name][at],
+            probability_before=was[order],
+            probability_after=now[order],
+            sensitive={feature: values[at] for feature, values in predictions.sensitive.items()},
+            inputs=kept[name].stacked(torch.from_numpy(order)) if kept else None,
+            n_samples=len(before),
+            people={encoder.groups[g]: people[encoder.groups[g]] for g in encoder.order()},
+        )
+    return found
+
+
+def _inputs_of(
+    rows: Mapping[str, npt.NDArray[np.int64]], target: npt.NDArray[np.int64], loader: Iterable[Any], progress: bool
+) -> dict[str, _KeptInputs]:
+    kept = {name: _KeptInputs() for name in rows}
+    n_samples = 0
+    with preserved_random_state(loader):
+        for batch in iterate_batches(
+            loader, torch.device("cpu"), max_batches=None, progress=progress, description="keeping inputs"
+        ):
+            end = n_samples + len(batch)
+            if not np.array_equal(labels_of_batch(batch, None), target[n_samples:end]):
+                raise InputError(
+                    f"batch {batch.index} of the loader has other labels than when the networks predicted; expected "
+                    "the same people in the same order each time: shuffle=False"
+                )
+            for name, inputs in kept.items():
+                here = rows[name][(rows[name] >= n_samples) & (rows[name] < end)]
+                inputs.add(batch, torch.from_numpy(here - n_samples))
+            n_samples = end
+    if n_samples != len(target):
+        raise InputError(f"the loader gave {n_samples} people, and {len(target)} before; expected the same each time")
+    return kept
 
 
 def _group_names(columns: Mapping[str, list[str]], n_samples: int) -> list[GroupName]:

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from fairtrim import InputError, save_pruned
+from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
 
 from .bounds import Bound, judge, parse_bounds
 from .examples import example
+from .gate import flags_of, shut
 from .options import (
     Bootstrap,
     Checkpoint,
@@ -40,6 +42,8 @@ from .targets import data_of, load_object, networks_of
 
 __all__ = ["app"]
 
+_AUDIT_VERSION = 2  # 1 had no positives and negatives, without which check can't tell
+
 app = typer.Typer(
     name="fairtrim",
     no_args_is_help=True,
@@ -56,7 +60,7 @@ app = typer.Typer(
     \b
     Exit codes:
       0    done, and every bound holds
-      1    a bound of check, or of repair --require-bound, failed
+      1    a bound of check, or of repair --require-bound, failed, or check can't tell
       2    the command line, the data or the network is wrong
       3    something failed that was not foreseen; --debug, anywhere, shows where
       130  interrupted
@@ -219,7 +223,7 @@ def audit(
     if output is not None:
         content = {
             "format": "fairtrim-audit",
-            "version": 1,
+            "version": _AUDIT_VERSION,
             "data": splits.name,
             "versions": versions(),
             "networks": rows,
@@ -359,11 +363,17 @@ def check(
         bool,
         typer.Option("--confident", help="The whole 95 % interval must be within the bound."),
     ] = False,
+    min_people: Annotated[
+        int, typer.Option("--min-people", min=0, help="Of each sensitive group, or it fails; 0 to take any.")
+    ] = FEWEST,
     bootstrap: Bootstrap = 200,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """A gate for CI: exit code 1, and a line for each, if a bound on a figure fails.
+    """A gate for CI: exit code 1, and a line for each, if a bound on a figure fails or these people can't tell.
+
+    They can't if the figure is undefined, the network gives everybody one label, everybody has one label, or a
+    sensitive group is smaller than --min-people. Flags of the network are printed, too.
 
     Metrics are the figures of audit: accuracy, worst_group_accuracy, equalized_odds_difference and so on, or those
     of one sensitive group: 'accuracy[Female]'. Drops and rises are measured from the dense network.
@@ -395,19 +405,21 @@ def check(
     name = list(rows)[-1] if network is None else network
     if name not in rows:
         raise InputError(f"--network {name!r} is not in the figures; expected one of {list(rows)}")
-    relative = [bound for bound in bounds if bound.kind in ("max-drop", "max-rise")]
+    relative = [bound for bound in bounds if bound.is_change]
     if relative and name == next(iter(rows)):
         raise InputError(
             f"{relative[0]}: the dense network is what changes are measured from; expected --checkpoint PATH"
         )
     verdicts = judge(bounds, rows[name], confident=confident)
-    failed = [verdict for verdict in verdicts if not verdict.holds]
-    for verdict in failed:
-        typer.echo(f"FAILED {verdict.text}")
+    reasons = shut(bounds, rows[name], next(iter(rows.values())), min_people=min_people)
+    failed = [verdict.text for verdict in verdicts if not verdict.holds] + reasons
+    for text in failed or [verdict.text for verdict in verdicts]:
+        typer.echo(f"{'FAILED' if failed else 'ok'} {text}")
+    for flag in flags_of(rows[name]):
+        if flag not in reasons:
+            typer.echo(f"flag {flag}")
     if failed:
         raise typer.Exit(1)
-    for verdict in verdicts:
-        typer.echo(f"ok {verdict.text}")
 
 
 def _audit(path: Path) -> dict[str, dict[str, Any]]:
@@ -417,7 +429,12 @@ def _audit(path: Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--audit {path} is no JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != "fairtrim-audit" or content.get("version") != 1:
+    if not isinstance(content, dict) or content.get("format") != "fairtrim-audit" or "networks" not in content:
         raise InputError(f"--audit {path} was not written by fairtrim audit --json")
+    if content.get("version") != _AUDIT_VERSION:
+        raise InputError(
+            f"--audit {path} is of version {content.get('version')}; expected {_AUDIT_VERSION}: write it again with "
+            f"fairtrim audit --json {path}"
+        )
     rows: dict[str, dict[str, Any]] = content["networks"]
     return rows

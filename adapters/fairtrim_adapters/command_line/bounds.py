@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairtrim import InputError
+from fairtrim_adapters.fairlearn.intervals import GAPS, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES, column_of
 
 __all__ = ["Bound", "Verdict", "judge", "parse_bounds"]
+
+_SHARES = {"accuracy", "balanced_accuracy", "worst_group_accuracy", "changed_predictions", *GAPS, *RATES_OF_TWO_CLASSES}
 
 Kind = Literal["max", "min", "max-drop", "max-rise"]
 
@@ -31,9 +34,24 @@ class Bound:
     value: float
 
     @property
+    def name(self) -> str:
+        """The metric without the sensitive group."""
+        return self.metric.partition("[")[0]
+
+    @property
+    def group(self) -> str:
+        """The sensitive group; empty for everybody."""
+        return self.metric.partition("[")[2].removesuffix("]")
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it is of the change against the reference."""
+        return self.kind in ("max-drop", "max-rise")
+
+    @property
     def column(self) -> str:
         """The column that is compared."""
-        return self.metric if self.kind in ("max", "min") else column_of(self.metric, "_change")
+        return column_of(self.metric, "_change") if self.is_change else self.metric
 
     def __str__(self) -> str:
         return f"--{self.kind} {self.metric}={self.value:g}"
@@ -98,7 +116,7 @@ def judge(bounds: Iterable[Bound], figures: Mapping[str, Any], *, confident: boo
         Verdicts in the order of the bounds.
 
     Raises:
-        InputError: There is no such figure, or no interval of it.
+        InputError: There is no such figure, or no interval of it, or no network can break a bound.
 
     Example:
         >>> figures = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
@@ -115,6 +133,11 @@ def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdi
     if column not in figures:
         raise InputError(f"{bound}: {_unknown(bound, figures)}")
     low, high = (figures.get(column_of(column, end)) for end in ("_low", "_high"))
+    if bound.name in _SHARES and (bound.value < 0 if bound.kind == "min" else bound.value > 1):
+        raise InputError(
+            f"{bound}: no network can break it, since {bound.name} is a share between 0 and 1; expected one such, e.g. "
+            f"--{bound.kind} {bound.metric}=0.1 for 10 %"
+        )
     if confident and (low is None or high is None):
         raise InputError(
             f"{bound}: there is no interval of {column}; expected a figure with one, and --bootstrap above 0"
@@ -122,16 +145,54 @@ def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdi
     sign = -1.0 if bound.kind == "max-drop" else 1.0
     least = bound.kind == "min"
     value = figures[column]
-    worst = (low if least or sign < 0 else high) if confident else value
-    if value is None or math.isnan(value) or worst is None or math.isnan(worst):
-        return Verdict(bound, False, f"{bound.metric} is undefined for these people; asked for: {bound}")
-    holds = worst >= bound.value if least else sign * worst <= bound.value
+    end = low if least or sign < 0 else high
+    worst = end if confident else value
+    one_group = _one_group(bound, figures)
+    if _is_none(value) or one_group:
+        why = one_group or _nobody(bound, figures)
+        return Verdict(bound, False, f"{bound.metric} is undefined for these people{why}; asked for: {bound}")
+    if _is_none(worst):
+        return Verdict(bound, False, f"{bound.metric} has no interval for these people; asked for: {bound}")
+
+    def within(number: Any) -> bool:
+        return bool(number >= bound.value if least else sign * number <= bound.value)
+
+    holds = within(worst)
     ends = sorted([sign * low, sign * high]) if low is not None and high is not None else None
     what = {"max": "", "min": "", "max-drop": "drop of ", "max-rise": "rise of "}[bound.kind]
     text = f"{what}{bound.metric} = {sign * value + 0.0:.4f}"
     text += f" [{ends[0] + 0.0:.4f}, {ends[1] + 0.0:.4f}]" if ends else ""
     text += f", asked for: at {'least' if least else 'most'} {bound.value:g}"
-    return Verdict(bound, bool(holds), text + (" over the whole interval" if confident else ""))
+    if confident:
+        text += " over the whole interval"
+    elif holds and not _is_none(end) and not within(end):
+        text += "; the interval reaches beyond it"
+    return Verdict(bound, holds, text)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _one_group(bound: Bound, figures: Mapping[str, Any]) -> str:
+    """Why there is nothing to compare."""
+    groups = [name for name in figures if name.startswith("people[")]
+    if len(groups) != 1 or bound.name not in (*GAPS, "worst_group_accuracy"):
+        return ""
+    return f", who are one sensitive group, {groups[0][len('people[') : -1]}"
+
+
+def _nobody(bound: Bound, figures: Mapping[str, Any]) -> str:
+    """Which label the figure lacks people of."""
+    words = {"true_positive_rate": ["positives"], "false_positive_rate": ["negatives"]}
+    empty = [
+        f"{group.removesuffix(']')} has no {word}"
+        for name in figures
+        for word, bracket, group in [name.partition("[")]
+        if bracket and word in words.get(bound.name, ["positives", "negatives"]) and not figures[name]
+        if group.removesuffix("]") == bound.group or not bound.group
+    ]
+    return f": {', '.join(empty)}" if empty else ""
 
 
 def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
@@ -141,7 +202,7 @@ def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
         for name, value in figures.items()
         if isinstance(value, int | float) and not name.partition("[")[0].endswith(ends)
     ]
-    if bound.metric.partition("[")[0] in OF_TWO_CLASSES:
+    if bound.name in OF_TWO_CLASSES:
         return "it is defined for two classes, and these data have more; expected accuracy or a figure made of it"
     near = difflib.get_close_matches(bound.metric, names, 1, cutoff=0.5)
     meant = f"did you mean {near[0]!r}? " if near else ""

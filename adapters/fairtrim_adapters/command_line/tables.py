@@ -11,10 +11,14 @@ from torch import nn
 
 from fairtrim import predict
 from fairtrim.batches import model_device
-from fairtrim_adapters.fairlearn.measurements import column_of, measurements
+from fairtrim.predictions import Predictions
+from fairtrim_adapters.fairlearn.flags import NOBODY
+from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.sweep.size import network_size
+
+from .gate import flags_of, groups_of
 
 __all__ = ["audit_rows", "audit_text", "sweep_text"]
 
@@ -31,6 +35,8 @@ _OVERALL = [
 ]
 _BY_GROUP = [
     "people",
+    "positives",
+    "negatives",
     "accuracy",
     "accuracy_change",
     "true_positive_rate",
@@ -55,15 +61,26 @@ def audit_rows(
         Rows of ``measurements`` by name, with ``parameters`` and ``macs``.
     """
     predictions = predict(networks, data.test, sensitive_names=data.sensitive_names, progress=progress, **data.calling)
+    absent = _absent(predictions, data)
     reference = next(iter(networks))
     batch = data.first_batch("test", model_device(networks[reference]))
-    return {
-        name: {
-            **network_size(model, batch, **data.calling),
-            **measurements(predictions, name, reference, n_boot=n_boot, random_state=seed),
-        }
-        for name, model in networks.items()
-    }
+    rows: dict[str, dict[str, Any]] = {}
+    for name, model in networks.items():
+        row = measurements(predictions, name, reference, n_boot=n_boot, random_state=seed)
+        row["flags"] = "; ".join(filter(None, [row["flags"], absent]))
+        rows[name] = {**network_size(model, batch, **data.calling), **row}
+    return rows
+
+
+def _absent(predictions: Predictions, data: DataSplits) -> str:
+    """Flags for values of sensitive features that are named, but nobody has."""
+    named = data.sensitive_names if isinstance(data.sensitive_names, Mapping) else {}
+    return joined_flags(
+        f"{NOBODY}: {feature} is {value!r} of none of the test people"
+        for feature, values in named.items()
+        for value in (values.values() if isinstance(values, Mapping) else values or ())
+        if feature in predictions.sensitive and str(value) not in predictions.sensitive[feature]
+    )
 
 
 def _figure(row: Mapping[str, Any], column: str) -> str:
@@ -89,7 +106,7 @@ def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
     overall = pd.DataFrame(
         {name: {column: _figure(row, column) for column in _OVERALL if column in row} for name, row in rows.items()}
     )
-    groups = [column[len("people[") : -1] for column in rows[reference] if column.startswith("people[")]
+    groups = groups_of(rows[reference])
     by_group = pd.DataFrame(
         {
             (name, group): {c: _figure(row, f"{c}[{group}]") for c in _BY_GROUP if f"{c}[{group}]" in row}
@@ -106,7 +123,7 @@ def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "By sensitive group",
         by_group.to_string(),
     ]
-    flags = [f"  {name}: {flag}" for name, row in rows.items() for flag in filter(None, row["flags"].split("; "))]
+    flags = [f"  {name}: {flag}" for name, row in rows.items() for flag in flags_of(row)]
     return "\n".join([*lines, *(["", "Flags", *flags] if flags else [])])
 
 

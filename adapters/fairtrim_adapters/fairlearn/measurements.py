@@ -1,15 +1,15 @@
-"""The figures of one network as a flat row: Fairlearn's metrics, bootstrap intervals, changes against a reference.
+"""The figures of one network as a flat row: Fairlearn's metrics, 95 % intervals, changes against a reference.
 
 A metric of hard decisions depends on the people only through the number of them in each cell (sensitive group, label,
-prediction, reference's prediction). Drawing N people with replacement, as MetricFrame's bootstrap does, is one
-multinomial draw of those numbers, so that a resample costs nothing that grows with N, and the change against
-the reference is resampled in pairs.
+prediction, reference's prediction). Figures, and changes of rates, have intervals that are computed from those numbers
+(``intervals``). Changes of gaps and of the worst group, and balanced accuracy, are resampled: drawing N people with
+replacement, as MetricFrame's bootstrap does, is one multinomial draw of the numbers, so that a resample costs nothing
+that grows with N, and the reference is resampled in pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,21 @@ from sklearn.metrics import accuracy_score, recall_score
 from fairtrim import InputError
 from fairtrim.predictions import Predictions
 
+from .flags import DATA, LEVELLING, levelled
 from .frames import build_frame, not_numbers
+from .intervals import (
+    ACCURACY,
+    GAPS,
+    RATES_OF_TWO_CLASSES,
+    Floats,
+    Labels,
+    Rate,
+    change_interval,
+    gap_interval,
+    lowest_interval,
+    most_of_nobody,
+    rate_interval,
+)
 from .reporting import Comparison, compare_predictions
 from .responses import Metric, check_responses
 
@@ -35,10 +49,6 @@ __all__ = [
     "measurements",
 ]
 
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.int64]
-
 LARGER_IS_WORSE = frozenset(
     {"accuracy_difference", "equalized_odds_difference", "demographic_parity_difference", "changed_predictions"}
 )
@@ -47,7 +57,8 @@ LARGER_IS_WORSE = frozenset(
 
 _OTHER_COLUMNS = frozenset(
     {
-        *("accuracy", "balanced_accuracy", "worst_group_accuracy", "people", "flags"),
+        *("accuracy", "balanced_accuracy", "worst_group_accuracy", "flags"),
+        *("people", "positives", "negatives"),
         *("criterion", "ratio", "post_processor", "seed", "seeds", "checkpoint", "seconds"),
         *("parameters", "macs", "parameters_ratio", "macs_ratio", "latency_ms", "latency_ratio"),
     }
@@ -62,22 +73,6 @@ OF_TWO_CLASSES = (
     "demographic_parity_difference",
 )
 """Measurements that there are for two classes only."""
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """Which people are counted, and among whom."""
-
-    counted: Callable[[Labels, Labels], Flags]
-    among: Callable[[Labels], Flags]
-
-
-_ACCURACY = _Rate(lambda target, label: label == target, lambda target: np.ones(len(target), dtype=bool))
-_OF_TWO_CLASSES = {
-    "selection_rate": _Rate(lambda target, label: label == 1, lambda target: np.ones(len(target), dtype=bool)),
-    "true_positive_rate": _Rate(lambda target, label: (label == 1) & (target == 1), lambda target: target == 1),
-    "false_positive_rate": _Rate(lambda target, label: (label == 1) & (target == 0), lambda target: target == 0),
-}
 
 
 def check_metrics(metrics: Mapping[str, Metric] | None) -> None:
@@ -97,7 +92,8 @@ def check_metrics(metrics: Mapping[str, Metric] | None) -> None:
         return
     if not isinstance(metrics, Mapping) or not all(callable(metric) for metric in metrics.values()):
         raise InputError("metrics is no dict of functions; expected {'name': function(y_true, y_pred)}")
-    taken = {*_OF_TWO_CLASSES, *LARGER_IS_WORSE, *_OTHER_COLUMNS, *(f"{rate}_difference" for rate in _OF_TWO_CLASSES)}
+    taken = {*RATES_OF_TWO_CLASSES, *LARGER_IS_WORSE, *_OTHER_COLUMNS}
+    taken |= {f"{rate}_difference" for rate in RATES_OF_TWO_CLASSES}
     for name in metrics:
         if not isinstance(name, str) or not name or name in taken or f"{name}_difference" in taken:
             raise InputError(f"metrics holds {name!r}, which other figures are called; expected another name")
@@ -152,58 +148,126 @@ class _Cells:
         self.group, self.target, self.label, self.reference = (column.astype(np.int64) for column in cells.T)
         generator = np.random.default_rng(random_state)
         n_people = int(counts.sum())
+        self.people: Floats = counts[None].astype(float)
         self.draws: Floats = generator.multinomial(n_people, counts / n_people, size=n_boot).astype(float)
-        self._member = np.eye(len(self.groups))[self.group]
+        self.member = np.eye(len(self.groups))[self.group]
+        self.rates = {"accuracy": ACCURACY, **(RATES_OF_TWO_CLASSES if predictions.n_classes == 2 else {})}
 
-    def rate(self, rate: _Rate, label: Labels) -> tuple[Floats, Floats]:
-        """A rate over everybody, (B,), and of each group, (B, G): NaN where a draw has nobody of the group.
-
-        As Fairlearn has it, a rate is 0 where a group has people, but none that the rate is taken over.
-        """
-        among = self.draws * rate.among(self.target)
-        counted = self.draws * rate.counted(self.target, label)
-        people = self.draws @ self._member
+    def _drawn(self, rate: Rate, label: Labels, people: Floats) -> tuple[Floats, Floats]:
+        """A rate over everybody, (B,), and of each group, (B, G): NaN where a draw has nobody whom it is over."""
+        among = people * rate.among(self.target)
+        counted = people * rate.counted(self.target, label)
         with np.errstate(invalid="ignore", divide="ignore"):
-            overall = np.nan_to_num(counted.sum(1) / among.sum(1))
-            by_group = np.nan_to_num((counted @ self._member) / (among @ self._member))
-        return overall, np.where(people > 0, by_group, np.nan)
+            return counted.sum(1) / among.sum(1), (counted @ self.member) / (among @ self.member)
 
-    def statistics(self, label: Labels, n_classes: int) -> dict[str, Floats]:
-        """Every measurement of each draw, (B,), by the name of its column."""
+    def statistics(self, label: Labels) -> dict[str, Floats]:
+        """Every measurement of each draw, (B,), by the name of its column; gaps are those of the groups in a draw."""
         found: dict[str, Floats] = {}
         spread: dict[str, Floats] = {}
-        rates = {"accuracy": _ACCURACY, **(_OF_TWO_CLASSES if n_classes == 2 else {})}
-        for metric, rate in rates.items():
-            found[metric], by_group = self.rate(rate, label)
+        for metric, rate in self.rates.items():
+            found[metric], by_group = self._drawn(rate, label, self.draws)
             found |= {f"{metric}[{g}]": by_group[:, k] for k, g in enumerate(self.groups)}
-            spread[metric] = np.nanmax(by_group, axis=1) - np.nanmin(by_group, axis=1)
+            spread[metric] = np.fmax.reduce(by_group, axis=1) - np.fmin.reduce(by_group, axis=1)
             if metric == "accuracy":
-                found["worst_group_accuracy"] = np.nanmin(by_group, axis=1)
-        found["accuracy_difference"] = spread["accuracy"]
-        if n_classes == 2:
-            found["equalized_odds_difference"] = np.maximum(spread["true_positive_rate"], spread["false_positive_rate"])
-            found["demographic_parity_difference"] = spread["selection_rate"]
-        found["balanced_accuracy"] = self._balanced_accuracy(label)
+                found["worst_group_accuracy"] = np.fmin.reduce(by_group, axis=1)
+        for gap, metrics in GAPS.items():
+            if all(metric in spread for metric in metrics):
+                found[gap] = np.fmax.reduce([spread[metric] for metric in metrics])
+        found["balanced_accuracy"] = self._balanced_accuracy(label, self.draws)
         return found
 
-    def _balanced_accuracy(self, label: Labels) -> Floats:
+    def _balanced_accuracy(self, label: Labels, people: Floats) -> Floats:
         """Mean recall of the classes that a draw has somebody of, (B,)."""
         order = np.argsort(self.target, kind="stable")
         _, first = np.unique(self.target[order], return_index=True)  # of each class: no (cells, K) table
-        of_class = np.add.reduceat(self.draws[:, order], first, axis=1)
-        right = np.add.reduceat((self.draws * (label == self.target))[:, order], first, axis=1)
+        of_class = np.add.reduceat(people[:, order], first, axis=1)
+        right = np.add.reduceat((people * (label == self.target))[:, order], first, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             recalls: Floats = np.nanmean(right / of_class, axis=1)
         return recalls
 
-    def changed(self) -> dict[str, Floats]:
-        """Share of people whose label differs from the reference's, (B,), over everybody and by group."""
-        differs = _Rate(lambda target, label: label != self.reference, _ACCURACY.among)
-        overall, by_group = self.rate(differs, self.label)
-        return {
-            "changed_predictions": overall,
-            **{f"changed_predictions[{g}]": by_group[:, k] for k, g in enumerate(self.groups)},
+    def intervals(self, *, changed: bool) -> dict[str, tuple[float, float]]:
+        """Ends of the intervals of figures and their changes, by column.
+
+        Args:
+            changed: Whether the reference is another network; if not, nothing changed for certain.
+        """
+        (people,) = self.people
+        found: dict[str, tuple[float, float]] = {}
+        counts: dict[str, tuple[Floats, Floats]] = {}
+        differs = Rate(lambda _, label: label != self.reference, ACCURACY.among)
+        for metric, rate in {**self.rates, "changed_predictions": differs}.items():
+            now, then = rate.counted(self.target, self.label), rate.counted(self.target, self.reference)
+            rows = people * np.stack([rate.among(self.target), now, now & ~then, then & ~now])
+            by_group = rows @ self.member
+            names = [metric, *(f"{metric}[{g}]" for g in self.groups)]
+            among, counted, gained, lost = np.column_stack([rows.sum(1), by_group])
+            found |= _ends(names, rate_interval(counted, among))
+            if metric != "changed_predictions":
+                changes = [column_of(name, "_change") for name in names]
+                found |= _ends(changes, change_interval(gained, lost, among))
+                counts[metric] = by_group[1], by_group[0]
+        found["worst_group_accuracy"] = lowest_interval(*counts["accuracy"])
+        for gap, metrics in GAPS.items():
+            if all(metric in counts for metric in metrics):
+                found[gap] = gap_interval([counts[metric] for metric in metrics])
+        found |= self._resampled({metric: among.min() for metric, (_, among) in counts.items()}, changed=changed)
+        if not changed:
+            names = [column for column in found if "chang" in column.partition("[")[0]]
+            found |= {column: (0 * abs(found[column][0]), 0 * abs(found[column][1])) for column in names}
+        return found
+
+    def _resampled(self, fewest: Mapping[str, float], *, changed: bool) -> dict[str, tuple[float, float]]:
+        drawn, before = (self.statistics(label) for label in (self.label, self.reference))
+        balanced, balanced_before = (
+            self._balanced_accuracy(label, self.people)[0] for label in (self.label, self.reference)
+        )
+        found = {
+            "balanced_accuracy": _percentiles(balanced, drawn["balanced_accuracy"]),
+            "balanced_accuracy_change": _percentiles(
+                balanced - balanced_before, drawn["balanced_accuracy"] - before["balanced_accuracy"]
+            ),
         }
+        for figure, metrics in {"worst_group_accuracy": ("accuracy",), **GAPS}.items():
+            if figure not in drawn:
+                continue
+            (value, fixed), (value_before, fixed_before) = (
+                self._fixed(label, metrics, lowest=figure == "worst_group_accuracy")
+                for label in (self.label, self.reference)
+            )
+            low, high = _percentiles(value - value_before, drawn[figure] - before[figure], fixed - fixed_before)
+            if low == high and changed:  # nobody who matters changed, of few people
+                slack = most_of_nobody(min(fewest[metric] for metric in metrics))
+                low, high = low - slack, high + slack
+            found[f"{figure}_change"] = low, high
+        return found
+
+    def _fixed(self, label: Labels, metrics: Sequence[str], *, lowest: bool) -> tuple[float, Floats]:
+        """A gap, or the lowest rate, and draws, (B,), of what the groups that make it have between them.
+
+        Unlike the gaps of the draws, they are not larger by chance than the gap that was found.
+        """
+        rates = [self._drawn(self.rates[metric], label, self.people)[1][0] for metric in metrics]
+        if (len(self.groups) < 2 and not lowest) or any(np.isnan(rate).any() for rate in rates):
+            return float("nan"), np.full(len(self.draws), np.nan)
+        widest = int(np.argmax([np.ptp(rate) for rate in rates]))
+        rate, drawn = rates[widest], self._drawn(self.rates[metrics[widest]], label, self.draws)[1]
+        bottom, top = rate.argmin(), rate.argmax()
+        if lowest:
+            return float(rate[bottom]), drawn[:, bottom]
+        return float(rate[top] - rate[bottom]), drawn[:, top] - drawn[:, bottom]
+
+
+def _ends(names: Sequence[str], ends: tuple[Floats, Floats]) -> dict[str, tuple[float, float]]:
+    return {name: (float(low), float(high)) for name, low, high in zip(names, *ends, strict=True)}
+
+
+def _percentiles(value: float, *draws: Floats) -> tuple[float, float]:
+    """The 95 % percentiles of several draws, and the figure itself."""
+    if np.isnan(value) or any(np.isnan(values).all() for values in draws):
+        return float("nan"), float("nan")
+    ends = np.stack([np.nanquantile(values, [0.025, 0.975]) for values in draws])
+    return min(float(value), float(ends[:, 0].min())), max(float(value), float(ends[:, 1].max()))
 
 
 def column_of(name: str, suffix: str) -> str:
@@ -235,15 +299,22 @@ def measurements(
 ) -> dict[str, Any]:
     """One network's figures as a flat row of a table.
 
-    Every metric ``m`` comes with ``m_low`` and ``m_high``, the 95 % percentile interval of a bootstrap over people, and
-    with ``m_change`` (``m_change_low``, ``m_change_high``), the change against the reference, resampled in pairs.
-    A sensitive group's are ``m[Female]``, ``m_low[Female]`` and so on; ``people[Female]`` counts them.
+    Every metric ``m`` comes with ``m_low`` and ``m_high``, the ends of a 95 % interval over people, and with
+    ``m_change`` (``m_change_low``, ``m_change_high``), the change against the reference of the same people.
+    A sensitive group's are ``m[Female]``, ``m_low[Female]`` and so on; ``people[Female]`` counts them, for two classes
+    ``positives[Female]`` and ``negatives[Female]`` those of label 1 and 0. What is undefined is NaN: gaps of one
+    group, rates of a label that a group has nobody of, and gaps between such rates.
+
+    Every interval holds its own figure. Rates have Wilson's, their changes Agresti and Min's; that of a gap is made of
+    the intervals of every pair of groups (``fairtrim_adapters.fairlearn.intervals``). Balanced accuracy, and changes of
+    gaps and of the worst group, have the percentiles of a bootstrap over people in pairs; those of a change reach as
+    far as those of the groups that make the two gaps.
 
     Args:
         predictions: Of both networks, on the same people.
         name: The network.
         reference: The network that changes are measured from.
-        n_boot: Number of bootstrap samples, or None for no intervals.
+        n_boot: Number of bootstrap samples, where intervals need some; None for no intervals at all.
         random_state: Seed of the bootstrap.
         metrics: Further metrics by name, as ``metric_frame`` takes them, those of scores with scores: value,
             ``…_difference`` between groups and change, without intervals.
@@ -262,7 +333,7 @@ def measurements(
         >>> label = {"dense": target, "pruned": np.array([0, 1, 1, 0])}
         >>> people = Predictions(target, label, {}, {"sex": np.array(["F", "F", "M", "M"])})
         >>> row = measurements(people, "pruned", "dense")
-        >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["equalized_odds_difference"]
+        >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["accuracy_difference"]
         (0.75, 0.5, 0.0, 0.5)
     """
     if n_boot is not None and n_boot < 1:
@@ -279,23 +350,22 @@ def measurements(
     of_name, of_reference = _points(comparison, pair, name), _points(comparison, pair, reference)
     for column, value in of_name.items():
         row[column] = value
-        if not column.startswith(("changed_predictions", "people")):
+        if not column.startswith(("changed_predictions", "people", "positives", "negatives")):
             row[column_of(column, "_change")] = value - of_reference[column]
+    flags = comparison.flags[comparison.flags["model"].isin([name, DATA])]
+    findings = list(zip(flags["flag"], flags["detail"], strict=True))
     if n_boot is not None:
         cells = _Cells(pair, name, reference, n_boot, random_state)
-        drawn = cells.statistics(cells.label, pair.n_classes)
-        drawn_reference = cells.statistics(cells.reference, pair.n_classes)
-        for column, values in drawn.items():
-            row |= _interval(column, "", values)
-            row |= _interval(column, "_change", values - drawn_reference[column])
-        for column, values in cells.changed().items():
-            row |= _interval(column, "", values)
+        for column, ends in cells.intervals(changed=name != reference).items():
+            for suffix, value in zip(("_low", "_high"), ends, strict=True):
+                row[column_of(column, suffix)] = value
+        detail = _levelled(row, cells.groups)
+        findings = [finding for finding in findings if finding[0] != LEVELLING] + (
+            [(LEVELLING, detail)] if detail else []
+        )
     if metrics:
         row |= _further(pair, name, reference, metrics)
-    flags = comparison.flags[comparison.flags["model"].isin([name, "(data)"])]
-    row["flags"] = joined_flags(
-        f"{flag}: {detail}" for flag, detail in zip(flags["flag"], flags["detail"], strict=True)
-    )
+    row["flags"] = joined_flags(f"{kind}: {detail}" for kind, detail in findings)
     return row
 
 
@@ -315,17 +385,17 @@ def joined_flags(flags: Iterable[str]) -> str:
     return "; ".join(flag.replace("; ", ", ") for flag in flags if flag)
 
 
-def _interval(column: str, suffix: str, values: Floats) -> dict[str, float]:
-    if np.isnan(values).all():
-        return {}
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return {column_of(column, f"{suffix}_low"): float(low), column_of(column, f"{suffix}_high"): float(high)}
+def _levelled(row: Mapping[str, float], groups: Iterable[str]) -> str:
+    """Levelling down, told by the intervals of the row."""
+    columns = [f"accuracy_change[{group}]" for group in groups]
+    highs = [row[column_of(column, "_high")] for column in columns]
+    return levelled([row[column] for column in columns], highs, [g for g in GAPS if row.get(f"{g}_change_high", 0) < 0])
 
 
 def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict[str, float]:
     """Fairlearn's own figures of one network under the names of the row."""
     overall, by_group = comparison.overall.loc[name], comparison.by_group.loc[name]
-    metrics = ["accuracy", *(_OF_TWO_CLASSES if predictions.n_classes == 2 else ())]
+    metrics = ["accuracy", *(RATES_OF_TWO_CLASSES if predictions.n_classes == 2 else ())]
     found = {metric: float(overall[metric.replace("_", " ")]) for metric in metrics}
     present = np.unique(predictions.target)
     found["balanced_accuracy"] = float(
@@ -341,7 +411,27 @@ def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict
         found[f"people[{label}]"] = int(figures["people"])
         for metric in [*metrics, "changed_predictions"]:
             found[f"{metric}[{label}]"] = float(figures[metric.replace("_", " ")])
-    return found
+    return found | _labels(predictions, found)
+
+
+def _labels(predictions: Predictions, found: Mapping[str, float]) -> dict[str, float]:
+    """People of each label, and NaN in place of the zeros that Fairlearn gives for what is undefined."""
+    counts: dict[str, float] = {}
+    undefined: dict[str, float] = {}
+    names = [column.removeprefix("people") for column in found if column.startswith("people[")]
+    if len(names) == 1:
+        undefined |= dict.fromkeys(GAPS.keys() & found.keys(), float("nan"))
+    if predictions.n_classes > 2:
+        return undefined
+    of_person = np.char.add(np.char.add("[", group_names(predictions)), "]")
+    for word, value, metric in (("positives", 1, "true_positive_rate"), ("negatives", 0, "false_positive_rate")):
+        for name in names:
+            counts[f"{word}{name}"] = number = int(np.sum((of_person == name) & (predictions.target == value)))
+            if not number:
+                undefined |= {f"{metric}{name}": float("nan"), "equalized_odds_difference": float("nan")}
+        if not (predictions.target == value).any():
+            undefined[metric] = float("nan")
+    return counts | undefined
 
 
 def _further(predictions: Predictions, name: str, reference: str, metrics: Mapping[str, Metric]) -> dict[str, float]:

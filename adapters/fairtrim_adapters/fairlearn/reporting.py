@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import pandas as pd
 from fairlearn.metrics import MetricFrame
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from fairtrim.batches import ForwardFunction
 from fairtrim.people import SensitiveNames
 from fairtrim.predictions import Predictions, predict
 
+from .flags import data_flags, model_flags
 from .frames import (
     GAPS,
     SampleParams,
@@ -44,8 +44,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "accuracy difference", *GAPS}
-
-_ROUNDING = 1e-9  # differences of rates below this are rounding errors
 
 
 def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
@@ -430,39 +428,6 @@ def compare_predictions(
     overall = pd.DataFrame(
         {n: overall_columns(predictions, frames[n], n, reference, sensitive, several, given) for n in models}
     ).T
-    flags = pd.DataFrame(
-        [*_empty_cells(predictions), *_model_flags(predictions, by_group, overall, reference)],
-        columns=["model", "flag", "detail"],
-    )
+    found = [*data_flags(predictions), *model_flags(predictions, reference)]
+    flags = pd.DataFrame(found, columns=["model", "flag", "detail"])
     return Comparison(reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags)
-
-
-def _empty_cells(predictions: Predictions) -> list[tuple[str, str, str]]:
-    """Classes that a sensitive group has nobody of: its rates for them are undefined, whatever is printed."""
-    sensitive = _sensitive_frame(predictions)
-    cells = pd.crosstab([sensitive[feature] for feature in sensitive], predictions.target)
-    cells = cells.reindex(columns=range(predictions.n_classes), fill_value=0)
-    return [
-        ("(data)", "empty cell", f"{group}: nobody of class {label}, so rates of that class are undefined")
-        for group, row in cells.iterrows()
-        for label, number in row.items()
-        if number == 0
-    ]
-
-
-def _model_flags(
-    predictions: Predictions, by_group: Mapping[str, pd.DataFrame], overall: pd.DataFrame, reference: str
-) -> list[tuple[str, str, str]]:
-    found = []
-    gaps = [column for column in overall.columns if column.endswith(" difference")]
-    for name, columns in by_group.items():
-        labels = np.unique(predictions.label[name])
-        if len(labels) == 1:
-            found.append((name, "constant classifier", f"everybody is given label {labels[0]}; gaps mean nothing"))
-        change = columns["change in accuracy"].dropna()
-        fell = [gap for gap in gaps if overall.loc[name, gap] < overall.loc[reference, gap] - _ROUNDING]
-        if name != reference and fell and (change < -_ROUNDING).all():
-            lost = f"{-change.max():.3f} to {-change.min():.3f}"
-            detail = f"{', '.join(fell)} fell while every group lost accuracy (by {lost})"
-            found.append((name, "levelling down", detail))
-    return found

@@ -136,10 +136,11 @@ def limits(*, intervals: bool, sweep: bool, several_seeds: bool, disturbed: bool
     ]
     if intervals:
         found.append(
-            "Intervals are percentiles of a bootstrap over people, each figure by itself: they don't cover training, "
-            "and of many figures some leave out 0 by chance. The interval of a largest difference can't reach below 0, "
-            "so that it is above 0 means little. Where nobody of n people is wrong the interval has no width, and yet "
-            "about 3/n of other people may be."
+            "Intervals are of other people drawn like these, each figure by itself: they don't cover training, and of "
+            "many figures some leave out 0 by chance. Rates have Wilson's interval, their changes Agresti and Min's. A "
+            "gap's reaches from the largest lower end to the largest upper end of the differences between any two "
+            "groups, so that it may begin at 0; one that begins above 0 is more than chance. Changes of gaps have "
+            "bootstrapped ones, which hold the truth a little less often where one of the gaps is close to 0."
         )
     if several_seeds:
         found.append("Means over seeds hide single networks that are worse; the range over seeds shows them.")

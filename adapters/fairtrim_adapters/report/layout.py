@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fairtrim_adapters.fairlearn.flags import KINDS
+
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph, Section
 from .content import Cell, Figure, Flag, Network, Table
 
@@ -103,12 +105,12 @@ def _images(report: Report, section: str) -> Iterator[Block]:
 def _flags(report: Report) -> Iterator[Block]:
     if not report.flags:
         yield Paragraph(
-            "Nothing was flagged. Looked for: constant classifiers, gaps that fell while every sensitive group lost "
-            "accuracy (levelling down), and classes that a sensitive group has nobody of."
+            "Nothing was flagged. Looked for: constant classifiers, sensitive groups in which everybody is given one "
+            "label, gaps that fell while every sensitive group lost accuracy (levelling down), each by more than its "
+            "error, classes that a sensitive group has nobody of, and people of one label or one sensitive group."
         )
         return
-    first = ("constant classifier", "levelling down", "empty cell")
-    kinds: dict[str, list[Flag]] = {kind: [] for kind in first}
+    kinds: dict[str, list[Flag]] = {kind: [] for kind in KINDS}
     for flag in report.flags:
         kinds.setdefault(flag.kind, []).append(flag)
     for kind, flags in ((kind, flags) for kind, flags in kinds.items() if flags):
@@ -141,7 +143,7 @@ def _reading(report: Report) -> str:
         parts.append("Figures are means over seeds; the smallest and the largest of the seeds stand below.")
     if report.intervals:
         mean = ", means of the ends of the seeds' intervals" if several else ""
-        number = "" if report.n_boot is None else f" ({report.n_boot} bootstrap samples)"
+        number = "" if report.n_boot is None else f" ({report.n_boot} bootstrap samples, where it is resampled)"
         parts.append(f"In brackets: 95 % interval over people{number}{mean}.")
     parts.append(f"Δ: change against {report.reference!r}")
     parts[-1] += ", bold where its paired interval leaves out 0." if report.intervals else "."

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim import ChangedSamples, DamageTable, InputError, changed_samples, measure_latency, predict
+from fairtrim import ChangedSamples, DamageTable, InputError, measure_latency, predict
 from fairtrim.batches import Batch, model_device, slice_samples
+from fairtrim.changed import changed_between
 from fairtrim.latency import FEWEST_ROUNDS, Latency
 from fairtrim.predictions import Predictions
 from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
+from fairtrim_adapters.fairlearn.flags import OF_DATA
 from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.sweep import DataSplits, versions
 from fairtrim_adapters.sweep.size import network_size
@@ -113,7 +115,7 @@ def report_networks(
         for name, model in models.items()
     )
     single = batch.target.ndim == 1 or batch.target.numel() == len(batch)  # one label a sample
-    changes = _changes(models, reference, splits, batch, samples, calling) if single else {}
+    changes = _changes(predictions, reference, splits, batch, samples, progress) if single else {}
     drawn = _pictures(comparison, rows, damage, changes, splits, samples) if pictures else ()
     return Report(
         title=title,
@@ -128,10 +130,7 @@ def report_networks(
         intervals=n_boot is not None,
         n_boot=n_boot,
         timing=timing,
-        flags=tuple(
-            Flag(str(flag), "" if model == "(data)" else str(model), str(detail))
-            for model, flag, detail in comparison.flags.itertuples(index=False)
-        ),
+        flags=_flags(rows),
         objectives={},
         changed=tuple(_changed(name, change, splits, samples) for name, change in changes.items()),
         pictures=drawn,
@@ -253,6 +252,17 @@ def _data_facts(splits: DataSplits, predictions: Predictions, people: Prediction
     )
 
 
+def _flags(rows: Mapping[str, Mapping[str, Any]]) -> tuple[Flag, ...]:
+    """Those of the people once, however many networks they were found for."""
+    found = [
+        Flag(kind, "" if kind in OF_DATA else name, detail)
+        for name, row in rows.items()
+        for flag in filter(None, row["flags"].split("; "))
+        for kind, _, detail in [flag.partition(": ")]
+    ]
+    return tuple(dict.fromkeys(found))
+
+
 def _latency(
     models: Mapping[str, nn.Module], reference: str, batch: Batch, splits: DataSplits, rounds: int, progress: bool
 ) -> tuple[Latency | None, Timing | None]:
@@ -307,19 +317,10 @@ def _network(
 
 
 def _changes(
-    models: Mapping[str, nn.Module],
-    reference: str,
-    splits: DataSplits,
-    batch: Batch,
-    samples: int,
-    calling: Mapping[str, Any],
+    predictions: Predictions, reference: str, splits: DataSplits, batch: Batch, samples: int, progress: bool
 ) -> dict[str, ChangedSamples]:
     shown = isinstance(batch.inputs, Tensor) and batch.inputs.ndim in (2, 3, 4) and samples > 0
-    return {
-        name: changed_samples(models[reference], model, splits.test, keep_inputs=shown, **calling)
-        for name, model in models.items()
-        if name != reference
-    }
+    return changed_between(predictions, reference, inputs=splits.test if shown else None, progress=progress)
 
 
 def _changed(name: str, change: ChangedSamples, splits: DataSplits, samples: int) -> Changed:
@@ -429,10 +430,11 @@ def _pictures(
 
 
 def _with_intervals(comparison: Comparison, rows: Mapping[str, Mapping[str, Any]], metric: str) -> Comparison:
-    """Fairlearn's figures beside the intervals of the bootstrap by cells, which costs less than Fairlearn's."""
+    """Fairlearn's figures beside the intervals of the row, which cost less than Fairlearn's bootstrap."""
     words = metric.replace("_", " ")
     table = comparison.by_group.copy()
     figures = [figure_of(rows[name], metric, group) for name, group in table.index]
+    table[words] = [np.nan if figure.value is None else figure.value for figure in figures]  # undefined, not 0
     if any(figure.low is not None for figure in figures):
         table[f"{words} low"] = [np.nan if figure.low is None else figure.low for figure in figures]
         table[f"{words} high"] = [np.nan if figure.high is None else figure.high for figure in figures]

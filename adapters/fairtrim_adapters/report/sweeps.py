@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairtrim import InputError
+from fairtrim_adapters.fairlearn.flags import CONSTANT, KINDS, OF_DATA
 from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import read_sweep
 from fairtrim_adapters.sweep.runs import DENSE, UNREPAIRED
@@ -26,7 +27,6 @@ from .pictures import closed_picture, need_matplotlib
 __all__ = ["report_sweep"]
 
 _NEEDED = ("seed", "criterion", "ratio", "post_processor", "parameters", "accuracy")
-_KNOWN_FLAGS = ("empty cell", "constant classifier", "levelling down")
 
 
 def report_sweep(
@@ -223,7 +223,7 @@ def _flags(table: pd.DataFrame) -> Iterator[Flag]:
     for row in _records(table):
         run = _run_name(row["criterion"], row["ratio"], row["post_processor"]), int(row["seed"])
         for kind, detail in _findings(str(row["flags"]) if isinstance(row["flags"], str) else ""):
-            found.setdefault((kind, detail), []).append(("", None) if kind == "empty cell" else run)
+            found.setdefault((kind, detail), []).append(("", None) if kind in OF_DATA else run)
     for (kind, detail), runs in found.items():
         for name, seed in dict.fromkeys(runs):
             yield Flag(kind, name, detail, seed)
@@ -231,10 +231,10 @@ def _flags(table: pd.DataFrame) -> Iterator[Flag]:
 
 def _findings(flags: str) -> Iterator[tuple[str, str]]:
     """Split what is joined by a semicolon, which a detail may hold too."""
-    starts = "|".join(map(re.escape, _KNOWN_FLAGS))
+    starts = "|".join(map(re.escape, KINDS))
     for part in re.split(rf"; (?=(?:{starts}): )", flags):
         kind, separator, detail = part.partition(": ")
-        if separator and kind in _KNOWN_FLAGS:
+        if separator and kind in KINDS:
             yield from _with_repair(kind, detail)
         elif part:
             yield "post-processor", part
@@ -243,7 +243,7 @@ def _findings(flags: str) -> Iterator[tuple[str, str]]:
 def _with_repair(kind: str, detail: str) -> Iterator[tuple[str, str]]:
     """What a post-processor tells comes last, without a kind."""
     first, separator, rest = detail.partition("; ")
-    if kind == "constant classifier" and rest.startswith("gaps mean nothing"):
+    if kind == CONSTANT and rest.startswith("gaps mean nothing"):
         _, separator, rest = rest.partition("; ")
         first = f"{first}; gaps mean nothing"
     yield kind, first
@@ -265,12 +265,17 @@ def _plain(value: Any) -> Cell:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
+def _is_known(table: pd.DataFrame, metric: str) -> bool:
+    """Whether there is the figure, and it is defined for these people."""
+    return metric in table and bool(table[metric].notna().any())
+
+
 def _pictures(table: pd.DataFrame, objectives: Mapping[str, Direction]) -> tuple[Picture, ...]:
     from fairtrim_adapters.plots import plot_group_metric, plot_pareto
 
     if (table["criterion"] == DENSE).all():
         return ()
-    gap = next((name for name in ("equalized_odds_difference", "accuracy_difference") if name in table), None)
+    gap = next((name for name in ("equalized_odds_difference", "accuracy_difference") if _is_known(table, name)), None)
     drawn = []
     if gap is not None:
         axes = plot_pareto(table, x=gap, objectives=objectives)
@@ -286,7 +291,7 @@ def _pictures(table: pd.DataFrame, objectives: Mapping[str, Direction]) -> tuple
             )
         )
     for metric in ("accuracy", "true_positive_rate"):
-        if metric in table:
+        if _is_known(table, metric):
             panels = plot_group_metric(table, metric)
             words = metric.replace("_", " ")
             drawn.append(
