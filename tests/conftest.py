@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck
 
 # The networks are tiny, and more threads cost them more than they give: on a busy machine, ten times as much.
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)
+# Said in the environment too, for the processes that tests start; OMP_NUM_THREADS=2 in front of pytest overrides it.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 # How long an example takes is no property of the code, least of all on a busy machine.
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
