@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator
 from importlib.util import find_spec
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck
 
 # The networks are tiny, and more threads cost them more than they give: on a busy machine, ten times as much.
-torch.set_num_threads(1)
+# Said in the environment too, for the processes that tests start; OMP_NUM_THREADS=2 in front of pytest overrides it.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+# How long an example takes is no property of the code, least of all on a busy machine.
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 _NEEDS = {
     "test_aif360.py": ("aif360",),

@@ -27,7 +27,7 @@ N, D = 53, 4
 
 def _linear(n_scores: int, seed: int, n_features: int = D) -> nn.Linear:
     generator = torch.Generator().manual_seed(seed)
-    network = nn.Linear(n_features, n_scores)
+    network = nn.Linear(n_features, n_scores, dtype=torch.float64)  # so that kernels agree far beyond what is asserted
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -36,7 +36,7 @@ def _linear(n_scores: int, seed: int, n_features: int = D) -> nn.Linear:
 
 def _data(n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n_classes)
-    x = torch.randn(N, D, generator=generator)
+    x = torch.randn(N, D, generator=generator).double()
     target = torch.randint(0, n_classes, (N,), generator=generator)
     codes = torch.stack([torch.randint(0, 2, (N,), generator=generator), torch.arange(N) % 3], 1)
     return x, target, codes
@@ -76,8 +76,8 @@ def test_changed_samples_equal_a_loop_over_samples(n_scores: int) -> None:
     assert list(zip(changed.row, changed.target, changed.before, changed.after, strict=True)) == [
         entry[:4] for entry in expected
     ]
-    np.testing.assert_allclose(changed.probability_before, [entry[4][0] for entry in expected], rtol=1e-6)
-    np.testing.assert_allclose(changed.probability_after, [entry[4][1] for entry in expected], rtol=1e-6)
+    np.testing.assert_allclose(changed.probability_before, [entry[4][0] for entry in expected], rtol=1e-12)
+    np.testing.assert_allclose(changed.probability_after, [entry[4][1] for entry in expected], rtol=1e-12)
     assert changed.probability_before.dtype == changed.probability_after.dtype == np.float64
     assert changed.row.dtype == changed.target.dtype == changed.before.dtype == changed.after.dtype == np.int64
     assert list(changed.fall) == sorted(changed.fall, reverse=True)
@@ -92,7 +92,7 @@ def test_changed_samples_equal_a_loop_over_samples(n_scores: int) -> None:
 def test_one_logit_and_two_scores_are_one_task() -> None:
     x, target, _ = _data(2)
     one, two = _linear(1, 3), _linear(2, 4)
-    as_two = nn.Linear(D, 2)
+    as_two = nn.Linear(D, 2, dtype=torch.float64)
     with torch.no_grad():
         as_two.weight.copy_(torch.cat([torch.zeros(1, D), one.weight]))
         as_two.bias.copy_(torch.cat([torch.zeros(1), one.bias]))
@@ -109,7 +109,7 @@ def test_batches_do_not_matter(batch_size: int) -> None:
     changed = changed_samples(_linear(3, 0), _linear(3, 1), loader, sensitive_names=NAMES, progress=False)
     expected, _ = _changed(3)
     assert changed.row.tolist() == expected.row.tolist() and changed.people == expected.people
-    np.testing.assert_allclose(changed.fall, expected.fall, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(changed.fall, expected.fall, rtol=1e-12)
     torch.testing.assert_close(changed.inputs, expected.inputs, rtol=0, atol=0)
 
 
@@ -208,7 +208,7 @@ def test_frame_of_tabular_inputs() -> None:
 
 
 def test_frame_of_images_has_no_features() -> None:
-    x = torch.randn(6, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(6, 2, 3, 5, generator=torch.Generator().manual_seed(0)).double()
     network = nn.Sequential(nn.Flatten(), _linear(2, 0, 30))
     changed = changed_samples(
         network, nn.Sequential(nn.Flatten(), _linear(2, 1, 30)), [(x, [0, 1] * 3)], progress=False
@@ -285,7 +285,7 @@ def test_inputs_of_another_length_in_each_batch() -> None:
 def test_memory_grows_with_the_changed_samples_only() -> None:
     """No kept tensor is a view that holds a batch."""
     changed, _ = _changed(3)
-    assert changed.inputs.untyped_storage().nbytes() == len(changed) * D * 4
+    assert changed.inputs.untyped_storage().nbytes() == len(changed) * D * changed.inputs.element_size()
 
 
 # Manners.
@@ -328,7 +328,7 @@ def test_networks_and_random_states_are_left_as_they_were() -> None:
     assert all(p.grad is None and not p.requires_grad for p in networks[1].parameters())
     same, _ = _changed(3)  # eval mode: dropout had no part in it; a shuffling loader gives other rows, same people
     assert len(changed) == len(same) and changed.people == same.people
-    np.testing.assert_allclose(changed.fall, same.fall, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(changed.fall, same.fall, rtol=1e-12)
 
 
 def test_loader_is_gone_through_once() -> None:
@@ -410,7 +410,7 @@ def test_refusals() -> None:
 
 def test_scores_at_several_positions_are_refused() -> None:
     """One sample has several labels there: which one changed would have no row of its own."""
-    x, target = torch.randn(3, 5, D), torch.zeros(3, 5, dtype=torch.long)
+    x, target = torch.randn(3, 5, D).double(), torch.zeros(3, 5, dtype=torch.long)
     with pytest.raises(
         UnsupportedModelError, match=r"one row for each of 5 positions.*pass output_transform to select"
     ):

@@ -340,6 +340,7 @@ class Witness:
 
     def __init__(self, model: nn.Module) -> None:
         self.states: list[dict[str, Tensor]] = []
+        self.written: list[int] = []
         model.register_forward_pre_hook(self)
 
     def __deepcopy__(self, memo: Any) -> Witness:
@@ -348,9 +349,11 @@ class Witness:
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled():
             return
-        state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        if not self.states or any(not torch.equal(value, self.states[-1][name]) for name, value in state.items()):
-            self.states.append(state)
+        # how often the weights were written, since a candidate may equal the one before it, to the last digit
+        written = [value._version for value in module.state_dict(keep_vars=True).values()]
+        if written != self.written:
+            self.states.append({name: value.detach().clone() for name, value in module.state_dict().items()})
+            self.written = written
 
 
 def _candidates(method: CounterfactualUnlearning, model: nn.Module, *data: Any, **options: Any) -> tuple[Any, ...]:
