@@ -536,3 +536,86 @@ def test_networks_of_other_names() -> None:
         pruning_options(attention)
     with pytest.raises(InputError, match="takes 'input_values'; expected input_ids or pixel_values"):
         example_inputs(attention)
+
+
+# Fused projections, and norms over channels of images ------------------------------------------------------------
+
+
+def _phi(transformers: Any) -> Any:
+    config = transformers.Phi3Config(
+        vocab_size=31,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=26,
+        max_position_embeddings=23,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=3,
+        num_labels=3,
+    )
+    model = transformers.Phi3ForSequenceClassification(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+@pytest.mark.parametrize("parts", [None, ("intermediate", "hidden")])
+def test_fused_gate_and_up_projection(transformers: Any, parts: Any) -> None:
+    """Phi-3: the same channels go from the gate and from what it multiplies, and the heads stay."""
+    torch.manual_seed(0)
+    model = _phi(transformers)
+    ids = torch.randint(4, 31, (8, 6))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    importance = WorstGroupImportance(progress=False)
+    options = pruning_options(model, parts) if parts else pruning_options(model)
+    assert model.config.use_cache
+    pruner = tp.pruner.BasePruner(model, example_inputs(model), importance=importance, pruning_ratio=0.5, **options)
+    assert model.config.use_cache  # off while it was traced
+    importance.fit(pruner, [(inputs, torch.arange(8) % 3, ["a", "b"] * 4)])
+    assert not importance.plan_.unscored
+    pruner.step()
+    update_sizes(model, pruner)
+    hidden = 12 if parts else 24
+    layer = model.model.layers[1]
+    assert layer.mlp.gate_up_proj.weight.shape == (26, hidden) and layer.mlp.down_proj.weight.shape == (hidden, 13)
+    assert layer.self_attn.qkv_proj.weight.shape == (48, hidden)
+    assert (model.config.intermediate_size, model.config.hidden_size) == (13, hidden)
+    for training in (False, True):
+        assert model.train(training)(**inputs).logits.shape == (8, 3)
+    fresh = type(model)(model.config)
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fresh.eval()(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_heads_of_a_fused_projection_are_refused(transformers: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="qkv_proj gives queries, and keys and values that they share"):
+        pruning_options(_phi(transformers), ("heads",))
+
+
+@pytest.mark.parametrize("name", ["ConvNext", "ConvNextV2"])
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters:UserWarning")
+def test_one_class_of_norm_for_both_layouts(transformers: Any, name: str) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        num_channels=3, hidden_sizes=[8, 12], depths=[1, 2], num_stages=2, image_size=16, patch_size=2, num_labels=3
+    )
+    model = getattr(transformers, f"{name}ForImageClassification")(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(6, 3, 16, 16)
+    importance = WorstGroupImportance(progress=False, output_transform=lambda output: output.logits)
+    pruner = tp.pruner.BasePruner(
+        model,
+        images[:2],
+        importance=importance,
+        pruning_ratio=0.5,
+        ignored_layers=[model.classifier],
+        output_transform=lambda output: output.logits,
+    )
+    importance.fit(pruner, [({"pixel_values": images}, torch.arange(6) % 3, ["a", "b"] * 3)])
+    assert not importance.plan_.unscored
+    pruner.step()
+    assert importance.report().skipped == []
+    assert model(images).logits.shape == (6, 3) and model.classifier.in_features == 6

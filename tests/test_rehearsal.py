@@ -453,3 +453,35 @@ def test_a_wrong_label_is_the_data_s_fault() -> None:
     x, _, a = _doubled(_people())[0]
     with pytest.raises(InputError, match="labels reach from 5 to 5"):
         importance.fit(_pruner(model, importance), [(x, torch.full((N,), 5), a)])
+
+
+# Shortcuts that add channels of zeros --------------------------------------------------------------------------
+
+
+class PaddedShortcut(nn.Module):
+    """Shortcut "A" of residual networks on small images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer, self.head = (
+            nn.Conv2d(2, 6, 1),
+            nn.Conv2d(6, 7, 1),
+            nn.Conv2d(7, 10, 1),
+            nn.Linear(10, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).relu()
+        h = self.outer(self.inner(h).relu()) + F.pad(h, (0, 0, 0, 0, 2, 2))
+        return self.head(h.relu().mean((2, 3)))
+
+
+def test_channels_of_zeros_beside_others_are_named() -> None:
+    model, x = PaddedShortcut(), torch.randn(N, 2, 3, 4)
+    importance = MeanDamageImportance(progress=False)
+    pruner = tp.pruner.BasePruner(model, x[:2], importance=importance, pruning_ratio=0.5, ignored_layers=[model.head])
+    with pytest.warns(UserWarning, match=r"zeros are added beside its channels \(F.pad with 4 channels"):
+        importance.fit(pruner, [(x, torch.arange(N) % 3)])
+    pruner.step()
+    assert (model.stem.out_channels, model.inner.out_channels, model.outer.out_channels) == (6, 3, 10)
+    assert model(x).shape == (N, 3)

@@ -26,12 +26,14 @@ from .parts import (
     is_rms_norm,
     layer_types,
     outermost,
+    shared_attentions_of,
+    widths,
 )
 
 __all__ = ["example_inputs", "pruning_options"]
 
 
-def pruning_options(model: nn.Module, prune: Collection[Part] = ("intermediate", "heads")) -> dict[str, Any]:
+def pruning_options(model: nn.Module, prune: Collection[Part] | None = None) -> dict[str, Any]:
     """Arguments of ``tp.pruner.BasePruner`` for a transformer, or for a network with transformers in it.
 
     Layers outside the transformer (the classifier) keep their outputs. Whole heads are removed only if the pruner is
@@ -39,8 +41,9 @@ def pruning_options(model: nn.Module, prune: Collection[Part] = ("intermediate",
 
     Args:
         model: A network of Hugging Face, or a module that holds some: BERT, RoBERTa, DistilBERT, ViT, GPT-2, Llama,
-            and what names its layers as these do.
-        prune: What may be pruned: ``"intermediate"``, ``"heads"``, ``"head_dims"``, ``"hidden"``.
+            Phi-3 without its heads, and what names its layers as these do.
+        prune: What may be pruned: ``"intermediate"``, ``"heads"``, ``"head_dims"``, ``"hidden"``; by default the first
+            two, or the first alone where heads can't go.
 
     Returns:
         ``num_heads``, ``ignored_layers``, ``customized_pruners``, ``output_transform`` and so on.
@@ -55,10 +58,11 @@ def pruning_options(model: nn.Module, prune: Collection[Part] = ("intermediate",
         fairtrim.errors.InputError: got a Linear without any transformer of Hugging Face in it; expected one, or a \
 module that holds one
     """
-    if isinstance(prune, str) or not prune or not set(prune) <= set(PARTS):
+    if prune is not None and (isinstance(prune, str) or not prune or not set(prune) <= set(PARTS)):
         raise InputError(f"prune={prune!r}; expected a collection of some of {PARTS}")
-    wanted = set(prune)
     transformers = [Transformer.of(name, module) for name, module in outermost(model)]
+    fixed = any(transformer.shared for transformer in transformers)
+    wanted: set[Part] = set(prune) if prune is not None else {"intermediate"} if fixed else {"intermediate", "heads"}
     for transformer in transformers:
         transformer.check(wanted)
     types = layer_types(model)
@@ -86,7 +90,7 @@ module that holds one
         "forward_fn": _traced_forward,
         # the host's defaults are dicts that all its pruners share
         "in_channel_groups": {},
-        "out_channel_groups": {},
+        "out_channel_groups": {layer: 2 for t in transformers for layer in t.fused_intermediate},
     }
 
 
@@ -190,27 +194,44 @@ def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePrunin
 
 def _traced_forward(model: nn.Module, inputs: Any) -> Any:
     """Run the network for the host's trace, with stand-ins for some attention."""
-    attentions = [a for _, module in outermost(model) for a in attentions_of(module.base_model)]
-    with _stand_ins([a for a in attentions if a.rotary or a.fused]):
+    bases = [module.base_model for _, module in outermost(model)]
+    attentions = [a for base in bases for a in attentions_of(base)]
+    forwards = {a.module: _stand_in(a) for a in attentions if a.rotary or a.fused}
+    forwards |= {module: _shared_stand_in(module) for base in bases for _, module in shared_attentions_of(base)}
+    with _stand_ins(forwards), _no_cache(model):
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 @contextmanager
-def _stand_ins(attentions: Sequence[Attention]) -> Iterator[None]:
+def _no_cache(model: nn.Module) -> Iterator[None]:
+    """Keys and values that a network would keep for the next token are no outputs to prune by."""
+    every: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    configs = {id(config): config for config in every if getattr(config, "use_cache", False)}
+    try:
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
+
+
+@contextmanager
+def _stand_ins(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
     """Attention without rotations and softmax, in which the same channels are coupled.
 
     The host's walk does not end on the slices of rotary positions, and it does not see that GPT-2's split at axis 2 is
     one of channels.
     """
     try:
-        for attention in attentions:
-            attention.module.forward = _stand_in(attention)
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for attention in attentions:
-            vars(attention.module).pop("forward", None)
+        for module in forwards:
+            vars(module).pop("forward", None)
 
 
 def _stand_in(attention: Attention) -> Callable[..., tuple[Tensor, None]]:
@@ -226,6 +247,22 @@ def _stand_in(attention: Attention) -> Callable[..., tuple[Tensor, None]]:
             for layer in (attention.query, attention.key, attention.value)
         )
         key, value = (_repeated(states, query.shape[1] // states.shape[1]) for states in (key, value))
+        mixed = (query + key + value).transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
+        return module.o_proj(mixed), None
+
+    return forward
+
+
+def _shared_stand_in(module: Any) -> Callable[..., tuple[Tensor, None]]:
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        width, size = widths(module.o_proj)[0], int(module.head_dim)
+        states = module.qkv_proj(hidden_states)
+        shared = (states.shape[-1] - width) // 2
+        query, key, value = (
+            part.view(*hidden_states.shape[:2], -1, size).transpose(1, 2)
+            for part in states.split([width, shared, shared], -1)
+        )
+        key, value = (_repeated(part, query.shape[1] // part.shape[1]) for part in (key, value))
         mixed = (query + key + value).transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
         return module.o_proj(mixed), None
 

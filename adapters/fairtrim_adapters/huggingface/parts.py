@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ __all__ = [
     "is_rms_norm",
     "layer_types",
     "outermost",
+    "shared_attentions_of",
     "widths",
 ]
 
@@ -38,8 +39,14 @@ HEAD_SIZE = ("attention_head_size", "head_dim")
 
 _QUERY_KEY_VALUE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
 _FUSED = "c_attn"
-_INTERMEDIATE = ("intermediate.dense", "mlp.fc1", "ffn.lin1", "mlp.c_fc", "mlp.gate_proj", "mlp.up_proj")
-"""Ends of the names of the layers that widen the hidden states: BERT, ViT, DistilBERT, GPT-2, Llama."""
+_FUSED_SHARED = "qkv_proj"
+"""A layer that gives queries, and keys and values that several of them may share: Phi-3."""
+_FUSED_INTERMEDIATE = "mlp.gate_up_proj"
+_INTERMEDIATE = (
+    *("intermediate.dense", "mlp.fc1", "ffn.lin1", "mlp.c_fc", "mlp.gate_proj", "mlp.up_proj"),
+    _FUSED_INTERMEDIATE,
+)
+"""Ends of the names of the layers that widen the hidden states: BERT, ViT, DistilBERT, GPT-2, Llama, Phi-3."""
 
 
 def is_conv1d(module: object) -> bool:
@@ -200,6 +207,20 @@ def attentions_of(base: nn.Module) -> Iterator[Attention]:
             yield Attention(name, module, *[children[_FUSED]] * 3)
 
 
+def shared_attentions_of(base: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attention modules of which one layer gives queries, keys and values of different numbers: their heads stay.
+
+    Args:
+        base: A transformer without its classifier.
+
+    Yields:
+        Their names and themselves.
+    """
+    for name, module in base.named_modules():
+        if isinstance(dict(module.named_children()).get(_FUSED_SHARED), nn.Linear):
+            yield name, module
+
+
 @dataclass(frozen=True)
 class Transformer:
     """A network of Hugging Face by its parts.
@@ -210,6 +231,7 @@ class Transformer:
         config: Its config.
         attentions: Its attention modules.
         intermediate: By name, the layers that widen the hidden states.
+        shared: Attention modules whose heads stay as they are, because one layer gives all that several of them share.
     """
 
     module: Any
@@ -217,6 +239,7 @@ class Transformer:
     config: Any
     attentions: tuple[Attention, ...]
     intermediate: Mapping[str, nn.Module]
+    shared: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, name: str, module: Any) -> Transformer:
@@ -238,16 +261,21 @@ class Transformer:
             raise UnsupportedModelError(
                 f"{label} has an encoder and a decoder; expected one of them: cross attention is not supported"
             )
-        attentions = tuple(attentions_of(base))
-        if not attentions:
+        attentions, shared = tuple(attentions_of(base)), tuple(shared_attentions_of(base))
+        if not attentions and not shared:
             raise UnsupportedModelError(
-                f"{label} has no attention whose layers are named as known here; expected one of {_QUERY_KEY_VALUE} or "
-                f"{_FUSED!r}: pass num_heads and ignored_layers to the pruner by hand"
+                f"{label} has no attention whose layers are named as known here; expected one of {_QUERY_KEY_VALUE}, "
+                f"{_FUSED!r} or {_FUSED_SHARED!r}: pass num_heads and ignored_layers to the pruner by hand"
             )
         intermediate = {
             n: layer for n, layer in base.named_modules() if any(f".{n}".endswith(f".{end}") for end in _INTERMEDIATE)
         }
-        return cls(module, base, config, attentions, intermediate)
+        return cls(module, base, config, attentions, intermediate, shared)
+
+    @property
+    def fused_intermediate(self) -> list[nn.Module]:
+        """Layers that give the gate and what it multiplies, one behind the other."""
+        return [layer for name, layer in self.intermediate.items() if f".{name}".endswith(f".{_FUSED_INTERMEDIATE}")]
 
     def hidden_sizes(self) -> list[int]:
         """How many channels enter attention and feed-forward layers.
@@ -256,9 +284,10 @@ class Transformer:
             One number, or several where stages or bottlenecks have their own.
         """
         layers = [layer for a in self.attentions for layer in (a.query, a.key, a.value)]
+        layers += [getattr(module, _FUSED_SHARED) for _, module in self.shared]
         return list(dict.fromkeys(widths(layer)[0] for layer in (*layers, *self.intermediate.values())))
 
-    def check(self, wanted: Collection[Part]) -> None:
+    def check(self, wanted: set[Part]) -> None:
         """Refuse what can't be pruned here.
 
         Args:
@@ -277,6 +306,11 @@ class Transformer:
             raise UnsupportedModelError(
                 f"layers of {type(self.base).__name__} take {', '.join(map(str, sizes))} hidden channels and its "
                 f"config says {said}; expected one hidden size for all of them: leave 'hidden' out of prune="
+            )
+        if self.shared and wanted & {"heads", "head_dims"}:
+            raise UnsupportedModelError(
+                f"{self.shared[0][0]}.{_FUSED_SHARED} gives queries, and keys and values that they share, so its heads "
+                "can't be pruned yet; leave 'heads' and 'head_dims' out of prune="
             )
         biased = [f"{a.name}.{name}" for a in self.attentions for name, _ in bare_parameters(a.module)]
         if "heads" in wanted and biased:
@@ -301,6 +335,7 @@ class Transformer:
             Layers of those types, embeddings, and their parts.
         """
         of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
+        of_heads |= {getattr(module, _FUSED_SHARED) for _, module in self.shared}
         widening = set(self.intermediate.values())
         for layer in self.base.modules():
             if not isinstance(layer, (*types, nn.Embedding)):

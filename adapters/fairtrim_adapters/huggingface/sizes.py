@@ -13,7 +13,7 @@ from torch import nn
 from fairtrim import UnsupportedModelError
 from fairtrim_adapters.torch_pruning.head_counts import after_step_of
 
-from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, widths
+from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, shared_attentions_of, widths
 
 __all__ = ["update_sizes"]
 
@@ -65,6 +65,20 @@ def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> l
     counts = [_update_attention(attention, pruner, unsaid) for attention in transformer.attentions]
     if hidden is not None:
         _update_pooler(transformer, hidden, unsaid)
+    for _, module in transformer.shared:  # whose heads stay as large as they were
+        if config.hidden_size // config.num_attention_heads != module.head_dim:
+            config.head_dim = int(module.head_dim)
+    if counts:
+        _say_heads(transformer, counts, unsaid)
+    _update_intermediate(transformer, unsaid)
+    unsaid.extend(_refusal(config))
+    _tie(transformer)
+    return unsaid
+
+
+def _say_heads(transformer: Transformer, counts: Sequence[tuple[int, int, int]], unsaid: list[str]) -> None:
+    """Write heads, key and value heads and the head size into the config."""
+    config = transformer.config
     _say(transformer, "num_attention_heads", [heads for heads, _, _ in counts], unsaid)
     if hasattr(config, "num_key_value_heads"):
         _say(transformer, "num_key_value_heads", [shared for _, shared, _ in counts], unsaid)
@@ -77,10 +91,6 @@ def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> l
     ):
         dimensions = ", ".join(map(str, dict.fromkeys(sizes)))
         unsaid.append(f"heads have {dimensions} dimensions (it takes hidden_size / num_attention_heads)")
-    _update_intermediate(transformer, unsaid)
-    unsaid.extend(_refusal(config))
-    _tie(transformer)
-    return unsaid
 
 
 def _update_hidden(transformer: Transformer) -> int | None:
@@ -137,9 +147,10 @@ def _update_attention(
 
 def _update_intermediate(transformer: Transformer, unsaid: list[str]) -> None:
     found: dict[nn.Module, int] = {}
+    fused = transformer.fused_intermediate
     for name, layer in transformer.intermediate.items():
         owner = transformer.base.get_submodule(name.rpartition(".")[0])
-        found[owner] = widths(layer)[1]
+        found[owner] = widths(layer)[1] // (2 if layer in fused else 1)
         if type(vars(owner).get("intermediate_size")) is int:
             setattr(owner, "intermediate_size", found[owner])  # noqa: B010 - an attribute that nn.Module doesn't declare
     ratio = getattr(transformer.config, "mlp_ratio", 0)
@@ -204,7 +215,7 @@ def _tie(transformer: Transformer) -> None:
 def _known(model: nn.Module) -> bool:
     """Whether the network holds transformers whose sizes are written here."""
     inner = [module for module in model.modules() if hasattr(module, "base_model_prefix") and hasattr(module, "config")]
-    return any(any(True for _ in attentions_of(module)) for module in inner)
+    return any(True for module in inner for _ in (*attentions_of(module), *shared_attentions_of(module)))
 
 
 after_step_of(_known, update_sizes)

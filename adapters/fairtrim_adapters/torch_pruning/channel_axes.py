@@ -43,7 +43,7 @@ def observed_axes(
         calling: ``forward_fn``.
 
     Returns:
-        The axes of these layers, counted from the back where the class does so.
+        The axes of these layers: −1 for the last, else counted from the front.
 
     Raises:
         UnsupportedModelError: A layer's axis can't be told.
@@ -86,8 +86,7 @@ def observed_axes(
                         "channels can't be told; say it with fairtrim_adapters.torch_pruning.describe_layer("
                         f"{type(module).__name__}, channel_axis=...), or ignore the layers that produce them"
                     )
-                n_axes = output.ndim if side == "output" else args[0].ndim
-                axes[name, side] = found - n_axes if place.channel_axis < 0 else found
+                axes[name, side] = -1 if found == (output if side == "output" else args[0]).ndim - 1 else found
     return axes
 
 

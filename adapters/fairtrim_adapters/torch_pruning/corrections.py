@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import nn
 from torch_pruning.dependency import index_mapping, shape_infer
 
-__all__ = ["PruningFunction", "correct_graph", "correct_group", "correct_pruner"]
+__all__ = ["PruningFunction", "correct_graph", "correct_group", "correct_pruner", "output_shape"]
 
 _FAR = 100  # the host's own bound: axes from the back are saved as huge unsigned numbers
 
@@ -129,8 +129,16 @@ class _PartOfConcatenation:
         return index_mapping._ConcatIndexMapping(offset, reverse=self._reverse)(idxs)
 
 
-def _shape(grad_fn: Any, number: int = 0) -> tuple[int, ...] | None:
-    """Shape of what an operation gave out in the trace, where this torch tells."""
+def output_shape(grad_fn: Any, number: int = 0) -> tuple[int, ...] | None:
+    """Shape of what an operation gave out in the trace, where this torch tells.
+
+    Args:
+        grad_fn: The operation.
+        number: Which of its outputs.
+
+    Returns:
+        The shape.
+    """
     metadata = getattr(grad_fn, "_input_metadata", None)
     return tuple(metadata[number].shape) if metadata else None
 
@@ -164,7 +172,7 @@ def _map_split(graph: tp.DependencyGraph, node: Any) -> bool:
 def _map_concatenation(graph: tp.DependencyGraph, node: Any) -> bool:
     """A concatenation along axis 2 of tokens, or with a tensor that no layer makes, such as the network's input."""
     function = node.grad_fn
-    shape, axis = _shape(function), getattr(function, "_saved_dim", 1)
+    shape, axis = output_shape(function), getattr(function, "_saved_dim", 1)
     if shape is None or not node.enable_index_mapping or getattr(node.module, "own_map", False):
         return False
     of_tokens = _is_channel_axis_of_tokens(axis, shape)
@@ -198,7 +206,7 @@ def _set_mapping(source: Any, target: Any, place: int, mapping: Callable[[Any], 
 
 def _map_flatten(graph: tp.DependencyGraph, node: Any) -> bool:
     """A flattened convolution in a network in which any linear layer gives out three axes: the host then maps none."""
-    before, after = getattr(node.grad_fn, "_saved_self_sym_sizes", None), _shape(node.grad_fn)
+    before, after = getattr(node.grad_fn, "_saved_self_sym_sizes", None), output_shape(node.grad_fn)
     if graph._2d_4d or before is None or after is None or len(before) < 3 or len(after) != 2:
         return False
     stride = math.prod(before[2:])

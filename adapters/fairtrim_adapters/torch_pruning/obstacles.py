@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 from fairtrim import ChannelGroup
 
+from .corrections import output_shape
 from .groups import head_layers, mapped, module_expression, units_of
 from .head_counts import HEAD_SIZES, HEADS
 from .layers import parameter_axes
@@ -34,6 +35,7 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
     for reasons in (
         _unmapped(of_host, pruner),
         _unknown_heads(of_host, pruner),
+        _padded(of_host),
         _wrong_for_the_host(of_host),
         _unequal_parts(of_host, group.name, unit_of),
         _uneven_patterns(of_host, unit_of),
@@ -85,6 +87,25 @@ def _unmapped(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iterator[
     ]
     if names:
         yield f"the host doesn't map the channels of {names} (attention in which heads share keys and values)"
+
+
+def _padded(group: tp.Group) -> Iterator[str]:
+    """Channels of zeros that the host takes for an elementwise operation: it maps the others to wrong places."""
+    for item in group:
+        function = item.dep.target.grad_fn
+        pad: Sequence[int] = getattr(function, "_saved_pad", ())
+        shape = output_shape(function) if pad else None
+        if shape is None or not item.dep.target.name.startswith("_ElementWiseOp"):
+            continue
+        for axis in (1, len(shape) - 1):
+            place = 2 * (len(shape) - 1 - axis)  # pads are listed from the last axis
+            added = sum(pad[place : place + 2])
+            if added and len(item.idxs) in (shape[axis], shape[axis] - added):
+                yield (
+                    f"zeros are added beside its channels (F.pad with {added} channels, as in shortcuts of residual "
+                    "networks), and the host doesn't know where they lie; make the shortcut a convolution of size 1, "
+                    "or add these layers to ignored_layers"
+                )
 
 
 def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:

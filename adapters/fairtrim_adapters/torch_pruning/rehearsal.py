@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from fairtrim import ChannelGroup, UnsupportedModelError
 from fairtrim.batches import Batch, class_scores, network_output
@@ -97,14 +97,17 @@ class _Run:
     """What came out of one pass.
 
     Attributes:
-        scores: f(x) in eval mode, with ``output_transform``; None in training mode.
-        shapes: Shape of each tensor that the network returned, in order.
+        scores: f(x), with ``output_transform``; None where none can be found in what training mode returns.
         reached: Layers that ran.
     """
 
     scores: Tensor | None
-    shapes: list[tuple[int, ...]]
     reached: frozenset[str]
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the scores."""
+        return None if self.scores is None else tuple(self.scores.shape)
 
 
 class Rehearsal:
@@ -342,25 +345,21 @@ class Rehearsal:
     # The parts -----------------------------------------------------------------------------------------------
 
     def _run(self, *, training: bool = False) -> _Run:
-        """One pass."""
-        shapes: list[tuple[int, ...]] = []
+        """One pass, with a graph as when channels are scored: a network may branch on that."""
         reached: set[str] = set()
-
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            shapes[:] = [tuple(leaf.shape) for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
-
-        # with a graph, as when channels are scored: a network may branch on that
         with undisturbed(self.model, training=training), torch.enable_grad(), ExitStack() as stack:
-            stack.callback(self.model.register_forward_hook(note).remove)
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)).remove)
-            if training:
-                network_output(self.model, self.batch.inputs, self.forward_fn)
-                scores = None
-            else:
-                scores = self._scores().detach()
-                shapes.append(tuple(scores.shape))
-        return _Run(scores, shapes, frozenset(reached))
+            output = network_output(self.model, self.batch.inputs, self.forward_fn, index=self.batch.index)
+        try:
+            found = class_scores(
+                self.model, self.batch, lambda *_: output, self.output_transform, positions=True
+            ).detach()
+        except Exception:  # an output of training mode may have another form, in which nobody has said where scores are
+            if not training:
+                raise
+            found = None
+        return _Run(found, frozenset(reached))
 
     def _scores(self) -> Tensor:
         return class_scores(self.model, self.batch, self.forward_fn, self.output_transform, positions=True)
@@ -399,7 +398,7 @@ class Rehearsal:
         """Run the pruned network in both modes; its scores."""
         with _failing(f"{without}, in eval mode,"):
             pruned = self._run()
-        _same_shapes(f"{without}, in eval mode,", pruned, self._dense)
+        _same_shape(f"{without}, in eval mode,", pruned, self._dense)
         if self._training is not None:
             extra = self.only_in_training
             where = f"{without}, in training mode," + (
@@ -407,7 +406,7 @@ class Rehearsal:
             )
             with _failing(where):
                 trained = self._run(training=True)
-            _same_shapes(where, trained, self._training)
+            _same_shape(where, trained, self._training)
         assert pruned.scores is not None
         return pruned.scores
 
@@ -505,9 +504,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def _same_shapes(where: str, now: _Run, before: _Run) -> None:
-    if now.shapes != before.shapes:
+def _same_shape(where: str, now: _Run, before: _Run) -> None:
+    if now.shape != before.shape:
         raise UnsupportedModelError(
-            f"{where} the network returns tensors of shapes {now.shapes}; expected {before.shapes}, as before: its "
-            "outputs would lose channels. Add the layers that produce them to ignored_layers"
+            f"{where} the network gives scores of shape {now.shape}; expected {before.shape}, as before. Add the "
+            "layers that produce them to ignored_layers"
         )
