@@ -21,9 +21,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim_adapters.torch_pruning import WorstGroupImportance, channel_importance
+from fairtrim_adapters.torch_pruning import WorstGroupImportance
 from fairtrim_adapters.torch_pruning.rehearsal import Rehearsal
 
+MODULE: Any = importlib.import_module("fairtrim_adapters.torch_pruning.channel_importance")
 ALL: dict[str, Any] = importlib.import_module("tests.zoo").ALL
 ZOO = ("mlp", "residual", "bottleneck", "dense block", "u-net", "convnext", "vision transformer", "word pieces")
 REPETITIONS = 3
@@ -45,7 +46,8 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.shortcut(x)).relu()
+        y: Tensor = self.body(x) + self.shortcut(x)
+        return y.relu()
 
 
 def residual_network(widths: tuple[int, ...], depth: int) -> nn.Module:
@@ -79,16 +81,16 @@ class _Clock:
 def fit_costs(make: Callable[[], tuple[nn.Module, tp.pruner.BasePruner, Any, list[Any]]]) -> dict[str, float]:
     """Seconds of the least of several fits, and of its parts."""
     best: dict[str, float] = {"fit": float("inf")}
-    verified, step = channel_importance.verified, Rehearsal.try_step
+    verified, step = MODULE.verified, Rehearsal.try_step
     for _ in range(REPETITIONS):
         _, pruner, importance, loader = make()
         clock = _Clock()
-        channel_importance.verified = clock.around("map, gates, trial", verified)
+        MODULE.verified = clock.around("map, gates, trial", verified)
         Rehearsal.try_step = clock.around("step", step)  # type: ignore[method-assign]
         try:
             clock.around("fit", importance.fit)(pruner, loader)
         finally:
-            channel_importance.verified, Rehearsal.try_step = verified, step  # type: ignore[method-assign]
+            MODULE.verified, Rehearsal.try_step = verified, step  # type: ignore[method-assign]
         if clock.seconds["fit"] < best["fit"]:
             best = clock.seconds
     return best
@@ -101,7 +103,7 @@ def _of_zoo(name: str) -> Callable[[], Any]:
         model = case.model()
         importance = WorstGroupImportance(progress=False, output_transform=case.transform)
         x, y = case.batch(1024)
-        loader = [(a, b, ["a", "b"] * (len(b) // 2)) for a, b in zip(x.split(64), y.split(64), strict=True)]
+        loader = [(a, b, ["a", "b"] * (len(b) // 2)) for a, b in zip(torch.split(x, 64), torch.split(y, 64), strict=True)]
         return model, case.pruner(model, importance, pruning_ratio=0.5), importance, loader
 
     return make
@@ -116,7 +118,7 @@ def _residual(widths: tuple[int, ...], depth: int) -> Callable[[], Any]:
         pruner = tp.pruner.BasePruner(
             model, x[:2], importance=importance, pruning_ratio=0.5, ignored_layers=[model[-1]]
         )
-        loader = [(a, torch.arange(32) % 2, ["a", "b", "b", "a"] * 8) for a in x.split(32)]
+        loader = [(a, torch.arange(32) % 2, ["a", "b", "b", "a"] * 8) for a in torch.split(x, 32)]
         return model, pruner, importance, loader
 
     return make
