@@ -14,7 +14,7 @@ from .people import GroupName, SensitiveEncoder
 from .processes import Processes
 from .sketch import SampleSketch, Sketches
 
-__all__ = ["Interactions", "Moments", "group_sums", "resolved_interactions", "spread"]
+__all__ = ["SUMS", "Interactions", "Moments", "group_sums", "resolved_interactions", "spread", "standard_errors"]
 
 Interactions = Literal["exact", "sketched"]
 
@@ -27,7 +27,18 @@ MAX_EXACT_CHANNELS = 4096
 _ROWS_PER_PRODUCT = 2048
 _ROWS_PER_GROUP = 256  # a Gram update of fewer rows is bound by memory, not by arithmetic
 
-_SUMS = ("counts", "loss", "slope", "curvature", "gram")
+SUMS = (
+    "counts",
+    "loss",
+    "negative_loss",
+    "slope",
+    "curvature",
+    "squared_weights",
+    "squared_damage",
+    "squared_second_order",
+    "gram",
+)
+"""What is added up over samples, and kept where a run may be taken up again."""
 
 
 def resolved_interactions(interactions: bool | Interactions, n_columns: int) -> Interactions | None:
@@ -73,6 +84,27 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
     return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
 
 
+def standard_errors(square: Tensor, mean: Tensor, people: Tensor) -> Tensor:
+    """Standard errors of means over people, from the mean square.
+
+    Args:
+        square: Mean of the squared values, (G, C).
+        mean: Mean of the values, (G, C).
+        people: Number of people of equal weight, (G,).
+
+    Returns:
+        (G, C); NaN where a group is one person, whose deviation nothing tells.
+
+    Example:
+        >>> square, mean, people = torch.tensor([[5.0], [4.0]]), torch.tensor([[1.0], [2.0]]), torch.tensor([5.0, 1.0])
+        >>> standard_errors(square, mean, people).flatten().tolist()
+        [1.0, nan]
+    """
+    others = (people - 1).unsqueeze(1)
+    variance = (square - mean.square()).clamp_min(0) / others
+    return torch.where(others > 1e-9, variance, torch.nan).sqrt()
+
+
 def spread(sums: Tensor, places: Sequence[int], n_groups: int) -> Tensor:
     """Put the rows of some groups in their places among all groups.
 
@@ -111,8 +143,12 @@ class Moments:
     def __init__(self, n_columns: int, interactions: Interactions | None = None, rank: int = 0) -> None:
         self.counts = torch.zeros(0, dtype=torch.float64)
         self.loss = torch.zeros(0, dtype=torch.float64)
+        self.negative_loss = torch.zeros(0, dtype=torch.float64)
         self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
         self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.squared_weights = torch.zeros(0, dtype=torch.float64)
+        self.squared_damage = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.squared_second_order = torch.zeros(0, n_columns, dtype=torch.float64)
         self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
         self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -121,7 +157,7 @@ class Moments:
         missing = n_groups - len(self.counts)
         if missing <= 0:
             return
-        for name in _SUMS:
+        for name in SUMS:
             sums = getattr(self, name)
             if sums is None:
                 continue
@@ -141,9 +177,20 @@ class Moments:
         self._grow(weights.shape[1])
         self.counts += weights.sum(0)
         self.loss += weights.T @ loss.double().cpu()
+        self.negative_loss += weights.T @ loss.double().cpu().clamp_max(0)
         on_device = weights.T.to(slope.device, slope.dtype)
         self.slope += group_sums(on_device, slope).double().cpu()
-        self.curvature += group_sums(on_device, rows.square().sum(1)).double().cpu()
+        self.squared_weights += weights.square().sum(0)
+        curvature = rows.square().sum(1)
+        second_order = 0.5 * curvature
+        # in one product: what each sample adds to the means, and the squares that say how far they can be off
+        values = torch.cat([curvature, (second_order - slope).square(), second_order.square()], 1)
+        for name, sums in zip(
+            ("curvature", "squared_damage", "squared_second_order"),
+            group_sums(on_device, values).double().cpu().tensor_split(3, 1),
+            strict=True,
+        ):
+            getattr(self, name).add_(sums)
         if self.gram is not None or self.sketches is not None:
             self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
             enough = _ROWS_PER_PRODUCT
@@ -185,7 +232,7 @@ class Moments:
         if processes.count == 1:
             return self
         total = Moments(self.slope.shape[1])
-        for name in _SUMS:
+        for name in SUMS:
             sums = getattr(self, name)
             if sums is None:
                 continue
@@ -208,7 +255,7 @@ class Moments:
             The tensors.
         """
         self.flush()
-        state = {name: sums for name in _SUMS if (sums := getattr(self, name)) is not None}
+        state = {name: sums for name in SUMS if (sums := getattr(self, name)) is not None}
         return state if self.sketches is None else {**state, **self.sketches.state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -217,7 +264,7 @@ class Moments:
         Args:
             state: The tensors.
         """
-        for name in _SUMS:
+        for name in SUMS:
             if name in state:
                 setattr(self, name, state[name])
         if self.sketches is not None:
@@ -247,6 +294,14 @@ class Moments:
             for name in ("loss", "slope", "curvature")
             if (sums := getattr(self, name)) is not None
         }
+        people = counts.square() / self.squared_weights[order]
+        errors = {
+            name: standard_errors(sums[order] / counts.unsqueeze(1), mean, people)
+            for name, sums, mean in (
+                ("standard_error", self.squared_damage, 0.5 * means["curvature"] - means["slope"]),
+                ("second_order_error", self.squared_second_order, 0.5 * means["curvature"]),
+            )
+        }
         interactions: Tensor | SampleSketch | None = None
         if self.gram is not None:
             interactions = self.gram if order == list(range(len(order))) else self.gram[order]
@@ -258,5 +313,8 @@ class Moments:
             "features": encoder.features or (),
             "counts": counts,
             "interactions": interactions,
+            "people": people,
+            "signed_loss": bool((self.negative_loss < 0).any()),
             **means,
+            **errors,
         }
