@@ -221,8 +221,8 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
         self._ensure_fitted(group._DG, caller)
         name = group_name(group)
-        if name in self.plan_.unscored:
-            return None
+        if name in self.plan_.unscored or (remapped and name not in self.plan_.roots):
+            return None  # by its own stale map the host asks for a group that it would pass over by the right one
         position = {root: k for k, root in enumerate(group[0].idxs)}
         scores = np.full(len(position), np.nan)
         all_scores = self.selection_.scores.numpy()
