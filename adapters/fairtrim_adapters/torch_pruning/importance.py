@@ -46,7 +46,11 @@ class DamageImportance(ChannelImportance):
             order) or ``"single"`` (each channel by itself; the score is the criterion's value).
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
         level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
-        shrinkage: κ, pulls groups of few people toward everybody; see ``DamageTable.shrunk``.
+        shrinkage: Pulls groups of few people toward everybody while channels are ranked: ``"auto"`` by the standard
+            errors of their damages, a number κ of samples, or 0; see ``DamageTable.shrunk``.
+        first_order: Whether the ranking counts the first order of the expansion: what the loss gains or loses by the
+            smallest step. ``"auto"``: only where the loss has no curvature. Summed over many channels such gains are
+            not kept, and greedy selection looks for them; the prediction of what is removed has both orders.
         interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
             channels, with its error in the report), or ``"auto"``: exact up to 4,096 channels.
         arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
@@ -85,7 +89,8 @@ class DamageImportance(ChannelImportance):
         selection: Literal["joint", "single"] = "joint",
         curvature: Curvature = "auto",
         level: Literal["channel", "weight"] = "channel",
-        shrinkage: float = 0.0,
+        shrinkage: Literal["auto"] | float = 0.0,
+        first_order: Literal["auto"] | bool = "auto",
         interactions: Literal["auto"] | Interactions = "auto",
         **arguments: Any,
     ) -> None:
@@ -95,12 +100,13 @@ class DamageImportance(ChannelImportance):
         _check_choice("level", level, ("channel", "weight"))
         if level == "weight" and selection == "joint":
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
-        if not isinstance(shrinkage, int | float) or shrinkage < 0:
-            raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0")
+        _check_choice("first_order", first_order, ("auto", True, False))
+        if shrinkage != "auto" and (not isinstance(shrinkage, int | float) or shrinkage < 0):
+            raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0, or 'auto'")
         super().__init__(**arguments)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
-        self.interactions = interactions
+        self.interactions, self.first_order = interactions, first_order
 
     @property
     def damage_(self) -> DamageTable:
@@ -124,9 +130,18 @@ class DamageImportance(ChannelImportance):
             if collect.pop("folder", None) is not None:
                 raise InputError("folder= keeps the sums of gates; level='weight' has none: leave folder= out")
             table = collect_weight_saliency(model, loader, plan.groups, **collect)
-        if self.shrinkage:
-            table = table.shrunk(self.shrinkage)
-        return self._select(table, plan, plan.pools, progress=bool(options.get("progress", True))), table
+        progress = bool(options.get("progress", True))
+        return self._select(self._ranking_table(table), plan, plan.pools, progress=progress), table
+
+    def _ranking_table(self, table: DamageTable, *, first_order: bool = False) -> DamageTable:
+        """The table by which channels are ranked, where ``"auto"`` leaves it open with or without the first order."""
+        counted = first_order if self.first_order == "auto" else self.first_order
+        if not counted and bool(table.curvature.any()):
+            table = table.without_first_order()
+        by_error = self.shrinkage == "auto"
+        if by_error and table.standard_error is None:  # saliency of weights
+            return table
+        return table.shrunk(self.shrinkage) if self.shrinkage else table
 
     def _check_plan(self, plan: PruningPlan) -> None:
         """Refuse a kind of ranking that the scores don't support."""
@@ -139,7 +154,9 @@ class DamageImportance(ChannelImportance):
         return single_selection(table, self.criterion, pools=pools, floors=plan.floors)
 
     def _negative(self) -> Tensor:
-        selection = self._select(self.damage_, self.plan_, (Pool(tuple(self.damage_.sizes)),))
+        # without the first order hardly anything is negative
+        table = self._ranking_table(self.damage_, first_order=True)
+        selection = self._select(table, self.plan_, (Pool(tuple(table.sizes)),))
         return negative_columns(self.damage_.columns, selection, self.plan_.floors, joint=self.selection == "joint")
 
 
@@ -240,7 +257,11 @@ class MeanDamageImportance(DamageImportance):
 class WorstGroupImportance(DamageImportance):
     """Damage of the sensitive group that is hurt most. Ours.
 
+    A group of few people would often seem to be that group by chance: damages are pulled toward everybody's by their
+    standard errors.
+
     Args:
+        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
         arguments: See ``DamageImportance``.
 
     Example:
@@ -262,8 +283,8 @@ class WorstGroupImportance(DamageImportance):
         [[1.0, 0.0]]
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(WorstGroup(), **arguments)
+    def __init__(self, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
+        super().__init__(WorstGroup(), shrinkage=shrinkage, **arguments)
 
 
 class TailRiskImportance(DamageImportance):
@@ -271,6 +292,7 @@ class TailRiskImportance(DamageImportance):
 
     Args:
         alpha: α in (0, 1].
+        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
         arguments: See ``DamageImportance``.
 
     Example:
@@ -292,8 +314,10 @@ class TailRiskImportance(DamageImportance):
         [[1.0, 0.0]]
     """
 
-    def __init__(self, alpha: float = 0.5, **arguments: Any) -> None:
-        super().__init__(TailRisk(alpha), **arguments)
+    def __init__(
+        self, alpha: float = 0.5, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any
+    ) -> None:
+        super().__init__(TailRisk(alpha), shrinkage=shrinkage, **arguments)
 
 
 class ShareBalancedImportance(DamageImportance):
