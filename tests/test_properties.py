@@ -210,8 +210,12 @@ def _assert_same_errors(left: DamageTable, right: DamageTable) -> None:
         return
     torch.testing.assert_close(left.people, right.people, rtol=1e-9, atol=0.0)
     assert left.signed_loss == right.signed_loss
-    for name, mean in (("standard_error", right.damage), ("second_order_error", 0.5 * right.curvature)):
-        one, other = getattr(left, name), getattr(right, name)
+    for name, mean in (
+        ("standard_error", right.damage),
+        ("second_order_error", 0.5 * right.curvature),
+        ("loss_error", right.loss.unsqueeze(1)),
+    ):
+        one, other = (getattr(table, name).view(len(mean), -1) for table in (left, right))
         assert torch.equal(one.isnan(), other.isnan()) and torch.equal(one.isnan().any(1), right.people < 1.5), name
         known = ~other.isnan()
         variance, expected = (e.square() * right.people.unsqueeze(1) for e in (one, other))

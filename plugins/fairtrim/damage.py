@@ -60,6 +60,9 @@ class DamageTable:
             collected.
         second_order_error: Of ½ E_g E_y[s_nc(y)²] alone, (G, C).
         signed_loss: Whether some sample's loss is negative, so that a mean below 0 is possible.
+        loss_error: Standard error of ``loss``, (G,).
+        sample_losses: Losses of the single samples in the order in which this process read them, (N,).
+        read_order: A digest of that order.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -83,6 +86,9 @@ class DamageTable:
     standard_error: Tensor | None = None
     second_order_error: Tensor | None = None
     signed_loss: bool = False
+    loss_error: Tensor | None = None
+    sample_losses: Tensor | None = None
+    read_order: bytes = b""
 
     @property
     def damage(self) -> Tensor:
@@ -196,7 +202,12 @@ class DamageTable:
         counts = membership @ self.counts
         mixing = membership * self.counts / counts.unsqueeze(1)
         table = replace(self._mixed(mixing), sensitive_groups=tuple(names), counts=counts)
-        if self.people is None or self.standard_error is None or self.second_order_error is None:
+        if (
+            self.people is None
+            or self.loss_error is None
+            or self.standard_error is None
+            or self.second_order_error is None
+        ):
             return table
         others = (self.people - 1).unsqueeze(1)
         people = counts.square() / (membership @ (self.counts.square() / self.people))
@@ -208,6 +219,7 @@ class DamageTable:
         return replace(
             table,
             people=people,
+            loss_error=errors(self.loss.unsqueeze(1), self.loss_error.unsqueeze(1)).squeeze(1),
             standard_error=errors(self.damage, self.standard_error),
             second_order_error=errors(0.5 * self.curvature, self.second_order_error),
         )
@@ -227,8 +239,8 @@ class DamageTable:
         """Damages of small groups pulled toward everybody's: π_g Δ_g + (1 − π_g) Δ. Ours, not published.
 
         Args:
-            strength: ``"auto"``: π_g by the standard errors, so that a group keeps what tells it apart beyond noise; see
-                ``fairtrim.shrinkage.own_shares``. A number κ of samples: π_g = n_g / (n_g + κ).
+            strength: ``"auto"``: π_g by the standard errors, so that a group keeps what tells it apart beyond noise;
+                see ``fairtrim.shrinkage.own_shares``. A number κ of samples: π_g = n_g / (n_g + κ).
 
         Returns:
             A table of the same groups and losses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,16 @@ from .people import GroupName, SensitiveEncoder
 from .processes import Processes
 from .sketch import SampleSketch, Sketches
 
-__all__ = ["SUMS", "Interactions", "Moments", "group_sums", "resolved_interactions", "spread", "standard_errors"]
+__all__ = [
+    "SUMS",
+    "Interactions",
+    "Moments",
+    "group_sums",
+    "read_order",
+    "resolved_interactions",
+    "spread",
+    "standard_errors",
+]
 
 Interactions = Literal["exact", "sketched"]
 
@@ -31,6 +41,7 @@ SUMS = (
     "counts",
     "loss",
     "negative_loss",
+    "squared_loss",
     "slope",
     "curvature",
     "squared_weights",
@@ -82,6 +93,19 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
     samples, groups = members.unbind(1)
     weighted = values[samples] * weights[groups, samples].view(-1, *[1] * (values.ndim - 1))
     return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
+
+
+def read_order(so_far: bytes, weights: Tensor) -> bytes:
+    """A digest of who was read, in which order: the same people in another order give another one.
+
+    Args:
+        so_far: The digest of the batches before.
+        weights: Of the samples of a batch in each group, (N, G).
+
+    Returns:
+        The digest with this batch.
+    """
+    return hashlib.sha256(so_far + weights.contiguous().numpy().tobytes()).digest()
 
 
 def standard_errors(square: Tensor, mean: Tensor, people: Tensor) -> Tensor:
@@ -144,6 +168,7 @@ class Moments:
         self.counts = torch.zeros(0, dtype=torch.float64)
         self.loss = torch.zeros(0, dtype=torch.float64)
         self.negative_loss = torch.zeros(0, dtype=torch.float64)
+        self.squared_loss = torch.zeros(0, dtype=torch.float64)
         self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
         self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
         self.squared_weights = torch.zeros(0, dtype=torch.float64)
@@ -152,6 +177,8 @@ class Moments:
         self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
         self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
         self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._sample_losses: list[Tensor] = []
+        self._read_order = b""
 
     def _grow(self, n_groups: int) -> None:
         missing = n_groups - len(self.counts)
@@ -176,8 +203,12 @@ class Moments:
         """
         self._grow(weights.shape[1])
         self.counts += weights.sum(0)
-        self.loss += weights.T @ loss.double().cpu()
-        self.negative_loss += weights.T @ loss.double().cpu().clamp_max(0)
+        loss = loss.double().cpu()
+        self._sample_losses.append(loss)
+        self._read_order = read_order(self._read_order, weights)
+        self.loss += weights.T @ loss
+        self.negative_loss += weights.T @ loss.clamp_max(0)
+        self.squared_loss += weights.T @ loss.square()
         on_device = weights.T.to(slope.device, slope.dtype)
         self.slope += group_sums(on_device, slope).double().cpu()
         self.squared_weights += weights.square().sum(0)
@@ -246,6 +277,7 @@ class Moments:
                 setattr(total, name, processes.sum(spread(sums, places, n_groups)))
         if self.sketches is not None:
             total.sketches = self.sketches.merged(processes, places, n_groups)
+        total._sample_losses, total._read_order = self._sample_losses, self._read_order  # each process keeps its own
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -256,6 +288,8 @@ class Moments:
         """
         self.flush()
         state = {name: sums for name in SUMS if (sums := getattr(self, name)) is not None}
+        state["sample_losses"] = self._losses()
+        state["read_order"] = torch.tensor(list(self._read_order), dtype=torch.uint8)
         return state if self.sketches is None else {**state, **self.sketches.state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -267,8 +301,12 @@ class Moments:
         for name in SUMS:
             if name in state:
                 setattr(self, name, state[name])
+        self._sample_losses, self._read_order = [state["sample_losses"]], bytes(state["read_order"].tolist())
         if self.sketches is not None:
             self.sketches.restore(state, len(self.counts))
+
+    def _losses(self) -> Tensor:
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *self._sample_losses])
 
     def means(self, encoder: SensitiveEncoder) -> dict[str, Any]:
         """Turn sums into means, the groups sorted by name, so that the order of the samples leaves no trace.
@@ -314,6 +352,11 @@ class Moments:
             "counts": counts,
             "interactions": interactions,
             "people": people,
+            "loss_error": standard_errors(
+                (self.squared_loss[order] / counts).unsqueeze(1), means["loss"].unsqueeze(1), people
+            ).squeeze(1),
+            "sample_losses": self._losses(),
+            "read_order": self._read_order,
             "signed_loss": bool((self.negative_loss < 0).any()),
             **means,
             **errors,

@@ -63,7 +63,7 @@ def oracle_damage(
     encoder = SensitiveEncoder(sensitive_names)
     n_channels = sum(group.size for group in channel_groups)
     sums: dict[GroupName, dict[str, Tensor]] = {}
-    alone: dict[GroupName, list[tuple[float, Tensor, Tensor]]] = {}
+    alone: dict[GroupName, list[tuple[float, Tensor, Tensor, Tensor]]] = {}
     negative = False
     for x, y, belongs in _samples(loader, encoder):
         gates = {
@@ -100,7 +100,8 @@ def oracle_damage(
             )
             for key, value in (("counts", 1.0), ("loss", loss), ("slope", slope), ("outer", outer)):
                 entry[key] += weight * value
-            alone.setdefault(name, []).append((weight, 0.5 * outer.diagonal() - slope, 0.5 * outer.diagonal()))
+            second_order = 0.5 * outer.diagonal()
+            alone.setdefault(name, []).append((weight, second_order - slope, second_order, loss.reshape(1)))
         negative |= bool(loss < 0)
     names = [encoder.groups[g] for g in encoder.order()]
     counts = torch.stack([sums[name]["counts"] for name in names])
@@ -117,16 +118,17 @@ def oracle_damage(
         people=torch.stack([_people(alone[name]) for name in names]),
         standard_error=torch.stack([_standard_error(alone[name], 1) for name in names]),
         second_order_error=torch.stack([_standard_error(alone[name], 2) for name in names]),
+        loss_error=torch.cat([_standard_error(alone[name], 3) for name in names]),
         signed_loss=negative,
     )
 
 
-def _people(samples: Sequence[tuple[float, Tensor, Tensor]]) -> Tensor:
-    weights = torch.tensor([weight for weight, _, _ in samples], dtype=torch.float64)
+def _people(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]]) -> Tensor:
+    weights = torch.tensor([weight for weight, _, _, _ in samples], dtype=torch.float64)
     return weights.sum() ** 2 / weights.square().sum()
 
 
-def _standard_error(samples: Sequence[tuple[float, Tensor, Tensor]], which: Literal[1, 2]) -> Tensor:
+def _standard_error(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]], which: Literal[1, 2, 3]) -> Tensor:
     """Of a weighted mean over people, from their deviations; NaN for one person."""
     weights = torch.tensor([sample[0] for sample in samples], dtype=torch.float64).unsqueeze(1)
     values = torch.stack([sample[which] for sample in samples])

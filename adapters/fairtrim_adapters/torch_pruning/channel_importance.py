@@ -16,16 +16,17 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim import DamageTable, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
 from fairtrim.batches import ForwardFunction
 from fairtrim.expansion import LossFunction
+from fairtrim.measured_change import MeasuredChange, measured_change
 from fairtrim.people import SensitiveNames
 from fairtrim.processes import Processes
 from fairtrim.selection import Selection, break_ties
 
 from .corrections import correct_graph, correct_group, correct_pruner
 from .groups import consumers, group_name
-from .map_check import check_map
+from .map_check import check_map, is_stream
 from .plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
 from .report import PruningReport, pruning_report
 
@@ -183,6 +184,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         if not bool(torch.isfinite(selection.scores).all()):
             raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
         self.selection_, self.plan_, self._table = selection, plan, table
+        self._read = loader, dict(options)
         self._columns = _columns_of_inputs(plan)
         self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
         self._history_length = len(graph.pruning_history())
@@ -297,8 +299,12 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
 
     # Telling ----------------------------------------------------------------------------------------------
 
-    def report(self) -> PruningReport:
-        """What the host removed since the last fit, what it skipped, and what that was predicted to do.
+    def report(self, *, measure: bool = True) -> PruningReport:
+        """What the host removed since the last fit, what it skipped, what that was predicted to do, and what it does.
+
+        Args:
+            measure: Run the network as it is now once more over what was scored, or an evenly spaced sample of it, for
+                the true change of each group's loss. Of several processes, each measures its own share.
 
         Returns:
             The report; print it.
@@ -310,7 +316,25 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             raise NotFittedError("nothing to report: the importance was not fitted")
         removed = self._graph.pruning_history()[self._history_length :]
         unknown = self.normalizer is not None and self.plan_.shared_ranking
-        return pruning_report(self._table, self.selection_, self.plan_, removed, {} if unknown else self._rule)
+        rule = {} if unknown else self._rule
+        measured = self._measured() if measure else "not measured: measure=False"
+        return pruning_report(self._table, self.selection_, self.plan_, removed, rule, measured)
+
+    def _measured(self) -> MeasuredChange | str:
+        loader, options = self._what_was_read()
+        if self._table is None:
+            return ""
+        if is_stream(loader):
+            return "not measured: the loader is a stream or an iterator, which may give its batches only once"
+        calling = {name: value for name, value in options.items() if name not in ("distributed", "folder")}
+        try:
+            return measured_change(self._graph.model, loader, self._table, **calling)
+        except (FairtrimError, RuntimeError) as error:
+            return f"not measured: {error}"
+
+    def _what_was_read(self) -> tuple[Iterable[Any], Mapping[str, Any]]:
+        """The data of the last fit and how they were read, to be read again."""
+        return self._read
 
     def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
         """Prune only what has a negative score, whatever the pruner's ratio.

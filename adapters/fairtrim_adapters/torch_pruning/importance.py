@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -26,6 +27,7 @@ from fairtrim.weight_saliency import collect_weight_saliency
 
 from .channel_importance import ChannelImportance
 from .plan import PruningPlan
+from .report import asked_of_layers, predicted_change
 
 __all__ = [
     "DamageImportance",
@@ -35,6 +37,9 @@ __all__ = [
     "TailRiskImportance",
     "WorstGroupImportance",
 ]
+
+FEWEST_PEOPLE_TO_WARN = 100
+"""Of fewer people a prediction is a rough one anyway."""
 
 
 class DamageImportance(ChannelImportance):
@@ -131,7 +136,11 @@ class DamageImportance(ChannelImportance):
                 raise InputError("folder= keeps the sums of gates; level='weight' has none: leave folder= out")
             table = collect_weight_saliency(model, loader, plan.groups, **collect)
         progress = bool(options.get("progress", True))
-        return self._select(self._ranking_table(table), plan, plan.pools, progress=progress), table
+        selection = self._select(self._ranking_table(table), plan, plan.pools, progress=progress)
+        asked, scores = asked_of_layers(selection, plan), selection.scores
+        sections = {group.name: plan.columns.section(group.name) for group in plan.groups}
+        _check_reach(table, {n: scores[s].argsort()[: asked.get(n, 0)].tolist() for n, s in sections.items()})
+        return selection, table
 
     def _ranking_table(self, table: DamageTable, *, first_order: bool = False) -> DamageTable:
         """The table by which channels are ranked, where ``"auto"`` leaves it open with or without the first order."""
@@ -157,7 +166,24 @@ class DamageImportance(ChannelImportance):
         # without the first order hardly anything is negative
         table = self._ranking_table(self.damage_, first_order=True)
         selection = self._select(table, self.plan_, (Pool(tuple(table.sizes)),))
-        return negative_columns(self.damage_.columns, selection, self.plan_.floors, joint=self.selection == "joint")
+        negative = negative_columns(table.columns, selection, self.plan_.floors, joint=self.selection == "joint")
+        sections = {name: table.columns.section(name) for name in table.sizes}
+        wanted = {n: negative[(negative >= s.start) & (negative < s.stop)] - s.start for n, s in sections.items()}
+        _check_reach(self.damage_, {name: channels.tolist() for name, channels in wanted.items()})
+        return negative
+
+
+def _check_reach(table: DamageTable, removed: Mapping[str, Sequence[int]]) -> None:
+    """Say so before anything is removed if what the expansion gives for the set can't come true."""
+    never = table.impossible(predicted_change(table, removed)[0]) & (table.counts >= FEWEST_PEOPLE_TO_WARN)
+    if bool(never.any()):
+        groups = [name for name, flag in zip(table.sensitive_groups, never.tolist(), strict=True) if flag]
+        warnings.warn(
+            f"the {sum(map(len, removed.values()))} channels to be removed are beyond the reach of the prediction: for "
+            f"the sensitive groups {groups} it gives a fall of more than their whole loss, which is impossible; prune "
+            "in several steps, fitting before each, keep first_order='auto', and see in report() what was measured",
+            stacklevel=5,
+        )
 
 
 class _FunctionCriterion(Criterion):
@@ -185,7 +211,7 @@ class _FunctionCriterion(Criterion):
         return checked
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
@@ -314,9 +340,7 @@ class TailRiskImportance(DamageImportance):
         [[1.0, 0.0]]
     """
 
-    def __init__(
-        self, alpha: float = 0.5, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any
-    ) -> None:
+    def __init__(self, alpha: float = 0.5, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
         super().__init__(TailRisk(alpha), shrinkage=shrinkage, **arguments)
 
 

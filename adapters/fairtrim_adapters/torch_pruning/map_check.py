@@ -19,7 +19,7 @@ from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .plan import PruningPlan
 
-__all__ = ["check_map"]
+__all__ = ["check_map", "is_stream"]
 
 
 def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any
     Raises:
         UnsupportedModelError: The host's map is wrong.
     """
-    if _is_stream(loader):
+    if is_stream(loader):
         return
     model = graph.model
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -73,8 +73,15 @@ def check_map(graph: tp.DependencyGraph, plan: PruningPlan, loader: Iterable[Any
     _compare(groups, spoilt_units, arrived)
 
 
-def _is_stream(loader: Any) -> bool:
-    """Whether looking at the first batch would take it away."""
+def is_stream(loader: Any) -> bool:
+    """Whether looking at the first batch would take it away.
+
+    Args:
+        loader: Any.
+
+    Returns:
+        True also where it can't be known.
+    """
     if isinstance(loader, DataLoader):
         return isinstance(loader.dataset, IterableDataset)
     try:
