@@ -35,6 +35,7 @@ MAX_EXACT_CHANNELS = 4096
 """Up to so many channels pairs are kept exactly, 128 MiB a sensitive group; above, a sketch of the samples."""
 
 _ROWS_PER_PRODUCT = 2048
+_GROUPS_OF_A_PRODUCT = 32  # up to so many one matrix product is faster than picking each sample's group
 _ROWS_PER_GROUP = 256  # a Gram update of fewer rows is bound by memory, not by arithmetic
 
 SUMS = (
@@ -86,8 +87,9 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
         >>> group_sums(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]), torch.tensor([[1.0], [3.0], [5.0]])).flatten()
         tensor([11.,  3.])
     """
-    members = weights.T.nonzero()
-    if weights.device.type != "cpu" or len(members) > weights.shape[1]:
+    product = weights.device.type != "cpu" or len(weights) <= _GROUPS_OF_A_PRODUCT
+    members = None if product else weights.T.nonzero()
+    if members is None or len(members) > weights.shape[1]:
         sums: Tensor = torch.tensordot(weights, values, dims=1)
         return sums
     samples, groups = members.unbind(1)
