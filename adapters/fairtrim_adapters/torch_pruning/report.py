@@ -24,7 +24,9 @@ __all__ = ["PruningReport", "asked_of_layers", "predicted_change", "pruning_repo
 
 
 _ERRORS_APART = 3.0
-"""Measured and predicted change part if they differ by more standard errors, and by half of the larger of them."""
+"""A change is worse than predicted by more standard errors, by half of the larger of the two, and by what matters."""
+
+_SHARE_THAT_MATTERS = 0.05  # of the loss before
 
 _FEWEST_PEOPLE = 20  # of fewer a standard error says little itself
 
@@ -147,7 +149,7 @@ def pruning_report(
     if isinstance(measured, MeasuredChange):
         predicted["measured change"] = measured.change.numpy()
         predicted["standard error"] = measured.standard_error.numpy()
-        flags = (*flags, *_contradictions(names, change, error, impossible, measured))
+        flags = (*flags, *_contradictions(names, table, change, error, measured))
         total = 0 if table.sample_losses is None else len(table.sample_losses)
         how = "" if measured.paired else ", not person by person: the loader gives them in another order"
         told = f"measured on {measured.n_samples} of {total} samples{how}"
@@ -182,8 +184,11 @@ def _impossible(name: str, measured: str = "") -> str:
 
 
 def _contradictions(
-    names: Sequence[str], change: Tensor, error: Tensor, impossible: Tensor, measured: MeasuredChange
+    names: Sequence[str], table: DamageTable, change: Tensor, error: Tensor, measured: MeasuredChange
 ) -> Iterator[str]:
+    impossible = table.impossible(change)
+    losses = table.loss.abs()
+    losses = losses.clamp_min(0.1 * float(table.shares @ losses))  # of a group without loss anything would matter
     for g, name in enumerate(names):
         found, off = float(measured.change[g]), float(measured.standard_error[g])
         if np.isnan(found):
@@ -197,7 +202,8 @@ def _contradictions(
         predicted = float(change[g])
         apart = found - predicted
         beyond = _ERRORS_APART * float(np.hypot(off, float(error[g])))
-        if apart > max(beyond, 0.5 * max(abs(found), abs(predicted))) and float(measured.people[g]) >= _FEWEST_PEOPLE:
+        matters = max(0.5 * max(abs(found), abs(predicted)), _SHARE_THAT_MATTERS * float(losses[g]))
+        if apart > max(beyond, matters) and float(measured.people[g]) >= _FEWEST_PEOPLE:
             yield (
                 f"{name}: measured {told} where {predicted:+.4f} was predicted: the removed set is beyond the reach of "
                 "the prediction; prune in several steps, fitting before each, or fine-tune and measure again"
