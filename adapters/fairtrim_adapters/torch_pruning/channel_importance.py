@@ -329,8 +329,10 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         calling = {name: value for name, value in options.items() if name not in ("distributed", "folder")}
         try:
             return measured_change(self._graph.model, loader, self._table, **calling)
-        except (FairtrimError, RuntimeError) as error:
+        except FairtrimError as error:
             return f"not measured: {error}"
+        except Exception as error:  # whatever a network raises whose sizes aren't what it expects; the report says so
+            return f"not measured: the network doesn't run as it is now ({type(error).__name__}: {error})"
 
     def _what_was_read(self) -> tuple[Iterable[Any], Mapping[str, Any]]:
         """The data of the last fit and how they were read, to be read again."""
