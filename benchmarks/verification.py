@@ -103,7 +103,9 @@ def _of_zoo(name: str) -> Callable[[], Any]:
         model = case.model()
         importance = WorstGroupImportance(progress=False, output_transform=case.transform)
         x, y = case.batch(1024)
-        loader = [(a, b, ["a", "b"] * (len(b) // 2)) for a, b in zip(torch.split(x, 64), torch.split(y, 64), strict=True)]
+        loader = [
+            (a, b, ["a", "b"] * (len(b) // 2)) for a, b in zip(torch.split(x, 64), torch.split(y, 64), strict=True)
+        ]
         return model, case.pruner(model, importance, pruning_ratio=0.5), importance, loader
 
     return make

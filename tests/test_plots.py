@@ -534,7 +534,8 @@ def _table(
     shape = (len(names), sum(sizes.values()))
     slope, curvature = (torch.randn(shape, generator=generator).double() * scale for _ in range(2))
     counts = torch.arange(1.0, len(names) + 1).double() * 700
-    return DamageTable(names, ("sex",), sizes, counts, torch.zeros(len(names)), slope, curvature.abs())
+    loss = torch.full((len(names),), 100 * scale).double()  # more than any damage takes away
+    return DamageTable(names, ("sex",), sizes, counts, loss, slope, curvature.abs())
 
 
 @pytest.mark.parametrize("kind", ["mean", "largest", "all"])
@@ -578,6 +579,19 @@ def test_damage_map_of_many_layers() -> None:
     (bar,) = [axes for axes in ax.figure.axes if axes is not ax]
     ticks = bar.get_yticks()
     assert 0 in ticks and list(ticks) == sorted(-value for value in ticks)
+
+
+def test_impossible_damage_is_marked() -> None:
+    table = _table({"conv": 5, "linear": 2})
+    low = DamageTable(**{**vars(table), "slope": table.slope.abs() + 200 * torch.eye(3, 7).double()})
+    ax = plot_damage(low, kind="all")
+    _drawn(ax)
+    shown = ax.images[0].get_array().filled(torch.nan)
+    marks = [text.get_position() for text in ax.texts if text.get_text() == "×"]
+    assert marks == [(0, 0), (0, 1), (0, 2)] and "impossible" in ax.get_title()
+    assert bool((shown[:, 0] != shown[:, 0]).all()) and bool((shown[:, 1] == shown[:, 1]).all())
+    assert len(ax.texts) == 6
+    assert "impossible" not in plot_damage(table, kind="all").get_title()
 
 
 def test_damage_of_nothing() -> None:

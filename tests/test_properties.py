@@ -200,6 +200,27 @@ def _assert_same(left: DamageTable, right: DamageTable, *, rtol: float = 1e-9) -
         if one is not None:
             largest = float(other.abs().max())
             assert float((one - other).abs().max()) <= rtol * largest + 1e-15, name
+    _assert_same_errors(left, right)
+
+
+def _assert_same_errors(left: DamageTable, right: DamageTable) -> None:
+    """A variance is a difference of squares: it is as exact as they are."""
+    assert (left.people is None) == (right.people is None)
+    if left.people is None:
+        return
+    torch.testing.assert_close(left.people, right.people, rtol=1e-9, atol=0.0)
+    assert left.signed_loss == right.signed_loss
+    for name, mean in (
+        ("standard_error", right.damage),
+        ("second_order_error", 0.5 * right.curvature),
+        ("loss_error", right.loss.unsqueeze(1)),
+    ):
+        one, other = (getattr(table, name).view(len(mean), -1) for table in (left, right))
+        assert torch.equal(one.isnan(), other.isnan()) and torch.equal(one.isnan().any(1), right.people < 1.5), name
+        known = ~other.isnan()
+        variance, expected = (e.square() * right.people.unsqueeze(1) for e in (one, other))
+        scale = float((expected[known] + mean.square()[known]).max()) if bool(known.any()) else 0.0
+        assert bool(((variance - expected)[known].abs() <= 1e-9 * scale + 1e-30).all()), name
 
 
 # The table ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from .channels import ChannelColumns, ChannelGroup, channel_sites
 from .errors import InputError, UnsupportedModelError
 from .expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
 from .gates import Gates, hooked_gates
-from .moments import Interactions, Moments, resolved_interactions
+from .moments import SUMS, Interactions, Moments, resolved_interactions, standard_errors
 from .people import GroupName, SensitiveEncoder, SensitiveNames
 from .preservation import preserved_model, preserved_random_state
 from .processes import Processes
 from .resumption import fingerprint
+from .shrinkage import own_shares
 from .sketch import SampleSketch
 from .streaming import ScoringRun, described
 
@@ -54,6 +55,14 @@ class DamageTable:
         curvature: E_g E_y[s_nc(y)²], (G, C).
         interactions: E_g E_y[s_nc(y) s_nd(y)], (G, C, C); a sketch of the samples that stands for it, over very many
             channels; or None if they were not collected.
+        people: (Σ_n w_gn)² / Σ_n w_gn², which is n_g without weights, (G,); None where it wasn't collected.
+        standard_error: Of Δ_gc, that of a mean over people, (G, C); NaN for a group of one person; None where it wasn't
+            collected.
+        second_order_error: Of ½ E_g E_y[s_nc(y)²] alone, (G, C).
+        signed_loss: Whether some sample's loss is negative, so that a mean below 0 is possible.
+        loss_error: Standard error of ``loss``, (G,).
+        sample_losses: Losses of the single samples in the order in which this process read them, (N,).
+        read_order: A digest of that order.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -73,6 +82,13 @@ class DamageTable:
     slope: Tensor
     curvature: Tensor
     interactions: Tensor | SampleSketch | None = None
+    people: Tensor | None = None
+    standard_error: Tensor | None = None
+    second_order_error: Tensor | None = None
+    signed_loss: bool = False
+    loss_error: Tensor | None = None
+    sample_losses: Tensor | None = None
+    read_order: bytes = b""
 
     @property
     def damage(self) -> Tensor:
@@ -110,6 +126,21 @@ class DamageTable:
         """
         columns = self.columns.selected(channels)
         return -self.slope[:, columns].sum(1) + 0.5 * self._squares(columns)[0]
+
+    def impossible(self, change: Tensor) -> Tensor:
+        """Which predicted changes can't come true: a loss doesn't fall below 0, if no sample's is below it.
+
+        The expansion knows nothing of that bound; a change beyond it says that the set is out of its reach.
+
+        Args:
+            change: Of each group's mean loss, (G,).
+
+        Returns:
+            (G,) bool.
+        """
+        # what rounding leaves of a loss that vanishes is no contradiction
+        below = self.loss + change < -1e-6 * self.loss.abs().clamp_min(1)
+        return below & (not self.signed_loss)
 
     def prediction_error(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
         """Standard error of ``predict`` that comes from the sketch, not from the number of people.
@@ -170,24 +201,70 @@ class DamageTable:
             membership[row, list(members)] = 1
         counts = membership @ self.counts
         mixing = membership * self.counts / counts.unsqueeze(1)
-        return replace(self._mixed(mixing), sensitive_groups=tuple(names), counts=counts)
+        table = replace(self._mixed(mixing), sensitive_groups=tuple(names), counts=counts)
+        if (
+            self.people is None
+            or self.loss_error is None
+            or self.standard_error is None
+            or self.second_order_error is None
+        ):
+            return table
+        others = (self.people - 1).unsqueeze(1)
+        people = counts.square() / (membership @ (self.counts.square() / self.people))
 
-    def shrunk(self, strength: float) -> DamageTable:
-        """Damages of small groups pulled toward everybody's: (n_g Δ_g + κ Δ) / (n_g + κ). Ours, not published.
+        def errors(mean: Tensor, of_groups: Tensor) -> Tensor:
+            within = (of_groups.square() * others).nan_to_num(0)  # of one person: none
+            return standard_errors(mixing @ (within + mean.square()), mixing @ mean, people)
 
-        Args:
-            strength: κ, in samples: a group of so many people keeps half of its own estimate.
+        return replace(
+            table,
+            people=people,
+            loss_error=errors(self.loss.unsqueeze(1), self.loss_error.unsqueeze(1)).squeeze(1),
+            standard_error=errors(self.damage, self.standard_error),
+            second_order_error=errors(0.5 * self.curvature, self.second_order_error),
+        )
+
+    def without_first_order(self) -> DamageTable:
+        """The table of ½ E_g E_y[s²] alone, which only rises with what is removed.
+
+        Greedy selection adds up the first order's gains far beyond where they hold; see ``first_order`` of the
+        importances.
 
         Returns:
-            A table of the same groups.
+            A table whose slope is 0.
+        """
+        return replace(self, slope=torch.zeros_like(self.slope), standard_error=self.second_order_error)
+
+    def shrunk(self, strength: float | Literal["auto"] = "auto") -> DamageTable:
+        """Damages of small groups pulled toward everybody's: π_g Δ_g + (1 − π_g) Δ. Ours, not published.
+
+        Args:
+            strength: ``"auto"``: π_g by the standard errors, so that a group keeps what tells it apart beyond noise;
+                see ``fairtrim.shrinkage.own_shares``. A number κ of samples: π_g = n_g / (n_g + κ).
+
+        Returns:
+            A table of the same groups and losses.
 
         Raises:
-            InputError: κ is negative.
+            InputError: κ is negative, or the table has no standard errors.
         """
-        if strength < 0:
-            raise InputError(f"strength={strength}; expected a number of samples of at least 0")
-        own = self.counts / (self.counts + strength)
-        return replace(self._mixed(torch.diag(own) + torch.outer(1 - own, self.shares)), loss=self.loss)
+        if strength == "auto":
+            if self.standard_error is None or self.people is None:
+                raise InputError("this table holds no standard errors to shrink by; pass a number of samples")
+            own = own_shares(self.damage, self.standard_error, self.people)
+        elif isinstance(strength, int | float) and strength >= 0:
+            own = self.counts / (self.counts + strength)
+        else:
+            raise InputError(f"strength={strength!r}; expected a number of samples of at least 0, or 'auto'")
+        if bool((own == 1).all()):
+            return self
+        mixing = torch.diag(own) + torch.outer(1 - own, self.shares)
+        return replace(
+            self._mixed(mixing),
+            loss=self.loss,
+            standard_error=_mixed_errors(mixing, self.standard_error),
+            second_order_error=_mixed_errors(mixing, self.second_order_error),
+        )
 
     def _mixed(self, mixing: Tensor) -> DamageTable:
         interactions = self.interactions
@@ -207,7 +284,8 @@ class DamageTable:
         """The single-channel damages in tidy form.
 
         Returns:
-            One row for each (layer, channel, sensitive_group), with the damage and its two terms.
+            One row for each (layer, channel, sensitive_group), with the damage and its two terms, and its standard
+            error if that was collected.
         """
         import pandas as pd
 
@@ -222,11 +300,20 @@ class DamageTable:
                     "damage": self.damage[g].numpy(),
                     "first_order": -self.slope[g].numpy(),
                     "second_order": 0.5 * self.curvature[g].numpy(),
+                    **({} if self.standard_error is None else {"standard_error": self.standard_error[g].numpy()}),
                 }
             )
             for g, name in enumerate(self.sensitive_groups)
         ]
         return pd.concat(frames, ignore_index=True)
+
+
+def _mixed_errors(mixing: Tensor, errors: Tensor | None) -> Tensor | None:
+    """Of sums over groups that hold different people."""
+    if errors is None:
+        return None
+    unknown = (mixing != 0).double() @ errors.isnan().double() > 0
+    return (mixing.square() @ errors.nan_to_num(0).square()).sqrt().masked_fill(unknown, torch.nan)
 
 
 def collect_damage(
@@ -316,6 +403,7 @@ def collect_damage(
             "loss_fn": described(loss_fn),
             "forward_fn": described(forward_fn),
             "output_transform": described(output_transform),
+            "sums": list(SUMS),  # of an earlier release there were fewer
         }
         run = ScoringRun(folder, settings, processes)
     processes.agree(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,16 @@ from .people import GroupName, SensitiveEncoder
 from .processes import Processes
 from .sketch import SampleSketch, Sketches
 
-__all__ = ["Interactions", "Moments", "group_sums", "resolved_interactions", "spread"]
+__all__ = [
+    "SUMS",
+    "Interactions",
+    "Moments",
+    "group_sums",
+    "read_order",
+    "resolved_interactions",
+    "spread",
+    "standard_errors",
+]
 
 Interactions = Literal["exact", "sketched"]
 
@@ -25,9 +35,22 @@ MAX_EXACT_CHANNELS = 4096
 """Up to so many channels pairs are kept exactly, 128 MiB a sensitive group; above, a sketch of the samples."""
 
 _ROWS_PER_PRODUCT = 2048
+_GROUPS_OF_A_PRODUCT = 32  # up to so many one matrix product is faster than picking each sample's group
 _ROWS_PER_GROUP = 256  # a Gram update of fewer rows is bound by memory, not by arithmetic
 
-_SUMS = ("counts", "loss", "slope", "curvature", "gram")
+SUMS = (
+    "counts",
+    "loss",
+    "negative_loss",
+    "squared_loss",
+    "slope",
+    "curvature",
+    "squared_weights",
+    "squared_damage",
+    "squared_second_order",
+    "gram",
+)
+"""What is added up over samples, and kept where a run may be taken up again."""
 
 
 def resolved_interactions(interactions: bool | Interactions, n_columns: int) -> Interactions | None:
@@ -64,13 +87,48 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
         >>> group_sums(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]), torch.tensor([[1.0], [3.0], [5.0]])).flatten()
         tensor([11.,  3.])
     """
-    members = weights.T.nonzero()
-    if weights.device.type != "cpu" or len(members) > weights.shape[1]:
+    product = weights.device.type != "cpu" or len(weights) <= _GROUPS_OF_A_PRODUCT
+    members = None if product else weights.T.nonzero()
+    if members is None or len(members) > weights.shape[1]:
         sums: Tensor = torch.tensordot(weights, values, dims=1)
         return sums
     samples, groups = members.unbind(1)
     weighted = values[samples] * weights[groups, samples].view(-1, *[1] * (values.ndim - 1))
     return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
+
+
+def read_order(so_far: bytes, weights: Tensor) -> bytes:
+    """A digest of who was read, in which order: the same people in another order give another one.
+
+    Args:
+        so_far: The digest of the batches before.
+        weights: Of the samples of a batch in each group, (N, G).
+
+    Returns:
+        The digest with this batch.
+    """
+    return hashlib.sha256(so_far + weights.contiguous().numpy().tobytes()).digest()
+
+
+def standard_errors(square: Tensor, mean: Tensor, people: Tensor) -> Tensor:
+    """Standard errors of means over people, from the mean square.
+
+    Args:
+        square: Mean of the squared values, (G, C).
+        mean: Mean of the values, (G, C).
+        people: Number of people of equal weight, (G,).
+
+    Returns:
+        (G, C); NaN where a group is one person, whose deviation nothing tells.
+
+    Example:
+        >>> square, mean, people = torch.tensor([[5.0], [4.0]]), torch.tensor([[1.0], [2.0]]), torch.tensor([5.0, 1.0])
+        >>> standard_errors(square, mean, people).flatten().tolist()
+        [1.0, nan]
+    """
+    others = (people - 1).unsqueeze(1)
+    variance = (square - mean.square()).clamp_min(0) / others
+    return torch.where(others > 1e-9, variance, torch.nan).sqrt()
 
 
 def spread(sums: Tensor, places: Sequence[int], n_groups: int) -> Tensor:
@@ -111,12 +169,19 @@ class Moments:
     def __init__(self, n_columns: int, interactions: Interactions | None = None, rank: int = 0) -> None:
         self.counts = torch.zeros(0, dtype=torch.float64)
         self.loss = torch.zeros(0, dtype=torch.float64)
+        self.negative_loss = torch.zeros(0, dtype=torch.float64)
+        self.squared_loss = torch.zeros(0, dtype=torch.float64)
         self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
         self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.squared_weights = torch.zeros(0, dtype=torch.float64)
+        self.squared_damage = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.squared_second_order = torch.zeros(0, n_columns, dtype=torch.float64)
         self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
         self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
         self._loss_weight = torch.zeros(2, dtype=torch.float64)  # of all samples, and their number
         self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._sample_losses: list[Tensor] = []
+        self._read_order = b""
 
     @property
     def mean_weight(self) -> float:
@@ -142,7 +207,7 @@ class Moments:
         missing = n_groups - len(self.counts)
         if missing <= 0:
             return
-        for name in _SUMS:
+        for name in SUMS:
             sums = getattr(self, name)
             if sums is None:
                 continue
@@ -161,10 +226,25 @@ class Moments:
         """
         self._grow(weights.shape[1])
         self.counts += weights.sum(0)
-        self.loss += weights.T @ loss.double().cpu()
+        loss = loss.double().cpu()
+        self._sample_losses.append(loss)
+        self._read_order = read_order(self._read_order, weights)
+        self.loss += weights.T @ loss
+        self.negative_loss += weights.T @ loss.clamp_max(0)
+        self.squared_loss += weights.T @ loss.square()
         on_device = weights.T.to(slope.device, slope.dtype)
         self.slope += group_sums(on_device, slope).double().cpu()
-        self.curvature += group_sums(on_device, rows.square().sum(1)).double().cpu()
+        self.squared_weights += weights.square().sum(0)
+        curvature = rows.square().sum(1)
+        second_order = 0.5 * curvature
+        # in one product: what each sample adds to the means, and the squares that say how far they can be off
+        values = torch.cat([curvature, (second_order - slope).square(), second_order.square()], 1)
+        for name, sums in zip(
+            ("curvature", "squared_damage", "squared_second_order"),
+            group_sums(on_device, values).double().cpu().tensor_split(3, 1),
+            strict=True,
+        ):
+            getattr(self, name).add_(sums)
         if self.gram is not None or self.sketches is not None:
             self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
             enough = _ROWS_PER_PRODUCT
@@ -206,7 +286,7 @@ class Moments:
         if processes.count == 1:
             return self
         total = Moments(self.slope.shape[1])
-        for name in _SUMS:
+        for name in SUMS:
             sums = getattr(self, name)
             if sums is None:
                 continue
@@ -221,6 +301,7 @@ class Moments:
         if self.sketches is not None:
             total.sketches = self.sketches.merged(processes, places, n_groups)
         total._loss_weight = processes.sum(self._loss_weight)
+        total._sample_losses, total._read_order = self._sample_losses, self._read_order  # each process keeps its own
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -230,8 +311,10 @@ class Moments:
             The tensors.
         """
         self.flush()
-        state = {name: sums for name in _SUMS if (sums := getattr(self, name)) is not None}
+        state = {name: sums for name in SUMS if (sums := getattr(self, name)) is not None}
         state["loss_weight"] = self._loss_weight
+        state["sample_losses"] = self._losses()
+        state["read_order"] = torch.tensor(list(self._read_order), dtype=torch.uint8)
         return state if self.sketches is None else {**state, **self.sketches.state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -240,12 +323,16 @@ class Moments:
         Args:
             state: The tensors.
         """
-        for name in _SUMS:
+        for name in SUMS:
             if name in state:
                 setattr(self, name, state[name])
         self._loss_weight = state.get("loss_weight", self._loss_weight)
+        self._sample_losses, self._read_order = [state["sample_losses"]], bytes(state["read_order"].tolist())
         if self.sketches is not None:
             self.sketches.restore(state, len(self.counts))
+
+    def _losses(self) -> Tensor:
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *self._sample_losses])
 
     def means(self, encoder: SensitiveEncoder) -> dict[str, Any]:
         """Turn sums into means, the groups sorted by name, so that the order of the samples leaves no trace.
@@ -267,11 +354,20 @@ class Moments:
         names: tuple[GroupName, ...] = tuple(encoder.groups[g] for g in order)
         counts = self.counts[order]
         # w_n ℓ_n over the mean weight: the mean over everybody is then the loss of all samples as one batch
-        divisor = counts * self.mean_weight
+        unit = self.mean_weight
+        divisor = counts * unit
         means: dict[str, Tensor] = {
             name: sums[order] / divisor.view(-1, *[1] * (sums.ndim - 1))
             for name in ("loss", "slope", "curvature")
             if (sums := getattr(self, name)) is not None
+        }
+        people = counts.square() / self.squared_weights[order]
+        errors = {
+            name: standard_errors(sums[order] / (counts * unit**2).unsqueeze(1), mean, people)
+            for name, sums, mean in (
+                ("standard_error", self.squared_damage, 0.5 * means["curvature"] - means["slope"]),
+                ("second_order_error", self.squared_second_order, 0.5 * means["curvature"]),
+            )
         }
         interactions: Tensor | SampleSketch | None = None
         if self.gram is not None:
@@ -284,5 +380,13 @@ class Moments:
             "features": encoder.features or (),
             "counts": counts,
             "interactions": interactions,
+            "people": people,
+            "loss_error": standard_errors(
+                (self.squared_loss[order] / (counts * unit**2)).unsqueeze(1), means["loss"].unsqueeze(1), people
+            ).squeeze(1),
+            "sample_losses": self._losses() / unit,
+            "read_order": self._read_order,
+            "signed_loss": bool((self.negative_loss < 0).any()),
             **means,
+            **errors,
         }

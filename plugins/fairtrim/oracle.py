@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,8 @@ def oracle_damage(
     encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
     n_channels = sum(group.size for group in channel_groups)
     sums: dict[GroupName, dict[str, Tensor]] = {}
+    alone: dict[GroupName, list[tuple[float, Tensor, Tensor, Tensor]]] = {}
+    negative = False
     for x, y, belongs in _samples(loader, encoder):
         gates = {
             group.name: torch.ones(group.size, dtype=torch.float64, requires_grad=True) for group in channel_groups
@@ -100,6 +102,9 @@ def oracle_damage(
             )
             for key, value in (("counts", 1.0), ("loss", loss), ("slope", slope), ("outer", outer)):
                 entry[key] += weight * value
+            second_order = 0.5 * outer.diagonal()
+            alone.setdefault(name, []).append((weight, second_order - slope, second_order, loss.reshape(1)))
+        negative |= bool(loss < 0)
     names = [encoder.groups[g] for g in encoder.order()]
     counts = torch.stack([sums[name]["counts"] for name in names])
     outer = torch.stack([sums[name]["outer"] / sums[name]["counts"] for name in names])
@@ -112,7 +117,27 @@ def oracle_damage(
         slope=torch.stack([sums[name]["slope"] / sums[name]["counts"] for name in names]),
         curvature=torch.diagonal(outer, dim1=1, dim2=2).clone(),
         interactions=outer,
+        people=torch.stack([_people(alone[name]) for name in names]),
+        standard_error=torch.stack([_standard_error(alone[name], 1) for name in names]),
+        second_order_error=torch.stack([_standard_error(alone[name], 2) for name in names]),
+        loss_error=torch.cat([_standard_error(alone[name], 3) for name in names]),
+        signed_loss=negative,
     )
+
+
+def _people(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]]) -> Tensor:
+    weights = torch.tensor([weight for weight, _, _, _ in samples], dtype=torch.float64)
+    return weights.sum() ** 2 / weights.square().sum()
+
+
+def _standard_error(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]], which: Literal[1, 2, 3]) -> Tensor:
+    """Of a weighted mean over people, from their deviations; NaN for one person."""
+    weights = torch.tensor([sample[0] for sample in samples], dtype=torch.float64).unsqueeze(1)
+    values = torch.stack([sample[which] for sample in samples])
+    deviations = values - (weights * values).sum(0) / weights.sum()
+    if len(samples) == 1:
+        return torch.full_like(values[0], torch.nan)
+    return ((weights * deviations.square()).sum(0) / weights.sum() / (_people(samples) - 1)).sqrt()
 
 
 def oracle_squared_gradients(

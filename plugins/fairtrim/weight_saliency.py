@@ -201,6 +201,11 @@ def collect_weight_saliency(
         loss=table.loss,
         slope=torch.zeros_like(total),
         curvature=total,
+        people=table.people,
+        signed_loss=table.signed_loss,
+        loss_error=table.loss_error,
+        sample_losses=table.sample_losses,
+        read_order=table.read_order,
     )
 
 

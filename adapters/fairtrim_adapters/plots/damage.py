@@ -33,7 +33,8 @@ def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | Non
 
     Every number is of channels removed one by one. What a set of channels does together, ``table.predict`` tells.
     Colours are symmetric around 0 and linear near it; where a few layers are far above the others, they are
-    logarithmic further out, so that the others can be told apart.
+    logarithmic further out, so that the others can be told apart. A fall of more than a group's whole loss is
+    impossible, and marked in the place of a number.
 
     Args:
         table: From ``fairtrim.collect_damage``, or an importance's ``damage_``.
@@ -67,6 +68,8 @@ def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | Non
     if not layers:
         raise InputError("the damage table has no channels; expected at least one layer that has some")
     values = torch.stack([_summary(table[name], kind) for name in layers], 1)
+    impossible = torch.stack([table.impossible(column) for column in values.unbind(1)], 1)
+    values = values.masked_fill(impossible, torch.nan)
     people = [
         f"{name if isinstance(name, str) else ', '.join(name)} (n = {count:,.0f})"
         for name, count in zip(table.sensitive_groups, table.counts.tolist(), strict=True)
@@ -87,10 +90,17 @@ def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | Non
     bar.set_label("rise of the mean loss\n(nats, if cross-entropy)")
     if spread:
         bar.set_ticks(_spread_ticks(norm))
-    ax.set_title(f"Predicted for each channel removed alone: {_LABELS[kind]}", fontsize=10)
+    title = f"Predicted for each channel removed alone: {_LABELS[kind]}"
+    ax.set_title(
+        title + ("\n×: impossible, a fall of more than the loss" if bool(impossible.any()) else ""), fontsize=10
+    )
+    for g, layer in impossible.nonzero().tolist():
+        ax.text(layer, g, "×", ha="center", va="center", fontsize=8, color="black")
     if values.numel() <= _MOST_ANNOTATED:
         for g, row in enumerate(values.tolist()):
             for layer, value in enumerate(row):
+                if math.isnan(value):
+                    continue
                 shade = "white" if abs(float(norm(value)) - 0.5) > 0.3 else "black"
                 ax.text(layer, g, f"{value:+.2g}", ha="center", va="center", fontsize=8, color=shade)
     return ax
@@ -107,7 +117,7 @@ def _norm(values: torch.Tensor) -> tuple[Normalize, bool]:
     """Colours around 0, and whether they are logarithmic further out."""
     from matplotlib.colors import AsinhNorm, Normalize
 
-    sizes = values.abs()
+    sizes = values.abs().nan_to_num(0)
     largest, middle = float(sizes.max()), float(sizes.median())
     largest = largest if largest > 0 else 1.0
     if 0 < 15 * middle < largest:

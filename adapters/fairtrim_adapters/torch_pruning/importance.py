@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -26,6 +27,7 @@ from fairtrim.weight_saliency import collect_weight_saliency
 
 from .channel_importance import ChannelImportance
 from .plan import PruningPlan
+from .report import asked_of_layers, predicted_change
 
 __all__ = [
     "DamageImportance",
@@ -35,6 +37,9 @@ __all__ = [
     "TailRiskImportance",
     "WorstGroupImportance",
 ]
+
+FEWEST_PEOPLE_TO_WARN = 100
+"""Of fewer people a prediction is a rough one anyway."""
 
 
 class DamageImportance(ChannelImportance):
@@ -46,7 +51,11 @@ class DamageImportance(ChannelImportance):
             order) or ``"single"`` (each channel by itself; the score is the criterion's value).
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
         level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
-        shrinkage: κ, pulls groups of few people toward everybody; see ``DamageTable.shrunk``.
+        shrinkage: Pulls groups of few people toward everybody while channels are ranked: ``"auto"`` by the standard
+            errors of their damages, a number κ of samples, or 0; see ``DamageTable.shrunk``.
+        first_order: Whether the ranking counts the first order of the expansion: what the loss gains or loses by the
+            smallest step. ``"auto"``: only where the loss has no curvature. Summed over many channels such gains are
+            not kept, and greedy selection looks for them; the prediction of what is removed has both orders.
         interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
             channels, with its error in the report), or ``"auto"``: exact up to 4,096 channels.
         arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
@@ -85,7 +94,8 @@ class DamageImportance(ChannelImportance):
         selection: Literal["joint", "single"] = "joint",
         curvature: Curvature = "auto",
         level: Literal["channel", "weight"] = "channel",
-        shrinkage: float = 0.0,
+        shrinkage: Literal["auto"] | float = 0.0,
+        first_order: Literal["auto"] | bool = "auto",
         interactions: Literal["auto"] | Interactions = "auto",
         **arguments: Any,
     ) -> None:
@@ -97,12 +107,13 @@ class DamageImportance(ChannelImportance):
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
         if interactions != "auto" and selection == "single":
             raise InputError(f"interactions={interactions!r} would have no effect: selection='single' has none")
-        if not isinstance(shrinkage, int | float) or shrinkage < 0:
-            raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0")
+        _check_choice("first_order", first_order, ("auto", True, False))
+        if shrinkage != "auto" and (not isinstance(shrinkage, int | float) or shrinkage < 0):
+            raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0, or 'auto'")
         super().__init__(**arguments)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
-        self.interactions = interactions
+        self.interactions, self.first_order = interactions, first_order
 
     @property
     def damage_(self) -> DamageTable:
@@ -126,9 +137,22 @@ class DamageImportance(ChannelImportance):
             if collect.pop("folder", None) is not None:
                 raise InputError("folder= keeps the sums of gates; level='weight' has none: leave folder= out")
             table = collect_weight_saliency(model, loader, plan.groups, **collect)
-        if self.shrinkage:
-            table = table.shrunk(self.shrinkage)
-        return self._select(table, plan, plan.pools, progress=bool(options.get("progress", True))), table
+        progress = bool(options.get("progress", True))
+        selection = self._select(self._ranking_table(table), plan, plan.pools, progress=progress)
+        asked, scores = asked_of_layers(selection, plan), selection.scores
+        sections = {group.name: plan.columns.section(group.name) for group in plan.groups}
+        _check_reach(table, {n: scores[s].argsort()[: asked.get(n, 0)].tolist() for n, s in sections.items()})
+        return selection, table
+
+    def _ranking_table(self, table: DamageTable, *, first_order: bool = False) -> DamageTable:
+        """The table by which channels are ranked, where ``"auto"`` leaves it open with or without the first order."""
+        counted = first_order if self.first_order == "auto" else self.first_order
+        if not counted and bool(table.curvature.any()):
+            table = table.without_first_order()
+        by_error = self.shrinkage == "auto"
+        if by_error and table.standard_error is None:  # saliency of weights
+            return table
+        return table.shrunk(self.shrinkage) if self.shrinkage else table
 
     def _check_plan(self, plan: PruningPlan) -> None:
         """Refuse a kind of ranking that the scores don't support."""
@@ -141,8 +165,27 @@ class DamageImportance(ChannelImportance):
         return single_selection(table, self.criterion, pools=pools, floors=plan.floors)
 
     def _negative(self) -> Tensor:
-        selection = self._select(self.damage_, self.plan_, (Pool(tuple(self.damage_.sizes)),))
-        return negative_columns(self.damage_.columns, selection, self.plan_.floors, joint=self.selection == "joint")
+        # without the first order hardly anything is negative
+        table = self._ranking_table(self.damage_, first_order=True)
+        selection = self._select(table, self.plan_, (Pool(tuple(table.sizes)),))
+        negative = negative_columns(table.columns, selection, self.plan_.floors, joint=self.selection == "joint")
+        sections = {name: table.columns.section(name) for name in table.sizes}
+        wanted = {n: negative[(negative >= s.start) & (negative < s.stop)] - s.start for n, s in sections.items()}
+        _check_reach(self.damage_, {name: channels.tolist() for name, channels in wanted.items()})
+        return negative
+
+
+def _check_reach(table: DamageTable, removed: Mapping[str, Sequence[int]]) -> None:
+    """Say so before anything is removed if what the expansion gives for the set can't come true."""
+    never = table.impossible(predicted_change(table, removed)[0]) & (table.counts >= FEWEST_PEOPLE_TO_WARN)
+    if bool(never.any()):
+        groups = [name for name, flag in zip(table.sensitive_groups, never.tolist(), strict=True) if flag]
+        warnings.warn(
+            f"the {sum(map(len, removed.values()))} channels to be removed are beyond the reach of the prediction: for "
+            f"the sensitive groups {groups} it gives a fall of more than their whole loss, which is impossible; prune "
+            "in several steps, fitting before each, keep first_order='auto', and see in report() what was measured",
+            stacklevel=5,
+        )
 
 
 class _FunctionCriterion(Criterion):
@@ -170,7 +213,7 @@ class _FunctionCriterion(Criterion):
         return checked
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
@@ -242,7 +285,11 @@ class MeanDamageImportance(DamageImportance):
 class WorstGroupImportance(DamageImportance):
     """Damage of the sensitive group that is hurt most. Ours.
 
+    A group of few people would often seem to be that group by chance: damages are pulled toward everybody's by their
+    standard errors.
+
     Args:
+        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
         arguments: See ``DamageImportance``.
 
     Example:
@@ -264,8 +311,8 @@ class WorstGroupImportance(DamageImportance):
         [[1.0, 0.0]]
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(WorstGroup(), **arguments)
+    def __init__(self, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
+        super().__init__(WorstGroup(), shrinkage=shrinkage, **arguments)
 
 
 class TailRiskImportance(DamageImportance):
@@ -273,6 +320,7 @@ class TailRiskImportance(DamageImportance):
 
     Args:
         alpha: α in (0, 1].
+        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
         arguments: See ``DamageImportance``.
 
     Example:
@@ -294,8 +342,8 @@ class TailRiskImportance(DamageImportance):
         [[1.0, 0.0]]
     """
 
-    def __init__(self, alpha: float = 0.5, **arguments: Any) -> None:
-        super().__init__(TailRisk(alpha), **arguments)
+    def __init__(self, alpha: float = 0.5, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
+        super().__init__(TailRisk(alpha), shrinkage=shrinkage, **arguments)
 
 
 class ShareBalancedImportance(DamageImportance):

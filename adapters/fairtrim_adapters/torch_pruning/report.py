@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from fairtrim import DamageTable
+from fairtrim.measured_change import MeasuredChange
 from fairtrim.selection import Selection
+from fairtrim.shrinkage import own_shares
 from fairtrim.sketch import SampleSketch
 
-from .plan import PruningPlan, rounded_quota
+from .plan import PruningPlan, removed_units, rounded_quota
 
-__all__ = ["PruningReport", "pruning_report"]
+__all__ = ["PruningReport", "asked_of_layers", "predicted_change", "pruning_report"]
+
+
+_ERRORS_APART = 3.0
+"""A change is worse than predicted by more standard errors, by half of the larger of the two, and by what matters."""
+
+_SHARE_THAT_MATTERS = 0.05  # of the loss before
+
+_FEWEST_PEOPLE = 20  # of fewer a standard error says little itself
 
 
 @dataclass(frozen=True)
@@ -25,9 +38,13 @@ class PruningReport:
     Attributes:
         layers: One row a dependency group: layer, before, asked (what ratio and ranking, or the rule, ask of it),
             removed, kept, skipped. Where a normalizer changes the ranking between layers it isn't known what is asked.
-        predicted: One row a sensitive group: people, loss before, predicted change of the mean loss; empty without a
-            damage table.
+        predicted: One row a sensitive group: people, loss before, predicted change of the mean loss (NaN where what the
+            expansion gives is impossible) and, if it was measured, the change of the network as it is now with its
+            standard error; empty without a damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
+        flags: Sentences on what to look at: impossible predictions, changes worse than predicted, layers that lost
+            nearly everything, sensitive groups of too few people to be told from everybody.
+        measured: On how many samples the change was measured, or why it wasn't.
 
     Example:
         >>> import torch
@@ -43,11 +60,15 @@ class PruningReport:
         >>> report = importance.report()
         >>> report.layers[["layer", "before", "asked", "removed"]].values.tolist(), report.skipped
         ([['0', 8, 4, 4]], [])
+        >>> list(report.predicted.columns)[-3:], report.measured
+        (['predicted change', 'measured change', 'standard error'], 'measured on 6 of 6 samples')
     """
 
     layers: pd.DataFrame
     predicted: pd.DataFrame
     unscored: dict[str, str]
+    flags: tuple[str, ...] = ()
+    measured: str = ""
 
     @property
     def skipped(self) -> list[str]:
@@ -64,7 +85,12 @@ class PruningReport:
             *(f"not scored: {name}: {reason}" for name, reason in self.unscored.items()),
         ]
         if len(self.predicted):
-            lines.append(self.predicted.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+            shown = self.predicted.copy()
+            for name in [name for name in shown if name.startswith("predicted change")]:
+                shown[name] = ["impossible" if np.isnan(value) else f"{value:.4f}" for value in shown[name]]
+            lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-"))
+        lines.extend([self.measured] if self.measured else [])
+        lines.extend(textwrap.fill(f"! {flag}", 99, subsequent_indent="  ") for flag in self.flags)
         return "\n".join(lines)
 
 
@@ -74,8 +100,9 @@ def pruning_report(
     plan: PruningPlan,
     history: Sequence[Sequence[Any]],
     rule: Mapping[str, int] | None = None,
+    measured: MeasuredChange | str = "",
 ) -> PruningReport:
-    """Compare what was to be removed with what was.
+    """Compare what was to be removed with what was, and what that was predicted to do with what it does.
 
     Args:
         table: The damage table, if there is one.
@@ -83,16 +110,13 @@ def pruning_report(
         plan: What the host was going to ask for.
         history: The host's pruning history since the fit: [module name, of outputs, channels].
         rule: How many channels of each group a rule asked for in place of the pruner's ratio.
+        measured: The change of each group's loss, or why there is none.
 
     Returns:
         The report.
     """
-    removed: dict[str, set[int]] = {group.name: set() for group in plan.groups}
-    for module, of_outputs, channels in history:
-        name = module if of_outputs else f"{module} (input)"
-        if name in removed:
-            removed[name].update(plan.roots[name].units[np.asarray(channels, dtype=np.int64)].tolist())
-    asked = _asked(selection, plan) if rule is None else rule
+    removed: dict[str, set[int]] = {group.name: set() for group in plan.groups} | removed_units(plan, history)
+    asked = asked_of_layers(selection, plan) if rule is None else rule
     layers = pd.DataFrame(
         {
             "layer": [group.name for group in plan.groups],
@@ -103,27 +127,131 @@ def pruning_report(
     )
     layers["kept"] = layers["before"] - layers["removed"]
     layers["skipped"] = ((layers["asked"] > 0) & (layers["removed"] == 0) & bool(history)).fillna(False).astype(bool)
-    return PruningReport(layers, _predicted(table, removed), plan.unscored)
-
-
-def _predicted(table: DamageTable | None, removed: Mapping[str, set[int]]) -> pd.DataFrame:
+    flags = _collapsed(layers, plan)
     if table is None:
-        return pd.DataFrame()
+        return PruningReport(layers, pd.DataFrame(), plan.unscored, flags)
+    change, error = predicted_change(table, removed)
+    impossible = table.impossible(change)
     single = table.interactions is None
-    change = table.damage[:, table.columns.selected(removed)].sum(1) if single else table.predict(removed)
+    names = [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups]
     predicted = {
-        "sensitive_group": [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups],
+        "sensitive_group": names,
         "people": [f"{count:g}" for count in table.counts.tolist()],
         "loss before": table.loss.numpy(),
-        "predicted change" + (" (sum of single)" if single else ""): change.numpy(),
+        "predicted change" + (" (sum of single)" if single else ""): change.masked_fill(impossible, torch.nan).numpy(),
     }
     if isinstance(table.interactions, SampleSketch):
-        predicted["error of the sketch"] = table.prediction_error(removed).numpy()
-    return pd.DataFrame(predicted)
+        predicted["error of the sketch"] = error.numpy()
+    if isinstance(measured, MeasuredChange):
+        predicted["measured change"] = measured.change.numpy()
+        predicted["standard error"] = measured.standard_error.numpy()
+        flags = (*flags, *_contradictions(names, table, change, error, measured))
+        total = 0 if table.sample_losses is None else len(table.sample_losses)
+        how = "" if measured.paired else ", not person by person: the loader gives them in another order"
+        told = f"measured on {measured.n_samples} of {total} samples{how}"
+    else:
+        flags = (*flags, *(_impossible(name) for name, never in zip(names, impossible.tolist(), strict=True) if never))
+        told = measured
+    flags = (*flags, *_few_people(table, names))
+    return PruningReport(layers, pd.DataFrame(predicted), plan.unscored, flags, told)
 
 
-def _asked(selection: Selection, plan: PruningPlan) -> dict[str, int]:
-    """How many channels the ratio takes from each layer, given the scores."""
+def predicted_change(table: DamageTable, removed: Mapping[str, Iterable[int]]) -> tuple[Tensor, Tensor]:
+    """What a table gives for a set of channels: joint where it can, else the sum of single channels.
+
+    Args:
+        table: The damage table.
+        removed: Channels by name of the dependency group.
+
+    Returns:
+        Change of each group's loss, and its error from the sketch, (G,) each.
+    """
+    if table.interactions is None:
+        change = table.damage[:, table.columns.selected(removed)].sum(1)
+        return change, torch.zeros_like(change)
+    return table.predict(removed), table.prediction_error(removed)
+
+
+def _impossible(name: str, measured: str = "") -> str:
+    return (
+        f"{name}: no prediction: the expansion gives a fall of more than the whole loss, which is impossible: the set "
+        f"is beyond its reach{measured}; prune in several steps, fitting before each"
+    )
+
+
+def _contradictions(
+    names: Sequence[str], table: DamageTable, change: Tensor, error: Tensor, measured: MeasuredChange
+) -> Iterator[str]:
+    impossible = table.impossible(change)
+    losses = table.loss.abs()
+    losses = losses.clamp_min(0.1 * float(table.shares @ losses))  # of a group without loss anything would matter
+    for g, name in enumerate(names):
+        found, off = float(measured.change[g]), float(measured.standard_error[g])
+        if np.isnan(found):
+            if impossible[g]:
+                yield _impossible(name)
+            continue
+        told = f"{found:+.4f}" + ("" if np.isnan(off) else f" ± {off:.4f}")
+        if impossible[g]:
+            yield _impossible(name, f"; measured {told}")
+            continue
+        predicted = float(change[g])
+        apart = found - predicted
+        beyond = _ERRORS_APART * float(np.hypot(off, float(error[g])))
+        matters = max(0.5 * max(abs(found), abs(predicted)), _SHARE_THAT_MATTERS * float(losses[g]))
+        if apart > max(beyond, matters) and float(measured.people[g]) >= _FEWEST_PEOPLE:
+            yield (
+                f"{name}: measured {told} where {predicted:+.4f} was predicted: the removed set is beyond the reach of "
+                "the prediction; prune in several steps, fitting before each, or fine-tune and measure again"
+            )
+
+
+def _collapsed(layers: pd.DataFrame, plan: PruningPlan) -> tuple[str, ...]:
+    """Layers that a ranking of several layers against each other left with hardly a channel."""
+    rows = layers.set_index("layer")
+    flags = []
+    for pool in plan.pools:
+        together = rows.loc[list(pool.layers)]
+        share = together["kept"].sum() / together["before"].sum()
+        for name, row in together.iterrows():
+            few = row["kept"] <= max(2, 0.1 * row["before"])
+            if row["removed"] and few and row["kept"] < 0.5 * share * row["before"]:
+                flags.append(
+                    f"layer {name!r} keeps {row['kept']} of {row['before']} channels, where all ranked with it keep "
+                    f"{share:.0%}: it may let nothing through; set a ratio of its own (pruning_ratio_dict), a lower "
+                    "max_pruning_ratio, or global_pruning=False"
+                )
+    return tuple(flags)
+
+
+def _few_people(table: DamageTable, names: Sequence[str]) -> tuple[str, ...]:
+    """Sensitive groups of which more than half of what sets them apart is noise, beside others of which it isn't."""
+    if table.standard_error is None or table.people is None or len(names) < 2:
+        return ()
+    own = own_shares(table.damage, table.standard_error, table.people).tolist()
+    few = [
+        f"{name} ({people:g})"
+        for name, people, share in zip(names, table.people.tolist(), own, strict=True)
+        if share < 0.5
+    ]
+    if not few or len(few) == len(names):
+        return ()
+    return (
+        f"too few people to be told the worst group: {', '.join(few)}: the larger part of what sets their damages "
+        "apart is chance (shrinkage='auto' counts so much less of it)",
+    )
+
+
+def asked_of_layers(selection: Selection, plan: PruningPlan) -> dict[str, int]:
+    """How many channels the ratio takes from each layer, given the scores.
+
+    Args:
+        selection: The scores.
+        plan: What the host is going to ask for.
+
+    Returns:
+        The numbers by name of the dependency group.
+    """
     sizes = {group.name: group.size for group in plan.groups}
     ends = np.cumsum(list(sizes.values()))
     scores_of = dict(zip(sizes, np.split(selection.scores.numpy(), ends[:-1]), strict=True))

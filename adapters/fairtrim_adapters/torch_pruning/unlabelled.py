@@ -161,6 +161,22 @@ class ContrastiveImportance(ChannelImportance):
         return negative_columns(plan.columns, free, plan.floors, joint=False)
 
 
+class _Flagged:
+    """Batches in the order of the dataset, with who was mined in the place of sensitive features."""
+
+    def __init__(self, samples: IndexedSamples, flags: Tensor, device: torch.device) -> None:
+        samples.check_flags(flags)
+        self._samples, self._flags, self._device = samples, flags, device
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor, dict[str, list[str]]]]:
+        for indices, batch in self._samples.in_order(self._device):
+            names = ["conflicting" if flag else "others" for flag in self._flags[indices].tolist()]
+            yield batch.inputs, batch.target, {"mined": names}
+
+
 class AccumulatedConfidenceImportance(ChannelImportance):
     """Damage to the mined samples against damage to the others, as a damage table with sample weights (DENP's use (c)).
 
@@ -222,17 +238,10 @@ class AccumulatedConfidenceImportance(ChannelImportance):
     def _rank(
         self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
     ) -> tuple[Selection, DamageTable | None]:
-        samples, flags = IndexedSamples(loader), _flags(self.mined)
-        samples.check_flags(flags)
-
-        def weighted() -> Iterator[tuple[Any, Tensor, dict[str, list[str]]]]:
-            for indices, batch in samples.in_order(model_device(model)):
-                names = ["conflicting" if flag else "others" for flag in flags[indices].tolist()]
-                yield batch.inputs, batch.target, {"mined": names}
-
+        self._flagged = _Flagged(IndexedSamples(loader), _flags(self.mined), model_device(model))
         table = collect_damage(
             model,
-            weighted(),
+            self._flagged,
             plan.groups,
             interactions=self.selection == "joint",
             curvature="exact",
@@ -240,6 +249,9 @@ class AccumulatedConfidenceImportance(ChannelImportance):
             **{"loss_fn": negative_margin, **options, "distributed": False},
         )
         return self._select(table, plan, plan.pools), table
+
+    def _what_was_read(self) -> tuple[Iterable[Any], Mapping[str, Any]]:
+        return self._flagged, {"loss_fn": negative_margin, **super()._what_was_read()[1]}
 
     def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
         select = joint_selection if self.selection == "joint" else single_selection

@@ -19,7 +19,7 @@ from .map_check import check_map
 from .plan import PruningPlan, warn_of_left
 from .rehearsal import Rehearsal, left_out
 
-__all__ = ["checked_step", "verified"]
+__all__ = ["checked_step", "is_stream", "verified"]
 
 
 def verified(
@@ -147,7 +147,7 @@ def _first_batch(loader: Iterable[Any], graph: tp.DependencyGraph) -> tuple[Batc
     """The first batch of a loader, and a loader that still gives it."""
     device = model_device(graph.model)
     with preserved_random_state(loader):
-        if _is_stream(loader):
+        if is_stream(loader):
             stream = iter(loader)
             entries = list(islice(stream, 1))
             loader = _PutBack(entries[0], stream, loader) if entries else loader
@@ -157,8 +157,15 @@ def _first_batch(loader: Iterable[Any], graph: tp.DependencyGraph) -> tuple[Batc
         return next(iter(batches), None), loader
 
 
-def _is_stream(loader: Any) -> bool:
-    """Whether looking at the first batch would take it away."""
+def is_stream(loader: Any) -> bool:
+    """Whether looking at the first batch would take it away.
+
+    Args:
+        loader: Any.
+
+    Returns:
+        Whether.
+    """
     if not isinstance(loader, Iterable):
         return False  # which is refused with a word
     if isinstance(loader, DataLoader):
