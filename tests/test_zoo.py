@@ -429,7 +429,8 @@ def test_grouped_convolution_keeps_two_channels_of_a_group_for_a_later_step() ->
     case = ALL["grouped"]
     model = case.model()
     importance = IMPORTANCES["worst-group"](progress=False)
-    pruner = case.pruner(model, importance, iterative_steps=2, pruning_ratio_dict={model[2]: 1.2})
+    steps = {"iterative_steps": 2, "iterative_pruning_ratio_scheduler": lambda ratio, _: [0.0, ratio, ratio]}
+    pruner = case.pruner(model, importance, pruning_ratio_dict={model[2]: 0.6}, **steps)
     with pytest.warns(UserWarning, match=r"2: 3 of 4 channels of each convolution group .* depthwise"):
         importance.fit(pruner, _loader(case))
     pruner.step()

@@ -340,21 +340,24 @@ def _check_shapes(
 def _check_scores(
     path: object, header: Mapping[str, Any], modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Layers that nothing reads must give as many numbers as in the file: they are the scores, which nobody prunes.
+    """The layer that gives the scores must give as many as in the file: nobody prunes it.
 
-    Which layer reads which is not known here. Pruning shows it, though: where outputs went, inputs went elsewhere, in
-    the same proportion, or, where several are concatenated, at least as many in a layer that comes later.
+    Which layer that is, and which reads which, is not known here. Pruning shows it, though: where outputs went, inputs
+    went elsewhere. So a layer with other outputs gives the scores if no layer has other inputs, and so does the last one
+    if none has in the same proportion.
     """
     named = {module: name for name, module in reversed(list(modules.items()))}  # by its first name
     ends = [(name, *_ends(module, name, header.get(name, {}), tensors)) for module, name in named.items()]
     ends.reverse()
+    others_read = any(was != left for _, _, inner in ends for was, left in inner)
+    last = max((position for position, (_, outer, _) in enumerate(ends) if outer), default=-1)
     for position, (name, outer, _) in enumerate(ends):
-        later = [sizes for _, _, inner in ends[position + 1 :] for sizes in inner]
-        others = later + [sizes for _, _, inner in ends[:position] for sizes in inner]
+        inputs = [sizes for k, (_, _, inner) in enumerate(ends) for sizes in inner if k != position]
         for now, stored in outer:
-            in_proportion = any(was != left and was * stored == left * now for was, left in others)
-            among_others = any(was > now and abs(was - left) >= abs(now - stored) for was, left in later)
-            if now != stored and not in_proportion and not among_others:
+            readable = others_read and (
+                position != last or any(was != left and was * stored == left * now for was, left in inputs)
+            )
+            if now != stored and not readable:
                 raise InputError(
                     f"{path} is of a network with another number of scores: {name or 'the network'} gives {stored} in "
                     f"the file and {now} in the network; pass a network that gives {stored}"
