@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -166,6 +167,8 @@ def _restore_parameters(parameters: Iterable[tuple[nn.Parameter, Tensor | None, 
 def preserved_attributes(model: nn.Module) -> Iterator[None]:
     """Give modules back what they keep outside of buffers, such as a running mean in a plain attribute.
 
+    Tensors, lists, dicts and sets among them get their contents back, too.
+
     Args:
         model: Any network.
 
@@ -174,21 +177,23 @@ def preserved_attributes(model: nn.Module) -> Iterator[None]:
 
     Example:
         >>> network = nn.Identity()
-        >>> network.calls = 0
+        >>> network.calls, network.seen = 0, []
         >>> with preserved_attributes(network):
         ...     network.calls += 1
-        >>> network.calls
-        0
+        ...     network.seen.append(network.calls)
+        >>> network.calls, network.seen
+        (0, [])
     """
     machinery = vars(nn.Module()).keys()
     before = []
     for module in model.modules():
         own = {name: value for name, value in vars(module).items() if name not in machinery}
         tensors = [(t, t._version, t.detach().clone()) for t in own.values() if isinstance(t, Tensor)]
-        before.append((module, own, tensors))
+        containers = [(c, copy.copy(c)) for c in own.values() if type(c) in (list, dict, set)]
+        before.append((module, own, tensors, containers))
 
     def restore() -> None:
-        for module, own, tensors in before:
+        for module, own, tensors, containers in before:
             for name in [name for name in vars(module) if name not in machinery and name not in own]:
                 del vars(module)[name]
             vars(module).update(own)
@@ -196,6 +201,9 @@ def preserved_attributes(model: nn.Module) -> Iterator[None]:
                 if tensor._version != version:
                     with torch.no_grad():
                         tensor.copy_(value)
+            for container, held in containers:
+                container.clear()
+                container.extend(held) if isinstance(container, list) else container.update(held)
 
     try:
         yield
