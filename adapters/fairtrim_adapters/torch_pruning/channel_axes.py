@@ -141,17 +141,22 @@ def _axis(module: nn.Module, args: tuple[Any, ...], output: Tensor, size: int, *
     for parameter, axis, blocks in reversed(parameter_axes(module, consumer=consumed)):  # a bias tells most plainly
         if blocks > 1 or id(parameter) not in names or parameter.shape[axis] != size:
             continue
+        far = 1 + float(output.abs().max())  # beside what rounding does elsewhere
         for channel in dict.fromkeys((size - 1, 0, size // 2)):
             changed = parameter.detach().clone()
-            changed.select(axis, channel).mul_(0) if consumed else changed.select(axis, channel).add_(1)
+            changed.select(axis, channel).mul_(0) if consumed else changed.select(axis, channel).add_(far)
             other = functional_call(module, {names[id(parameter)]: changed}, args)
             if consumed:
                 found = _axes_of_input(module, args, other, size, channel)
             else:
-                found = _axes_of_change(other != output, size, channel)
+                found = _axes_of_change((other - output).abs() > _half_of_the_digits(output) * far, size, channel)
             if len(found) == 1:
                 return found[0]
     return None
+
+
+def _half_of_the_digits(tensor: Tensor) -> float:
+    return float(torch.finfo(tensor.dtype).eps) ** 0.5
 
 
 def _axes_of_change(changed: Tensor, size: int, channel: int) -> list[int]:
@@ -167,7 +172,7 @@ def _axes_of_change(changed: Tensor, size: int, channel: int) -> list[int]:
 def _axes_of_input(module: nn.Module, args: tuple[Any, ...], wanted: Tensor, size: int, channel: int) -> list[int]:
     """Axes on which a channel of zeros does what zeros for its weights do."""
     found = []
-    tolerance = float(torch.finfo(wanted.dtype).eps) ** 0.5
+    tolerance = _half_of_the_digits(wanted)
     for axis in range(1, args[0].ndim):
         if args[0].shape[axis] != size:
             continue
