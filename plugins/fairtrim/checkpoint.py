@@ -343,25 +343,33 @@ def _check_scores(
     """The layer that gives the scores must give as many as in the file: nobody prunes it.
 
     Which layer that is, and which reads which, is not known here. Pruning shows it, though: where outputs went, inputs
-    went elsewhere. So a layer with other outputs gives the scores if no layer has other inputs, and so does the last one
-    if none has in the same proportion.
+    went elsewhere. So a layer with other outputs gives the scores if no layer at all has other inputs; and so does the
+    last one if no input went as its outputs did, and every input that went is explained by another layer's outputs.
     """
     named = {module: name for name, module in reversed(list(modules.items()))}  # by its first name
     ends = [(name, *_ends(module, name, header.get(name, {}), tensors)) for module, name in named.items()]
     ends.reverse()
-    others_read = any(was != left for _, _, inner in ends for was, left in inner)
     last = max((position for position, (_, outer, _) in enumerate(ends) if outer), default=-1)
     for position, (name, outer, _) in enumerate(ends):
-        inputs = [sizes for k, (_, _, inner) in enumerate(ends) for sizes in inner if k != position]
+        went = [
+            sizes for k, (_, _, inner) in enumerate(ends) if k != position for sizes in inner if sizes[0] != sizes[1]
+        ]
+        others = [sizes for k, (_, outer, _) in enumerate(ends) if k != position for sizes in outer]
         for now, stored in outer:
-            readable = others_read and (
-                position != last or any(was != left and was * stored == left * now for was, left in inputs)
+            unexplained = [sizes for sizes in went if not any(_flattened(*sizes, *those) for those in others)]
+            readable = bool(went) and (
+                position != last or bool(unexplained) or any(_flattened(*sizes, now, stored) for sizes in went)
             )
             if now != stored and not readable:
                 raise InputError(
                     f"{path} is of a network with another number of scores: {name or 'the network'} gives {stored} in "
                     f"the file and {now} in the network; pass a network that gives {stored}"
                 )
+
+
+def _flattened(was: int, left: int, now: int, stored: int) -> bool:
+    """Whether inputs went as outputs did: as many, or a multiple of them."""
+    return was % now == 0 and was // now * stored == left
 
 
 _Sizes = list[tuple[int, int]]

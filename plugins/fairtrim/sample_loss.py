@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,9 @@ class SampleLoss:
         self._together = LossWeights(loss_fn)
         self._scale: float | None = None
         self._seen = ProbabilityScores()
+        # whether a target (N,) of single scores becomes (N, 1): torch's own losses want that, one's own may want either
+        own = not str(getattr(_function(loss_fn), "__module__", "")).startswith("torch.")
+        self._as_column: bool | None = None if own else True
         if isinstance(loss_fn, nn.Module):
             if hasattr(loss_fn, "reduction"):
                 unreduced: Any = copy.copy(loss_fn)
@@ -102,7 +106,15 @@ class SampleLoss:
             return self._of_rows(scores, target)
         labelled = self.labelled(scores, target)
         # a loss may refuse what has no label, or make NaN of it, which no factor 0 takes away
-        losses, weights = self._of_rows(scores[labelled], target[labelled])
+        try:
+            losses, weights = self._of_rows(scores[labelled], target[labelled])
+        except InputError as error:
+            if self.is_cross_entropy:
+                raise
+            raise InputError(
+                f"{error}. Of scores at positions, (N, T, K), loss_fn gets a row for each that has a label, (R, K) and "
+                "(R,): pass torch.nn.functional.cross_entropy itself, or a loss of such rows"
+            ) from error
         places = labelled.flatten().nonzero().squeeze(1) // labelled.shape[1]
         number = labelled.sum(1).clamp_min(1)
         total, mass = (x.new_zeros(len(scores)).index_add(0, places, x) / number for x in (losses, weights))
@@ -144,8 +156,33 @@ class SampleLoss:
         if self.is_cross_entropy:
             _check_labels(scores, target)
             target = target.long()
-        elif scores.shape[1] == 1 and target.ndim == 1:
-            target = target.unsqueeze(1)
+        elif scores.shape[1] == 1 and target.ndim == 1 and len(scores):
+            if self._as_column is None:
+                return self._of_single_scores(scores, target)
+            target = target.unsqueeze(1) if self._as_column else target
+        return self._of_targets(scores, target)
+
+    def _of_single_scores(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Find out which form of target a loss of one's own expects: as the loader gives it, or a column."""
+        unreduced = self._unreduced
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of shapes that broadcast; then it isn't this form
+                found = self._of_targets(scores, target)
+        except InputError as error:
+            self._unreduced, self._together, self._scale = unreduced, LossWeights(self._loss_fn), None
+            try:
+                found = self._of_targets(scores, target.unsqueeze(1))
+            except InputError:
+                raise error from None
+            self._as_column = True
+            return found
+        if len(torch.unique(target)) > 1:  # of equal targets either form gives the same
+            self._as_column = False
+        return found
+
+    def _of_targets(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a target in the form that the loss expects."""
         if target.shape == scores.shape:  # one target for each score, not a label: as numbers
             target = target.to(scores.dtype)
         if not len(scores):  # no position of the batch has a label

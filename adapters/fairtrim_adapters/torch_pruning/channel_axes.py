@@ -7,6 +7,7 @@ and the place where its output changes is the axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -156,7 +157,7 @@ def _axis(module: nn.Module, args: tuple[Any, ...], output: Tensor, size: int, *
 
 
 def _half_of_the_digits(tensor: Tensor) -> float:
-    return float(torch.finfo(tensor.dtype).eps) ** 0.5
+    return math.sqrt(torch.finfo(tensor.dtype).eps)
 
 
 def _axes_of_change(changed: Tensor, size: int, channel: int) -> list[int]:

@@ -32,7 +32,7 @@ from .head_counts import tell_heads
 from .kept_channels import channels_pass, copy_of_layer, norms_over_kept
 from .permutation import permuted_channels
 from .plan import PruningPlan, removed_units
-from .undoing import undone
+from .undoing import Held, undone
 
 __all__ = ["Rehearsal", "left_out"]
 
@@ -40,12 +40,12 @@ SHARE_ON_TRIAL = 8
 """One channel in so many goes on trial, so that a norm over channels, whose scale changes, hides no other fault."""
 
 TOLERATED = 2.0
-"""What removal may differ from closed gates by, as a share of what closing does: all of it, in small layers, where a
-norm that the host doesn't know divides by fewer channels."""
+"""What removal may differ from closed gates by, as a share of what closing does, where the order of the channels
+doesn't matter to anything between the layers: all of it, in small layers, where a norm that the host doesn't know
+divides by fewer channels."""
 
-TOLERATED_OUT_OF_ORDER = 0.1
-"""The same where the order of the channels matters to something between the layers: neighbours of a channel may have a
-little to say (local response norm), and no more."""
+TOLERATED_IN_ORDER = 0.1
+"""The same where it does: neighbours of a channel may have a little to say (local response norm), and no more."""
 
 TOLERATED_IN_STEP = 1.0
 """The same for a whole step, where what went on trial before made no difference at all."""
@@ -61,10 +61,8 @@ def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> 
         attempt: Raises UnsupportedModelError if it fails with some of them.
 
     Returns:
-        The groups that make it fail by themselves, each with the reason; with the others it succeeds.
-
-    Raises:
-        UnsupportedModelError: It fails with some together that do not fail alone.
+        The groups that make it fail, by themselves or beside those before them, each with the reason; with the others
+        it succeeds.
 
     Example:
         >>> def attempt(names):
@@ -86,9 +84,18 @@ def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> 
             attempt([name])
         except UnsupportedModelError as error:
             reasons[name] = str(error)
+    together: list[str] = []
     rest = [name for name in names if name not in reasons]
-    if rest:
+    try:
         attempt(rest)
+    except UnsupportedModelError:
+        for name in rest:
+            try:
+                attempt([*together, name])
+            except UnsupportedModelError as error:
+                reasons[name] = str(error)
+            else:
+                together.append(name)
     return reasons
 
 
@@ -133,9 +140,11 @@ class Rehearsal:
         self._after_step = calling.get("after_step")
         modules = self.model.named_modules(remove_duplicate=False)
         self._through = {name for name, module in modules if channels_pass(graph, module)}
+        self._held = Held(graph, pruner)
         self._dense = self._run()
         self._training: _Run | None = None
         self._same = False
+        self._moving: dict[str, set[int]] = {}  # channels that have a say in the scores: others prove nothing
         self.fails_in_training = ""
         try:
             self._training = self._run(training=True)
@@ -174,7 +183,10 @@ class Rehearsal:
         with undisturbed(self.model), torch.enable_grad(), hooked_gates(self.model, sites, n_columns) as gates:
             gates.start(len(self.batch))
             scores = self._scores()
-            gates.gradients(scores, torch.ones_like(scores), keep_graph=False)
+            direction = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+            slopes = gates.gradients(scores, direction.expand_as(scores), keep_graph=False).abs().sum(0).cpu()
+        for group, of_group in zip(groups, torch.split(slopes, [group.size for group in groups]), strict=True):
+            self._moving[group.name] = set(of_group.nonzero().flatten().tolist())
         unread: dict[str, list[str]] = {}
         for group in groups:
             connected = [(place.module, place.side) in gates.connected for place in group.places]
@@ -202,38 +214,32 @@ class Rehearsal:
         Returns:
             The groups without whose channels the network doesn't run, or is another one than with closed gates, each
             with the reason.
-
-        Raises:
-            UnsupportedModelError: It runs without the channels of each group, and not without those of all.
         """
         assert self._dense.scores is not None
         if not bool(torch.isfinite(self._dense.scores).all()):
             return {}  # which is refused when it is scored
-        same = False
+        self._same = True
 
         def attempt(some: Sequence[str]) -> None:
-            nonlocal same
-            far, _, noise = self._trial(plan, self._drawn(plan, some))
-            same = far <= noise
+            far, moved, noise = self._trial(plan, self._drawn(plan, some))
+            self._same = far <= noise < moved or not some
 
         reasons = left_out(names, attempt)
-        self._same = same
-        if not same:
-            for name in names:
-                if name not in reasons and (reason := self._mixed(plan, name)):
-                    reasons[name] = reason
+        rest = [name for name in names if name not in reasons]
+        in_order = [] if self._any_order(plan, rest) else [name for name in rest if not self._any_order(plan, [name])]
+        for name in in_order if self._same else rest:
+            draws, tolerated = (DRAWS, TOLERATED_IN_ORDER) if name in in_order else (1, TOLERATED)
+            if reason := self._mixed(plan, name, draws, tolerated):
+                reasons[name] = reason
         return reasons
 
-    def _mixed(self, plan: PruningPlan, name: str) -> str:
+    def _mixed(self, plan: PruningPlan, name: str, draws: int, tolerated: float) -> str:
         """Why removal of single channels of a group is not what closing their gates is, or nothing."""
         missed = effect = 0.0
-        for draw in range(DRAWS):
-            far, moved, noise = self._trial(plan, self._drawn(plan, [name], draw))
-            if far <= noise:
-                return ""
-            missed, effect = missed + far**2, effect + moved**2
-        share = (missed / max(effect, torch.finfo(torch.float64).tiny)) ** 0.5
-        if share <= TOLERATED_OUT_OF_ORDER or (share <= TOLERATED and self._any_order(plan, name)):
+        for draw in range(draws):
+            far, moved, noise = self._trial(plan, self._drawn(plan, [name], draw), training=False)
+            missed, effect = missed + (far if far > noise else 0.0) ** 2, effect + moved**2
+        if missed <= tolerated**2 * effect:
             return ""
         return self._random_in_eval_mode() or (
             "without some of its channels the network is another one than with their gates closed (its scores differ "
@@ -243,32 +249,36 @@ class Rehearsal:
             f"{module_expression(name)}"
         )
 
-    def _any_order(self, plan: PruningPlan, name: str) -> bool:
-        """Whether all that happens to the channels of a group treats them alike, as far as that can be seen."""
-        group = next(group for group in plan.groups if group.name == name)
-        if not plan.producers.get(name):
-            return True
-        with undisturbed(self.model), torch.enable_grad(), permuted_channels(self.graph, plan, group):
+    def _any_order(self, plan: PruningPlan, names: Collection[str]) -> bool:
+        """Whether all that happens to the channels of some groups treats them alike, as far as that can be seen."""
+        groups = [group for group in plan.groups if group.name in names and plan.producers.get(group.name)]
+        with undisturbed(self.model), torch.enable_grad(), ExitStack() as stack:
+            for group in groups:
+                stack.enter_context(permuted_channels(self.graph, plan, group))
             scores = self._scores().detach()
         assert self._dense.scores is not None
         far = float(torch.linalg.vector_norm((scores - self._dense.scores).double()))
         return far <= self._noise(scores)
 
-    @staticmethod
-    def _drawn(plan: PruningPlan, names: Collection[str], draw: int = 0) -> dict[str, set[int]]:
-        removed = {group.name: _on_trial(group, plan, draw) for group in plan.groups if group.name in names}
+    def _drawn(self, plan: PruningPlan, names: Collection[str], draw: int = 0) -> dict[str, set[int]]:
+        removed = {
+            group.name: _on_trial(group, plan, draw, self._moving.get(group.name, set()))
+            for group in plan.groups
+            if group.name in names
+        }
         return {name: units for name, units in removed.items() if units}
 
-    def _trial(self, plan: PruningPlan, removed: Mapping[str, Collection[int]]) -> tuple[float, float, float]:
+    def _trial(
+        self, plan: PruningPlan, removed: Mapping[str, Collection[int]], *, training: bool = True
+    ) -> tuple[float, float, float]:
         """How far the pruned network is from closed gates, how far these move the scores, and what rounding may do."""
         if not removed:
             return 0.0, 0.0, 0.0
-        with undone(self.graph, self.pruner):
+        with undone(self._held):
             with _failing(self._removing(removed)):
                 for name, units in removed.items():
                     self._remove(plan, name, units)
-                self._finish()
-            scores, norms = self._run_pruned(plan, removed)
+            scores, norms = self._finished(plan, removed, training=training)
         return *self._compared(plan, removed, scores, norms), self._noise(scores)
 
     def try_step(self, plan: PruningPlan, importance: tp.importance.Importance) -> None:
@@ -311,12 +321,10 @@ class Rehearsal:
 
     def _try(self, plan: PruningPlan, remove: Callable[[], None]) -> None:
         known = len(self.graph.pruning_history())
-        with undone(self.graph, self.pruner):
+        with undone(self._held):
             remove()
             removed = removed_units(plan, self.graph.pruning_history()[known:])
-            with _failing(self._removing(removed)):
-                self._finish()
-            scores, norms = self._run_pruned(plan, removed)
+            scores, norms = self._finished(plan, removed)
         far, moved = self._compared(plan, removed, scores, norms) if removed else (0.0, 0.0)
         if self._same and far > self._noise(scores) and far > TOLERATED_IN_STEP * moved:
             raise UnsupportedModelError(
@@ -334,7 +342,7 @@ class Rehearsal:
         pruner = self.pruner
         assert pruner is not None
         known = len(self.graph.pruning_history())
-        with undone(self.graph, pruner, only_on_error=True):
+        with undone(self._held, only_on_error=True):
             pruner.step()
             names = {str(entry[0]) for entry in self.graph.pruning_history()[known:]}
             without = f"without the channels that a step took from {', '.join(sorted(names)) or 'no layer'}"
@@ -382,9 +390,20 @@ class Rehearsal:
         elif self.pruner is not None:
             tell_heads(self.model, self.pruner)
 
-    def _run_pruned(self, plan: PruningPlan, removed: Mapping[str, Collection[int]]) -> tuple[Tensor, dict[str, Any]]:
-        """Run the pruned network in both modes: its scores, and copies of its norms."""
-        scores = self._run_in_both_modes(self._removing(removed))
+    def _finished(
+        self, plan: PruningPlan, removed: Mapping[str, Collection[int]], *, training: bool = True
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Do what has to be done after removal, and run the network; buffers and flags that this touches come back."""
+        with undisturbed(self.model):
+            with _failing(self._removing(removed)):
+                self._finish()
+            return self._run_pruned(plan, removed, training=training)
+
+    def _run_pruned(
+        self, plan: PruningPlan, removed: Mapping[str, Collection[int]], *, training: bool = True
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Run the pruned network: its scores, and copies of its norms."""
+        scores = self._run_in_both_modes(self._removing(removed), training=training)
         modules = dict(self.model.named_modules(remove_duplicate=False))
         norms = {
             place.module: copy_of_layer(modules[place.module])
@@ -394,12 +413,12 @@ class Rehearsal:
         }
         return scores, norms
 
-    def _run_in_both_modes(self, without: str) -> Tensor:
-        """Run the pruned network in both modes; its scores."""
+    def _run_in_both_modes(self, without: str, *, training: bool = True) -> Tensor:
+        """Run the pruned network in eval and in training mode; its scores."""
         with _failing(f"{without}, in eval mode,"):
             pruned = self._run()
         _same_shape(f"{without}, in eval mode,", pruned, self._dense)
-        if self._training is not None:
+        if self._training is not None and training:
             extra = self.only_in_training
             where = f"{without}, in training mode," + (
                 f" which also runs {extra}, layers that the host didn't see," if extra else ""
@@ -456,7 +475,8 @@ class Rehearsal:
     @staticmethod
     def _removing(removed: Mapping[str, Collection[int]]) -> str:
         names = ", ".join(repr(name) for name in removed)
-        return f"without {sum(map(len, removed.values()))} channels of {names or 'any layer'}"
+        number = sum(map(len, removed.values()))
+        return f"without {number} channel{'s' * (number != 1)} of {names or 'any layer'}"
 
 
 def _at_least_two(batch: Batch) -> Batch:
@@ -469,13 +489,15 @@ def _at_least_two(batch: Batch) -> Batch:
     return Batch(tree_map(twice, batch.inputs), twice(batch.target), None, batch.index)
 
 
-def _on_trial(group: ChannelGroup, plan: PruningPlan, draw: int) -> set[int]:
-    """Some channels of a group, so that every part behind a split keeps one."""
+def _on_trial(group: ChannelGroup, plan: PruningPlan, draw: int, moving: Collection[int]) -> set[int]:
+    """Some channels of a group, first those that move the scores, so that every part behind a split keeps one."""
     wanted = max(1, group.size // SHARE_ON_TRIAL)
     everything = set(range(group.size))
     floors = [(set(f.channels or everything), f.minimum) for f in plan.floors if f.layer == group.name]
     removed: set[int] = set()
-    for unit in sorted(everything, key=lambda unit: ((unit + 1) * 0.6180339887 + draw * 0.4142135624) % 1):
+    for unit in sorted(
+        everything, key=lambda unit: (unit not in moving, ((unit + 1) * 0.6180339887 + draw * 0.4142135624) % 1)
+    ):
         left = [len(part - removed - {unit}) >= minimum for part, minimum in [(everything, 1), *floors]]
         if len(removed) < wanted and all(left):
             removed.add(unit)

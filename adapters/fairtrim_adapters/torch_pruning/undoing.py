@@ -7,28 +7,36 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim.preservation import insist
 
-__all__ = ["undone"]
+__all__ = ["Held", "undone"]
 
 _OWN = ("torch_pruning", "fairtrim_adapters")
 """Packages whose objects hold what a step changes: the graph, its maps, the counts of channels and heads."""
 
 
-class _Held:
-    """What a dict, a list, a set or the attributes of an object held, and what tensors had for data."""
+class Held:
+    """What a pruner, its graph and its network hold: to be put back as often as it is changed.
 
-    def __init__(self, *roots: Any) -> None:
+    Args:
+        graph: The host's dependency graph.
+        pruner: Its pruner, if there is one.
+    """
+
+    def __init__(self, graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner | None = None) -> None:
         self._dicts: list[tuple[dict[Any, Any], list[tuple[Any, Any]]]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
         self._sets: list[tuple[set[Any], list[Any]]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
+        self._arrays: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
         self._keep: list[Any] = []
         seen: set[int] = set()
-        waiting: list[Any] = list(roots)
+        waiting: list[Any] = [graph, pruner, *graph.model.modules()]
         while waiting:
             value = waiting.pop()
             if id(value) in seen:
@@ -39,7 +47,10 @@ class _Held:
 
     def _note(self, value: Any) -> list[Any]:
         """Write down what a value holds, and give what to look at next."""
-        if isinstance(value, tp.importance.Importance | type):
+        if isinstance(value, str | int | float | tp.importance.Importance | type | None):
+            return []
+        if isinstance(value, np.ndarray):
+            self._arrays.append((value, value.copy()))
             return []
         if isinstance(value, nn.Parameter):
             self._tensors.append((value, value.data))
@@ -57,11 +68,10 @@ class _Held:
         if isinstance(value, tuple):
             return list(value)
         if isinstance(value, nn.Module):
-            for entry in vars(value).values():
-                if _is_plain(entry):  # a config, say: its own attributes, and no further
-                    self._dicts.append((vars(entry), list(vars(entry).items())))
-            return [vars(value)]
-        if type(value).__module__.partition(".")[0] in _OWN and hasattr(value, "__dict__"):
+            # a config, say: what it keeps itself
+            return [vars(value), *(vars(entry) for entry in vars(value).values() if _is_plain(entry))]
+        of_host = isinstance(value, tp.pruner.BasePruner | tp.DependencyGraph)  # a class of the caller's own, too
+        if of_host or (type(value).__module__.partition(".")[0] in _OWN and hasattr(value, "__dict__")):
             return [vars(value)]
         return []
 
@@ -80,6 +90,8 @@ class _Held:
             if len(together) != len(members) or not together.issuperset(members):
                 together.clear()
                 together.update(members)
+        for array, numbers in self._arrays:
+            np.copyto(array, numbers)
         for tensor, data in self._tensors:
             if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
                 tensor.data = data  # a pruner of one's own may have given it other data
@@ -92,18 +104,16 @@ def _is_plain(value: Any) -> bool:
 
 
 @contextmanager
-def undone(
-    graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner | None = None, *, only_on_error: bool = False
-) -> Iterator[None]:
+def undone(held: Held, *, only_on_error: bool = False) -> Iterator[None]:
     """Whatever is removed inside of the block is there again behind it.
 
-    The host replaces parameters and buffers by shorter ones and writes sizes into layers, its graph and itself; all
-    of these, down to the attributes of the network's modules, are put back as they were, the very tensors with their
-    versions. It costs no copy of the network.
+    The host replaces parameters and buffers by shorter ones and writes sizes into layers, its graph and itself; these
+    are put back as they were, the very tensors with their versions, and with them the attributes of modules, what
+    lists, dicts, sets and arrays among them hold, and the attributes of plain objects such as a config. Numbers that
+    are written into parameters or buffers in place don't come back. It costs no copy of the network.
 
     Args:
-        graph: The host's dependency graph; its network comes back with it.
-        pruner: Its pruner, if there is one.
+        held: What there was before.
         only_on_error: Whether what was done stays where the block ends without an error.
 
     Yields:
@@ -116,14 +126,13 @@ def undone(
         ...     model, model[0].weight[:2], importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
         ... )
         >>> weight = model[0].weight
-        >>> with undone(pruner.DG, pruner):
+        >>> with undone(Held(pruner.DG, pruner)):
         ...     pruner.step()
         ...     print(tuple(model[0].weight.shape))
         (2, 3)
         >>> model[0].weight is weight, model[0].out_features, pruner.current_step
         (True, 4, 0)
     """
-    held = _Held(graph, pruner, *graph.model.modules())
     try:
         yield
     except BaseException:
