@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -484,3 +485,79 @@ def test_channels_of_zeros_beside_others_are_named() -> None:
     pruner.step()
     assert (model.stem.out_channels, model.inner.out_channels, model.outer.out_channels) == (6, 3, 10)
     assert model(x).shape == (N, 3)
+
+
+# The way back ------------------------------------------------------------------------------------------------
+
+
+class Counting(tp.pruner.BasePruner):  # type: ignore[misc]
+    """A pruner of the caller's own, with a count of its own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.taken = [0]
+
+    def step(self, interactive: bool = False) -> Any:
+        self.taken[0] += 1
+        return super().step(interactive)
+
+
+def test_a_pruner_of_one_s_own_class_keeps_its_steps() -> None:
+    model = _odd(lambda m, x, k: k)
+    importance, other = MeanDamageImportance(progress=False), tp.importance.GroupMagnitudeImportance()
+    x = _doubled(_people())[0][0]
+    pruner = Counting(
+        model,
+        x[:2],
+        importance=other,
+        pruning_ratio=0.5,
+        iterative_steps=2,
+        ignored_layers=[model.head, model.aux, model.frozen],
+    )
+    importance.fit(pruner, _doubled(_people()))
+    assert pruner.current_step == 0 and pruner.taken == [0] and pruner.importance is other
+    pruner.importance = importance
+    for width in (7, 5):
+        importance.fit(pruner, _doubled(_people()))
+        pruner.step()
+        assert model.first.out_features == width
+    assert pruner.taken == [2]
+
+
+def test_what_after_step_writes_comes_back() -> None:
+    model: Any = nn.Sequential(nn.Linear(7, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).train()
+    model.sizes, model.names = [8], {"width": 8}
+    model.config = type("Config", (), {})()
+    model.config.sizes, model.config.width, model.config.array = [8], 8, np.array([8])
+    before = _state(model)
+    mean = model[1].running_mean.clone()
+
+    def after_step(pruned: Any) -> None:
+        width = pruned[0].out_features
+        pruned.sizes[0] = pruned.names["width"] = pruned.config.sizes[0] = pruned.config.width = width
+        pruned.config.array[0] = width
+        pruned.eval()
+        pruned[1].running_mean.add_(1)
+
+    importance = MeanDamageImportance(progress=False, after_step=after_step)
+    pruner = tp.pruner.BasePruner(
+        model, torch.randn(2, 7), importance=importance, pruning_ratio=0.5, ignored_layers=[model[3]]
+    )
+    model.train()
+    importance.fit(pruner, _people())
+    assert _state(model)[:3] == before[:3] and torch.equal(model[1].running_mean, mean)
+    config = model.config
+    assert (model.sizes, model.names) == ([8], {"width": 8})
+    assert (config.sizes, config.width, config.array.tolist()) == ([8], 8, [8])
+
+
+def test_dead_channels_prove_nothing() -> None:
+    """Closing them does nothing, nor does removing them, whatever lies behind."""
+    torch.manual_seed(0)
+    model = Odd(lambda m, x, k: k.cumsum(1)).double()
+    with torch.no_grad():
+        model.second.bias[[0, 4, 7, 9]] = -100
+    importance = MeanDamageImportance(progress=False)
+    pruner = _pruner(model, importance)
+    with pytest.warns(UserWarning, match="as they are: second: "):
+        importance.fit(pruner, _doubled(_people()))

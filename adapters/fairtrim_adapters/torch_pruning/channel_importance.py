@@ -196,7 +196,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         plan = planned()
         if not plan.groups:
             return
-        given = loader
+        given, once = loader, is_stream(loader)
         plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, options)
         reading = {name: value for name, value in options.items() if name != "after_step"}
         selection, table = self._rank(graph.model, plan, loader, reading)
@@ -204,7 +204,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
             raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
         before = dict(vars(self))
         self.selection_, self.plan_, self._table = selection, plan, table
-        self._read = given, reading
+        self._read, self._read_once = (given, reading), once
         self._columns = _columns_of_inputs(plan)
         self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
         self._history_length = len(graph.pruning_history())
@@ -354,7 +354,7 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         loader, options = self._what_was_read()
         if self._table is None:
             return ""
-        if is_stream(loader):
+        if self._read_once:
             return "not measured: the loader is a stream or an iterator, which may give its batches only once"
         calling = {name: value for name, value in options.items() if name not in ("distributed", "folder")}
         try:

@@ -33,6 +33,7 @@ from .groups import (
 )
 from .host_options import check_ratios
 from .obstacles import fewest_units, obstacle
+from .undoing import Held, undone
 
 __all__ = [
     "PruningPlan",
@@ -173,15 +174,12 @@ def _listening(pruner: tp.pruner.BasePruner, step: int) -> Iterator[list[tp.Grou
     """The groups that the host asks for at a step; nothing is pruned, and the step doesn't count."""
     correct_graph(pruner.DG)
     correct_pruner(pruner)
-    importance, current_step = pruner.importance, pruner.current_step
     listener = _Listener()
-    try:
+    with undone(Held(pruner.DG, pruner)):
         pruner.importance, pruner.current_step = listener, step - 1
         for _ in pruner.step(interactive=True):
             raise AssertionError("the host pruned a group that was not scored")
         yield listener.groups
-    finally:
-        pruner.importance, pruner.current_step = importance, current_step
 
 
 def groups_of_next_step(pruner: tp.pruner.BasePruner) -> list[tp.Group]:

@@ -170,4 +170,5 @@ def is_stream(loader: Any) -> bool:
         return False  # which is refused with a word
     if isinstance(loader, DataLoader):
         return isinstance(loader.dataset, IterableDataset)
-    return isinstance(loader, Iterator) or iter(loader) is iter(loader)
+    with preserved_random_state(loader):  # a wrapper may begin to shuffle
+        return isinstance(loader, Iterator) or iter(loader) is iter(loader)
