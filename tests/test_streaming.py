@@ -184,9 +184,9 @@ def test_importance_takes_the_folder(tmp_path: Path) -> None:
             with pytest.raises(CutShortError):
                 importance.fit(pruner, _cut(_batches(), 4, CutShortError()), folder=folder)
         importance.fit(pruner, _batches(), **({} if folder is None else {"folder": folder}))
-        # before anything is scored: two passes as it is, one for the map, one for the gates, three on trial; and
-        # three for the step on trial. No batch is scored twice
-        assert counted.n - n_before == N_BATCHES + 10 + (0 if folder is None else 7)
+        # before anything is scored: two passes as it is, one each for the map, the gates and the order of channels,
+        # three on trial; and three for the step on trial. No batch is scored twice
+        assert counted.n - n_before == N_BATCHES + 11 + (0 if folder is None else 8)
         pruner.step()
         tables.append(({k: v.shape for k, v in model.state_dict().items()}, importance.selection_.order))
     assert tables[0][0] == tables[1][0] and torch.equal(tables[0][1], tables[1][1])

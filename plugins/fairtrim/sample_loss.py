@@ -173,8 +173,8 @@ class SampleLoss:
             self._unreduced, self._together, self._scale = unreduced, LossWeights(self._loss_fn), None
             try:
                 found = self._of_targets(scores, target.unsqueeze(1))
-            except InputError:
-                raise error from None
+            except InputError as as_column:
+                raise (as_column if error.__cause__ else error) from None  # not that of a form that can't be computed
             self._as_column = True
             return found
         if len(torch.unique(target)) > 1:  # of equal targets either form gives the same
