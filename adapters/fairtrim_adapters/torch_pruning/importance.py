@@ -11,6 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
+from fairtrim.arguments import require_number
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
 from fairtrim.expansion import Curvature
 from fairtrim.moments import Interactions
