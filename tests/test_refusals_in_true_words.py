@@ -64,7 +64,7 @@ def test_decisions_are_no_probabilities() -> None:
 def test_saturated_sigmoids_are_refused_as_before(gain: float) -> None:
     """Some that are exactly 1, and some that are exactly 0."""
     model = Ending(lambda z: 1 / (1 + torch.exp(-gain * (z - z.mean()).clamp(-50 / gain, 50 / gain))))
-    with pytest.raises(InputError, match="returns probabilities: its 120 scores lie in .* none is below 0"):
+    with pytest.raises(InputError, match=r"returns probabilities: its 120 scores lie in .* none is below 0"):
         predict(model, _people(), progress=False)
     with pytest.raises(InputError, match="output of a sigmoid, of which none is below 0"):
         predict(Ending(torch.sigmoid), _people(), progress=False)
@@ -143,7 +143,7 @@ def test_the_largest_error_of_numbers() -> None:
 def test_a_class_that_a_mean_leaves_out_still_may() -> None:
     z, t = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 1.0]]), torch.tensor([0, 1, 1])
     for weight in ([1.0, 0.0], [1.0, 1e-7]):
-        hidden = SampleLoss(lambda z, t, w=torch.tensor(weight): F.cross_entropy(z, t, weight=w))  # type: ignore[misc]
+        hidden = SampleLoss(lambda z, t, w=weight: F.cross_entropy(z, t, weight=torch.tensor(w)))  # type: ignore[misc]
         losses, weights = hidden.weighted(z, t)
         expected = F.cross_entropy(z, t, weight=torch.tensor(weight))
         torch.testing.assert_close(losses.sum() / weights.sum(), expected, rtol=1e-6, atol=1e-6)
@@ -242,9 +242,9 @@ def test_own_functions_of_labels_are_left_alone() -> None:
 def test_metrics_without_their_name() -> None:
     model, people = _network(2), _people()
     with pytest.raises(TypeError, match=r"metric_frame\(\) got a dict after model and loader; .* metrics=\.\.\."):
-        metric_frame(model, people, {"auc": roc_auc_score})  # type: ignore[call-arg, arg-type]
+        metric_frame(model, people, {"auc": roc_auc_score})  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"compare_models\(\) got a dict after models and loader; .* metrics=\.\.\."):
-        compare_models({"m": model}, people, {"accuracy": accuracy_score})  # type: ignore[call-arg, arg-type]
+        compare_models({"m": model}, people, {"accuracy": accuracy_score})  # type: ignore[call-arg]
 
 
 def test_only_those_who_are_measured_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ class SigmoidWatch(TorchFunctionMode):
             The answer.
         """
         kept = self._made.get(id(tensor))
-        return kept is not None and kept[0]() is tensor and kept[1] == tensor._version
+        return isinstance(tensor, Tensor) and kept is not None and kept[0]() is tensor and kept[1] == tensor._version
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -143,10 +143,9 @@ class SigmoidWatch(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         same = name in _SAME_VALUES and bool(args) and self.made(args[0])
-        if isinstance(output, Tensor):
-            # the version counts what is done in place, to the tensor or a view; one of inference mode has none
-            if (func in _SIGMOIDS or same) and not output.is_inference():
-                self._made[id(output)] = weakref.ref(output), output._version
+        # the version counts what is done in place, to the tensor or a view; one of inference mode has none
+        if (func in _SIGMOIDS or same) and isinstance(output, Tensor) and not output.is_inference():
+            self._made[id(output)] = weakref.ref(output), output._version
         return output
 
 

@@ -105,7 +105,7 @@ def _scores_inside(metric: Any) -> str | None:
     """The metric of scores that a function from outside scikit-learn and Fairlearn refers to, if any."""
     function, _, of_scorer = _unwrapped(metric)
     if not hasattr(function, "__code__") and not inspect.isroutine(function) and not isinstance(function, type):
-        function = getattr(type(function), "__call__", function)  # an object
+        function = type(function).__call__  # an object
     function = inspect.unwrap(getattr(function, "__func__", function))
     host = str(getattr(function, "__module__", "")).partition(".")[0]
     code = getattr(function, "__code__", None)
@@ -115,7 +115,7 @@ def _scores_inside(metric: Any) -> str | None:
         found = _variables(function).get(name)
         found = getattr(sklearn.metrics, name, None) if found is None else _unwrapped(found)[0]
         if _scored(found) is not None:
-            return str(found.__name__)
+            return _name_of(found)
     return None
 
 
