@@ -224,7 +224,7 @@ def test_own_functions_of_score_metrics(name: str) -> None:
     with pytest.warns(UserWarning, match=told):
         compare_models({"m": model}, people, metrics=metrics, progress=False)
     for given in ("predict", "predict_proba"):  # as errors
-        metric_frame(model, people, metrics=metrics, response_method={"own": given}, progress=False)  # type: ignore[dict-item]
+        metric_frame(model, people, metrics=metrics, response_method={"own": given}, progress=False)
 
 
 def test_own_functions_of_labels_are_left_alone() -> None:
@@ -244,7 +244,7 @@ def test_metrics_without_their_name() -> None:
     with pytest.raises(TypeError, match=r"metric_frame\(\) got a dict after model and loader; .* metrics=\.\.\."):
         metric_frame(model, people, {"auc": roc_auc_score})  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"compare_models\(\) got a dict after models and loader; .* metrics=\.\.\."):
-        compare_models({"m": model}, people, {"accuracy": accuracy_score})  # type: ignore[call-arg]
+        compare_models({"m": model}, people, {"accuracy": accuracy_score})  # type: ignore[call-arg, arg-type]
 
 
 def test_only_those_who_are_measured_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
