@@ -201,6 +201,7 @@ class LossWeights:
         share = self._share(slope)
         ratio = (1 - share) / share if self.kind == "mean" else 1.0
         if abs(ratio) < _SAME:  # a label that the mean leaves out
+            self._check_left_out(row, target, slope)
             self.varied = True
             return 0.0
         own = 1 - share if self.kind == "mean" else 1.0
@@ -217,6 +218,18 @@ class LossWeights:
         ratio = _snapped(ratio)
         self.varied = self.varied or ratio != 1
         return ratio
+
+    def _check_left_out(self, row: Tensor, target: Tensor, slope: Tensor) -> None:
+        """Refuse a loss that leaves a sample out for its scores, as a maximum does, and not for its label."""
+        assert self._reference is not None
+        label = self._reference[1]
+        left_out = torch.equal(label.to(target), target)
+        if not left_out and target.is_floating_point() and not bool(slope[0].any()):
+            # numbers seldom come twice; by itself a sample of weight 0 is 0/0, or 0
+            alone = self._alone(row, target)[1]
+            left_out = bool(((alone != 0) & torch.isfinite(alone)).any())
+        if left_out:
+            _refuse("a sample no slope beside another one that counts as much", "½ of its own as a mean, or 1 as a sum")
 
     def _alone(self, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         try:

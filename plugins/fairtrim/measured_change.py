@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, slice_samples
+from .batches import Batch, ForwardFunction, class_scores, iterate_batches, model_device, slice_samples, to_device
 from .damage import DamageTable
 from .errors import InputError
 from .expansion import LossFunction, SampleLoss
@@ -101,7 +101,7 @@ def measured_change(
     order, n_read = b"", 0
     with preserved_random_state(loader), preserved_model(model), torch.no_grad():
         for batch in iterate_batches(
-            loader, device, max_batches=max_batches, progress=progress, description="measured change"
+            loader, None, max_batches=max_batches, progress=progress, description="measured change"
         ):
             weights = encoder.encode(batch.sensitive, len(batch), batch.index)
             order = read_order(order, weights)
@@ -110,6 +110,7 @@ def measured_change(
             if chosen is None:
                 continue
             part, places = chosen
+            part = Batch(to_device(part.inputs, device), part.target.to(device), None, part.index)
             scores = class_scores(model, part, forward_fn, output_transform, positions=True)
             with torch.autocast(device.type, enabled=False):
                 of_samples, of_loss = sample_loss.weighted(_floating(scores), part.target)

@@ -1,6 +1,6 @@
 """Scores that are probabilities already, where logits are expected: told apart by their values, or by what made them.
 
-Of a sigmoid's output everybody's is above 0, so that everybody gets label 1; of a softmax's the largest still decides,
+Of a sigmoid's output none is below 0, so that everybody gets label 1; of a softmax's the largest still decides,
 but cross-entropy would take another softmax.
 """
 
@@ -55,7 +55,7 @@ class ProbabilityScores:
 
     def __init__(self) -> None:
         self._shares, self._unit = True, True
-        self._n_rows = self._n_scores = self._n_columns = 0
+        self._n_rows = self._n_scores = self._n_inside = self._n_columns = 0
         self.low, self.high = torch.inf, -torch.inf
 
     @property
@@ -67,7 +67,9 @@ class ProbabilityScores:
     def in_unit(self) -> bool:
         """Whether all scores have lain in [0, 1], from one end to the other, and enough to be sure."""
         spread = self.low <= _NEAR and self.high >= 1 - _NEAR
-        return self._unit and spread and self._n_scores >= _SCORES_IN_UNIT
+        # 0 and 1 may as well be decisions, of which > 0 is right
+        enough = (self._n_scores if self.low > 0 else self._n_inside) >= _SCORES_IN_UNIT
+        return self._unit and spread and enough
 
     def add(self, scores: Tensor) -> None:
         """Look at one batch; costs nothing once they are known to be no probabilities.
@@ -82,6 +84,7 @@ class ProbabilityScores:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._unit = self._unit and low >= 0 and high <= 1
         self._n_scores += rows.numel()
+        self._n_inside += int(((rows > 0) & (rows < 1)).sum()) if self._unit else 0
         self._n_columns = rows.shape[1]
         if not self._shares or rows.shape[1] < 2 or not self._unit:
             self._shares = False
@@ -119,7 +122,7 @@ class SigmoidWatch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: dict[int, weakref.ref[Tensor]] = {}
+        self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def made(self, tensor: Any) -> bool:
         """Whether a sigmoid made it, and nothing has changed its values since.
@@ -131,7 +134,7 @@ class SigmoidWatch(TorchFunctionMode):
             The answer.
         """
         kept = self._made.get(id(tensor))
-        return kept is not None and kept() is tensor
+        return isinstance(tensor, Tensor) and kept is not None and kept[0]() is tensor and kept[1] == tensor._version
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -140,11 +143,9 @@ class SigmoidWatch(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         same = name in _SAME_VALUES and bool(args) and self.made(args[0])
-        if isinstance(output, Tensor):
-            if func in _SIGMOIDS or same:
-                self._made[id(output)] = weakref.ref(output)
-            elif name.endswith("_") and not name.endswith("__"):  # in place
-                self._made.pop(id(output), None)
+        # the version counts what is done in place, to the tensor or a view; one of inference mode has none
+        if (func in _SIGMOIDS or same) and isinstance(output, Tensor) and not output.is_inference():
+            self._made[id(output)] = weakref.ref(output), output._version
         return output
 
 
@@ -210,7 +211,7 @@ def refuse_sigmoid(name: str, found: str) -> NoReturn:
         InputError: Always.
     """
     raise InputError(
-        f"{name} returns probabilities: {found}, so that everybody's score is above 0 and everybody gets label 1; "
+        f"{name} returns probabilities: {found}, of which none is below 0, so that everybody gets label 1; "
         "expected a logit: leave the sigmoid to the loss (binary_cross_entropy_with_logits), or pass "
         "output_transform=lambda p: torch.logit(p, eps=1e-6)"
     )

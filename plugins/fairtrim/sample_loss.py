@@ -57,6 +57,7 @@ class SampleLoss:
         )
         self.ignore_index = int(settings.get("ignore_index", -100))
         self._class_weights = _class_weights(loss_fn, settings)
+        self._settings = settings
         self._unreduced: Callable[[Tensor, Tensor], Tensor] | None = None
         self._loss_fn, self._in_parts = loss_fn, in_parts
         self._together = LossWeights(loss_fn)
@@ -153,6 +154,7 @@ class SampleLoss:
     def _of_rows(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of rows of scores and their weights, (rows,) each."""
         self._check_scores(scores)
+        self._check_lengths(scores)
         if self.is_cross_entropy:
             _check_labels(scores, target)
             target = target.long()
@@ -207,6 +209,23 @@ class SampleLoss:
         if takes_sigmoid and self._seen.in_unit:
             refuse_sigmoid("the network", "its scores lie in [0, 1], and the loss takes the sigmoid of them once more")
 
+    def _check_lengths(self, scores: Tensor) -> None:
+        """Refuse weights of more or fewer classes than there are scores, in words."""
+        function = _function(self._loss_fn)
+        of_classes, of_logits = function in _OF_CLASSES, function in _OF_LOGIT
+        weight = self._settings.get("weight" if of_classes else "pos_weight")
+        if not isinstance(weight, Tensor) or not (of_classes or of_logits):
+            return
+        n_scores = scores.shape[1]
+        lengths = (n_scores,) if of_classes else (1, n_scores)
+        if weight.ndim > 1 or (weight.ndim == 0 and of_logits) or weight.numel() in lengths:
+            return
+        name, each = ("weight", "class") if of_classes else ("pos_weight", "label")
+        raise InputError(
+            f"the loss has {name}= with {weight.numel()} numbers, and the network gives {n_scores} scores a sample; "
+            f"expected one number for each {each}: pass {name}= of shape ({n_scores},)"
+        )
+
     def _given(self, scores: Tensor, target: Tensor) -> Tensor | None:
         """The loss of each row as the loss function gives it, if it does."""
         if self._unreduced is None:
@@ -254,6 +273,7 @@ class SampleLoss:
 
 
 _OF_LOGITS = (F.cross_entropy, nn.CrossEntropyLoss)
+_OF_CLASSES = (*_OF_LOGITS, F.nll_loss, nn.NLLLoss)
 _OF_LOGIT = (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss)
 
 
@@ -266,7 +286,7 @@ def _function(loss_fn: Any) -> Any:
 
 def _class_weights(loss_fn: Any, settings: dict[str, Any]) -> Tensor | None:
     """The weights of the classes, of torch's own losses that divide by their sum."""
-    divides = _function(loss_fn) in (*_OF_LOGITS, nn.NLLLoss, F.nll_loss)
+    divides = _function(loss_fn) in _OF_CLASSES
     weight = settings.get("weight")
     return weight if divides and settings.get("reduction", "mean") == "mean" and isinstance(weight, Tensor) else None
 

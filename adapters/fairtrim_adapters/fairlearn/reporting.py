@@ -47,11 +47,19 @@ _OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "a
 
 
 def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
-    """Answer a misspelt argument with the one that it was meant to be, as Python does from 3.13 on."""
-    known = list(inspect.signature(function).parameters)
+    """Answer a misspelt argument with the one that it was meant to be, and one without its name with the names."""
+    parameters = inspect.signature(function).parameters
+    known = list(parameters)
+    in_place = [name for name in known if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if len(args) > len(in_place):
+            surplus = type(args[len(in_place)]).__name__
+            raise TypeError(
+                f"{function.__name__}() got a {surplus} after {' and '.join(in_place)}; expected everything else by "
+                f"its name, e.g. metrics=...: {', '.join(name for name in known if name not in in_place)}"
+            )
         for name in kwargs:
             if name not in known:
                 raise TypeError(

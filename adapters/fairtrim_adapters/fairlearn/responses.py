@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -100,6 +101,36 @@ def _takes_labels(function: Any) -> bool:
     return any(name in names.split() and getattr(host, name, None) is function for host, names in _OF_LABELS.items())
 
 
+def _scores_inside(metric: Any) -> str | None:
+    """The metric of scores that a function from outside scikit-learn and Fairlearn refers to, if any."""
+    function, _, of_scorer = _unwrapped(metric)
+    if not hasattr(function, "__code__") and not inspect.isroutine(function) and not isinstance(function, type):
+        function = type(function).__call__  # an object
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    host = str(getattr(function, "__module__", "")).partition(".")[0]
+    code = getattr(function, "__code__", None)
+    if of_scorer is not None or host in ("sklearn", "fairlearn") or code is None:
+        return None
+    for name in (*code.co_names, *code.co_freevars):
+        found = _variables(function).get(name)
+        found = getattr(sklearn.metrics, name, None) if found is None else _unwrapped(found)[0]
+        if _scored(found) is not None:
+            return _name_of(found)
+    return None
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """What the names in a function mean, as far as they are bound by now."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    bound = {}
+    for name, cell in cells:
+        try:
+            bound[name] = cell.cell_contents
+        except ValueError:  # not yet
+            continue
+    return {**function.__globals__, **bound}
+
+
 def did_you_mean(name: Any, choices: Iterable[Any]) -> str:
     """A hint at the choice that a name was meant to be.
 
@@ -156,6 +187,9 @@ def check_responses(response_method: Any, metrics: Any) -> None:
     Raises:
         InputError: A response or a metric is unknown, or a metric of scores doesn't say of which.
 
+    Warns:
+        UserWarning: A function of one's own calls a metric of scores, and would be given labels.
+
     Example:
         >>> check_responses("auto", None)
     """
@@ -180,7 +214,16 @@ def check_responses(response_method: Any, metrics: Any) -> None:
             )
         return
     for name, metric in metrics.items() if isinstance(metrics, Mapping) else [(_name_of(metrics), metrics)]:
-        _response(metric, name, _asked(response_method, name), 2)
+        asked = _asked(response_method, name)
+        inside = _scores_inside(metric) if _response(metric, name, asked, 2) == "predict" and asked == "auto" else None
+        if inside is not None:
+            warnings.warn(
+                f"the metric {name!r} is a function that uses {inside}, a metric of scores, and is given labels; to "
+                f"give it scores pass response_method={_KNOWN[inside].binary!r}, {{{name!r}: ...}} for it alone, or "
+                "'predict' if labels are meant",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def metric_inputs(

@@ -11,6 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
+from fairtrim.arguments import require_number
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
 from fairtrim.expansion import Curvature
 from fairtrim.moments import Interactions
@@ -108,8 +109,8 @@ class DamageImportance(ChannelImportance):
         if interactions != "auto" and selection == "single":
             raise InputError(f"interactions={interactions!r} would have no effect: selection='single' has none")
         _check_choice("first_order", first_order, ("auto", True, False))
-        if shrinkage != "auto" and (not isinstance(shrinkage, int | float) or shrinkage < 0):
-            raise InputError(f"shrinkage={shrinkage!r}; expected a number of samples of at least 0, or 'auto'")
+        if shrinkage != "auto":
+            require_number("shrinkage", shrinkage, at_least=0, remedy=" (samples), or 'auto'")
         super().__init__(**arguments)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
