@@ -45,9 +45,9 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Write a network's tensors and settings into one safetensors file, completely or not at all.
 
     Masks of ``torch.nn.utils.prune`` are baked into the weights of the file, so that it loads into a network without
-    masks; the network itself keeps them. A warning names attributes that hold data but can't be stored, such as sets:
-    they will be those of the network that is loaded into. Weight norms, spectral norms and other parametrizations are kept as they are:
-    the network that the file is loaded into needs the same ones.
+    masks; the network itself keeps them. Weight norms, spectral norms and other parametrizations are kept as they are:
+    the network that the file is loaded into needs the same ones. A warning names attributes that hold data but can't be
+    stored, such as sets: after loading they are what they were in the network that was loaded into.
 
     Args:
         path: Where to; an existing file is replaced.

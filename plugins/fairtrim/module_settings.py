@@ -21,7 +21,7 @@ _ITS_OWN = object()
 
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|xla|hpu|mtia|hip|meta|privateuseone)(:\d+)?")
 
-_FREE = {*"type half float double bfloat16 cpu cuda xpu ipu mtia to compile share_memory".split()}
+_FREE = {"type", "half", "float", "double", "bfloat16", "cpu", "cuda", "xpu", "ipu", "mtia", "to", "compile"}
 """Methods of modules that neither their other methods nor the modules around them call: an attribute may hide them."""
 
 _LIBRARIES = ("torch", "torchvision", "transformers")
