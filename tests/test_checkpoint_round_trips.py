@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -556,6 +557,30 @@ def test_tensors_with_and_without_a_counterpart(tmp_path: Path) -> None:
     del with_buffer.keep
     with_buffer.register_buffer("keep", torch.arange(4))
     _refused(tmp_path, _chosen(), with_buffer, r"lacks \['keep'\]")
+
+
+def test_damaged_descriptions_of_plain_tensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    model = _chosen()
+    model.keep = model.keep.bfloat16()
+    for kept, message in (
+        ({"keep": "array", "factors": "array"}, "'keep' holds torch.bfloat16 and is said to be 'array'"),
+        ({"keep": "list", "factors": "array"}, "'keep' holds torch.bfloat16 and is said to be 'list'"),
+        ({"factors": "array"}, r"holds \['keep'\], which the network doesn't have"),
+        ({"keep": "tensor", "factors": "array", "last.bias": "tensor"}, r"lacks \['last.bias'\]"),
+        (["keep"], "its header says something else"),
+    ):
+        save_pruned(path, model)
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["fairtrim-pruned"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header.pop("digest")  # or nothing else would be looked at
+        save_file(tensors, path, metadata={"fairtrim-pruned": json.dumps(header | {"kept": kept})})
+        fresh = Choosing()
+        before = _state(fresh)
+        with pytest.raises(InputError, match=message):
+            load_pruned(path, fresh)
+        assert _state(fresh) == before
 
 
 def test_results_of_a_pass_are_not_stored(tmp_path: Path) -> None:
