@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -108,8 +111,10 @@ def test_attributes_that_a_script_adds(kind: str, tmp_path: Path) -> None:
     setattr(model.get_submodule(owner), name, value)
     loaded = _round_trip(tmp_path, model, Block())
     kept = getattr(loaded.get_submodule(owner), name, None)
-    if kind in ("a device", "the name of a device", "an object", "a function", "a tensor"):
+    if kind in ("a device", "the name of a device", "an object", "a function"):
         assert kept is None
+    elif kind == "a tensor":
+        assert torch.equal(kept, value)
     else:
         assert kept == value and isinstance(kept, tuple) == isinstance(value, tuple)
 
@@ -461,3 +466,182 @@ def test_files_of_the_first_version(tmp_path: Path) -> None:
     x = torch.ones(1, 3, 1, 1)
     assert torch.equal(load_pruned(tmp_path / "old.st", fresh)(x), model(x))
     assert fresh[0].kernel_size == (1, 1)
+
+
+# Attributes that are no plain values, and names that modules use -------------------------------------------------
+
+
+class Choosing(nn.Module):
+    """A network that keeps tensors and arrays which are neither parameters nor buffers."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.type, self.half, self.to = "mlp", 4, 1.0
+        self.first, self.last = nn.Linear(4, width), nn.Linear(width, 2)
+        self.keep: Any = torch.arange(4)
+        self.factors: Any = np.ones(4, np.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.last(self.first(x[:, self.keep] * torch.as_tensor(self.factors))) * self.half
+        return scores
+
+
+def _chosen() -> Choosing:
+    model = Choosing(6)
+    model.keep, model.factors = torch.tensor([5, 0, 3, 3]), np.array([1, -2, 0.5, 4], np.float32)
+    model.type, model.half, model.to = "cnn", 3, 0.5
+    return model
+
+
+def test_attributes_named_as_methods_are(tmp_path: Path) -> None:
+    loaded = _round_trip(tmp_path, _chosen(), Choosing())
+    assert (loaded.type, loaded.half, loaded.to) == ("cnn", 3, 0.5)
+    added: Any = Block(3)
+    added.double, added.first.cpu = True, [1]
+    loaded = _round_trip(tmp_path, added, Block())
+    assert loaded.double is True and loaded.first.cpu == [1]
+    added.apply = "everywhere"  # the modules around it would call it
+    with pytest.warns(UserWarning, match="^apply: not stored"):
+        _round_trip(tmp_path, added, Block())
+
+
+def test_plain_tensors_and_arrays_come_back(tmp_path: Path) -> None:
+    model, fresh = _chosen(), Choosing()
+    loaded = _round_trip(tmp_path, model, fresh)
+    assert type(loaded.keep) is Tensor and type(loaded.factors) is np.ndarray
+    assert loaded.keep is not model.keep and loaded.factors.flags.writeable
+    values: dict[str, Any] = {
+        "a scalar": torch.tensor(2.5),
+        "no entries": torch.zeros(0, 3),
+        "flags": torch.tensor([True, False]),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "transposed": torch.arange(6).reshape(2, 3).t(),
+        "a parameter's": model.first.weight.data,
+        "a scalar array": np.array(3),
+        "other bytes": np.arange(3, dtype=">i4"),
+        "a transposed array": np.arange(6.0).reshape(2, 3).T,
+        "a reversed array": np.arange(5)[::-1],
+        "flags of numpy": np.array([True, False]),
+        "of a layer": None,
+    }
+    for name, value in values.items():
+        setattr(model, name, value)
+    model.first.seen = torch.arange(3)
+    loaded = _round_trip(tmp_path, model, Choosing())
+    for name, value in values.items():
+        mine = getattr(loaded, name)
+        assert type(mine) is type(value), name
+        if value is not None:
+            assert mine.shape == value.shape and (mine == value).all(), name
+        if isinstance(value, Tensor):
+            assert mine.dtype is value.dtype
+    assert loaded.first.seen.tolist() == [0, 1, 2]
+
+
+def test_tensors_with_and_without_a_counterpart(tmp_path: Path) -> None:
+    model = _chosen()
+    model.first.probe = nn.Dropout()
+    model.first.probe.seen = torch.ones(2)  # of a layer that the other lacks
+    _round_trip(tmp_path, model, Choosing())
+    fresh: Any = Choosing()
+    fresh.keep = None
+    assert _round_trip(tmp_path, model, fresh).keep.tolist() == [5, 0, 3, 3]
+    model.keep = None
+    save_pruned(tmp_path / "network.safetensors", model)
+    assert load_pruned(tmp_path / "network.safetensors", Choosing()).keep is None
+    other: Any = Choosing()
+    del other.keep
+    other.keep = nn.Identity()
+    _refused(tmp_path, _chosen(), other, r"the network itself: keep = tensor.* has no counterpart in the network")
+    with_buffer: Any = Choosing()
+    del with_buffer.keep
+    with_buffer.register_buffer("keep", torch.arange(4))
+    _refused(tmp_path, _chosen(), with_buffer, r"lacks \['keep'\]")
+
+
+def test_damaged_descriptions_of_plain_tensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    model = _chosen()
+    model.keep = model.keep.bfloat16()
+    for kept, message in (
+        ({"keep": "array", "factors": "array"}, "'keep' holds torch.bfloat16 and is said to be 'array'"),
+        ({"keep": "list", "factors": "array"}, "'keep' holds torch.bfloat16 and is said to be 'list'"),
+        ({"factors": "array"}, r"holds \['keep'\], which the network doesn't have"),
+        ({"keep": "tensor", "factors": "array", "last.bias": "tensor"}, r"lacks \['last.bias'\]"),
+        (["keep"], "its header says something else"),
+    ):
+        save_pruned(path, model)
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["fairtrim-pruned"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header.pop("digest")  # or nothing else would be looked at
+        save_file(tensors, path, metadata={"fairtrim-pruned": json.dumps(header | {"kept": kept})})
+        fresh = Choosing()
+        before = _state(fresh)
+        with pytest.raises(InputError, match=message):
+            load_pruned(path, fresh)
+        assert _state(fresh) == before
+
+
+def test_results_of_a_pass_are_not_stored(tmp_path: Path) -> None:
+    model: Any = Block(3)
+    model.last_seen = model.first(X)
+    assert not hasattr(_round_trip(tmp_path, model, Block()), "last_seen")
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+def test_data_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    model: Any = Block(3)
+    model.hook, model.kind, model.log, model.empty = print, torch.float32, logging.getLogger("x"), set()
+    model.parts, model.table, model.config = [nn.ReLU(), print], {"a": object()}, object()
+    save_pruned(tmp_path / "network.safetensors", model)  # without a warning
+    model.groups, model.first.words = {1, 2}, np.array(["a", None], dtype=object)
+    model.raw, model.color, model.waves = b"x", Color.RED, torch.ones(2, dtype=torch.complex64)
+    model.last.scales = {"a": [torch.ones(2)]}
+    message = "^groups, raw, color, waves, first.words, last.scales: not stored, .*; set them again after loading$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        _round_trip(tmp_path, model, Block())
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+# Which layer gives the scores -----------------------------------------------------------------------------------
+
+
+class HeadFirst(nn.Module):
+    """The layer that gives the scores is registered first, and reads two others beside each other."""
+
+    def __init__(self, h: int = 16, g: int = 16) -> None:
+        super().__init__()
+        self.head, self.a, self.b = nn.Linear(h + g, 2), nn.Linear(6, h), nn.Linear(6, g)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(torch.cat([self.a(x), self.b(x)], 1))
+        return scores
+
+
+class BesideTheInput(nn.Module):
+    """The layer that gives the scores is registered first, and reads another one beside the inputs."""
+
+    def __init__(self, h: int = 16) -> None:
+        super().__init__()
+        self.fc, self.c = nn.Linear(h + 3, 2), nn.Linear(3, h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.fc(torch.cat([self.c(x), x], 1))
+        return scores
+
+
+def test_heads_that_come_first_and_read_a_concatenation(tmp_path: Path) -> None:
+    _round_trip(tmp_path, HeadFirst(12, 8), HeadFirst())
+    _round_trip(tmp_path, HeadFirst(16, 8), HeadFirst())
+    _round_trip(tmp_path, BesideTheInput(10), BesideTheInput(), X[:, :3])
+
+
+def test_two_heads_with_other_numbers_of_scores(tmp_path: Path) -> None:
+    def network(width: int, a: int, b: int) -> nn.Module:
+        return nn.ModuleDict({"body": nn.Linear(6, width), "a": nn.Linear(width, a), "b": nn.Linear(width, b)})
+
+    _refused(tmp_path, network(5, 2, 3), network(8, 4, 6), "another number of scores")

@@ -3,18 +3,20 @@
 A state dict alone doesn't fit the unpruned network, because shapes differ. Beside parameters and buffers (those too
 that a state dict leaves out) this stores what every module keeps in plain public attributes: sizes such as
 ``out_channels`` and ``num_heads``, but also whatever else a script has set, because it may matter to what the network
-gives. Training flags and devices stay those of the network that is loaded into. Tensors that are neither parameters nor
-buffers, and objects, are not stored.
+gives; and tensors and arrays of numbers that are neither parameters nor buffers. Training flags and devices stay those
+of the network that is loaded into. Objects are not stored; a warning names sets and other data that are not.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,7 +28,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from .atomic_file import file_path, replacing
 from .batches import model_device
 from .errors import InputError
-from .module_settings import settings_of, settings_to_change
+from .module_settings import arrays_of, check_free, left_out, settings_of, settings_to_change
 from .resumption import digest
 
 __all__ = ["load_pruned", "save_pruned"]
@@ -44,7 +46,8 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
 
     Masks of ``torch.nn.utils.prune`` are baked into the weights of the file, so that it loads into a network without
     masks; the network itself keeps them. Weight norms, spectral norms and other parametrizations are kept as they are:
-    the network that the file is loaded into needs the same ones.
+    the network that the file is loaded into needs the same ones. A warning names attributes that hold data but can't be
+    stored, such as sets: after loading they are what they were in the network that was loaded into.
 
     Args:
         path: Where to; an existing file is replaced.
@@ -69,13 +72,20 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     for inner in ("_orig_mod", "module"):
         if type(model).__module__.startswith("torch.") and isinstance(getattr(model, inner, None), nn.Module):
             raise InputError(f"the network is wrapped in {type(model).__name__}; expected itself: model.{inner}")
-    tensors, aliases, beside = _tensors(model)
+    tensors, aliases, beside, kept = _tensors(model)
+    if lost := [f"{name}.{key}" if name else key for name, module in model.named_modules() for key in left_out(module)]:
+        warnings.warn(
+            f"{', '.join(lost)}: not stored, since only numbers, words, flags, None, tuples, lists and dicts of them, "
+            "tensors and arrays of numbers are; set them again after loading",
+            stacklevel=2,
+        )
     modules = list(model.named_modules(remove_duplicate=False))
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "aliases": aliases,
         "beside": beside,
+        "kept": kept,
         "empty": [name for name, buffer in _buffers(dict(modules)).items() if buffer is None],
         "modules": {name: settings_of(module) for name, module in modules},
         "classes": {name: type(module).__name__ for name, module in modules},
@@ -86,8 +96,11 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
         save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
 
 
-def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Parameters and buffers, each stored once; the names that share one; and those that a state dict leaves out."""
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[str], dict[str, str]]:
+    """Tensors, each stored once; the names that share one; buffers that a state dict leaves out; and what is neither.
+
+    The last are plain tensors and arrays, by name with their kind.
+    """
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= model.named_buffers(remove_duplicate=False)
     for name, tensor in tensors.items():
@@ -109,6 +122,15 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[
                     baked = hook.apply_mask(module)  # type: ignore[no-untyped-call]
                 del tensors[f"{masked}_orig"], tensors[f"{masked}_mask"]
                 tensors[masked] = baked
+    kept: dict[str, str] = {}
+    for owner, module in model.named_modules(remove_duplicate=False):
+        for attribute, value in arrays_of(module).items():
+            name = f"{owner}.{attribute}" if owner else attribute
+            if name in tensors:
+                continue  # a weight that masks are baked into
+            kept[name] = "tensor" if isinstance(value, Tensor) else "array"
+            native = value if isinstance(value, Tensor) else value.astype(value.dtype.newbyteorder("="), order="C")
+            tensors[name] = torch.as_tensor(native)
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -119,7 +141,7 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[
         else:
             first[key] = name
             stored[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return stored, aliases, beside
+    return stored, aliases, beside, kept
 
 
 def _buffers(modules: Mapping[str, nn.Module]) -> dict[str, Tensor | None]:
@@ -173,6 +195,7 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     header, tensors = _read(Path(path))
     tensors |= {alias: tensors[name] for alias, name in header["aliases"].items() if name in tensors}
     modules = dict(model.named_modules(remove_duplicate=False))
+    arrays = {name: (tensors.pop(name), kind) for name, kind in header.get("kept", {}).items() if name in tensors}
     expected: dict[str, Tensor | None] = {**dict(model.named_parameters(remove_duplicate=False)), **_buffers(modules)}
     emptied = [name for name in header.get("empty", ()) if name in _buffers(modules)]
     beside = {name for name in header.get("beside", ()) if name in tensors}
@@ -182,6 +205,8 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     _check_names(path, header, needed, set(tensors) - beside - {n for n, tensor in expected.items() if tensor is None})
     try:
         settings = _settings(header, modules)
+        device = model_device(model)
+        settings += [_array(name, tensor, kind, modules, device) for name, (tensor, kind) in arrays.items()]
     except InputError as error:
         raise InputError(f"{path}: {error}; pass a network of the class that was saved") from error
     for name, tensor in tensors.items():
@@ -206,7 +231,6 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             raise InputError(
                 f"{path}: {first!r} and {name!r} differ, but the network shares them; pass an untied network"
             )
-    device = model_device(model)
     replaced: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         old = expected[name]
@@ -222,6 +246,29 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         for attribute, value in changes.items():
             setattr(module, attribute, value)
     return model
+
+
+def _array(
+    name: str, tensor: Tensor, kind: str, modules: Mapping[str, nn.Module], device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A plain tensor or an array that is to be set on which module, where the network's own is."""
+    owner, _, attribute = name.rpartition(".")
+    if (module := modules.get(owner)) is None:
+        return nn.Module(), {}  # of a layer that a script added
+    value: Tensor | np.ndarray
+    if kind == "array" and tensor.dtype is not torch.bfloat16:
+        value = np.array(tensor.numpy())
+    elif kind == "tensor":
+        old = vars(module).get(attribute)
+        value = tensor.to(old.device if isinstance(old, Tensor) else device, copy=True)
+        if isinstance(old, Tensor) and value.is_floating_point():
+            value.requires_grad_(old.requires_grad)
+    else:
+        raise InputError(f"{name!r} holds {tensor.dtype} and is said to be {kind!r}")
+    try:
+        return module, {attribute: value} if check_free(module, attribute, value) else {}
+    except InputError as error:
+        raise InputError(f"{owner or 'the network itself'}: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -243,9 +290,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     ):
         raise InputError(f"{path} is damaged: its header lacks the modules or aliases")
     lists = header.get("beside", []), header.get("empty", [])
-    if not isinstance(header.get("classes", {}), dict) or not all(isinstance(entry, list) for entry in lists):
+    named = header.get("classes", {}), header.get("kept", {})
+    if not all(isinstance(entry, dict) for entry in named) or not all(isinstance(entry, list) for entry in lists):
         raise InputError(f"{path} is damaged: its header says something else than names of classes and buffers")
-    keys = {"format", "version", "aliases", "modules", "classes", "beside", "empty"}
+    keys = {"format", "version", "aliases", "modules", "classes", "beside", "kept", "empty"}
     if set(header) - keys - {"digest"}:
         raise InputError(f"{path} is damaged: its header holds {sorted(set(header) - keys)} besides")
     known = {key: header[key] for key in keys if key in header}
