@@ -97,11 +97,8 @@ def _reasons(
         said = []
         if group in few:
             number, whom = few[group]
-            error = 0.5 / number**0.5
-            said.append(
-                f"group {group} has {_counted(number, whom)}, fewer than --min-people {min_people}: "
-                f"a standard error of up to {error:.2f}"
-            )
+            error = f": a standard error of up to {0.5 / number**0.5:.2f}" if number else ""
+            said.append(f"group {group} has {_counted(number, whom)}, fewer than --min-people {min_people}{error}")
         if group in fine:
             number, whom, bound = fine[group]
             start = "" if said else f"group {group}: "
