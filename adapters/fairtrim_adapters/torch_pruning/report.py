@@ -118,9 +118,8 @@ def _fitting(table: pd.DataFrame) -> str:
 
     def lines_of(names: Iterable[str]) -> list[str]:
         shown = table.assign(**{column: list(names)})
-        return shown.to_string(
-            index=False, float_format=lambda value: f"{value:.4f}", na_rep="-", line_width=None
-        ).splitlines()
+        text: str = shown.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-")
+        return text.splitlines()
 
     column = table.columns[0]
     names = [str(name) for name in table[column]]
