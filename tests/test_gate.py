@@ -13,6 +13,7 @@ from fairtrim import Predictions
 from fairtrim_adapters.command_line import main
 from fairtrim_adapters.command_line.bounds import judge, parse_bounds
 from fairtrim_adapters.command_line.gate import shut
+from fairtrim_adapters.command_line.tables import _empty_crossings
 from fairtrim_adapters.fairlearn.flags import FEWEST, model_flags
 
 SCRIPT = '''
@@ -38,6 +39,12 @@ def few_positives(): return people((300, 300), (0.5, 0.02))
 def one_label(): return people(positives=(1, 1))
 def one_city(): return people(second=0, names=["sex", "city"])
 def absent(): return people(names={"sex": ["Female", "Male", "Other"]})
+def no_other_women():
+    data = people((300, 600), names={"sex": ["Female", "Male"], "race": ["w", "o"]})
+    (x, y, sex), = data["test"]
+    race = ((torch.arange(len(x)) % 2) * sex)
+    data["test"] = [(x, y, torch.stack([sex, race], 1))]
+    return data
 def many_classes():
     data = people()
     data["test"] = [(x, y + (torch.arange(len(y)) % 3 == 0).long(), s) for x, y, s in data["test"]]
@@ -99,9 +106,16 @@ RIGHT = ("--min", "accuracy=0.9")
         ("right", "no_positives", ["--max", "demographic_parity_difference=0.6"], [], ["empty cell: Female"]),
         ("right", "no_positives", ["--min", "true_positive_rate[Female]=0"], ["Female has no positives"], ["empty"]),
         ("right", "no_positives", ["--min", "true_positive_rate[Male]=0.9"], [], ["empty cell"]),
-        ("right", "few", RIGHT, ["people: 12 are Male, too few: a standard error of up to 0.14"], []),
+        (
+            "right",
+            "few",
+            RIGHT,
+            ["group Male has 12 people, fewer than --min-people 30: a st"],
+            [],
+        ),
         ("right", "few", [*RIGHT, "--min-people", "12"], [], []),
-        ("right", "few_positives", GAP, ["people: 6 are Male and positives, whom equalized_odds", "too fine"], []),
+        ("right", "few_positives", GAP, ["group Male has 6 people with a positive label, fewer", "too fine"], []),
+        ("right", "no_other_women", PARITY, [], ["nobody: Female, o"]),
         ("right", "few_positives", [*GAP, "--min-people", "0"], [], []),
         ("right", "few_positives", RIGHT, [], []),
         ("right", "one_label", RIGHT, ["one label: everybody is of class 1"], ["empty cell"]),
@@ -109,7 +123,13 @@ RIGHT = ("--min", "accuracy=0.9")
         ("right", "absent", PARITY, ["nobody: sex is 'Other' of none of the test people"], []),
         ("right", "absent", [*PARITY, "--min-people", "0"], [], ["nobody: sex is 'Other'"]),
         ("same_for_men", "both", RIGHT, ["accuracy = 0.75"], ["same label: Male: all 300 people are given 0"]),
-        ("right", "both", ["--max", "demographic_parity_difference=0.003"], ["too fine for these people"], []),
+        (
+            "right",
+            "both",
+            ["--max", "demographic_parity_difference=0.003"],
+            ["one of 300 people moves"],
+            [],
+        ),
         ("right", "both", ["--max", "demographic_parity_difference=0.004", "--confident"], ["over the whole"], []),
         ("three", "many_classes", ["--max", "accuracy_difference=0.05"], [], []),
     ],
@@ -164,7 +184,7 @@ def test_audits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0
     assert "positives" in capsys.readouterr().out
     assert main(["check", "--audit", "a.json", *GAP]) == 1
-    assert "6 are Male and positives" in capsys.readouterr().out
+    assert "group Male has 6 people with a positive label" in capsys.readouterr().out
     content = json.loads(Path("a.json").read_text())
     content["version"] = 1
     Path("a.json").write_text(json.dumps(content))
@@ -212,3 +232,35 @@ def test_few_people_with_one_label_are_no_surprise() -> None:
     assert model_flags(people, "net") == []
     all_of_half = Predictions(target, {"net": target * (np.arange(80) >= 40)}, {}, {"half": np.arange(80) // 40 == 0})
     assert model_flags(all_of_half, "net") == [("net", "same label", "True: all 40 people are given 0")]
+
+
+def test_one_line_for_each_group_and_one_number_that_accepts_all() -> None:
+    """Of several bounds; the number is that of the smallest of all, or 0 if a bound is too fine for any."""
+    counts = {"F": (40, 25, 15), "M": (12, 5, 7), "X": (90, 45, 45)}
+    row: dict[str, Any] = {"flags": ""}
+    for group, numbers in counts.items():
+        row |= {f"{word}[{group}]": n for word, n in zip(("people", "positives", "negatives"), numbers, strict=True)}
+    wide = parse_bounds("max", ["equalized_odds_difference=0.3", "accuracy_difference=0.3"])
+    lines = shut([*wide, *parse_bounds("min", ["true_positive_rate[M]=0.1"])], row, row)
+    assert [line.partition(":")[0] for line in lines] == [
+        "group F has 15 people with a negative label, fewer than --min-people 30",
+        "group M has 5 people with a positive label, fewer than --min-people 30",
+    ]
+    assert all(line.endswith("or --min-people 5") for line in lines)
+    assert shut(wide, row, row, min_people=5) == []
+    fine = [*parse_bounds("max", ["equalized_odds_difference=0.1", "demographic_parity_difference=0.01"]), *wide]
+    lines = shut(fine, row, row)
+    assert len(lines) == 2 and all(line.endswith("or --min-people 0") for line in lines)
+    assert lines[1].count("--min-people") == 2 and "is too fine" in lines[1]
+    (line,) = shut(fine, row, row, min_people=5)
+    assert line.startswith("group M: one of 12 people moves a rate by 0.0833")
+    assert shut(fine, row, row, min_people=0) == []
+    (line,) = shut([], {"people[F]": 1, "flags": ""}, {"flags": ""}, min_people=2)
+    assert line.startswith("group F has 1 person, fewer than --min-people 2")
+
+
+def test_of_many_crossings_that_nobody_is_in_some_are_named() -> None:
+    columns = {name: np.array([f"{name}{k}" for k in range(5)]) for name in "abc"}
+    flags = list(_empty_crossings(Predictions(np.zeros(5, dtype=np.int64), {}, {}, columns)))
+    assert flags[0] == "nobody: a0, b0, c1" and len(flags) == 11
+    assert flags[-1] == "nobody: 110 more crossings"  # of 125, with somebody in 5

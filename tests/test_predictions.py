@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from fairtrim_adapters.torch_pruning import (
     TailRiskImportance,
     WorstGroupImportance,
 )
+from fairtrim_adapters.torch_pruning.report import PruningReport
 
 from .networks import CASES
 from .test_preservation import Snapshot
@@ -550,3 +552,25 @@ def test_groups_of_few_people_are_named() -> None:
     (flag,) = (flag for flag in importance.report().flags if "too few people" in flag)
     assert ": 2 (5):" in flag
     assert WorstGroup().bind(importance.damage_)(importance.damage_.damage).shape == (32,)
+
+
+def test_a_printed_report_fits_a_hundred_columns() -> None:
+    """With long names and reasons; names are broken, not lost, and of a reason the first sentence is shown."""
+    names = [f"model.encoder.stages.{k}.blocks.10.{'deeply_' * 10}nested.pwconv1" for k in range(3)]
+    layers = pd.DataFrame({"layer": names, "before": 64, "asked": 32, "removed": 0, "kept": 64, "skipped": True})
+    figures = ["loss before", "predicted change", "error of the sketch", "measured change", "standard error"]
+    people = ["Female, Amer-Indian-Eskimo, 45 and older, " + "never married" * k for k in (1, 4)]
+    predicted = pd.DataFrame({"sensitive_group": people, "people": "40", **dict.fromkeys(figures, 0.25)})
+    reason = "the host doesn't map " + "one of its channels or another " * 20
+    unscored = {"up." * 50: f"{reason}; add the layer to ignored_layers. Or not", "down": "short"}
+    report = PruningReport(layers, predicted, unscored, ("a flag " * 30,), "measured on 6 of 6 samples, " * 8)
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "removed 0 of 192 channels that were scored; 2 groups are left as they are: no step" in text
+    assert "not scored: down: short\n" in text and "ignored_layers" not in text
+    assert report.unscored == unscored and list(report.layers["layer"]) == names
+    whole = "".join(text.split())
+    assert "".join(people[0].split()).startswith("Female,Amer") and whole.count("pwconv1") == 6  # skipped, too
+    one = PruningReport(layers.assign(removed=32), pd.DataFrame(), {"down": "short"})
+    assert str(one).startswith("removed 96 of 192 channels that were scored; 1 group is left as it is\n")
+    assert str(PruningReport(layers.assign(removed=32), pd.DataFrame(), {})).startswith("removed 96 of 192 channels\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairtrim_adapters.fairlearn.flags import CONSTANT, FEWEST, NOBODY, ONE_LABEL
+from fairtrim_adapters.fairlearn.flags import CONSTANT, FEWEST, NOBODY, OF_NONE, ONE_LABEL
 from fairtrim_adapters.fairlearn.intervals import GAPS
 
 from .bounds import Bound
@@ -17,6 +18,8 @@ _OVER = {
     "false_positive_rate": ("negatives",),
     "equalized_odds_difference": ("positives", "negatives"),
 }
+
+_WHOM = {"people": "", "positives": " with a positive label", "negatives": " with a negative label"}
 
 
 def flags_of(row: Mapping[str, Any]) -> list[str]:
@@ -67,8 +70,10 @@ def shut(
 
     Example:
         >>> row = {"people[F]": 40, "people[M]": 7, "flags": ""}
-        >>> shut([], row, row)
-        ['people: 7 are M, too few: a standard error of up to 0.19; expected at least 30, or --min-people 7']
+        >>> for part in shut([], row, row)[0].split("; "):
+        ...     print(part)
+        group M has 7 people, fewer than --min-people 30: a standard error of up to 0.19
+        expected more people, or --min-people 7
     """
     return list(dict.fromkeys(_reasons(bounds, row, reference, min_people)))
 
@@ -76,30 +81,48 @@ def shut(
 def _reasons(
     bounds: Sequence[Bound], row: Mapping[str, Any], reference: Mapping[str, Any], min_people: int
 ) -> Iterator[str]:
-    deciding = [CONSTANT, ONE_LABEL, *([NOBODY] if min_people else [])]
-    yield from (flag for flag in flags_of(row) if flag.partition(":")[0] in deciding)
+    nobody = [flag for flag in flags_of(row) if min_people and flag.startswith(NOBODY) and flag.endswith(OF_NONE)]
+    yield from (flag for flag in flags_of(row) if flag.partition(":")[0] in (CONSTANT, ONE_LABEL) or flag in nobody)
     if any(bound.is_change for bound in bounds):
         yield from (f"of the dense network, {flag}" for flag in flags_of(reference) if flag.startswith(CONSTANT))
     for group in groups_of(reference):
         if group not in groups_of(row):
             yield f"people: the figures of the dense network have {group}, those of this network don't"
+    few = {group: _fewest(bounds, row, group) for group in groups_of(row)}
+    few = {group: (number, whom) for group, (number, whom) in few.items() if number < min_people}
+    fine = _too_fine(bounds, row) if min_people else {}
+    # one value that accepts all of them: a bound that is too fine stays so with any but 0
+    accepted = 0 if nobody or fine else min((number for number, _ in few.values()), default=0)
     for group in groups_of(row):
-        yield from _few(row[f"people[{group}]"], f"are {group}", min_people)
-    for bound in bounds:
-        for group in _compared(bound, row):
-            for word in _OVER.get(bound.name, ()):
-                number = row.get(f"{word}[{group}]", 0)
-                # of nobody the figure is undefined, which its own verdict says
-                yield from _few(
-                    number, f"are {group} and {word}, whom {bound.name} is over", min_people if number else 0
-                )
-        yield from _too_fine(bound, row, min_people)
+        said = []
+        if group in few:
+            number, whom = few[group]
+            error = f": a standard error of up to {0.5 / number**0.5:.2f}" if number else ""
+            said.append(f"group {group} has {_counted(number, whom)}, fewer than --min-people {min_people}{error}")
+        if group in fine:
+            number, whom, bound = fine[group]
+            start = "" if said else f"group {group}: "
+            said.append(
+                f"{start}one of {_counted(number, whom)} moves a rate by {1 / number:.4f}, so that {bound} is too fine"
+            )
+        if said:
+            yield f"{', and '.join(said)}; expected more people{_or_wider(group in fine)}, or --min-people {accepted}"
 
 
-def _few(number: int, what: str, min_people: int) -> Iterator[str]:
-    if number < min_people:
-        error = f": a standard error of up to {0.5 / number**0.5:.2f}" if number else ""
-        yield f"people: {number} {what}, too few{error}; expected at least {min_people}, or --min-people {number}"
+def _or_wider(fine: bool) -> str:
+    return ", a wider bound" if fine else ""
+
+
+def _counted(number: int, whom: str) -> str:
+    return f"{number} {'person' if number == 1 else 'people'}{_WHOM[whom]}"
+
+
+def _fewest(bounds: Sequence[Bound], row: Mapping[str, Any], group: str) -> tuple[int, str]:
+    """The smallest number of people of a group that a rate is over, and of whom."""
+    over = (_OVER.get(bound.name, ()) for bound in bounds if group in _compared(bound, row))
+    numbers = [(row.get(f"{word}[{group}]", 0), word) for word in ("people", *itertools.chain.from_iterable(over))]
+    # of nobody the figure is undefined, which its own verdict says
+    return min((entry for entry in numbers if entry[0]), key=lambda entry: entry[0], default=(0, "people"))
 
 
 def _compared(bound: Bound, row: Mapping[str, Any]) -> list[str]:
@@ -107,20 +130,18 @@ def _compared(bound: Bound, row: Mapping[str, Any]) -> list[str]:
     return [bound.group] if bound.group else groups_of(row) if bound.name in GAPS else []
 
 
-def _too_fine(bound: Bound, row: Mapping[str, Any], min_people: int) -> Iterator[str]:
-    """A bound on a gap that one person can break: it holds by coincidence."""
-    if bound.kind != "max" or bound.name not in GAPS or not min_people:
-        return
-    numbers = {
-        f"{group}" + ("" if word == "people" else f" and {word}"): row.get(f"{word}[{group}]", 0)
-        for group in groups_of(row)
-        for word in _OVER.get(bound.name, ("people",))
-    }
-    if not numbers or not min(numbers.values()):
-        return
-    what, fewest = min(numbers.items(), key=lambda entry: entry[1])
-    if bound.value < 1 / fewest:
-        yield (
-            f"{bound}: too fine for these people: one of the {fewest} who are {what} moves a rate by {1 / fewest:.4f}; "
-            "expected a bound of at least that, more people, or --min-people 0"
-        )
+def _too_fine(bounds: Sequence[Bound], row: Mapping[str, Any]) -> dict[str, tuple[int, str, Bound]]:
+    """By group the bound on a gap that one person of it can break, the finest: it holds by coincidence."""
+    found: dict[str, tuple[int, str, Bound]] = {}
+    for bound in bounds:
+        if bound.kind != "max" or bound.name not in GAPS:
+            continue
+        numbers = [
+            (row.get(f"{word}[{group}]", 0), word, group)
+            for group in groups_of(row)
+            for word in _OVER.get(bound.name, ("people",))
+        ]
+        number, word, group = min(numbers, key=lambda entry: entry[0], default=(0, "", ""))
+        if number and bound.value < 1 / number and (group not in found or bound.value < found[group][2].value):
+            found[group] = number, word, bound
+    return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from torch import nn
 from fairtrim import predict
 from fairtrim.batches import model_device
 from fairtrim.predictions import Predictions
-from fairtrim_adapters.fairlearn.flags import NOBODY
+from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
@@ -44,6 +45,8 @@ _BY_GROUP = [
     "changed_predictions",
 ]
 
+_CROSSINGS_SHOWN = 10  # of several features there may be thousands that nobody is in
+
 
 def audit_rows(
     networks: Mapping[str, nn.Module], data: DataSplits, *, n_boot: int | None, seed: int, progress: bool
@@ -73,14 +76,27 @@ def audit_rows(
 
 
 def _absent(predictions: Predictions, data: DataSplits) -> str:
-    """Flags for values of sensitive features that are named, but nobody has."""
+    """Flags for values of sensitive features that are named, but nobody has, and for crossings that nobody is in."""
     named = data.sensitive_names if isinstance(data.sensitive_names, Mapping) else {}
-    return joined_flags(
-        f"{NOBODY}: {feature} is {value!r} of none of the test people"
+    values_of_nobody = (
+        f"{NOBODY}: {feature} is {value!r} {OF_NONE}"
         for feature, values in named.items()
         for value in (values.values() if isinstance(values, Mapping) else values or ())
         if feature in predictions.sensitive and str(value) not in predictions.sensitive[feature]
     )
+    return joined_flags([*values_of_nobody, *_empty_crossings(predictions)])
+
+
+def _empty_crossings(predictions: Predictions) -> Iterator[str]:
+    """Crossings of values that somebody has, without anybody in them."""
+    columns = [values.astype(str).tolist() for values in predictions.sensitive.values()]
+    present = set(zip(*columns, strict=True))
+    values = [sorted(set(column)) for column in columns]
+    empty = (crossing for crossing in itertools.product(*values) if crossing not in present)
+    yield from (f"{NOBODY}: {', '.join(crossing)}" for crossing in itertools.islice(empty, _CROSSINGS_SHOWN))
+    more = math.prod(map(len, values)) - len(present) - _CROSSINGS_SHOWN
+    if more > 0:
+        yield f"{NOBODY}: {more:,} more crossings"
 
 
 def _figure(row: Mapping[str, Any], column: str) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "LEVELLING",
     "NOBODY",
     "OF_DATA",
+    "OF_NONE",
     "ONE_LABEL",
     "data_flags",
     "levelled",
@@ -42,6 +43,9 @@ KINDS = (CONSTANT, LEVELLING, SAME_LABEL, EMPTY, NOBODY, ONE_VALUE, ONE_LABEL)
 
 OF_DATA = frozenset({EMPTY, NOBODY, ONE_VALUE, ONE_LABEL})
 """Kinds that are about the people, whatever the network."""
+
+OF_NONE = "of none of the test people"
+"""Ends what is said of a value of a sensitive feature that nobody has, and not of a crossing that nobody is in."""
 
 FEWEST = 30
 """A rate of so few people has a standard error of up to .09: of fewer, little can be told from chance."""

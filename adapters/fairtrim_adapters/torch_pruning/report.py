@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _ERRORS_APART = 3.0
 _SHARE_THAT_MATTERS = 0.05  # of the loss before
 
 _FEWEST_PEOPLE = 20  # of fewer a standard error says little itself
+
+_WIDTH = 99  # of what is printed
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,60 @@ class PruningReport:
     def __str__(self) -> str:
         removed, before = int(self.layers["removed"].sum()), int(self.layers["before"].sum())
         lines = [
-            f"removed {removed} of {before} channels"
-            + ("" if removed else ": no step since the fit, or none was asked for"),
-            self.layers.to_string(index=False),
-            "skipped by the host: " + (", ".join(self.skipped) or "none"),
-            *(f"not scored: {name}: {reason}" for name, reason in self.unscored.items()),
+            _wrapped(
+                f"removed {removed} of {before} channels"
+                + (f" that were scored{_left(len(self.unscored))}" if self.unscored else "")
+                + ("" if removed else ": no step since the fit, or none was asked for")
+            ),
+            _fitting(self.layers),
+            _wrapped("skipped by the host: " + (", ".join(self.skipped) or "none")),
+            *(_wrapped(f"not scored: {name}: {_first_sentence(reason)}") for name, reason in self.unscored.items()),
         ]
         if len(self.predicted):
-            shown = self.predicted.copy()
+            shown = self.predicted.rename(columns={"sensitive_group": "group"})
             for name in [name for name in shown if name.startswith("predicted change")]:
                 shown[name] = ["impossible" if np.isnan(value) else f"{value:.4f}" for value in shown[name]]
-            lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-"))
-        lines.extend([self.measured] if self.measured else [])
-        lines.extend(textwrap.fill(f"! {flag}", 99, subsequent_indent="  ") for flag in self.flags)
+            lines.append(_fitting(shown))
+        lines.extend([_wrapped(self.measured)] if self.measured else [])
+        lines.extend(_wrapped(f"! {flag}") for flag in self.flags)
         return "\n".join(lines)
+
+
+def _left(number: int) -> str:
+    return f"; {number} group{' is left as it is' if number == 1 else 's are left as they are'}"
+
+
+def _first_sentence(reason: str) -> str:
+    """The warning of the fit and ``unscored`` have all of it."""
+    return re.split(r"; |\.\s|\n", reason.strip(), maxsplit=1)[0]
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
+
+
+def _fitting(table: pd.DataFrame) -> str:
+    """A table as text, names in its first column broken over several lines where it would be too wide."""
+
+    def lines_of(names: Iterable[str]) -> list[str]:
+        shown = table.assign(**{column: list(names)})
+        text: str = shown.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-")
+        return text.splitlines()
+
+    column = table.columns[0]
+    names = [str(name) for name in table[column]]
+    lines = lines_of(names)
+    excess = max(map(len, lines)) - _WIDTH
+    if excess <= 0 or not names:
+        return "\n".join(lines)
+    width = max(max(map(len, names)) - excess, 8)
+    parts = [textwrap.wrap(name, width) or [""] for name in names]
+    header, *rows = lines_of(part[0] for part in parts)
+    end = header.index(column) + len(column)
+    broken = [
+        line for row, (_, *rest) in zip(rows, parts, strict=True) for line in (row, *(r.rjust(end) for r in rest))
+    ]
+    return "\n".join([header, *broken])
 
 
 def pruning_report(
