@@ -551,6 +551,17 @@ def test_what_after_step_writes_comes_back() -> None:
     assert (config.sizes, config.width, config.array.tolist()) == ([8], 8, [8])
 
 
+def test_what_hides_a_layer_is_named_where_it_is_known() -> None:
+    for kind, words in (
+        ("frozen layer in a sum", r"doesn't see what is frozen: let \['frozen'\] require gradients"),
+        ("a head that only training mode runs", r"also runs \['aux'\].*Let eval mode run these layers, too"),
+    ):
+        model = _odd(BREAKS[kind])
+        importance = MeanDamageImportance(progress=False)
+        with pytest.warns(UserWarning, match=words):
+            importance.fit(_pruner(model, importance), _doubled(_people()))
+
+
 def test_dead_channels_prove_nothing() -> None:
     """Closing them does nothing, nor does removing them, whatever lies behind."""
     torch.manual_seed(0)

@@ -9,16 +9,14 @@ as it is with the gates of the same channels closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from fairtrim import ChannelGroup, UnsupportedModelError
 from fairtrim.batches import Batch, class_scores, network_output
@@ -32,6 +30,7 @@ from .head_counts import tell_heads
 from .kept_channels import channels_pass, copy_of_layer, norms_over_kept
 from .permutation import permuted_channels
 from .plan import PruningPlan, removed_units
+from .trial_run import Run, at_least_two, failing, same_shape
 from .undoing import Held, undone
 
 __all__ = ["Rehearsal", "left_out"]
@@ -99,24 +98,6 @@ def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> 
     return reasons
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What came out of one pass.
-
-    Attributes:
-        scores: f(x), with ``output_transform``; None where none can be found in what training mode returns.
-        reached: Layers that ran.
-    """
-
-    scores: Tensor | None
-    reached: frozenset[str]
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Shape of the scores."""
-        return None if self.scores is None else tuple(self.scores.shape)
-
-
 class Rehearsal:
     """Trials on one network with one batch; the network and the pruner are as before after each.
 
@@ -135,14 +116,20 @@ class Rehearsal:
         self, graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner | None, batch: Batch, calling: Mapping[str, Any]
     ) -> None:
         self.graph, self.pruner, self.model = graph, pruner, graph.model
-        self.batch = _at_least_two(batch)
+        self.batch = at_least_two(batch)
         self.forward_fn, self.output_transform = calling.get("forward_fn"), calling.get("output_transform")
         self._after_step = calling.get("after_step")
-        modules = self.model.named_modules(remove_duplicate=False)
+        modules = list(self.model.named_modules(remove_duplicate=False))
         self._through = {name for name, module in modules if channels_pass(graph, module)}
         self._held = Held(graph, pruner)
+        frozen = [n for n, m in modules if any(not p.requires_grad for p in m.parameters(recurse=False))]
+        self._cause = (
+            f"The host doesn't see what is frozen: let {frozen[:5]} require gradients while the pruner is made"
+            if frozen
+            else ""
+        )
         self._dense = self._run()
-        self._training: _Run | None = None
+        self._training: Run | None = None
         self._same = False
         self._moving: dict[str, set[int]] = {}  # channels that have a say in the scores: others prove nothing
         self.fails_in_training = ""
@@ -204,7 +191,7 @@ class Rehearsal:
 
     # On trial ------------------------------------------------------------------------------------------------
 
-    def failing(self, plan: PruningPlan, names: Sequence[str]) -> dict[str, str]:
+    def groups_that_fail(self, plan: PruningPlan, names: Sequence[str]) -> dict[str, str]:
         """Remove one channel in eight of some groups on trial, all at once and, where that goes wrong, one by one.
 
         Args:
@@ -275,7 +262,7 @@ class Rehearsal:
         if not removed:
             return 0.0, 0.0, 0.0
         with undone(self._held):
-            with _failing(self._removing(removed)):
+            with failing(self._removing(removed), self._cause):
                 for name, units in removed.items():
                     self._remove(plan, name, units)
             scores, norms = self._finished(plan, removed, training=training)
@@ -346,13 +333,13 @@ class Rehearsal:
             pruner.step()
             names = {str(entry[0]) for entry in self.graph.pruning_history()[known:]}
             without = f"without the channels that a step took from {', '.join(sorted(names)) or 'no layer'}"
-            with _failing(without):
+            with failing(without):
                 self._finish()
             self._run_in_both_modes(without)
 
     # The parts -----------------------------------------------------------------------------------------------
 
-    def _run(self, *, training: bool = False) -> _Run:
+    def _run(self, *, training: bool = False) -> Run:
         """One pass, with a graph as when channels are scored: a network may branch on that."""
         reached: set[str] = set()
         with undisturbed(self.model, training=training), torch.enable_grad(), ExitStack() as stack:
@@ -367,7 +354,7 @@ class Rehearsal:
             if not training:
                 raise
             found = None
-        return _Run(found, frozenset(reached))
+        return Run(found, frozenset(reached))
 
     def _scores(self) -> Tensor:
         return class_scores(self.model, self.batch, self.forward_fn, self.output_transform, positions=True)
@@ -395,7 +382,7 @@ class Rehearsal:
     ) -> tuple[Tensor, dict[str, Any]]:
         """Do what has to be done after removal, and run the network; buffers and flags that this touches come back."""
         with undisturbed(self.model):
-            with _failing(self._removing(removed)):
+            with failing(self._removing(removed), self._cause):
                 self._finish()
             return self._run_pruned(plan, removed, training=training)
 
@@ -415,17 +402,18 @@ class Rehearsal:
 
     def _run_in_both_modes(self, without: str, *, training: bool = True) -> Tensor:
         """Run the pruned network in eval and in training mode; its scores."""
-        with _failing(f"{without}, in eval mode,"):
+        with failing(f"{without}, in eval mode,", self._cause):
             pruned = self._run()
-        _same_shape(f"{without}, in eval mode,", pruned, self._dense)
+        same_shape(f"{without}, in eval mode,", pruned, self._dense)
         if self._training is not None and training:
             extra = self.only_in_training
             where = f"{without}, in training mode," + (
                 f" which also runs {extra}, layers that the host didn't see," if extra else ""
             )
-            with _failing(where):
+            unseen = "Let eval mode run these layers, too, while the pruner is made and channels are scored"
+            with failing(where, unseen if extra else self._cause):
                 trained = self._run(training=True)
-            _same_shape(where, trained, self._training)
+            same_shape(where, trained, self._training)
         assert pruned.scores is not None
         return pruned.scores
 
@@ -479,16 +467,6 @@ class Rehearsal:
         return f"without {number} channel{'s' * (number != 1)} of {names or 'any layer'}"
 
 
-def _at_least_two(batch: Batch) -> Batch:
-    if len(batch) != 1:
-        return batch
-
-    def twice(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == 1 else leaf
-
-    return Batch(tree_map(twice, batch.inputs), twice(batch.target), None, batch.index)
-
-
 def _on_trial(group: ChannelGroup, plan: PruningPlan, draw: int, moving: Collection[int]) -> set[int]:
     """Some channels of a group, first those that move the scores, so that every part behind a split keeps one."""
     wanted = max(1, group.size // SHARE_ON_TRIAL)
@@ -502,33 +480,3 @@ def _on_trial(group: ChannelGroup, plan: PruningPlan, draw: int, moving: Collect
         if len(removed) < wanted and all(left):
             removed.add(unit)
     return removed
-
-
-@contextmanager
-def _failing(where: str) -> Iterator[None]:
-    """Say where a network fails that ran before."""
-    try:
-        yield
-    except (UnsupportedModelError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever a network may raise
-        raise UnsupportedModelError(
-            f"{where} the network fails: {type(error).__name__}: {_first_line(error)}. The host sees only what one "
-            "differentiable pass in eval mode shows, not frozen layers, buffers with a number for each channel, "
-            "re-entrant checkpoints, parts under no_grad, products with a bare parameter, or the network's own input "
-            "in a sum: let these require gradients while the pruner is made, or add the layers whose channels they "
-            "read to ignored_layers; if your script writes sizes into the network after each step, pass that function "
-            "as after_step="
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
-
-def _same_shape(where: str, now: _Run, before: _Run) -> None:
-    if now.shape != before.shape:
-        raise UnsupportedModelError(
-            f"{where} the network gives scores of shape {now.shape}; expected {before.shape}, as before. Add the "
-            "layers that produce them to ignored_layers"
-        )

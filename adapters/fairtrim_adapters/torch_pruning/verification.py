@@ -66,7 +66,7 @@ def verified(
 
             for attempt in (lambda names: check_map(graph, plan, batch, options, names), check_gates):
                 left |= left_out([group.name for group in plan.groups if group.name not in left], attempt)
-            left |= rehearsal.failing(plan, [group.name for group in plan.groups if group.name not in left])
+            left |= rehearsal.groups_that_fail(plan, [group.name for group in plan.groups if group.name not in left])
     for others in processes.exchange(left):
         left |= others
     with processes.together():
