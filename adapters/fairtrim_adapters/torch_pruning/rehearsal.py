@@ -86,7 +86,8 @@ def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> 
     together: list[str] = []
     rest = [name for name in names if name not in reasons]
     try:
-        attempt(rest)
+        if rest:
+            attempt(rest)
     except UnsupportedModelError:
         for name in rest:
             try:
@@ -209,7 +210,7 @@ class Rehearsal:
 
         def attempt(some: Sequence[str]) -> None:
             far, moved, noise = self._trial(plan, self._drawn(plan, some))
-            self._same = far <= noise < moved or not some
+            self._same = far <= noise < moved
 
         reasons = left_out(names, attempt)
         rest = [name for name in names if name not in reasons]
