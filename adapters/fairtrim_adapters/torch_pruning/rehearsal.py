@@ -46,9 +46,6 @@ divides by fewer channels."""
 TOLERATED_IN_ORDER = 0.1
 """The same where it does: neighbours of a channel may have a little to say (local response norm), and no more."""
 
-TOLERATED_IN_STEP = 1.0
-"""The same for a whole step, where what went on trial before made no difference at all."""
-
 DRAWS = 3
 
 
@@ -314,7 +311,7 @@ class Rehearsal:
             removed = removed_units(plan, self.graph.pruning_history()[known:])
             scores, norms = self._finished(plan, removed)
         far, moved = self._compared(plan, removed, scores, norms) if removed else (0.0, 0.0)
-        if self._same and far > self._noise(scores) and far > TOLERATED_IN_STEP * moved:
+        if self._same and far > self._noise(scores) and far > TOLERATED * moved:
             raise UnsupportedModelError(
                 f"{self._removing(removed)} the network is another one than with their gates closed (its scores differ "
                 f"by {far:.2g} where closing moves them by {moved:.2g}), which was not so without fewer of them: it "
