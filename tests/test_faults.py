@@ -455,7 +455,7 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
         _assert_same(_run(recipe, network(fuse), _data(), folder=folder, **options), whole)
         # what was finished is not done again; to take up costs two passes over the data
         assert fuse.calls <= n_calls + 12
-    assert len(swallowed) <= 1  # the host's trace tries once more after any error
+    assert len(swallowed) <= 2  # the host's trace, and a trial of several groups, try once more after any error
 
 
 @pytest.mark.slow

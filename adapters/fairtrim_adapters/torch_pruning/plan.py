@@ -61,6 +61,8 @@ class PruningPlan:
         unscored: Groups that gates can't describe, with the reason; they are not pruned.
         step: Number of the host's step, or 0 where no pruner is known.
         producers: Where the channels of a group come from; none where a layer is not described.
+        untried: Attention groups of which no draw of channels is like what the host removes: it takes whole heads and
+            dimensions of heads at once, or nothing.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -72,6 +74,7 @@ class PruningPlan:
     heads: frozenset[str] = frozenset()
     round_to: int = 1
     producers: dict[str, tuple[ChannelPlace, ...]] = field(default_factory=dict)
+    untried: frozenset[str] = frozenset()
 
     @property
     def columns(self) -> ChannelColumns:
@@ -283,7 +286,14 @@ def _plan(
         heads=heads,
         round_to=(pruner.round_to or 1) if pruner else 1,
         producers={channel_group.name: producers_of(group, pruner) for group, channel_group in scored},
+        untried=frozenset(channel_group.name for group, channel_group in scored if _both_or_neither(group, pruner)),
     )
+
+
+def _both_or_neither(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> bool:
+    """Whether whole heads and single dimensions of heads go from attention, or neither."""
+    attention = head_layers(group, pruner)
+    return pruner is not None and bool(attention) and prunes_heads(attention, pruner) == bool(pruner.prune_head_dims)
 
 
 def _left_with_too_few(scored: Sequence[tuple[tp.Group, ChannelGroup]], pools: Sequence[Pool]) -> dict[str, str]:

@@ -203,6 +203,9 @@ class Rehearsal:
         assert self._dense.scores is not None
         if not bool(torch.isfinite(self._dense.scores).all()):
             return {}  # which is refused when it is scored
+        names = [name for name in names if name not in plan.untried]
+        if not names:
+            return {}
         self._same = True
 
         def attempt(some: Sequence[str]) -> None:
