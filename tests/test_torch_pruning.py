@@ -863,6 +863,7 @@ def _checked(x: Tensor) -> Tensor:
     ids=["where", "nan_to_num", "assertion", "median"],
 )
 def test_networks_that_handle_not_a_number_are_not_refused(activation: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
     model, importance = _Gated(activation), MeanDamageImportance(progress=False)
     pruner = tp.pruner.BasePruner(
         model, torch.randn(2, 4), importance=importance, pruning_ratio=0.5, ignored_layers=[model.head]

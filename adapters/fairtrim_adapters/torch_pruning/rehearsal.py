@@ -38,10 +38,10 @@ __all__ = ["Rehearsal", "left_out"]
 SHARE_ON_TRIAL = 8
 """One channel in so many goes on trial, so that a norm over channels, whose scale changes, hides no other fault."""
 
-TOLERATED = 2.0
+TOLERATED = 4.0
 """What removal may differ from closed gates by, as a share of what closing does, where the order of the channels
-doesn't matter to anything between the layers: all of it, in small layers, where a norm that the host doesn't know
-divides by fewer channels."""
+doesn't matter to anything between the layers: all of it and more, in small layers, where a norm or a threshold that
+the host doesn't know looks at fewer channels."""
 
 TOLERATED_IN_ORDER = 0.1
 """The same where it does: neighbours of a channel may have a little to say (local response norm), and no more."""
