@@ -337,8 +337,7 @@ class Sized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.out = (nn.Linear(7, 8) for _ in range(3)), None, None, nn.Linear(8, 7)
-        self.q, self.k, self.v = nn.Linear(7, 8), nn.Linear(7, 8), nn.Linear(7, 8)
+        self.q, self.k, self.v, self.out = nn.Linear(7, 8), nn.Linear(7, 8), nn.Linear(7, 8), nn.Linear(8, 7)
         self.head = nn.Linear(7, 3)
         self.config = type("Config", (), {})()
         self.config.parts = 4
@@ -435,7 +434,6 @@ def test_memory_that_runs_out_is_no_fault_of_a_group(monkeypatch: pytest.MonkeyP
     model = _odd(lambda m, x, k: k)
     importance = MeanDamageImportance(progress=False)
     pruner = _pruner(model, importance)
-    calls = 0
 
     def run(self: Rehearsal, *args: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -444,7 +442,7 @@ def test_memory_that_runs_out_is_no_fault_of_a_group(monkeypatch: pytest.MonkeyP
     before = _state(model)
     with pytest.raises(torch.OutOfMemoryError):
         importance.fit(pruner, _doubled(_people()))
-    assert _state(model) == before and calls == 0
+    assert _state(model) == before
 
 
 def test_a_wrong_label_is_the_data_s_fault() -> None:
