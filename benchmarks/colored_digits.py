@@ -37,9 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from fairtrim.accumulated_confidence import AccumulatedConfidence as BareAccumulatedConfidence
-from fairtrim.accumulated_confidence import accumulated
-from fairtrim.losses import generalized_cross_entropy
+from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import (
     EpochEnsemble,
     GeneralizedCrossEntropyMiner,
@@ -48,8 +46,10 @@ from fairtrim.mining import (
     MisclassifiedMiner,
     Trace,
 )
-from fairtrim.samples import IndexedSamples
-from fairtrim.training import fine_tune
+from fairtrim.mining.accumulated_confidence import AccumulatedConfidence as BareAccumulatedConfidence
+from fairtrim.mining.accumulated_confidence import accumulated
+from fairtrim.network.fine_tuning import fine_tune
+from fairtrim.network.losses import generalized_cross_entropy
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
@@ -58,7 +58,7 @@ from fairtrim_adapters.torch_pruning import (
     dcwp,
     denp,
 )
-from fairtrim_adapters.torch_pruning.gradual import pruner_of_levels
+from fairtrim_adapters.torch_pruning.recipes.gradual import pruner_of_levels
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 EPOCHS = 10

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fairtrim import DamageTable, collect_damage
 from fairtrim.criteria import WorstGroup
+from fairtrim.damage.weight_saliency import collect_weight_saliency
 from fairtrim.selection import joint_selection
-from fairtrim.weight_saliency import collect_weight_saliency
-from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
+from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
 

@@ -52,7 +52,7 @@ from fairtrim import (
     ThresholdSelection,
     ValidationSet,
 )
-from fairtrim.confusion import GroupCounts, bias, performance
+from fairtrim.measures.group_counts import GroupCounts, bias, performance
 from fairtrim_adapters.aif360 import predict_dataset, to_validation_set
 
 Labels = npt.NDArray[np.int64]

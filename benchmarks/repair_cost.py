@@ -28,7 +28,7 @@ from scipy.stats import norm
 from sklearn.ensemble import GradientBoostingRegressor
 
 from fairtrim import LayerwiseOptimization, RandomPerturbation, ValidationSet
-from fairtrim.workspace import Workspace
+from fairtrim.repair.working_copy import Workspace
 
 Entries = npt.NDArray[np.float64]
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from fairtrim.recalibration import recalibrate_batchnorm
+from fairtrim.network.recalibration import recalibrate_batchnorm
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")

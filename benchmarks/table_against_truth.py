@@ -29,11 +29,11 @@ from tqdm.auto import tqdm
 
 from fairtrim import ChannelGroup, DamageTable, collect_damage
 from fairtrim.criteria import MeanDamage
+from fairtrim.damage.weight_saliency import collect_weight_saliency
+from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.oracle import measured_damage
-from fairtrim.people import GroupName
 from fairtrim.selection import joint_selection
-from fairtrim.weight_saliency import collect_weight_saliency
-from fairtrim_adapters.torch_pruning.plan import plan_of_pruner
+from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 
 Batches = list[tuple[Tensor, ...]]
 

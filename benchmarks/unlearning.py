@@ -35,7 +35,7 @@ from fairtrim import (
     influence_on_bias,
     unlearn_samples,
 )
-from fairtrim.confusion import GroupCounts, performance
+from fairtrim.measures.group_counts import GroupCounts, performance
 
 RIDGE = 1e-4
 

@@ -22,9 +22,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
-from fairtrim_adapters.torch_pruning.rehearsal import Rehearsal
+from fairtrim_adapters.torch_pruning.verification.rehearsal import Rehearsal
 
-MODULE: Any = importlib.import_module("fairtrim_adapters.torch_pruning.channel_importance")
+MODULE: Any = importlib.import_module("fairtrim_adapters.torch_pruning.importances.channel_importance")
 ALL: dict[str, Any] = importlib.import_module("tests.zoo").ALL
 ZOO = ("mlp", "residual", "bottleneck", "dense block", "u-net", "convnext", "vision transformer", "word pieces")
 REPETITIONS = 3

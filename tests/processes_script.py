@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import DamageTable, InputError, ProcessError, collect_damage, share_of_process
-from fairtrim import sketch as sketch_module
-from fairtrim import streaming as streaming_module
-from fairtrim.weight_saliency import collect_weight_saliency, squared_gradients
+from fairtrim.damage import sample_sketch as sketch_module
+from fairtrim.damage import scoring_run as streaming_module
+from fairtrim.damage.weight_saliency import collect_weight_saliency, squared_gradients
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidenceImportance,
     GroupSaliencyImportance,
     MeanDamageImportance,
     WorstGroupImportance,
 )
-
-from .networks import CASES
-from .test_preservation import Snapshot
+from tests.networks import CASES
+from tests.test_preservation import Snapshot
 
 CASE = CASES["residual"]
 GROUPS = CASE.plan(CASE.model()).groups

@@ -13,11 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import FairtrimError, collect_damage, recalibrate_batchnorm
-from fairtrim.predictions import predict
-from fairtrim.weight_saliency import squared_gradients
+from fairtrim.comparison.predictions import predict
+from fairtrim.damage.weight_saliency import squared_gradients
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
-
-from .networks import CASES
+from tests.networks import CASES
 
 CASE = CASES["residual"]
 GROUPS = CASE.plan(CASE.model()).groups

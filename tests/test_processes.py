@@ -13,12 +13,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from fairtrim import InputError, collect_damage, share_of_process
+from fairtrim.damage.weight_saliency import collect_weight_saliency
 from fairtrim.processes import Processes
-from fairtrim.weight_saliency import collect_weight_saliency
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
-
-from .networks import CASES
-from .shares import ThreadProcesses, in_processes
+from tests.networks import CASES
+from tests.shares import ThreadProcesses, in_processes
 
 CASE = CASES["mlp"]
 

@@ -16,10 +16,10 @@ from sklearn.metrics import accuracy_score, log_loss, make_scorer, roc_auc_score
 from torch import Tensor, nn
 
 from fairtrim import ChannelGroup, ChannelPlace, InputError, collect_damage, predict
-from fairtrim.batches import to_device
-from fairtrim.measured_change import measured_change
-from fairtrim.probability_scores import ProbabilityScores, SigmoidWatch
-from fairtrim.sample_loss import SampleLoss
+from fairtrim.damage.measured_change import measured_change
+from fairtrim.data.batches import to_device
+from fairtrim.network.probability_scores import ProbabilityScores, SigmoidWatch
+from fairtrim.network.sample_loss import SampleLoss
 from fairtrim_adapters.fairlearn import compare_models, metric_frame
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
 
@@ -258,8 +258,8 @@ def test_only_those_who_are_measured_go_to_the_device(monkeypatch: pytest.Monkey
         moved.append(len(inputs))
         return to_device(inputs, device)
 
-    monkeypatch.setattr(sys.modules["fairtrim.batches"], "to_device", counted)
-    monkeypatch.setattr(sys.modules["fairtrim.measured_change"], "to_device", counted)
+    monkeypatch.setattr(sys.modules["fairtrim.data.batches"], "to_device", counted)
+    monkeypatch.setattr(sys.modules["fairtrim.damage.measured_change"], "to_device", counted)
     found = measured_change(model, loader, table, max_samples=6, progress=False)
     assert sum(moved) == found.n_samples == 6
 

@@ -27,8 +27,7 @@ from fairtrim import (
 from fairtrim.arguments import require_number
 from fairtrim.mining import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MinedSamples, Miner
 from fairtrim_adapters.sweep import DataSplits, sweep
-from fairtrim_adapters.sweep.named import post_processors_by_label
-from fairtrim_adapters.sweep.pruning import prune_copy
+from fairtrim_adapters.sweep.named_methods import post_processors_by_label
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
@@ -38,8 +37,8 @@ from fairtrim_adapters.torch_pruning import (
     dcwp,
     denp,
 )
-
-from .test_preservation import Snapshot
+from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
+from tests.test_preservation import Snapshot
 
 N = 40
 FLAGS = torch.arange(N) % 7 == 0

@@ -15,10 +15,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim_adapters.torch_pruning import traceable
-
-from . import zoo_images as images
-from . import zoo_tokens as tokens
-from .networks import CASES, SHARED_KEYS, Case
+from tests import zoo_images as images
+from tests import zoo_tokens as tokens
+from tests.networks import CASES, SHARED_KEYS, Case
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim.atomic_file import file_path, replacing
-from fairtrim.batches import model_device, to_device
+from fairtrim.data.batches import model_device, to_device
+from fairtrim.files.atomic_file import file_path, replacing
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 __all__ = ["export_onnx", "onnx_outputs"]

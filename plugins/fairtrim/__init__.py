@@ -5,19 +5,16 @@ The core knows no pruner and no fairness library; those are joined to it by ``fa
 
 from __future__ import annotations
 
-from .adversarial_fine_tuning import AdversarialFineTuning
-from .bias_gradient_descent import BiasGradientDescent
-from .changed import ChangedSamples, changed_samples
-from .channels import ChannelGroup, ChannelPlace, ParameterPlace
-from .checkpoint import load_pruned, save_pruned
-from .counterfactual import ColumnFlip, counterfactual_bias
-from .counterfactual_unlearning import CounterfactualUnlearning
-from .damage import DamageTable, collect_damage
+from .comparison.changed_samples import ChangedSamples, changed_samples
+from .comparison.latency import Latency, MedianInterval, measure_latency
+from .comparison.predictions import Predictions, predict
+from .damage.channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
+from .damage.table import DamageTable, collect_damage
+from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
-from .influence import BiasInfluence, influence_on_bias, unlearn_samples
-from .latency import Latency, MedianInterval, measure_latency
-from .layerwise_optimization import LayerwiseOptimization
-from .mining import (
+from .files.checkpoint import load_pruned, save_pruned
+from .measures.counterfactual_bias import ColumnFlip, counterfactual_bias
+from .mining.miner import (
     EpochEnsemble,
     GeneralizedCrossEntropyMiner,
     LossMiner,
@@ -25,16 +22,19 @@ from .mining import (
     Miner,
     MisclassifiedMiner,
 )
-from .parity_fine_tuning import ParityFineTuning
-from .post_processing import PostProcessor
-from .predictions import Predictions, predict
+from .network.fine_tuning import fine_tune
+from .network.recalibration import recalibrate_batchnorm
 from .processes import share_of_process
-from .random_perturbation import RandomPerturbation
-from .recalibration import recalibrate_batchnorm
-from .repair import OperatingPoint, Repair
-from .threshold_selection import ThresholdSelection
-from .training import fine_tune
-from .validation import ValidationSet
+from .repair.adversarial_fine_tuning import AdversarialFineTuning
+from .repair.bias_gradient_descent import BiasGradientDescent
+from .repair.layerwise_optimization import LayerwiseOptimization
+from .repair.parity_fine_tuning import ParityFineTuning
+from .repair.post_processor import PostProcessor
+from .repair.random_perturbation import RandomPerturbation
+from .repair.repaired_network import OperatingPoint, Repair
+from .repair.threshold_selection import ThresholdSelection
+from .unlearning.counterfactual_unlearning import CounterfactualUnlearning
+from .unlearning.influence import BiasInfluence, influence_on_bias, unlearn_samples
 
 __version__ = "0.1.0"
 

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .damage import DamageTable
+from fairtrim.damage.table import DamageTable
+from fairtrim.data.sensitive_groups import EVERYONE, match_groups
+
 from .errors import InputError
-from .people import EVERYONE, match_groups
 
 __all__ = [
     "BalancedDamage",

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .batches import iterate_batches, model_device
-from .channels import ChannelGroup
-from .damage import DamageTable
-from .gates import explicit_gates
-from .people import GroupName, SensitiveEncoder, SensitiveNames
+from fairtrim.damage.channel_groups import ChannelGroup
+from fairtrim.damage.gates import explicit_gates
+from fairtrim.damage.table import DamageTable
+from fairtrim.data.batches import iterate_batches, model_device
+from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames
+
 from .preservation import preserved_model, preserved_random_state
 
 __all__ = ["explicit_gates", "measured_damage", "oracle_damage", "oracle_squared_gradients"]

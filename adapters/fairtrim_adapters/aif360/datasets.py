@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim import InputError, ValidationSet
-from fairtrim.batches import ForwardFunction
-from fairtrim.predictions import predict
-from fairtrim.thresholds import positive_margin
+from fairtrim.comparison.predictions import predict
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.measures.threshold_sweep import positive_margin
 
 from .host import BinaryLabelDataset, compute_boolean_conditioning_vector
 

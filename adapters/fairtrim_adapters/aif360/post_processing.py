@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from fairtrim import InputError, NotFittedError, PostProcessor, Repair, ValidationSet
-from fairtrim.batches import ForwardFunction
+from fairtrim.data.batches import ForwardFunction
 
 from .datasets import (
     Groups,

@@ -11,7 +11,7 @@ import typer
 from fairtrim import InputError, save_pruned
 from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.measurements import joined_flags
-from fairtrim_adapters.sweep.named import criteria_by_label, post_processors_by_label
+from fairtrim_adapters.sweep.named_methods import criteria_by_label, post_processors_by_label
 
 from .bounds import Bound, judge, parse_bounds
 from .examples import example
@@ -166,7 +166,7 @@ def prune(
 ) -> None:
     """Prune a network, say what was removed and who pays, and write it."""
     from fairtrim import predict
-    from fairtrim_adapters.sweep.pruning import prune_and_fine_tune
+    from fairtrim_adapters.torch_pruning.prune_copy import prune_and_fine_tune
 
     network_files(output, onnx)
     ((_, make),) = criteria_by_label(criterion).items()
@@ -211,7 +211,7 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Show the figures of networks for each sensitive group, against the dense one."""
-    from fairtrim.atomic_file import write_text
+    from fairtrim.files.atomic_file import write_text
     from fairtrim_adapters.sweep import versions
 
     writable(output, "--json")

@@ -11,13 +11,13 @@ import pandas as pd
 from torch import nn
 
 from fairtrim import predict
-from fairtrim.batches import model_device
-from fairtrim.predictions import Predictions
+from fairtrim.comparison.network_size import network_size
+from fairtrim.comparison.predictions import Predictions
+from fairtrim.data.batches import model_device
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
-from fairtrim_adapters.sweep.size import network_size
 
 from .gate import flags_of, groups_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fairtrim.predictions import Predictions
+from fairtrim.comparison.predictions import Predictions
 
 from .intervals import ACCURACY, GAPS, RATES_OF_TWO_CLASSES, Floats, Labels, Rate, change_interval
 

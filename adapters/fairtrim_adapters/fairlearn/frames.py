@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from fairtrim import InputError
-from fairtrim.predictions import Predictions
+from fairtrim.comparison.predictions import Predictions
 
 from .responses import Metric, ResponseMethod, check_defined, did_you_mean, metric_inputs
 

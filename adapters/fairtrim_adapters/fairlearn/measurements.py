@@ -19,7 +19,7 @@ from fairlearn.metrics import count
 from sklearn.metrics import accuracy_score, recall_score
 
 from fairtrim import InputError
-from fairtrim.predictions import Predictions
+from fairtrim.comparison.predictions import Predictions
 
 from .flags import DATA, LEVELLING, levelled
 from .frames import build_frame, not_numbers

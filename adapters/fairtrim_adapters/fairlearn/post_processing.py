@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fairtrim import FairtrimError, InputError, ParityFineTuning, PostProcessor, UnsupportedModelError, ValidationSet
-from fairtrim.batches import ForwardFunction, class_scores, model_device
-from fairtrim.people import EVERYONE, SensitiveNames
+from fairtrim.data.batches import ForwardFunction, class_scores, model_device
+from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
+from fairtrim.data.validation_set import map_tensors
 from fairtrim.preservation import preserved_model, seeded
-from fairtrim.validation import map_tensors
 
 __all__ = ["RepairedClassifier"]
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError
-from fairtrim.batches import ForwardFunction
-from fairtrim.people import SensitiveNames
-from fairtrim.predictions import Predictions, predict
+from fairtrim.comparison.predictions import Predictions, predict
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.sensitive_groups import SensitiveNames
 
 from .flags import data_flags, model_flags
 from .frames import (

@@ -22,7 +22,7 @@ import sklearn.metrics
 import torch
 
 from fairtrim import InputError
-from fairtrim.predictions import Predictions
+from fairtrim.comparison.predictions import Predictions
 
 __all__ = [
     "Metric",

@@ -12,8 +12,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim_adapters.torch_pruning.layers import describe_layer, description_of
-from fairtrim_adapters.torch_pruning.tracing import RMSNormPruner
+from fairtrim_adapters.torch_pruning.graph.layers import describe_layer, description_of
+from fairtrim_adapters.torch_pruning.graph.tracing import RMSNormPruner
 
 from .parts import (
     PARTS,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim_adapters.torch_pruning.layers import description_of
+from fairtrim_adapters.torch_pruning.graph.layers import description_of
 
 __all__ = [
     "HEAD_SIZE",

@@ -11,7 +11,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import UnsupportedModelError
-from fairtrim_adapters.torch_pruning.head_counts import after_step_of
+from fairtrim_adapters.torch_pruning.graph.head_counts import after_step_of
 
 from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, shared_attentions_of, widths
 

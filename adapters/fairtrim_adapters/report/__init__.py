@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 from .document import Report
-from .networks import report_networks
-from .sweeps import report_sweep
+from .from_networks import report_networks
+from .from_sweep import report_sweep
 
 __all__ = ["Report", "report_networks", "report_sweep"]

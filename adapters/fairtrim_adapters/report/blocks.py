@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .content import Picture
+from .contents import Picture
 
 __all__ = ["Block", "Bullets", "Entry", "Fold", "Grid", "Image", "Paragraph", "Section"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairtrim import InputError
-from fairtrim.atomic_file import write_text
+from fairtrim.files.atomic_file import write_text
 
-from .content import Changed, Data, Flag, Method, Network, Picture, Table, Timing, from_plain, to_plain
+from .contents import Changed, Data, Flag, Method, Network, Picture, Table, Timing, from_plain, to_plain
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fairtrim_adapters.sweep.named import parse_named
+from fairtrim_adapters.sweep.named_methods import parse_named
 
-from .content import Method
+from .contents import Method
 
 __all__ = ["CRITERION_FACTS", "POST_PROCESSOR_FACTS", "method_of"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fairtrim import InputError
 
-from .layout import sections
+from .sections import sections
 
 if TYPE_CHECKING:
     from .document import Report

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fairtrim import InputError
-from fairtrim.atomic_file import replacing
+from fairtrim.files.atomic_file import replacing
 
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph
-from .content import Picture
-from .layout import sections
+from .contents import Picture
+from .sections import sections
 
 if TYPE_CHECKING:
     from .document import Report

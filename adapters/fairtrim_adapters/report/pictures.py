@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fairtrim import InputError
 
-from .content import Picture
+from .contents import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,10 @@ Example:
 
 from __future__ import annotations
 
-from .data_splits import DataSplits
-from .named import POST_PROCESSORS
-from .pruning import prune_copy
+from fairtrim.data.data_splits import DataSplits
+from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
+
+from .named_methods import POST_PROCESSORS
 from .store import read_sweep
 from .sweeping import sweep, versions
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from fairtrim import InputError, load_pruned, save_pruned
-from fairtrim.atomic_file import write_text
-from fairtrim.resumption import Resumption
+from fairtrim.files.atomic_file import write_text
+from fairtrim.files.resumption import Resumption
 
 __all__ = ["RunKey", "SweepStore", "as_table", "read_sweep"]
 

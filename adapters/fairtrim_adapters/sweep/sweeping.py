@@ -20,17 +20,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
-from fairtrim.latency import FEWEST_ROUNDS
-from fairtrim.resumption import fingerprint
-from fairtrim.streaming import described
+from fairtrim.comparison.latency import FEWEST_ROUNDS
+from fairtrim.damage.scoring_run import described
+from fairtrim.data.data_splits import DataSplits
+from fairtrim.files.resumption import fingerprint
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.sparse_run import plain_settings
+from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, has_batchnorm
+from fairtrim_adapters.torch_pruning.recipes.sparse_run import plain_settings
 
-from .data_splits import DataSplits
-from .named import CriterionFactory, criteria_by_label, post_processors_by_label
-from .pruning import FineTuning, PrunerOptions, has_batchnorm
-from .runs import (
+from .cell import (
     DENSE,
     PEOPLE,
     UNREPAIRED,
@@ -40,6 +39,7 @@ from .runs import (
     run_cell,
     run_dense,
 )
+from .named_methods import CriterionFactory, criteria_by_label, post_processors_by_label
 from .store import Row, RunKey, SweepStore, as_table
 
 __all__ = ["sweep", "versions"]

@@ -17,9 +17,10 @@ Example:
 
 from __future__ import annotations
 
-from .channel_importance import ChannelImportance, CollectOptions
-from .gradual import AccumulatedConfidence, gradual_channel_pruning
-from .importance import (
+from .graph.layers import ParameterAxis, describe_layer, forget_layer
+from .graph.tracing import RecurrentPruner, RMSNormPruner, traceable
+from .importances.channel_importance import ChannelImportance, CollectOptions
+from .importances.damage_importances import (
     DamageImportance,
     GroupSaliencyImportance,
     MeanDamageImportance,
@@ -27,12 +28,11 @@ from .importance import (
     TailRiskImportance,
     WorstGroupImportance,
 )
-from .layers import ParameterAxis, describe_layer, forget_layer
-from .recipes import RecipeResult, dcwp, denp
-from .registry import IMPORTANCES, register, register_importance
-from .report import PruningReport
-from .tracing import RecurrentPruner, RMSNormPruner, traceable
-from .unlabelled import AccumulatedConfidenceImportance, ContrastiveImportance
+from .importances.mined_importances import AccumulatedConfidenceImportance, ContrastiveImportance
+from .importances.pruning_report import PruningReport
+from .importances.registry import IMPORTANCES, register, register_importance
+from .recipes.denp_dcwp import RecipeResult, dcwp, denp
+from .recipes.gradual import AccumulatedConfidence, gradual_channel_pruning
 
 __all__ = [
     "IMPORTANCES",

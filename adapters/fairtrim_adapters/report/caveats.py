@@ -1,0 +1,154 @@
+"""What was not measured, found out from what is there, and what the figures can't tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .contents import Data, Network, Timing
+
+__all__ = ["LARGE_ENOUGH", "limits", "not_measured"]
+
+LARGE_ENOUGH = 100
+"""Fewer people than this are named: a rate of 100 people has a standard error of up to .05."""
+
+_MOST_NAMED = 12
+
+
+def _named(words: Sequence[str]) -> str:
+    shown = ", ".join(words[:_MOST_NAMED])
+    return f"{shown} and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else shown
+
+
+def not_measured(
+    data: Data,
+    networks: Sequence[Network],
+    *,
+    timing: Timing | None,
+    seeds: Sequence[int],
+    versions: Mapping[str, str],
+    sweep: bool,
+    changed_shown: bool,
+    damage_shown: bool,
+    intervals: bool,
+    nobody: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """What is absent from a report.
+
+    Args:
+        data: The people.
+        networks: The networks.
+        timing: Of the latencies.
+        seeds: Of the runs.
+        versions: Of the packages.
+        sweep: Whether this is about a sweep.
+        changed_shown: Whether samples with another predicted label are listed.
+        damage_shown: Whether predicted damage by layer is shown.
+        intervals: Whether figures have intervals.
+        nobody: Crossings that nobody belongs to.
+
+    Returns:
+        Sentences.
+    """
+    found = []
+    if timing is None:
+        found.append("Latency: no network was timed. Fewer parameters need not be faster.")
+    else:
+        found.append(
+            f"Latency on other hardware, batch sizes and numbers of threads than those timed ({timing.machine})."
+        )
+    found.append("Memory and energy.")
+    if not intervals:
+        found.append("Uncertainty over people: no intervals were computed, so chance differences are not told apart.")
+    if len(seeds) < 2:
+        one = "one seed" if seeds else "no seed was recorded: each network is one training and one pruning"
+        found.append(f"Variation over training and pruning ({one}). Another seed may favour other networks.")
+    elif not sweep:
+        found.append("Variation over seeds of each network by itself: each is one training and one pruning.")
+    found += _people(data)
+    if nobody:
+        found.append(f"Crossings that nobody of the data belongs to: {_named(nobody)}.")
+    if any("true_positive_rate" not in network.overall for network in networks):
+        found.append("Rates of single classes, such as true positive rates of each of more than two classes.")
+    found.append("Calibration of probabilities, and other decision thresholds: decisions are the largest score.")
+    found.append("Robustness to noise, to attacks and to drift, and other data than these test people.")
+    found.append("Validity of the labels: a label that is wrong more often for some people is taken as it is.")
+    found.append("What decisions do to people: costs of the errors differ, and are not weighed here.")
+    if not changed_shown:
+        found.append("Which people get another prediction: only their share is given.")
+    if not damage_shown:
+        found.append("Where in the network the damage arises: no damage table was given.")
+    if not versions:
+        found.append("Versions of the software: not recorded.")
+    return tuple(found)
+
+
+def _people(data: Data) -> list[str]:
+    found = []
+    features = _named(data.sensitive_features)
+    if len(data.sensitive_features) == 1:
+        found.append(f"Crossings of sensitive features: only {features} was given.")
+    elif len(data.sensitive_features) > 1:
+        found.append(f"Each sensitive feature by itself: only the crossings of {features} are shown.")
+    elif not any(", " in group for group in data.people):
+        found.append("Crossings of sensitive features.")
+    found.append(
+        "Sensitive features other than "
+        + (features or "the one by which people are grouped")
+        + ", and people for whom it is not recorded."
+    )
+    small = [f"{group} ({n:,})" for group, n in data.people.items() if n < LARGE_ENOUGH]
+    if small:
+        found.append(
+            f"Certainty about sensitive groups of fewer than {LARGE_ENOUGH} people: their figures are mostly chance: "
+            f"{_named(small)}."
+        )
+    empty = [
+        f"{group}: {data.classes[k]}"
+        for group, counts in data.counts.items()
+        for k, number in enumerate(counts)
+        if number == 0
+    ]
+    if empty:
+        found.append(f"Rates of classes that a sensitive group has nobody of: {_named(empty)}.")
+    if not data.counts:
+        found.append("How many people of each label a sensitive group has: not recorded.")
+    return found
+
+
+def limits(*, intervals: bool, sweep: bool, several_seeds: bool, disturbed: bool = False) -> tuple[str, ...]:
+    """What the figures can't tell.
+
+    Args:
+        intervals: Whether figures have intervals.
+        sweep: Whether this is about a sweep.
+        several_seeds: Whether figures are means over seeds.
+        disturbed: Whether latencies were measured while other runs ran.
+
+    Returns:
+        Sentences.
+    """
+    found = [
+        "A gap that closes is not a repair: it closes too when those who were served better are served worse. Look at "
+        "each sensitive group's absolute figures.",
+        "Differences between sensitive groups of a few dozen people are mostly chance.",
+        "Figures hold for people drawn like these. If they also trained, scored, repaired or chose a network, its "
+        "figures are too good.",
+    ]
+    if intervals:
+        found.append(
+            "Intervals are of other people drawn like these, each figure by itself: they don't cover training, and of "
+            "many figures some leave out 0 by chance. Rates have Wilson's interval, their changes Agresti and Min's. A "
+            "gap's reaches from the largest lower end to the largest upper end of the differences between any two "
+            "groups, so that it may begin at 0; one that begins above 0 is more than chance. Changes of gaps have "
+            "bootstrapped ones, which hold the truth a little less often where one of the gaps is close to 0."
+        )
+    if several_seeds:
+        found.append("Means over seeds hide single networks that are worse; the range over seeds shows them.")
+    if disturbed:
+        found.append("Latencies were measured while other runs ran beside: they tell little.")
+    if sweep:
+        found.append(
+            "The Pareto set was chosen by these figures, of these people: the best of many are a little too good. "
+            "Judge the network that you take on people who had no part in the choice."
+        )
+    return tuple(found)

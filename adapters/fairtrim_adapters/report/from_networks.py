@@ -1,0 +1,441 @@
+"""A report of networks that are at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fairtrim import ChangedSamples, DamageTable, InputError, measure_latency, predict
+from fairtrim.comparison.changed_samples import changed_between
+from fairtrim.comparison.latency import FEWEST_ROUNDS, Latency
+from fairtrim.comparison.network_size import network_size
+from fairtrim.comparison.predictions import Predictions
+from fairtrim.data.batches import Batch, model_device, slice_samples
+from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
+from fairtrim_adapters.fairlearn.flags import OF_DATA
+from fairtrim_adapters.fairlearn.measurements import group_names
+from fairtrim_adapters.sweep import DataSplits, versions
+
+from .caveats import limits, not_measured
+from .contents import Changed, Data, Figure, Flag, Method, Network, Picture, Table, Timing, figure_of, finite
+from .document import Report
+from .facts import method_of
+from .pictures import closed_picture, need_matplotlib
+
+__all__ = ["report_networks"]
+
+LATENCY_BATCH = 32
+_MOST_FEATURES = 16  # in the cell of one sample
+_MOST_IMAGES = 24
+
+
+def report_networks(
+    models: Mapping[str, nn.Module],
+    data: DataSplits | Mapping[str, Any],
+    *,
+    reference: str | None = None,
+    method: Mapping[str, Any] | None = None,
+    n_boot: int | None = 200,
+    latency_rounds: int = 30,
+    damage: DamageTable | None = None,
+    samples: int = 20,
+    pictures: bool = True,
+    title: str = "Compressed networks by sensitive group",
+    random_state: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Compare networks on the test people of the data, and tell what was not measured.
+
+    Args:
+        models: Networks by name, e.g. ``{"dense": ..., "pruned": ...}``; left as they were.
+        data: ``test`` judges; names and description are shown. A dict of the arguments of ``DataSplits`` will do.
+        reference: The network that changes are measured from; default the first.
+        method: How the networks were made: plain values by name for all of them, and by the name of a network a dict
+            of its own. ``criterion`` and ``post_processor`` are looked up, ``seed`` or ``seeds`` recorded:
+            ``{"seed": 0, "pruned": {"criterion": "worst-group", "ratio": 0.5, "iterative_steps": 1}}``.
+        n_boot: Bootstrap samples of the 95 % intervals, or None.
+        latency_rounds: How often each network is timed, at least 6; 0 for not at all.
+        damage: Predicted damage, drawn by layer and sensitive group.
+        samples: At most so many changed samples of each network are shown, 0 for none: with tables they are records of
+            single people, with images pictures of them.
+        pictures: Whether to draw; needs matplotlib.
+        title: Of the report.
+        random_state: Seed of the bootstrap.
+        progress: Show progress bars.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: An argument is wrong, the data have no sensitive features, or matplotlib is missing.
+
+    Example:
+        >>> people = [(torch.eye(3), torch.tensor([0, 1, 0]), ["a", "b", "b"])]
+        >>> dense, pruned = nn.Linear(3, 2), nn.Linear(3, 2)
+        >>> report = report_networks({"dense": dense, "pruned": pruned}, {"test": people, "name": "three people"},
+        ...                          latency_rounds=0, pictures=False, progress=False)
+        >>> report.data.people, Report.from_json(report.to_json()) == report
+        ({'a': 1, 'b': 2}, True)
+    """
+    splits = DataSplits.of(data)
+    reference = _checked_names(models, reference)
+    _check_numbers(n_boot, latency_rounds, samples)
+    if damage is not None and not isinstance(damage, DamageTable):
+        raise InputError(f"damage is a {type(damage).__name__}; expected a DamageTable, e.g. importance.damage_")
+    settings, made, methods, seeds = _method_facts(method, list(models))
+    if pictures:
+        need_matplotlib()
+    batch = splits.first_batch("test", model_device(models[reference]))
+    _check_features(splits, batch)
+    calling: dict[str, Any] = {"sensitive_names": splits.sensitive_names, **splits.calling, "progress": progress}
+    predictions = predict(models, splits.test, **calling)
+    people = _joined(predictions)
+    facts = _data_facts(splits, predictions, people)
+    rows = {
+        name: measurements(people, name, reference, n_boot=n_boot, random_state=random_state)
+        for name in tqdm(models, desc="measuring", disable=not progress, leave=False, unit="network")
+    }
+    comparison = compare_predictions(people, reference=reference, progress=False)
+    latency, timing = _latency(models, reference, batch, splits, latency_rounds, progress)
+    sizes = {
+        name: network_size(model, splits.first_batch("test", model_device(model)), **splits.calling)
+        for name, model in models.items()
+    }
+    networks = tuple(
+        _network(name, model, rows[name], sizes[name], sizes[reference], latency, facts, made.get(name, {}))
+        for name, model in models.items()
+    )
+    single = batch.target.ndim == 1 or batch.target.numel() == len(batch)  # one label a sample
+    changes = _changes(predictions, reference, splits, batch, samples, progress) if single else {}
+    drawn = _pictures(comparison, rows, damage, changes, splits, samples) if pictures else ()
+    return Report(
+        title=title,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        data=facts,
+        reference=reference,
+        networks=networks,
+        methods=methods,
+        settings=settings,
+        versions=versions(),
+        seeds=seeds,
+        intervals=n_boot is not None,
+        n_boot=n_boot,
+        timing=timing,
+        flags=_flags(rows),
+        objectives={},
+        changed=tuple(_changed(name, change, splits, samples) for name, change in changes.items()),
+        pictures=drawn,
+        runs=None,
+        limits=limits(intervals=n_boot is not None, sweep=False, several_seeds=False),
+        not_measured=not_measured(
+            facts,
+            networks,
+            timing=timing,
+            seeds=seeds,
+            versions=versions(),
+            sweep=False,
+            changed_shown=bool(changes) or len(models) == 1,
+            damage_shown=damage is not None and pictures,
+            intervals=n_boot is not None,
+            nobody=_nobody(predictions, people),
+        ),
+    )
+
+
+def _checked_names(models: Mapping[str, nn.Module], reference: str | None) -> str:
+    if not isinstance(models, Mapping) or not models:
+        raise InputError(
+            f"models is a {type(models).__name__}; expected networks by name: {{'dense': ..., 'pruned': ...}}"
+        )
+    for name, model in models.items():
+        if not isinstance(name, str) or not isinstance(model, nn.Module):
+            raise InputError(f"models[{name!r}] is a {type(model).__name__}; expected a torch.nn.Module under a string")
+    if reference is not None and reference not in models:
+        raise InputError(f"reference={reference!r} is not one of the networks: {list(models)}")
+    return next(iter(models)) if reference is None else reference
+
+
+def _check_numbers(n_boot: int | None, latency_rounds: int, samples: int) -> None:
+    if (n_boot is not None and n_boot < 1) or (latency_rounds != 0 and latency_rounds < FEWEST_ROUNDS) or samples < 0:
+        raise InputError(
+            f"n_boot={n_boot}, latency_rounds={latency_rounds}, samples={samples}; expected at least 1 or None, 0 or "
+            f"at least {FEWEST_ROUNDS}, and at least 0"
+        )
+
+
+def _check_features(splits: DataSplits, batch: Batch) -> None:
+    if splits.feature_names is None or not isinstance(batch.inputs, Tensor) or batch.inputs.ndim != 2:
+        return
+    if len(splits.feature_names) != batch.inputs.shape[1]:
+        raise InputError(
+            f"{len(splits.feature_names)} feature_names for {batch.inputs.shape[1]} features; expected as many"
+        )
+
+
+def _method_facts(
+    method: Mapping[str, Any] | None, names: Sequence[str]
+) -> tuple[dict[str, str], dict[str, dict[str, str]], tuple[Method, ...], tuple[int, ...]]:
+    """Settings of all, of each network, what is known about their methods, and the seeds."""
+    shared: dict[str, Any] = {}
+    own: dict[str, Mapping[str, Any]] = {}
+    if method is not None and not isinstance(method, Mapping):
+        raise InputError(f"method is a {type(method).__name__}; expected facts by name: {{'criterion': 'worst-group'}}")
+    for key, value in (method or {}).items():
+        if isinstance(value, Mapping) and key not in names:
+            raise InputError(f"method[{key!r}] holds facts of a network, but the networks are {list(names)}")
+        if isinstance(value, Mapping):
+            own[key] = value
+        else:
+            shared[str(key)] = value
+    methods: dict[tuple[str, str], Method] = {}
+    for facts in (shared, *own.values()):
+        for key, kind in (("criterion", "criterion"), ("post_processor", "post-processor")):
+            for text in _several(facts.get(key)):
+                if text not in ("dense", "none", None):
+                    methods[kind, str(text)] = method_of(kind, str(text))
+    seeds = [seed for key in ("seed", "seeds") for seed in _several(shared.pop(key, None)) if seed is not None]
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise InputError(f"method has seeds {seeds}; expected whole numbers")
+    return (
+        {key.replace("_", " "): _words(value) for key, value in shared.items()},
+        {name: {str(k).replace("_", " "): _words(value) for k, value in facts.items()} for name, facts in own.items()},
+        tuple(methods.values()),
+        tuple(seeds),
+    )
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _joined(predictions: Predictions) -> Predictions:
+    """Labels only, and crossings as one feature, so that those that nobody belongs to don't come up."""
+    name = " × ".join(predictions.sensitive) or "sensitive group"
+    return dataclasses.replace(predictions, scores={}, sensitive={name: group_names(predictions)})
+
+
+def _nobody(predictions: Predictions, people: Predictions) -> list[str]:
+    values = [np.unique(column).tolist() for column in predictions.sensitive.values()]
+    (present,) = people.sensitive.values()
+    found = set(present.tolist())
+    return [name for name in (", ".join(crossing) for crossing in itertools.product(*values)) if name not in found]
+
+
+def _data_facts(splits: DataSplits, predictions: Predictions, people: Predictions) -> Data:
+    K = people.n_classes
+    if splits.class_names is not None and len(splits.class_names) != K:
+        raise InputError(f"{len(splits.class_names)} class_names for {K} classes; expected as many")
+    (group,) = people.sensitive.values()
+    names = sorted(set(group.tolist()))
+    counts = {name: np.bincount(people.target[group == name], minlength=K) for name in names}
+    return Data(
+        name=splits.name,
+        description=splits.description,
+        n_people=len(people.target),
+        sensitive_features=tuple(map(str, predictions.sensitive)),
+        classes=tuple(map(str, splits.class_names or (f"class {k}" for k in range(K)))),
+        people={name: int(counts[name].sum()) for name in names},
+        counts={name: tuple(counts[name].tolist()) for name in names},
+    )
+
+
+def _flags(rows: Mapping[str, Mapping[str, Any]]) -> tuple[Flag, ...]:
+    """Those of the people once, however many networks they were found for."""
+    found = [
+        Flag(kind, "" if kind in OF_DATA else name, detail)
+        for name, row in rows.items()
+        for flag in filter(None, row["flags"].split("; "))
+        for kind, _, detail in [flag.partition(": ")]
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _latency(
+    models: Mapping[str, nn.Module], reference: str, batch: Batch, splits: DataSplits, rounds: int, progress: bool
+) -> tuple[Latency | None, Timing | None]:
+    if not rounds:
+        return None, None
+    inputs = slice_samples(batch.inputs, slice(0, LATENCY_BATCH))
+    ordered = {reference: models[reference], **models}
+    latency = measure_latency(ordered, inputs, rounds=rounds, forward_fn=splits.forward_fn, progress=progress)
+    device = model_device(models[reference])
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    if device.type not in ("cpu", "cuda"):
+        machine += f", {device.type}"
+    return latency, Timing(min(LATENCY_BATCH, len(batch)), rounds, latency.threads, machine)
+
+
+def _network(
+    name: str,
+    model: nn.Module,
+    row: Mapping[str, Any],
+    size: Mapping[str, int],
+    of_reference: Mapping[str, int],
+    latency: Latency | None,
+    data: Data,
+    facts: dict[str, str],
+) -> Network:
+    metrics = [column for column in row if f"{column}_change" in row or column == "changed_predictions"]
+    by_person = [metric for metric in metrics if f"{metric}[{next(iter(data.people))}]" in row]
+    times = ratio = None
+    if latency is not None:
+        milliseconds = [1e3 * value for value in latency.median(name)]
+        times, ratio = Figure(*map(finite, milliseconds)), Figure(*map(finite, latency.ratio(name)))
+
+    def share(what: str) -> float | None:
+        return size[what] / of_reference[what] if of_reference[what] else None
+
+    return Network(
+        name=name,
+        class_name=type(model).__name__,
+        parameters=float(size["parameters"]),
+        parameters_ratio=share("parameters"),
+        macs=float(size["macs"]),
+        macs_ratio=share("macs"),
+        latency_ms=times,
+        latency_ratio=ratio,
+        facts=facts,
+        overall={metric: figure_of(row, metric) for metric in metrics},
+        by_group={group: {metric: figure_of(row, metric, group) for metric in by_person} for group in data.people},
+    )
+
+
+# The changed samples.
+
+
+def _changes(
+    predictions: Predictions, reference: str, splits: DataSplits, batch: Batch, samples: int, progress: bool
+) -> dict[str, ChangedSamples]:
+    shown = isinstance(batch.inputs, Tensor) and batch.inputs.ndim in (2, 3, 4) and samples > 0
+    return changed_between(predictions, reference, inputs=splits.test if shown else None, progress=progress)
+
+
+def _changed(name: str, change: ChangedSamples, splits: DataSplits, samples: int) -> Changed:
+    frame = change.by_group().reset_index()
+    columns = ("sensitive group", "people", "changed", "share", "now right", "now wrong")
+    by_group = Table(
+        f"{name}: people whose predicted label changed",
+        columns,
+        tuple(map(_by_group_row, frame.itertuples(index=False))),
+    )
+    return Changed(name, by_group, _sample_table(name, change, splits, samples) if samples and len(change) else None)
+
+
+def _by_group_row(row: Sequence[Any]) -> tuple[Any, ...]:
+    group, people, changed, share, gained, lost = row
+    return str(group), int(people), int(changed), float(share), int(gained), int(lost)
+
+
+def _sample_table(name: str, change: ChangedSamples, splits: DataSplits, samples: int) -> Table:
+    """The samples whose target lost most probability first."""
+
+    def label(k: int) -> str:
+        return str(k) if splits.class_names is None else str(splits.class_names[k])
+
+    tabular = isinstance(change.inputs, Tensor) and change.inputs.ndim == 2
+    columns = ["row", *map(str, change.sensitive), "label", "before", "after", "p before", "p after"]
+    rows = [
+        (
+            int(change.row[i]),
+            *(str(values[i]) for values in change.sensitive.values()),
+            label(int(change.target[i])),
+            label(int(change.before[i])),
+            label(int(change.after[i])),
+            finite(change.probability_before[i]),
+            finite(change.probability_after[i]),
+            *([_features(change.inputs[i], splits.feature_names)] if tabular else []),
+        )
+        for i in range(min(samples, len(change)))
+    ]
+    caption = f"{name}: {len(rows)} of {len(change):,} changed samples, those first whose label lost most probability p"
+    return Table(caption, (*columns, *(["features other than 0"] if tabular else [])), tuple(rows))
+
+
+def _features(values: Tensor, names: Sequence[str] | None) -> str:
+    named = [
+        f"{f'feature {d}' if names is None else names[d]} = {value:.3g}"
+        for d, value in enumerate(values.tolist())
+        if value
+    ]
+    more = f", and {len(named) - _MOST_FEATURES} more" if len(named) > _MOST_FEATURES else ""
+    return ", ".join(named[:_MOST_FEATURES]) + more
+
+
+# The pictures.
+
+
+def _pictures(
+    comparison: Comparison,
+    rows: Mapping[str, Mapping[str, Any]],
+    damage: DamageTable | None,
+    changes: Mapping[str, ChangedSamples],
+    splits: DataSplits,
+    samples: int,
+) -> tuple[Picture, ...]:
+    from fairtrim_adapters.plots import plot_changed_images, plot_damage
+
+    drawn = []
+    for metric in ("accuracy", "true_positive_rate"):
+        words = metric.replace("_", " ")
+        if words in comparison.by_group:
+            axes = plot_comparison(_with_intervals(comparison, rows, metric), metric=words)
+            drawn.append(
+                closed_picture(
+                    axes,
+                    metric.replace("_", "-"),
+                    f"{words.capitalize()} of each network: a dot for each sensitive group, a bar for everybody; "
+                    f"dotted: {comparison.reference!r}; vertical lines: 95 % intervals, if there are any.",
+                    f"Dot chart of the {words} by network and sensitive group; the table above has the figures.",
+                    "Sensitive groups",
+                )
+            )
+    if damage is not None:
+        drawn.append(
+            closed_picture(
+                plot_damage(damage),
+                "damage",
+                "Predicted rise of each sensitive group's loss when channels are removed, by layer.",
+                "Heat map of the predicted damage by layer and sensitive group.",
+                "Predicted damage",
+            )
+        )
+    for number, (name, change) in enumerate(changes.items()):
+        if isinstance(change.inputs, Tensor) and change.inputs.ndim in (3, 4) and len(change):
+            axes = plot_changed_images(change, number=min(samples, _MOST_IMAGES), class_names=splits.class_names)
+            drawn.append(
+                closed_picture(
+                    axes,
+                    f"changed-images-{number}",
+                    "Changed samples, those first whose label lost most probability.",
+                    f"Images that {name} gives another label than {comparison.reference}; the table lists the labels.",
+                    "Changed predictions",
+                    network=name,
+                    vector=False,
+                )
+            )
+    return tuple(drawn)
+
+
+def _with_intervals(comparison: Comparison, rows: Mapping[str, Mapping[str, Any]], metric: str) -> Comparison:
+    """Fairlearn's figures beside the intervals of the row, which cost less than Fairlearn's bootstrap."""
+    words = metric.replace("_", " ")
+    table = comparison.by_group.copy()
+    figures = [figure_of(rows[name], metric, group) for name, group in table.index]
+    table[words] = [np.nan if figure.value is None else figure.value for figure in figures]  # undefined, not 0
+    if any(figure.low is not None for figure in figures):
+        table[f"{words} low"] = [np.nan if figure.low is None else figure.low for figure in figures]
+        table[f"{words} high"] = [np.nan if figure.high is None else figure.high for figure in figures]
+    return dataclasses.replace(comparison, by_group=table)

@@ -1,0 +1,229 @@
+"""Criteria and post-processors by name, with their settings: ``worst-group:selection=single``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch_pruning as tp
+
+from fairtrim import (
+    AdversarialFineTuning,
+    BiasGradientDescent,
+    CounterfactualUnlearning,
+    InputError,
+    LayerwiseOptimization,
+    ParityFineTuning,
+    PostProcessor,
+    RandomPerturbation,
+    ThresholdSelection,
+)
+from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
+from fairtrim_adapters.torch_pruning.recipes.gradual import RandomImportance
+
+__all__ = ["POST_PROCESSORS", "CriterionFactory", "criteria_by_label", "parse_named", "post_processors_by_label"]
+
+CriterionFactory = Callable[[int], tp.importance.Importance]
+"""Makes a new importance for a run, from its seed."""
+
+HOST_CRITERIA: dict[str, CriterionFactory] = {
+    "random": lambda seed: RandomImportance(torch.Generator().manual_seed(seed)),
+    "magnitude": lambda seed: tp.importance.GroupMagnitudeImportance(),
+    "taylor": lambda seed: tp.importance.GroupTaylorImportance(),
+}
+"""Torch-Pruning's own criteria, the rivals."""
+
+POST_PROCESSORS: dict[str, type[PostProcessor]] = {
+    "parity-fine-tuning": ParityFineTuning,
+    "threshold-selection": ThresholdSelection,
+    "random-perturbation": RandomPerturbation,
+    "layerwise-optimization": LayerwiseOptimization,
+    "adversarial-fine-tuning": AdversarialFineTuning,
+    "bias-gradient-descent": BiasGradientDescent,
+    "counterfactual-unlearning": CounterfactualUnlearning,
+}
+"""Post-processors by name, e.g. ``POST_PROCESSORS["parity-fine-tuning"]``."""
+
+
+def parse_named(text: str) -> tuple[str, dict[str, Any]]:
+    """Split a name from its settings.
+
+    Args:
+        text: ``name`` or ``name:setting=value,setting=value``; values are JSON where they can be read as such, else
+            words.
+
+    Returns:
+        The name, and the settings.
+
+    Raises:
+        InputError: A setting has no value.
+
+    Example:
+        >>> parse_named("group-saliency:privileged=Male,beta=0.3")
+        ('group-saliency', {'privileged': 'Male', 'beta': 0.3})
+    """
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{text!r}: {part!r} is no setting; expected name:setting=value,setting=value")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key.strip()] = value.strip()
+    return name.strip(), settings
+
+
+def _checked(kind: str, text: str, cls: type[Any], settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the constructor doesn't have, and those that are missing."""
+    parameters = inspect.signature(cls).parameters
+    known = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    unknown = [name for name in settings if name not in known and len(known) == len(parameters)]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"{kind} {text!r} has no setting {unknown[0]!r}{meant}; expected some of {known}")
+    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in settings]
+    if "mined" in missing:
+        raise InputError(
+            f"{kind} {text!r} needs the mined samples, which a name can't give; in Python pass a function: "
+            f"criteria={{{text!r}: lambda: {cls.__name__}(mined)}}"
+        )
+    if missing:
+        raise InputError(f"{kind} {text!r} needs {missing[0]}; write '{text.partition(':')[0]}:{missing[0]}=...'")
+
+
+def _made(kind: str, text: str, cls: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    try:
+        return cls(**settings)
+    except TypeError as error:  # a word where a number belongs
+        raise InputError(
+            f"{kind} {text!r} has a setting of the wrong type ({error}); expected what {getattr(cls, '__name__', cls)} "
+            "takes, e.g. a number without quotes"
+        ) from error
+
+
+def _found(kind: str, text: str, name: str, choices: Sequence[str]) -> None:
+    if name not in choices:
+        near = difflib.get_close_matches(name.replace("_", "-"), choices, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"{kind} {text!r} is unknown{meant}; expected one of {sorted(choices)}")
+
+
+def _named_criterion(text: str) -> CriterionFactory:
+    name, settings = parse_named(text)
+    _found("criterion", text, name, [*HOST_CRITERIA, *IMPORTANCES])
+    if name in HOST_CRITERIA:
+        if settings:
+            raise InputError(f"criterion {text!r}: {name!r} is Torch-Pruning's and takes no settings here")
+        return HOST_CRITERIA[name]
+    cls = IMPORTANCES[name]
+    _checked("criterion", text, cls, settings)
+    _made("criterion", text, cls, settings)  # refused here, before anything runs
+
+    def make(seed: int) -> tp.importance.Importance:
+        return cls(**settings)
+
+    return make
+
+
+def criteria_by_label(
+    criteria: str | Sequence[str] | Mapping[str, str | Callable[[], tp.importance.Importance]],
+) -> dict[str, CriterionFactory]:
+    """Criteria as a user names them.
+
+    Args:
+        criteria: A name, names, or a dict of labels and names or functions without arguments that make an importance,
+            fairtrim's or Torch-Pruning's.
+
+    Returns:
+        Factories by label.
+
+    Raises:
+        InputError: A name is unknown, a setting is wrong or missing, or a label is not free.
+
+    Example:
+        >>> list(criteria_by_label(["magnitude", "worst-group:selection=single"]))
+        ['magnitude', 'worst-group:selection=single']
+    """
+    named = {criteria: criteria} if isinstance(criteria, str) else criteria
+    if not isinstance(named, Mapping):
+        named = {text: text for text in named}
+    if not named:
+        raise InputError("no criteria; expected at least one, such as 'worst-group'")
+    found: dict[str, CriterionFactory] = {}
+    for label, value in named.items():
+        if label == "dense":
+            raise InputError(
+                "a criterion is labelled 'dense', which is what unpruned networks are called; choose another"
+            )
+        if isinstance(value, str):
+            found[label] = _named_criterion(value)
+        elif callable(value) and not isinstance(value, tp.importance.Importance):  # which is callable, too
+            found[label] = _from_function(label, value)
+        else:
+            raise InputError(
+                f"criterion {label!r} is a {type(value).__name__}; expected a name or a function that makes a new "
+                "importance for each run: lambda: WorstGroupImportance()"
+            )
+    return found
+
+
+def _from_function(label: str, make: Callable[[], Any]) -> CriterionFactory:
+    def importance(seed: int) -> tp.importance.Importance:
+        made = make()
+        if not isinstance(made, tp.importance.Importance):
+            raise InputError(f"criterion {label!r} gave a {type(made).__name__}; expected an importance")
+        return made
+
+    return importance
+
+
+def post_processors_by_label(
+    post_processors: str | Sequence[str] | Mapping[str, str | PostProcessor] | None,
+) -> dict[str, PostProcessor]:
+    """Post-processors as a user names them.
+
+    Args:
+        post_processors: A name, names, a dict of labels and names or post-processors, or None.
+
+    Returns:
+        Post-processors by label.
+
+    Raises:
+        InputError: A name is unknown, a setting is wrong, or a label is ``none``.
+
+    Example:
+        >>> post_processors_by_label("parity-fine-tuning:epsilon=0.1")["parity-fine-tuning:epsilon=0.1"].epsilon
+        0.1
+    """
+    named = {post_processors: post_processors} if isinstance(post_processors, str) else (post_processors or {})
+    if not isinstance(named, Mapping):
+        named = {text: text for text in named}
+    found: dict[str, PostProcessor] = {}
+    for label, value in named.items():
+        if label == "none":
+            raise InputError(
+                "a post-processor is labelled 'none', which is what doing nothing is called; choose another"
+            )
+        if isinstance(value, str):
+            name, settings = parse_named(value)
+            _found("post-processor", value, name, list(POST_PROCESSORS))
+            _checked("post-processor", value, POST_PROCESSORS[name], settings)
+            if "random_state" in settings:
+                raise InputError(
+                    f"post-processor {value!r}: random_state is the seed of the run; set that in its place"
+                )
+            found[label] = _made("post-processor", value, POST_PROCESSORS[name], settings)
+        elif isinstance(value, PostProcessor):
+            found[label] = value
+        else:
+            raise InputError(
+                f"post-processor {label!r} is a {type(value).__name__}; expected a name or a PostProcessor"
+            )
+    return found

@@ -1,0 +1,1 @@
+"""Torch-Pruning's dependency graph, corrected, and the plan of a step."""

@@ -1,0 +1,1 @@
+"""Importances for the pruners of Torch-Pruning."""

@@ -1,0 +1,411 @@
+"""Importance classes for Torch-Pruning that see which group of people a removal hurts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
+from fairtrim.arguments import require_number
+from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
+from fairtrim.damage.loss_expansion import Curvature
+from fairtrim.damage.moments import Interactions
+from fairtrim.damage.weight_saliency import collect_weight_saliency
+from fairtrim.selection.ranking import (
+    Pool,
+    Selection,
+    joint_selection,
+    negative_columns,
+    ranked,
+    share_balanced_order,
+    single_selection,
+)
+from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
+
+from .channel_importance import ChannelImportance
+from .pruning_report import asked_of_layers, predicted_change
+
+__all__ = [
+    "DamageImportance",
+    "GroupSaliencyImportance",
+    "MeanDamageImportance",
+    "ShareBalancedImportance",
+    "TailRiskImportance",
+    "WorstGroupImportance",
+]
+
+FEWEST_PEOPLE_TO_WARN = 100
+"""Of fewer people a prediction is a rough one anyway."""
+
+
+class DamageImportance(ChannelImportance):
+    """Scores channels by a criterion of the damage table; the base of the named classes.
+
+    Args:
+        criterion: A criterion of ``fairtrim.criteria``, or a function (G, C) damages -> (C,).
+        selection: ``"joint"`` (channels are removed together in the prediction; the score is the place in the
+            order) or ``"single"`` (each channel by itself; the score is the criterion's value).
+        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
+        level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
+        shrinkage: Pulls groups of few people toward everybody while channels are ranked: ``"auto"`` by the standard
+            errors of their damages, a number κ of samples, or 0; see ``DamageTable.shrunk``.
+        first_order: Whether the ranking counts the first order of the expansion: what the loss gains or loses by the
+            smallest step. ``"auto"``: only where the loss has no curvature. Summed over many channels such gains are
+            not kept, and greedy selection looks for them; the prediction of what is removed has both orders.
+        interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
+            channels, with its error in the report), or ``"auto"``: exact up to 4,096 channels.
+        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+
+    Attributes:
+        damage_: The damage table of the last fit.
+        selection_: Order and scores of the last fit.
+        plan_: What the host was going to ask for.
+
+    Raises:
+        InputError: An argument is wrong.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = DamageImportance(lambda damage: damage[1] - damage[0])
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # 0 − 9 for the first, 4 − 4 for the second
+        [[0.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion | Callable[[Tensor], Tensor],
+        *,
+        selection: Literal["joint", "single"] = "joint",
+        curvature: Curvature = "auto",
+        level: Literal["channel", "weight"] = "channel",
+        shrinkage: Literal["auto"] | float = 0.0,
+        first_order: Literal["auto"] | bool = "auto",
+        interactions: Literal["auto"] | Interactions = "auto",
+        **arguments: Any,
+    ) -> None:
+        _check_choice("interactions", interactions, ("auto", "exact", "sketched"))
+        _check_choice("selection", selection, ("joint", "single"))
+        _check_choice("curvature", curvature, ("exact", "empirical", "auto"))
+        _check_choice("level", level, ("channel", "weight"))
+        if level == "weight" and selection == "joint":
+            raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
+        if interactions != "auto" and selection == "single":
+            raise InputError(f"interactions={interactions!r} would have no effect: selection='single' has none")
+        _check_choice("first_order", first_order, ("auto", True, False))
+        if shrinkage != "auto":
+            require_number("shrinkage", shrinkage, at_least=0, remedy=" (samples), or 'auto'")
+        super().__init__(**arguments)
+        self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
+        self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
+        self.interactions, self.first_order = interactions, first_order
+
+    @property
+    def damage_(self) -> DamageTable:
+        """The damage table of the last fit."""
+        if not hasattr(self, "_table"):
+            raise NotFittedError("there is no damage table yet; call importance.fit(pruner, loader) first")
+        return cast(DamageTable, self._table)
+
+    def _rank(
+        self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> tuple[Selection, DamageTable]:
+        self._check_plan(plan)
+        collect: dict[str, Any] = {"curvature": self.curvature, **options}
+        if self.level == "channel":
+            pairs: bool | Interactions = self.selection == "joint"
+            if pairs and self.interactions != "auto":
+                pairs = self.interactions
+            collect["require_sensitive"] = self.criterion.needs_sensitive_groups
+            table = collect_damage(model, loader, plan.groups, interactions=pairs, **collect)
+        else:
+            if collect.pop("folder", None) is not None:
+                raise InputError("folder= keeps the sums of gates; level='weight' has none: leave folder= out")
+            table = collect_weight_saliency(model, loader, plan.groups, **collect)
+        progress = bool(options.get("progress", True))
+        selection = self._select(self._ranking_table(table), plan, plan.pools, progress=progress)
+        asked, scores = asked_of_layers(selection, plan), selection.scores
+        sections = {group.name: plan.columns.section(group.name) for group in plan.groups}
+        _check_reach(table, {n: scores[s].argsort()[: asked.get(n, 0)].tolist() for n, s in sections.items()})
+        return selection, table
+
+    def _ranking_table(self, table: DamageTable, *, first_order: bool = False) -> DamageTable:
+        """The table by which channels are ranked, where ``"auto"`` leaves it open with or without the first order."""
+        counted = first_order if self.first_order == "auto" else self.first_order
+        if not counted and bool(table.curvature.any()):
+            table = table.without_first_order()
+        by_error = self.shrinkage == "auto"
+        if by_error and table.standard_error is None:  # saliency of weights
+            return table
+        return table.shrunk(self.shrinkage) if self.shrinkage else table
+
+    def _check_plan(self, plan: PruningPlan) -> None:
+        """Refuse a kind of ranking that the scores don't support."""
+
+    def _select(
+        self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...], *, progress: bool = False
+    ) -> Selection:
+        if self.selection == "joint":
+            return joint_selection(table, self.criterion, pools=pools, floors=plan.floors, progress=progress)
+        return single_selection(table, self.criterion, pools=pools, floors=plan.floors)
+
+    def _negative(self) -> Tensor:
+        # without the first order hardly anything is negative
+        table = self._ranking_table(self.damage_, first_order=True)
+        selection = self._select(table, self.plan_, (Pool(tuple(table.sizes)),))
+        negative = negative_columns(table.columns, selection, self.plan_.floors, joint=self.selection == "joint")
+        sections = {name: table.columns.section(name) for name in table.sizes}
+        wanted = {n: negative[(negative >= s.start) & (negative < s.stop)] - s.start for n, s in sections.items()}
+        _check_reach(self.damage_, {name: channels.tolist() for name, channels in wanted.items()})
+        return negative
+
+
+def _check_reach(table: DamageTable, removed: Mapping[str, Sequence[int]]) -> None:
+    """Say so before anything is removed if what the expansion gives for the set can't come true."""
+    never = table.impossible(predicted_change(table, removed)[0]) & (table.counts >= FEWEST_PEOPLE_TO_WARN)
+    if bool(never.any()):
+        groups = [name for name, flag in zip(table.sensitive_groups, never.tolist(), strict=True) if flag]
+        warnings.warn(
+            f"the {sum(map(len, removed.values()))} channels to be removed are beyond the reach of the prediction: for "
+            f"the sensitive groups {groups} it gives a fall of more than their whole loss, which is impossible; prune "
+            "in several steps, fitting before each, keep first_order='auto', and see in report() what was measured",
+            stacklevel=5,
+        )
+
+
+class _FunctionCriterion(Criterion):
+    """A plain function of the damages, as a criterion."""
+
+    needs_sensitive_groups: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        if not callable(function):
+            raise InputError(f"criterion={function!r}; expected a Criterion or a function (G, C) -> (C,)")
+        self._function = function
+
+    def bind(self, table: DamageTable) -> Callable[[Tensor], Tensor]:
+        def checked(damage: Tensor) -> Tensor:
+            values = self._function(damage)
+            if not isinstance(values, Tensor):
+                raise InputError(f"the criterion returned a {type(values).__name__}; expected a tensor (C,)")
+            if values.shape != damage.shape[1:]:
+                raise InputError(
+                    f"the criterion returned shape {tuple(values.shape)} for damages {tuple(damage.shape)}; "
+                    f"expected {tuple(damage.shape[1:])}"
+                )
+            return values.double()
+
+        return checked
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+class GroupSaliencyImportance(DamageImportance):
+    """FairPrune: damage to the unprivileged minus β times damage to the privileged (arXiv 2203.02110).
+
+    ``level="weight", selection="single"`` is the structured form of what was published (weight saliencies summed
+    over each channel); the default predicts the damage at the gates and removes channels jointly.
+
+    Args:
+        privileged: The privileged sensitive groups; in the paper those with the higher accuracy.
+        unprivileged: The unprivileged ones; by default all others.
+        beta: β in (0, 1).
+        arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = GroupSaliencyImportance(privileged="a", beta=0.3)
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # 0 − 0.3 · 9 for the first, 4 − 0.3 · 4 for the second
+        [[0.0, 1.0]]
+    """
+
+    def __init__(self, privileged: Any, unprivileged: Any = None, beta: float = 0.3, **arguments: Any) -> None:
+        super().__init__(GroupSaliency(privileged, unprivileged, beta), **arguments)
+
+
+class MeanDamageImportance(DamageImportance):
+    """Mean damage over all people; needs no sensitive features, and doesn't see who is hurt.
+
+    Args:
+        arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = MeanDamageImportance()
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # the mean is 3 for the first channel, 4 for the second
+        [[0.0, 1.0]]
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(MeanDamage(), **arguments)
+
+
+class WorstGroupImportance(DamageImportance):
+    """Damage of the sensitive group that is hurt most. Ours.
+
+    A group of few people would often seem to be that group by chance: damages are pulled toward everybody's by their
+    standard errors.
+
+    Args:
+        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
+        arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = WorstGroupImportance()
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # a, who is hurt most, loses 4 instead of 9
+        [[1.0, 0.0]]
+    """
+
+    def __init__(self, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
+        super().__init__(WorstGroup(), shrinkage=shrinkage, **arguments)
+
+
+class TailRiskImportance(DamageImportance):
+    """Mean damage of the worst share α of the sensitive groups (conditional value at risk). Ours.
+
+    Args:
+        alpha: α in (0, 1].
+        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
+        arguments: See ``DamageImportance``.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = TailRiskImportance(alpha=1.0)
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # each group counts once: (9 + 0) / 2 against (4 + 4) / 2
+        [[1.0, 0.0]]
+    """
+
+    def __init__(self, alpha: float = 0.5, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
+        super().__init__(TailRisk(alpha), shrinkage=shrinkage, **arguments)
+
+
+class ShareBalancedImportance(DamageImportance):
+    """FairGRAPE's order: keep each group's share of a layer's importance (Lin, Kim and Joo, ECCV 2022).
+
+    The order means something within one layer, so global and isomorphic pruning are refused.
+
+    Args:
+        arguments: See ``DamageImportance``; ``selection`` has no meaning here.
+
+    Raises:
+        InputError: ``selection`` is given.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
+        >>> importance = ShareBalancedImportance()
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
+        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
+        [[9.0, 4.0], [0.0, 4.0]]
+        >>> pruner.step()
+        >>> model[0].weight.tolist()  # a has 13 of 17 parts of the layer's importance, so its first channel stays
+        [[1.0, 0.0]]
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        if "selection" in arguments:
+            raise InputError("ShareBalancedImportance selects by shares; leave selection= out")
+        super().__init__(MeanDamage(), selection="single", **arguments)
+
+    def _check_plan(self, plan: PruningPlan) -> None:
+        if plan.shared_ranking:
+            raise InputError(
+                "ShareBalancedImportance ranks channels within a layer only, and this pruner ranks layers against "
+                "each other; use global_pruning=False without isomorphic, or WorstGroupImportance"
+            )
+
+    def _select(
+        self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...], *, progress: bool = False
+    ) -> Selection:
+        selection = share_balanced_order(table)
+        if all(floor.channels is None for floor in plan.floors):
+            return selection
+        # behind a split every reader must keep a channel, or the host skips the layer
+        order = ranked(selection.scores, table.columns, pools=pools, floors=plan.floors)
+        return replace(order, change=selection.change)
+
+    def negative_groups(self, pruner: tp.pruner.BasePruner) -> Iterator[tp.Group]:
+        """An order of shares has no sign.
+
+        Args:
+            pruner: A pruner.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError("ShareBalancedImportance has no negative scores; use GroupSaliencyImportance")

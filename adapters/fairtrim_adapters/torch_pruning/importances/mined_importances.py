@@ -1,0 +1,264 @@
+"""Importances that need no sensitive features: they take the samples that a miner found bias-conflicting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fairtrim import DamageTable, InputError, collect_damage
+from fairtrim.criteria import Criterion, GroupSaliency
+from fairtrim.data.batches import model_device
+from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.mining.contrastive_gates import ContrastiveObjective, Cost, channel_costs, gate_slopes, learn_gates
+from fairtrim.mining.miner import MinedSamples, require_some_mined
+from fairtrim.network.losses import negative_margin
+from fairtrim.selection.ranking import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
+from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
+
+from .channel_importance import ChannelImportance
+
+__all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance"]
+
+
+_NO_PEOPLE = "it tells samples apart by mined=, not by sensitive features"
+
+
+def _flags(mined: MinedSamples | Tensor) -> Tensor:
+    flags = mined.conflicting() if isinstance(mined, MinedSamples) else mined
+    require_some_mined(flags)
+    return flags.cpu()
+
+
+class ContrastiveImportance(ChannelImportance):
+    """DCWP at the level of channels: learned gates, or the first-order form of the same loss (arXiv 2210.05247).
+
+    The score of ``form="gates"`` is the gate's logit π, so that ``negative_groups(pruner)`` prunes exactly the closed
+    gates. Each fit of an iterative pruner learns the gates anew.
+
+    Args:
+        mined: What a miner found, or the flags b by index in the loader's dataset, (N,).
+        form: ``"gates"``, ``"first-order"`` (−∂L/∂z, signed) or ``"first-order-magnitude"`` (its absolute value).
+        upweight: Sampling weight of the mined samples.
+        contrastive_weight: λ_con.
+        iterations: Of the gates' training; 2000 in the authors' code.
+        learning_rate: Of the gates.
+        cost: ``"channels"`` (each the same), ``"parameters"`` or ``"macs"``.
+        cost_weight: λ, what closing every gate is worth in units of the loss.
+        feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
+        seed: Of the draws.
+        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+
+    Attributes:
+        selection_: Order and scores of the last fit; its ``change`` is π, or the slope.
+
+    Raises:
+        InputError: An argument is wrong.
+
+    Example:
+        >>> import torch_pruning as tp
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+        >>> with torch.no_grad():
+        ...     _ = nn.init.eye_(model[0].weight), model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> loader = DataLoader(TensorDataset(x, torch.tensor([1, 1, 0])), batch_size=3)
+        >>> mined = torch.tensor([True, False, False])  # whom the first channel serves
+        >>> importance = ContrastiveImportance(mined, form="first-order", contrastive_weight=0.0)
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, loader, progress=False)
+        >>> pruner.step()
+        >>> model[0].weight.tolist()
+        [[1.0, 0.0]]
+    """
+
+    idle_options: ClassVar[Mapping[str, str]] = {
+        "sensitive_names": _NO_PEOPLE,
+        "folder": "that keeps the sums of a damage pass, and there is none; set iterations= if it takes long",
+        "max_batches": "the samples are drawn by weight; set iterations=",
+    }
+
+    def __init__(
+        self,
+        mined: MinedSamples | Tensor,
+        *,
+        form: Literal["gates", "first-order", "first-order-magnitude"] = "gates",
+        upweight: float = 80.0,
+        contrastive_weight: float = 0.05,
+        iterations: int = 2000,
+        learning_rate: float = 1e-2,
+        cost: Literal["channels"] | Cost = "channels",
+        cost_weight: float = 0.1,
+        feature_layer: str | None = None,
+        seed: int = 0,
+        **arguments: Any,
+    ) -> None:
+        if form not in ("gates", "first-order", "first-order-magnitude"):
+            raise InputError(f"form={form!r}; expected 'gates', 'first-order' or 'first-order-magnitude'")
+        if cost not in ("channels", "parameters", "macs"):
+            raise InputError(f"cost={cost!r}; expected 'channels', 'parameters' or 'macs'")
+        if form != "gates":
+            gates = {
+                "iterations": (iterations, 2000),
+                "learning_rate": (learning_rate, 1e-2),
+                "cost": (cost, "channels"),
+                "cost_weight": (cost_weight, 0.1),
+            }
+            idle = [f"{name}={value!r}" for name, (value, default) in gates.items() if value != default]
+            if idle:
+                raise InputError(f"{' and '.join(idle)} would have no effect: form={form!r} learns no gates")
+        super().__init__(**arguments)
+        self.mined, self.form, self.cost, self.cost_weight = mined, form, cost, cost_weight
+        self.upweight, self.contrastive_weight = upweight, contrastive_weight
+        self.iterations, self.learning_rate, self.seed = iterations, learning_rate, seed
+        self.feature_layer = feature_layer
+
+    def _rank(
+        self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> tuple[Selection, DamageTable | None]:
+        samples = IndexedSamples(loader)
+        given = {key: options[key] for key in ("loss_fn", "forward_fn", "output_transform") if key in options}
+        objective = ContrastiveObjective(
+            conflicting=_flags(self.mined),
+            upweight=self.upweight,
+            contrastive_weight=self.contrastive_weight,
+            feature_layer=self.feature_layer,
+            **given,
+        )
+        generator = torch.Generator().manual_seed(self.seed)
+        progress = bool(options.get("progress", True))
+        if self.form == "gates":
+            costs = None
+            if self.cost != "channels":
+                batch = samples.first(model_device(model))
+                costs = channel_costs(model, plan.groups, batch, self.cost, forward_fn=options.get("forward_fn"))
+            values = learn_gates(
+                model,
+                samples,
+                plan.groups,
+                objective,
+                iterations=self.iterations,
+                learning_rate=self.learning_rate,
+                cost_weight=self.cost_weight,
+                costs=costs,
+                generator=generator,
+                progress=progress,
+            )
+        else:
+            values = gate_slopes(model, samples, plan.groups, objective, generator=generator, progress=progress)
+        of_channels = torch.cat([values[group.name] for group in plan.groups])
+        if self.form == "first-order-magnitude":
+            of_channels = of_channels.abs()
+        return ranked(of_channels, plan.columns, pools=plan.pools, floors=plan.floors), None
+
+    def _negative(self) -> Tensor:
+        plan = self.plan_
+        free = ranked(self.selection_.change, plan.columns, pools=[Pool(tuple(plan.columns.sizes))], floors=plan.floors)
+        return negative_columns(plan.columns, free, plan.floors, joint=False)
+
+
+class _Flagged:
+    """Batches in the order of the dataset, with who was mined in the place of sensitive features."""
+
+    def __init__(self, samples: IndexedSamples, flags: Tensor, device: torch.device) -> None:
+        samples.check_flags(flags)
+        self._samples, self._flags, self._device = samples, flags, device
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor, dict[str, list[str]]]]:
+        for indices, batch in self._samples.in_order(self._device):
+            names = ["conflicting" if flag else "others" for flag in self._flags[indices].tolist()]
+            yield batch.inputs, batch.target, {"mined": names}
+
+
+class AccumulatedConfidenceImportance(ChannelImportance):
+    """Damage to the mined samples against damage to the others, as a damage table with sample weights (DENP's use (c)).
+
+    A reconstruction. The two groups are the mined and the other samples; the loss is the negative logit margin, which
+    has a slope on memorised samples where cross-entropy has none. It is linear in the scores, so the damage is first
+    order only, signed, and joint selection adds nothing; with ``loss_fn=torch.nn.functional.cross_entropy`` it does.
+
+    Args:
+        mined: What a miner found, or the flags b by index in the loader's dataset, (N,).
+        beta: Weight of the damage to the other samples: the score is Δ_mined − β Δ_others.
+        criterion: In place of that: any criterion of the two groups ``"conflicting"`` and ``"others"``.
+        selection: ``"joint"`` or ``"single"``.
+        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+
+    Attributes:
+        selection_: Order and scores of the last fit.
+
+    Raises:
+        InputError: An argument is wrong.
+
+    Example:
+        >>> import torch_pruning as tp
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+        >>> with torch.no_grad():
+        ...     _ = nn.init.eye_(model[0].weight), model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> loader = DataLoader(TensorDataset(x, torch.tensor([1, 1, 0])), batch_size=3)
+        >>> mined = torch.tensor([True, False, False])  # whom the first channel serves
+        >>> importance = AccumulatedConfidenceImportance(mined)
+        >>> pruner = tp.pruner.BasePruner(
+        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
+        ... )
+        >>> fitted = importance.fit(pruner, loader, progress=False)
+        >>> pruner.step()
+        >>> model[0].weight.tolist()
+        [[1.0, 0.0]]
+    """
+
+    idle_options: ClassVar[Mapping[str, str]] = {"sensitive_names": _NO_PEOPLE}
+
+    def __init__(
+        self,
+        mined: MinedSamples | Tensor,
+        *,
+        beta: float = 0.3,
+        criterion: Criterion | None = None,
+        selection: Literal["joint", "single"] = "joint",
+        **arguments: Any,
+    ) -> None:
+        if selection not in ("joint", "single"):
+            raise InputError(f"selection={selection!r}; expected 'joint' or 'single'")
+        if criterion is not None and beta != 0.3:
+            raise InputError(f"beta={beta} would have no effect beside criterion=; leave one of the two out")
+        super().__init__(**arguments)
+        self.mined, self.selection = mined, selection
+        self.criterion = criterion if criterion is not None else GroupSaliency("others", "conflicting", beta)
+
+    def _rank(
+        self, model: nn.Module, plan: PruningPlan, loader: Iterable[Any], options: Mapping[str, Any]
+    ) -> tuple[Selection, DamageTable | None]:
+        self._flagged = _Flagged(IndexedSamples(loader), _flags(self.mined), model_device(model))
+        table = collect_damage(
+            model,
+            self._flagged,
+            plan.groups,
+            interactions=self.selection == "joint",
+            curvature="exact",
+            # every process reads all samples by their index, so that nothing is to be added up
+            **{"loss_fn": negative_margin, **options, "distributed": False},
+        )
+        return self._select(table, plan, plan.pools), table
+
+    def _what_was_read(self) -> tuple[Iterable[Any], Mapping[str, Any]]:
+        return self._flagged, {"loss_fn": negative_margin, **super()._what_was_read()[1]}
+
+    def _select(self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...]) -> Selection:
+        select = joint_selection if self.selection == "joint" else single_selection
+        return select(table, self.criterion, pools=pools, floors=plan.floors)
+
+    def _negative(self) -> Tensor:
+        plan, table = self.plan_, self._table
+        assert table is not None
+        selection = self._select(table, plan, (Pool(tuple(table.sizes)),))
+        return negative_columns(plan.columns, selection, plan.floors, joint=self.selection == "joint")

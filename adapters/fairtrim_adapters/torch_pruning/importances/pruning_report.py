@@ -1,0 +1,309 @@
+"""What the host did with the scores: it says nothing of its own."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fairtrim import DamageTable
+from fairtrim.damage.measured_change import MeasuredChange
+from fairtrim.damage.sample_sketch import SampleSketch
+from fairtrim.measures.shrinkage import own_shares
+from fairtrim.selection.ranking import Selection
+from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units, rounded_quota
+
+__all__ = ["PruningReport", "asked_of_layers", "predicted_change", "pruning_report"]
+
+
+_ERRORS_APART = 3.0
+"""A change is worse than predicted by more standard errors, by half of the larger of the two, and by what matters."""
+
+_SHARE_THAT_MATTERS = 0.05  # of the loss before
+
+_FEWEST_PEOPLE = 20  # of fewer a standard error says little itself
+
+_WIDTH = 99  # of what is printed
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Channels removed since the last fit, layer by layer.
+
+    Attributes:
+        layers: One row a dependency group: layer, before, asked (what ratio and ranking, or the rule, ask of it),
+            removed, kept, skipped. Where a normalizer changes the ranking between layers it isn't known what is asked.
+        predicted: One row a sensitive group: people, loss before, predicted change of the mean loss (NaN where what the
+            expansion gives is impossible) and, if it was measured, the change of the network as it is now with its
+            standard error; empty without a damage table.
+        unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
+        flags: Sentences on what to look at: impossible predictions, changes worse than predicted, layers that lost
+            nearly everything, sensitive groups of too few people to be told from everybody.
+        measured: On how many samples the change was measured, or why it wasn't.
+
+    Example:
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> from torch import nn
+        >>> from fairtrim_adapters.torch_pruning import WorstGroupImportance
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> importance, x = WorstGroupImportance(), torch.randn(6, 3)
+        >>> settings = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": [model[2]]}
+        >>> pruner = tp.pruner.BasePruner(model, x, **settings)
+        >>> fitted = importance.fit(pruner, [(x, torch.arange(6) % 2, ["a", "b", "b"] * 2)], progress=False)
+        >>> pruner.step()
+        >>> report = importance.report()
+        >>> report.layers[["layer", "before", "asked", "removed"]].values.tolist(), report.skipped
+        ([['0', 8, 4, 4]], [])
+        >>> list(report.predicted.columns)[-3:], report.measured
+        (['predicted change', 'measured change', 'standard error'], 'measured on 6 of 6 samples')
+    """
+
+    layers: pd.DataFrame
+    predicted: pd.DataFrame
+    unscored: dict[str, str]
+    flags: tuple[str, ...] = ()
+    measured: str = ""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Layers that were to lose channels and lost none: the host skips a group whole, without a word."""
+        return list(self.layers.loc[self.layers["skipped"], "layer"])
+
+    def __str__(self) -> str:
+        removed, before = int(self.layers["removed"].sum()), int(self.layers["before"].sum())
+        lines = [
+            _wrapped(
+                f"removed {removed} of {before} channels"
+                + (f" that were scored{_left(len(self.unscored))}" if self.unscored else "")
+                + ("" if removed else ": no step since the fit, or none was asked for")
+            ),
+            _fitting(self.layers),
+            _wrapped("skipped by the host: " + (", ".join(self.skipped) or "none")),
+            *(_wrapped(f"not scored: {name}: {_first_sentence(reason)}") for name, reason in self.unscored.items()),
+        ]
+        if len(self.predicted):
+            shown = self.predicted.rename(columns={"sensitive_group": "group"})
+            for name in [name for name in shown if name.startswith("predicted change")]:
+                shown[name] = ["impossible" if np.isnan(value) else f"{value:.4f}" for value in shown[name]]
+            lines.append(_fitting(shown))
+        lines.extend([_wrapped(self.measured)] if self.measured else [])
+        lines.extend(_wrapped(f"! {flag}") for flag in self.flags)
+        return "\n".join(lines)
+
+
+def _left(number: int) -> str:
+    return f"; {number} group{' is left as it is' if number == 1 else 's are left as they are'}"
+
+
+def _first_sentence(reason: str) -> str:
+    """The warning of the fit and ``unscored`` have all of it."""
+    return re.split(r"; |\.\s|\n", reason.strip(), maxsplit=1)[0]
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
+
+
+def _fitting(table: pd.DataFrame) -> str:
+    """A table as text, names in its first column broken over several lines where it would be too wide."""
+
+    def lines_of(names: Iterable[str]) -> list[str]:
+        shown = table.assign(**{column: list(names)})
+        text: str = shown.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-")
+        return text.splitlines()
+
+    column = table.columns[0]
+    names = [str(name) for name in table[column]]
+    lines = lines_of(names)
+    excess = max(map(len, lines)) - _WIDTH
+    if excess <= 0 or not names:
+        return "\n".join(lines)
+    width = max(max(map(len, names)) - excess, 8)
+    parts = [textwrap.wrap(name, width) or [""] for name in names]
+    header, *rows = lines_of(part[0] for part in parts)
+    end = header.index(column) + len(column)
+    broken = [
+        line for row, (_, *rest) in zip(rows, parts, strict=True) for line in (row, *(r.rjust(end) for r in rest))
+    ]
+    return "\n".join([header, *broken])
+
+
+def pruning_report(
+    table: DamageTable | None,
+    selection: Selection,
+    plan: PruningPlan,
+    history: Sequence[Sequence[Any]],
+    rule: Mapping[str, int] | None = None,
+    measured: MeasuredChange | str = "",
+) -> PruningReport:
+    """Compare what was to be removed with what was, and what that was predicted to do with what it does.
+
+    Args:
+        table: The damage table, if there is one.
+        selection: The scores.
+        plan: What the host was going to ask for.
+        history: The host's pruning history since the fit: [module name, of outputs, channels].
+        rule: How many channels of each group a rule asked for in place of the pruner's ratio.
+        measured: The change of each group's loss, or why there is none.
+
+    Returns:
+        The report.
+    """
+    removed: dict[str, set[int]] = {group.name: set() for group in plan.groups} | removed_units(plan, history)
+    asked = asked_of_layers(selection, plan) if rule is None else rule
+    layers = pd.DataFrame(
+        {
+            "layer": [group.name for group in plan.groups],
+            "before": [group.size for group in plan.groups],
+            "asked": pd.array([asked.get(group.name) for group in plan.groups], dtype="Int64"),
+            "removed": [len(removed[group.name]) for group in plan.groups],
+        }
+    )
+    layers["kept"] = layers["before"] - layers["removed"]
+    layers["skipped"] = ((layers["asked"] > 0) & (layers["removed"] == 0) & bool(history)).fillna(False).astype(bool)
+    flags = _collapsed(layers, plan)
+    if table is None:
+        return PruningReport(layers, pd.DataFrame(), plan.unscored, flags)
+    change, error = predicted_change(table, removed)
+    impossible = table.impossible(change)
+    single = table.interactions is None
+    names = [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups]
+    predicted = {
+        "sensitive_group": names,
+        "people": [f"{count:g}" for count in table.counts.tolist()],
+        "loss before": table.loss.numpy(),
+        "predicted change" + (" (sum of single)" if single else ""): change.masked_fill(impossible, torch.nan).numpy(),
+    }
+    if isinstance(table.interactions, SampleSketch):
+        predicted["error of the sketch"] = error.numpy()
+    if isinstance(measured, MeasuredChange):
+        predicted["measured change"] = measured.change.numpy()
+        predicted["standard error"] = measured.standard_error.numpy()
+        flags = (*flags, *_contradictions(names, table, change, error, measured))
+        total = 0 if table.sample_losses is None else len(table.sample_losses)
+        how = "" if measured.paired else ", not person by person: the loader gives them in another order"
+        told = f"measured on {measured.n_samples} of {total} samples{how}"
+    else:
+        flags = (*flags, *(_impossible(name) for name, never in zip(names, impossible.tolist(), strict=True) if never))
+        told = measured
+    flags = (*flags, *_few_people(table, names))
+    return PruningReport(layers, pd.DataFrame(predicted), plan.unscored, flags, told)
+
+
+def predicted_change(table: DamageTable, removed: Mapping[str, Iterable[int]]) -> tuple[Tensor, Tensor]:
+    """What a table gives for a set of channels: joint where it can, else the sum of single channels.
+
+    Args:
+        table: The damage table.
+        removed: Channels by name of the dependency group.
+
+    Returns:
+        Change of each group's loss, and its error from the sketch, (G,) each.
+    """
+    if table.interactions is None:
+        change = table.damage[:, table.columns.selected(removed)].sum(1)
+        return change, torch.zeros_like(change)
+    return table.predict(removed), table.prediction_error(removed)
+
+
+def _impossible(name: str, measured: str = "") -> str:
+    return (
+        f"{name}: no prediction: the expansion gives a fall of more than the whole loss, which is impossible: the set "
+        f"is beyond its reach{measured}; prune in several steps, fitting before each"
+    )
+
+
+def _contradictions(
+    names: Sequence[str], table: DamageTable, change: Tensor, error: Tensor, measured: MeasuredChange
+) -> Iterator[str]:
+    impossible = table.impossible(change)
+    losses = table.loss.abs()
+    losses = losses.clamp_min(0.1 * float(table.shares @ losses))  # of a group without loss anything would matter
+    for g, name in enumerate(names):
+        found, off = float(measured.change[g]), float(measured.standard_error[g])
+        if np.isnan(found):
+            if impossible[g]:
+                yield _impossible(name)
+            continue
+        told = f"{found:+.4f}" + ("" if np.isnan(off) else f" ± {off:.4f}")
+        if impossible[g]:
+            yield _impossible(name, f"; measured {told}")
+            continue
+        predicted = float(change[g])
+        apart = found - predicted
+        beyond = _ERRORS_APART * float(np.hypot(off, float(error[g])))
+        matters = max(0.5 * max(abs(found), abs(predicted)), _SHARE_THAT_MATTERS * float(losses[g]))
+        if apart > max(beyond, matters) and float(measured.people[g]) >= _FEWEST_PEOPLE:
+            yield (
+                f"{name}: measured {told} where {predicted:+.4f} was predicted: the removed set is beyond the reach of "
+                "the prediction; prune in several steps, fitting before each, or fine-tune and measure again"
+            )
+
+
+def _collapsed(layers: pd.DataFrame, plan: PruningPlan) -> tuple[str, ...]:
+    """Layers that a ranking of several layers against each other left with hardly a channel."""
+    rows = layers.set_index("layer")
+    flags = []
+    for pool in plan.pools:
+        together = rows.loc[list(pool.layers)]
+        share = together["kept"].sum() / together["before"].sum()
+        for name, row in together.iterrows():
+            few = row["kept"] <= max(2, 0.1 * row["before"])
+            if row["removed"] and few and row["kept"] < 0.5 * share * row["before"]:
+                flags.append(
+                    f"layer {name!r} keeps {row['kept']} of {row['before']} channels, where all ranked with it keep "
+                    f"{share:.0%}: it may let nothing through; set a ratio of its own (pruning_ratio_dict), a lower "
+                    "max_pruning_ratio, or global_pruning=False"
+                )
+    return tuple(flags)
+
+
+def _few_people(table: DamageTable, names: Sequence[str]) -> tuple[str, ...]:
+    """Sensitive groups of which more than half of what sets them apart is noise, beside others of which it isn't."""
+    if table.standard_error is None or table.people is None or len(names) < 2:
+        return ()
+    own = own_shares(table.damage, table.standard_error, table.people).tolist()
+    few = [
+        f"{name} ({people:g})"
+        for name, people, share in zip(names, table.people.tolist(), own, strict=True)
+        if share < 0.5
+    ]
+    if not few or len(few) == len(names):
+        return ()
+    return (
+        f"too few people to be told the worst group: {', '.join(few)}: the larger part of what sets their damages "
+        "apart is chance (shrinkage='auto' counts so much less of it)",
+    )
+
+
+def asked_of_layers(selection: Selection, plan: PruningPlan) -> dict[str, int]:
+    """How many channels the ratio takes from each layer, given the scores.
+
+    Args:
+        selection: The scores.
+        plan: What the host is going to ask for.
+
+    Returns:
+        The numbers by name of the dependency group.
+    """
+    sizes = {group.name: group.size for group in plan.groups}
+    ends = np.cumsum(list(sizes.values()))
+    scores_of = dict(zip(sizes, np.split(selection.scores.numpy(), ends[:-1]), strict=True))
+    asked: dict[str, int] = {}
+    for pool in plan.pools:
+        names = np.concatenate([np.full(sizes[name], k) for k, name in enumerate(pool.layers)])
+        scores = np.concatenate([scores_of[name] for name in pool.layers])
+        lowest = np.argsort(scores, kind="stable")[: pool.quota or 0]
+        for k, name in enumerate(pool.layers):
+            quota = int((names[lowest] == k).sum())
+            rounded = min(rounded_quota(quota, len(plan.roots[name].units), plan.round_to), sizes[name])
+            asked[name] = quota if name in plan.heads else rounded
+    return asked

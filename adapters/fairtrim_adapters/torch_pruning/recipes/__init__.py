@@ -1,0 +1,1 @@
+"""The papers from start to end."""

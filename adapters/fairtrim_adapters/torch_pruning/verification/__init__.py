@@ -1,0 +1,1 @@
+"""A step is tried before the first channel goes."""

@@ -1,0 +1,483 @@
+"""Prune on trial, run the network, and put everything back: what can't be seen on the host's graph shows here.
+
+The host follows a trace of one pass. What the trace doesn't show (a frozen layer, a buffer with a number for each
+channel, a branch on a size, a head that only training mode runs, an operation that mixes channels) breaks the network
+after the channels have gone, or makes of it something else than the closed gates predict. So the channels go on trial
+first: the network runs a real batch in eval and in training mode, and its scores are compared with those of the network
+as it is with the gates of the same channels closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from fairtrim import ChannelGroup, UnsupportedModelError
+from fairtrim.damage.channel_groups import channel_sites
+from fairtrim.damage.gates import explicit_gates, hooked_gates
+from fairtrim.data.batches import Batch, class_scores, network_output
+from fairtrim.preservation import undisturbed
+from fairtrim_adapters.torch_pruning.graph.corrections import correct_group
+from fairtrim_adapters.torch_pruning.graph.dependency_groups import head_layers, module_expression
+from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
+from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units
+from fairtrim_adapters.torch_pruning.graph.undoing import Held, undone
+
+from .kept_channels import channels_pass, copy_of_layer, norms_over_kept
+from .permutation import permuted_channels
+from .trial_run import Run, at_least_two, failing, same_shape
+
+__all__ = ["Rehearsal", "left_out"]
+
+SHARE_ON_TRIAL = 8
+"""One channel in so many goes on trial, so that a norm over channels, whose scale changes, hides no other fault."""
+
+TOLERATED = 4.0
+"""What removal may differ from closed gates by, as a share of what closing does, where the order of the channels
+doesn't matter to anything between the layers: all of it and more, in small layers, where a norm or a threshold that
+the host doesn't know looks at fewer channels."""
+
+TOLERATED_IN_ORDER = 0.1
+"""The same where it does: neighbours of a channel may have a little to say (local response norm), and no more."""
+
+DRAWS = 3
+
+
+def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> dict[str, str]:
+    """Find the groups with which something fails.
+
+    Args:
+        names: Groups.
+        attempt: Raises UnsupportedModelError if it fails with some of them.
+
+    Returns:
+        The groups that make it fail, by themselves or beside those before them, each with the reason; with the others
+        it succeeds.
+
+    Example:
+        >>> def attempt(names):
+        ...     if "b" in names:
+        ...         raise UnsupportedModelError("b is odd")
+        >>> left_out(["a", "b", "c"], attempt)
+        {'b': 'b is odd'}
+    """
+    try:
+        attempt(names)
+    except UnsupportedModelError as error:
+        if len(names) == 1:
+            return {names[0]: str(error)}
+    else:
+        return {}
+    reasons = {}
+    for name in names:
+        try:
+            attempt([name])
+        except UnsupportedModelError as error:
+            reasons[name] = str(error)
+    together: list[str] = []
+    rest = [name for name in names if name not in reasons]
+    try:
+        if rest:
+            attempt(rest)
+    except UnsupportedModelError:
+        for name in rest:
+            try:
+                attempt([*together, name])
+            except UnsupportedModelError as error:
+                reasons[name] = str(error)
+            else:
+                together.append(name)
+    return reasons
+
+
+class Rehearsal:
+    """Trials on one network with one batch; the network and the pruner are as before after each.
+
+    Args:
+        graph: The host's dependency graph.
+        pruner: Its pruner, or None.
+        batch: Samples; a single one is taken twice, which norms over a batch want in training mode.
+        calling: ``forward_fn``, ``output_transform`` and ``after_step``, what the caller's script does to the network
+            after each step.
+
+    Raises:
+        UnsupportedModelError: The network as it is gives no scores.
+    """
+
+    def __init__(
+        self, graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner | None, batch: Batch, calling: Mapping[str, Any]
+    ) -> None:
+        self.graph, self.pruner, self.model = graph, pruner, graph.model
+        self.batch = at_least_two(batch)
+        self.forward_fn, self.output_transform = calling.get("forward_fn"), calling.get("output_transform")
+        self._after_step = calling.get("after_step")
+        modules = list(self.model.named_modules(remove_duplicate=False))
+        self._through = {name for name, module in modules if channels_pass(graph, module)}
+        self._held = Held(graph, pruner)
+        frozen = [n for n, m in modules if any(not p.requires_grad for p in m.parameters(recurse=False))]
+        self._cause = (
+            f"The host doesn't see what is frozen: let {frozen[:5]} require gradients while the pruner is made"
+            if frozen
+            else ""
+        )
+        self._dense = self._run()
+        self._training: Run | None = None
+        self._same = False
+        self._moving: dict[str, set[int]] = {}  # channels that have a say in the scores: others prove nothing
+        self.fails_in_training = ""
+        try:
+            self._training = self._run(training=True)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a network may raise: then its training mode can't be looked at
+            self.fails_in_training = f"{type(error).__name__}: {error}"
+
+    # Before anything goes ------------------------------------------------------------------------------------
+
+    @property
+    def only_in_training(self) -> list[str]:
+        """Layers with parameters that training mode runs and eval mode doesn't."""
+        if self._training is None:
+            return []
+        extra = self._training.reached - self._dense.reached
+        modules = dict(self.model.named_modules())
+        return sorted(n for n in extra if n in modules and any(True for _ in modules[n].parameters(recurse=False)))
+
+    def check_gates(self, plan: PruningPlan, names: Collection[str]) -> dict[str, list[str]]:
+        """See whether the scores depend on the channels of some groups, where these are consumed.
+
+        Args:
+            plan: The plan.
+            names: The groups.
+
+        Returns:
+            For each group, layers that read its channels without having a part in the scores.
+
+        Raises:
+            UnsupportedModelError: Gates can't be put there, or the scores depend on none of a group.
+        """
+        groups = [group for group in plan.groups if group.name in names]
+        n_columns = sum(group.size for group in groups)
+        sites = channel_sites(self.model, groups)
+        with undisturbed(self.model), torch.enable_grad(), hooked_gates(self.model, sites, n_columns) as gates:
+            gates.start(len(self.batch))
+            scores = self._scores()
+            direction = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+            slopes = gates.gradients(scores, direction.expand_as(scores), keep_graph=False).abs().sum(0).cpu()
+        for group, of_group in zip(groups, torch.split(slopes, [group.size for group in groups]), strict=True):
+            self._moving[group.name] = set(of_group.nonzero().flatten().tolist())
+        unread: dict[str, list[str]] = {}
+        for group in groups:
+            connected = [(place.module, place.side) in gates.connected for place in group.places]
+            if not any(connected):
+                raise UnsupportedModelError(
+                    f"the scores don't depend on {sorted({place.module for place in group.places})}, which consume the "
+                    f"channels of {group.name!r}, in a way that can be differentiated; expected layers that are called "
+                    "as modules, not through their weights, and no detach() behind them. If these layers serve another "
+                    "output, add them to ignored_layers"
+                )
+            unread[group.name] = sorted(
+                {p.module for p, there in zip(group.places, connected, strict=True) if not there and p.side == "input"}
+            )
+        return {name: readers for name, readers in unread.items() if readers}
+
+    # On trial ------------------------------------------------------------------------------------------------
+
+    def groups_that_fail(self, plan: PruningPlan, names: Sequence[str]) -> dict[str, str]:
+        """Remove one channel in eight of some groups on trial, all at once and, where that goes wrong, one by one.
+
+        Args:
+            plan: The plan.
+            names: The groups.
+
+        Returns:
+            The groups without whose channels the network doesn't run, or is another one than with closed gates, each
+            with the reason.
+        """
+        assert self._dense.scores is not None
+        if not bool(torch.isfinite(self._dense.scores).all()):
+            return {}  # which is refused when it is scored
+        names = [name for name in names if name not in plan.untried]
+        if not names:
+            return {}
+        self._same = True
+
+        def attempt(some: Sequence[str]) -> None:
+            far, moved, noise = self._trial(plan, self._drawn(plan, some))
+            self._same = far <= noise < moved
+
+        reasons = left_out(names, attempt)
+        rest = [name for name in names if name not in reasons]
+        in_order = [] if self._any_order(plan, rest) else [name for name in rest if not self._any_order(plan, [name])]
+        for name in in_order if self._same else rest:
+            draws, tolerated = (DRAWS, TOLERATED_IN_ORDER) if name in in_order else (1, TOLERATED)
+            if reason := self._mixed(plan, name, draws, tolerated):
+                reasons[name] = reason
+        return reasons
+
+    def _mixed(self, plan: PruningPlan, name: str, draws: int, tolerated: float) -> str:
+        """Why removal of single channels of a group is not what closing their gates is, or nothing."""
+        missed = effect = 0.0
+        for draw in range(draws):
+            far, moved, noise = self._trial(plan, self._drawn(plan, [name], draw), training=False)
+            missed, effect = missed + (far if far > noise else 0.0) ** 2, effect + moved**2
+        if missed <= tolerated**2 * effect:
+            return ""
+        return self._random_in_eval_mode() or (
+            "without some of its channels the network is another one than with their gates closed (its scores differ "
+            f"by {missed**0.5:.2g} where closing moves them by {effect**0.5:.2g}): an operation between the layers "
+            "mixes channels (a Fourier transform, a cumulative sum, a product with a matrix), a branch looks at sizes, "
+            "or weights are used a second time. Add the layers that produce the channels to ignored_layers, e.g. "
+            f"{module_expression(name)}"
+        )
+
+    def _any_order(self, plan: PruningPlan, names: Collection[str]) -> bool:
+        """Whether all that happens to the channels of some groups treats them alike, as far as that can be seen."""
+        groups = [group for group in plan.groups if group.name in names and plan.producers.get(group.name)]
+        with undisturbed(self.model), torch.enable_grad(), ExitStack() as stack:
+            for group in groups:
+                stack.enter_context(permuted_channels(self.graph, plan, group))
+            scores = self._scores().detach()
+        assert self._dense.scores is not None
+        far = float(torch.linalg.vector_norm((scores - self._dense.scores).double()))
+        return far <= self._noise(scores)
+
+    def _drawn(self, plan: PruningPlan, names: Collection[str], draw: int = 0) -> dict[str, set[int]]:
+        removed = {
+            group.name: _on_trial(group, plan, draw, self._moving.get(group.name, set()))
+            for group in plan.groups
+            if group.name in names
+        }
+        return {name: units for name, units in removed.items() if units}
+
+    def _trial(
+        self, plan: PruningPlan, removed: Mapping[str, Collection[int]], *, training: bool = True
+    ) -> tuple[float, float, float]:
+        """How far the pruned network is from closed gates, how far these move the scores, and what rounding may do."""
+        if not removed:
+            return 0.0, 0.0, 0.0
+        with undone(self._held):
+            with failing(self._removing(removed), self._cause):
+                for name, units in removed.items():
+                    self._remove(plan, name, units)
+            scores, norms = self._finished(plan, removed, training=training)
+        return *self._compared(plan, removed, scores, norms), self._noise(scores)
+
+    def try_step(self, plan: PruningPlan, importance: tp.importance.Importance) -> None:
+        """Take the pruner's next step on trial.
+
+        Args:
+            plan: Of that step.
+            importance: The one that will be asked, whether the pruner has it yet or not.
+
+        Raises:
+            UnsupportedModelError: As for ``try_groups``.
+        """
+        pruner = self.pruner
+        assert pruner is not None
+
+        def step() -> None:
+            pruner.importance = importance
+            pruner.current_step = plan.step - 1
+            pruner.step()
+
+        self._try(plan, step)
+
+    def try_groups(self, plan: PruningPlan, groups: Callable[[], Iterable[tp.Group]]) -> None:
+        """Remove groups of the host on trial.
+
+        Args:
+            plan: The plan.
+            groups: Gives them one by one, for each depends on what has gone before.
+
+        Raises:
+            UnsupportedModelError: The network doesn't run afterwards, or is another one than with closed gates where
+                fewer channels could go.
+        """
+
+        def remove() -> None:
+            for group in groups():
+                group.prune()
+
+        self._try(plan, remove)
+
+    def _try(self, plan: PruningPlan, remove: Callable[[], None]) -> None:
+        known = len(self.graph.pruning_history())
+        with undone(self._held):
+            remove()
+            removed = removed_units(plan, self.graph.pruning_history()[known:])
+            scores, norms = self._finished(plan, removed)
+        far, moved = self._compared(plan, removed, scores, norms) if removed else (0.0, 0.0)
+        if self._same and far > self._noise(scores) and far > TOLERATED * moved:
+            raise UnsupportedModelError(
+                f"{self._removing(removed)} the network is another one than with their gates closed (its scores differ "
+                f"by {far:.2g} where closing moves them by {moved:.2g}), which was not so without fewer of them: it "
+                "may branch on their number. Lower the ratio, or add these layers to ignored_layers"
+            )
+
+    def take_step(self) -> None:
+        """Take the pruner's next step for good, with any importance; where the network doesn't run, put all back.
+
+        Raises:
+            UnsupportedModelError: The network doesn't run afterwards; it is as before.
+        """
+        pruner = self.pruner
+        assert pruner is not None
+        known = len(self.graph.pruning_history())
+        with undone(self._held, only_on_error=True):
+            pruner.step()
+            names = {str(entry[0]) for entry in self.graph.pruning_history()[known:]}
+            without = f"without the channels that a step took from {', '.join(sorted(names)) or 'no layer'}"
+            with failing(without):
+                self._finish()
+            self._run_in_both_modes(without)
+
+    # The parts -----------------------------------------------------------------------------------------------
+
+    def _run(self, *, training: bool = False) -> Run:
+        """One pass, with a graph as when channels are scored: a network may branch on that."""
+        reached: set[str] = set()
+        with undisturbed(self.model, training=training), torch.enable_grad(), ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                stack.callback(module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)).remove)
+            output = network_output(self.model, self.batch.inputs, self.forward_fn, index=self.batch.index)
+        try:
+            found = class_scores(
+                self.model, self.batch, lambda *_: output, self.output_transform, positions=True
+            ).detach()
+        except Exception:  # an output of training mode may have another form, in which nobody has said where scores are
+            if not training:
+                raise
+            found = None
+        return Run(found, frozenset(reached))
+
+    def _scores(self) -> Tensor:
+        return class_scores(self.model, self.batch, self.forward_fn, self.output_transform, positions=True)
+
+    def _remove(self, plan: PruningPlan, name: str, units: Collection[int]) -> None:
+        root = plan.roots[name]
+        idxs = np.flatnonzero(np.isin(root.units, list(units))).tolist()
+        group = self.graph.get_pruning_group(root.module, root.pruning_fn, idxs)
+        correct_group(group)
+        if self.pruner is not None and name in plan.heads:
+            for layer in head_layers(group, self.pruner):  # which the host counts in its step
+                self.pruner.num_heads[layer] -= len(units)
+                self.pruner.out_channel_groups[layer] = self.pruner.num_heads[layer]
+        group.prune()
+
+    def _finish(self) -> None:
+        """Do to the pruned network what has to be done before it can run."""
+        if self._after_step is not None:
+            self._after_step(self.model)
+        elif self.pruner is not None:
+            tell_heads(self.model, self.pruner)
+
+    def _finished(
+        self, plan: PruningPlan, removed: Mapping[str, Collection[int]], *, training: bool = True
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Do what has to be done after removal, and run the network; buffers and flags that this touches come back."""
+        with undisturbed(self.model):
+            with failing(self._removing(removed), self._cause):
+                self._finish()
+            return self._run_pruned(plan, removed, training=training)
+
+    def _run_pruned(
+        self, plan: PruningPlan, removed: Mapping[str, Collection[int]], *, training: bool = True
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Run the pruned network: its scores, and copies of its norms."""
+        scores = self._run_in_both_modes(self._removing(removed), training=training)
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        norms = {
+            place.module: copy_of_layer(modules[place.module])
+            for name in removed
+            for place in plan.producers.get(name, ())
+            if place.module in self._through
+        }
+        return scores, norms
+
+    def _run_in_both_modes(self, without: str, *, training: bool = True) -> Tensor:
+        """Run the pruned network in eval and in training mode; its scores."""
+        with failing(f"{without}, in eval mode,", self._cause):
+            pruned = self._run()
+        same_shape(f"{without}, in eval mode,", pruned, self._dense)
+        if self._training is not None and training:
+            extra = self.only_in_training
+            where = f"{without}, in training mode," + (
+                f" which also runs {extra}, layers that the host didn't see," if extra else ""
+            )
+            unseen = "Let eval mode run these layers, too, while the pruner is made and channels are scored"
+            with failing(where, unseen if extra else self._cause):
+                trained = self._run(training=True)
+            same_shape(where, trained, self._training)
+        assert pruned.scores is not None
+        return pruned.scores
+
+    def _compared(
+        self,
+        plan: PruningPlan,
+        removed: Mapping[str, Collection[int]],
+        pruned: Tensor,
+        norms: Mapping[str, nn.Module],
+    ) -> tuple[float, float]:
+        """How far the pruned network's scores are from those with closed gates, and how far closing moves them."""
+        groups = [group for group in plan.groups if group.name in removed]
+        gates = {group.name: torch.ones(group.size, dtype=torch.float64) for group in groups}
+        for name, units in removed.items():
+            gates[name][list(units)] = 0
+        with (
+            undisturbed(self.model),
+            torch.enable_grad(),
+            explicit_gates(self.model, groups, gates),
+            norms_over_kept(self.model, plan, removed, norms),
+        ):
+            closed = self._scores().detach()
+        assert self._dense.scores is not None
+        far = torch.linalg.vector_norm((pruned - closed).double())
+        moved = torch.linalg.vector_norm((closed - self._dense.scores).double())
+        return float(far), float(moved)
+
+    def _noise(self, scores: Tensor) -> float:
+        """What rounding may come to: sums over fewer terms, through many layers."""
+        size = torch.finfo(scores.dtype).eps ** 0.5 if scores.is_floating_point() else 0.0
+        return size * max(float(torch.linalg.vector_norm(scores.double())), torch.finfo(torch.float32).tiny)
+
+    def _random_in_eval_mode(self) -> str:
+        """Whether two passes of the network as it is differ."""
+        first, second = self._dense.scores, None
+        with undisturbed(self.model), torch.enable_grad():
+            torch.rand(1)
+            second = self._scores().detach()
+        if first is not None and torch.equal(first, second):
+            return ""
+        return (
+            "the network's scores in eval mode are drawn at random, so that it can't be seen whether the right "
+            "channels would go; expected a network that gives the same scores for the same inputs (a dropout that "
+            "ignores eval mode?)"
+        )
+
+    @staticmethod
+    def _removing(removed: Mapping[str, Collection[int]]) -> str:
+        names = ", ".join(repr(name) for name in removed)
+        number = sum(map(len, removed.values()))
+        return f"without {number} channel{'s' * (number != 1)} of {names or 'any layer'}"
+
+
+def _on_trial(group: ChannelGroup, plan: PruningPlan, draw: int, moving: Collection[int]) -> set[int]:
+    """Some channels of a group, first those that move the scores, so that every part behind a split keeps one."""
+    wanted = max(1, group.size // SHARE_ON_TRIAL)
+    everything = set(range(group.size))
+    floors = [(set(f.channels or everything), f.minimum) for f in plan.floors if f.layer == group.name]
+    removed: set[int] = set()
+    for unit in sorted(
+        everything, key=lambda unit: (unit not in moving, ((unit + 1) * 0.6180339887 + draw * 0.4142135624) % 1)
+    ):
+        left = [len(part - removed - {unit}) >= minimum for part, minimum in [(everything, 1), *floors]]
+        if len(removed) < wanted and all(left):
+            removed.add(unit)
+    return removed

@@ -1,0 +1,58 @@
+"""How large a network is, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fairtrim.data.batches import Batch, class_scores, slice_samples
+from fairtrim.preservation import preserved_model, preserved_random_state
+
+__all__ = ["network_size"]
+
+
+def network_size(model: nn.Module, batch: Batch, **calling: Any) -> dict[str, int]:
+    """Parameters, and multiply-accumulate operations of one sample.
+
+    Args:
+        model: The network.
+        batch: At least one sample.
+        calling: ``forward_fn`` and ``output_transform``.
+
+    Returns:
+        ``parameters``, each shared one counted once, and ``macs``: half of what torch's FlopCounterMode counts, which
+        is matrix products and convolutions, those inside of attention and recurrent layers too.
+
+    Example:
+        >>> network_size(nn.Linear(3, 2), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
+        {'parameters': 8, 'macs': 6}
+    """
+    one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)
+    counter = FlopCounterMode(display=False)
+    with preserved_random_state(), preserved_model(model), torch.no_grad(), _nothing_fused(), counter:
+        class_scores(model, one, positions=True, **calling)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": counter.get_total_flops() // 2,
+    }
+
+
+@contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Layers run as single products: of fused encoders, attention and recurrent layers the counter sees nothing."""
+    backends: Any = torch.backends  # whose stubs take a setting for an object
+    before = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    try:
+        backends.mha.set_fastpath_enabled(False)
+        backends.mkldnn.enabled = backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        fast, backends.mkldnn.enabled, backends.cudnn.enabled = before
+        backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,213 @@
+"""What networks predict, sample by sample, with the sensitive features beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
+from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
+from fairtrim.errors import InputError
+from fairtrim.network.probability_scores import ProbabilityScores, label_scores
+from fairtrim.preservation import preserved_random_state
+
+__all__ = ["Predictions", "labels_of_batch", "predict", "predicted_labels"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Targets, predictions of any number of networks, and sensitive features, row by row.
+
+    Attributes:
+        target: Labels, (N,) int64.
+        label: Predicted labels of each network by name, (N,) int64: the largest score, or for a single logit
+            whether it is above 0.
+        scores: Class scores of each network by name, (N, K) float64, before softmax; empty if only labels were kept. Of
+            a network that ends in a softmax they are the logarithms of what it returns.
+        sensitive: Names of the values of each sensitive feature, (N,) each; empty if the loader has none.
+        n_classes: K, 2 for a single logit; read off the scores if there are any.
+
+    Example:
+        >>> batch = (torch.tensor([[0.0, 2.0, 1.0], [4.0, 0.0, 0.0]]), torch.tensor([2, 0]), ["a", "b"])
+        >>> found = predict({"net": nn.Identity()}, [batch], progress=False)
+        >>> found.label["net"].tolist(), found.target.tolist(), found.n_classes
+        ([1, 0], [2, 0], 3)
+        >>> [values.tolist() for values in found.sensitive.values()]
+        [['a', 'b']]
+    """
+
+    target: npt.NDArray[np.int64]
+    label: dict[str, npt.NDArray[np.int64]]
+    scores: dict[str, npt.NDArray[np.float64]]
+    sensitive: dict[str, npt.NDArray[np.str_]]
+    n_classes: int = 2
+
+    def __post_init__(self) -> None:
+        sizes = [int(scores.shape[1]) for scores in self.scores.values()]
+        object.__setattr__(self, "n_classes", max(self.n_classes, *sizes) if sizes else self.n_classes)
+
+
+def predict(
+    models: nn.Module | Mapping[str, nn.Module],
+    loader: Iterable[Any],
+    *,
+    sensitive_names: SensitiveNames | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    progress: bool = True,
+) -> Predictions:
+    """Run networks over the same batches, in eval mode, and leave them as they were.
+
+    The loader is gone through once, so that rows belong together even if it shuffles. With scores (N, T, K) and labels
+    (N, T), each labelled position, e.g. each token, is a row of its own, with the sensitive features of its sample;
+    positions with a negative label, such as padding, are left out.
+
+    Args:
+        models: One network (named ``model``) or several by name.
+        loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        sensitive_names: Names of the sensitive features, and of their values.
+        forward_fn: How to call a network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show a progress bar.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        InputError: There is no network, or something else in its place, scores are not finite, targets are not labels,
+            some batches have sensitive features and others none, or single scores are probabilities, of which ``> 0``
+            decides nothing.
+
+    Example:
+        >>> batch = (torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
+        >>> predict(nn.Identity(), [batch], progress=False).label["model"].tolist()
+        [0, 1]
+    """
+    named = dict(models) if isinstance(models, Mapping) else {"model": models}
+    if not named:
+        raise InputError("no networks to run; expected at least one")
+    for name, model in named.items():
+        _check_is_network(name, model)
+    encoder = SensitiveEncoder(sensitive_names)
+    targets: list[npt.NDArray[np.int64]] = []
+    collected: dict[str, list[Tensor]] = {name: [] for name in named}
+    seen = {name: ProbabilityScores() for name in named}
+    sensitive: dict[str, list[str]] = {}
+    with preserved_random_state(loader), torch.no_grad():
+        for batch in iterate_batches(
+            loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="predicting"
+        ):
+            labelled: Tensor | None = None
+            for name, model in named.items():
+                given = label_scores(
+                    f"network {name!r}",
+                    model,
+                    batch,
+                    forward_fn,
+                    output_transform,
+                    positions=True,
+                    watch=not collected[name],
+                )
+                scores = given.cpu().double()
+                if scores.ndim == 3:
+                    labelled = batch.target >= 0
+                    scores = scores[labelled]
+                if not bool(torch.isfinite(scores).all()):
+                    raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
+                seen[name].add(scores.to(given.dtype))
+                collected[name].append(scores)
+            targets.append(labels_of_batch(batch, labelled))
+            if batch.sensitive is None:
+                encoder.encode(None, len(batch))  # refuses where other batches have some
+            else:
+                repeats = [1] * len(batch) if labelled is None else labelled.sum(1).tolist()
+                for name, values in encoder.named_columns(batch.sensitive, len(batch)).items():
+                    of_rows = [value for value, n in zip(values, repeats, strict=True) for _ in range(n)]
+                    sensitive.setdefault(name, []).extend(of_rows)
+    scores_of = {name: torch.cat(parts).numpy() for name, parts in collected.items()}
+    for name, given_scores in scores_of.items():
+        seen[name].check_single(f"network {name!r}")
+        if seen[name].shares:
+            scores_of[name] = np.log(np.clip(given_scores, np.finfo(np.float64).tiny, None))
+    target = np.concatenate(targets)
+    n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
+    if not len(target):
+        raise InputError("no position of any sample has a label of at least 0; expected some that have")
+    if target.min() < 0 or target.max() >= n_classes:
+        raise InputError(
+            f"labels reach from {target.min()} to {target.max()}; expected 0 to {n_classes - 1} for {n_classes} classes"
+        )
+    return Predictions(
+        target=target,
+        label={name: predicted_labels(scores) for name, scores in scores_of.items()},
+        scores=scores_of,
+        sensitive={name: np.asarray(values) for name, values in sensitive.items()},
+    )
+
+
+def _check_is_network(name: str, model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    inside = getattr(model, "module_", None)
+    remedy = "expected a torch.nn.Module"
+    if isinstance(inside, nn.Module) or hasattr(model, "initialize"):
+        remedy += ": of a skorch network pass its .module_, which fit or initialize makes"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        remedy += ": pass its .model"
+    raise InputError(f"network {name!r} is a {type(model).__name__}; {remedy}")
+
+
+def predicted_labels(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The labels that scores give.
+
+    Args:
+        scores: (N, K), or (N, 1) for single logits.
+
+    Returns:
+        The largest score's, or for a single logit whether it is above 0, (N,).
+
+    Example:
+        >>> predicted_labels(np.array([[0.1, 0.7], [2.0, 1.0]])).tolist(), predicted_labels(np.array([[-1.0]])).tolist()
+        ([1, 0], [0])
+    """
+    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
+
+
+def labels_of_batch(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
+    """The labels of one batch.
+
+    Args:
+        batch: The batch.
+        labelled: Which positions have a label, (N, T) bool; None if each sample has one.
+
+    Returns:
+        Labels, (N,), or one for each labelled position.
+
+    Raises:
+        InputError: The target holds no labels: fractions, or several numbers a sample.
+
+    Example:
+        >>> labels_of_batch(Batch(torch.ones(2, 3), torch.tensor([0, 1]), None, 0), None).tolist()
+        [0, 1]
+    """
+    target = batch.target if labelled is None else batch.target[labelled]
+    if labelled is None and target.numel() != len(batch):
+        raise InputError(
+            f"batch {batch.index}: the target has shape {tuple(target.shape)}; expected class labels (N,), not one "
+            "number for each class: for one-hot targets pass target.argmax(1); several labels a sample have no one "
+            "prediction to report: give each label's decisions to fairlearn.metrics.MetricFrame"
+        )
+    if target.is_floating_point() and not torch.equal(target, target.round()):
+        raise InputError(
+            f"batch {batch.index}: the target holds fractions; expected class labels. For regression give "
+            "the outputs, in float64, to fairlearn.metrics.MetricFrame with a regression metric"
+        )
+    return target.reshape(-1).long().numpy()

@@ -1,0 +1,326 @@
+"""Gates on the channels of a network: z_c multiplies channel c where it is consumed, and stays at 1.
+
+The gradient of a sample's score in its own gate is what removing the channel does to first order. Gates at the
+inputs of modules are identities in the forward pass, so the network computes what it always does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.preservation import remove_hooks
+
+from .channel_groups import ChannelGroup, Site
+
+__all__ = ["Gates", "explicit_gates", "hooked_gates", "map_consumed"]
+
+
+def _samples_first(tensor: Tensor, site: Site, n_samples: int) -> Tensor:
+    """Move the samples to the front and split what is folded into their axis: (N, rows, ...)."""
+    tensor = tensor.movedim(site.sample_axis, 0) if site.sample_axis else tensor
+    if tensor.shape[0] % n_samples:
+        raise UnsupportedModelError(
+            f"{tensor.shape[0]} rows at the {site.side} of {site.module!r} can't be told apart into {n_samples} "
+            f"samples; expected the samples on axis {site.sample_axis}"
+        )
+    return tensor.reshape(n_samples, tensor.shape[0] // n_samples, *tensor.shape[1:])
+
+
+def _sum_of_products(activation: Tensor, gradient: Tensor, site: Site, n_samples: int) -> Tensor:
+    """Σ over all positions of activation · gradient, (N, C)."""
+    if activation.ndim == 2 and activation.shape[0] == n_samples:
+        return activation * gradient
+    x, g = _samples_first(activation, site, n_samples), _samples_first(gradient, site, n_samples)
+    if site.channel_axis == -1:
+        return (x * g).flatten(1, -2).sum(1)
+    axis = site.channel_axis + 1
+    # one fused pass over both tensors: an explicit product costs ten times as much
+    return torch.einsum("ncl,ncl->nc", x.movedim(axis, 1).flatten(2), g.movedim(axis, 1).flatten(2))
+
+
+class _IdentityGate(torch.autograd.Function):
+    """y = z · x at z = 1, without the product: backward gives ∂/∂z_nc = Σ_positions x ∂/∂y."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, gate: Tensor, site: Site) -> Tensor:
+        ctx.save_for_backward(activation)  # autograd notices a later change in place
+        ctx.site, ctx.n_samples, ctx.dtype = site, gate.shape[0], gate.dtype
+        return activation.view_as(activation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        (activation,) = ctx.saved_tensors
+        # half precision is for the network: a sum over many positions would lose what it adds
+        product = _sum_of_products(activation.to(ctx.dtype), gradient.to(ctx.dtype), ctx.site, ctx.n_samples)
+        return (gradient if ctx.needs_input_grad[0] else None), product, None
+
+
+class Gates:
+    """The gates of one forward pass and the gradients that reach them.
+
+    Args:
+        sites: Where the gates are.
+        n_columns: C, the number of channels over all groups.
+    """
+
+    def __init__(self, sites: Sequence[Site], n_columns: int) -> None:
+        self._sites = sites
+        self._n_columns = n_columns
+        self._n_samples = 0
+        self._gates: dict[int, Tensor] = {}
+        self._connected: set[int] = set()
+
+    def start(self, n_samples: int) -> None:
+        """Forget the last forward pass and get ready for one of N samples.
+
+        Args:
+            n_samples: N.
+        """
+        self._n_samples = n_samples
+        self._gates = {}
+        self._connected = set()
+
+    @property
+    def connected(self) -> set[tuple[str, str]]:
+        """(module, side) of every site that the last forward pass reached and whose gate the scores depend on."""
+        return {(self._sites[number].module, self._sites[number].side) for number in self._connected}
+
+    def apply(self, number: int, activation: Any) -> Tensor:
+        """Put the gate of a site on an activation; a module that is called twice has one gate.
+
+        Args:
+            number: Which site.
+            activation: The tensor that passes there.
+
+        Returns:
+            The activation as it was, with the gate in its graph.
+
+        Raises:
+            InputError: It has no such axis as the site says.
+            UnsupportedModelError: It is not a tensor, or has fewer channels than the site.
+        """
+        site = self._sites[number]
+        if not isinstance(activation, Tensor):
+            raise UnsupportedModelError(
+                f"the {site.side} of {site.module!r} is a {type(activation).__name__}; gates need a tensor: "
+                "add the layers that it couples to ignored_layers"
+            )
+        if not torch.is_grad_enabled():
+            raise UnsupportedModelError(
+                f"{site.module!r} runs under no_grad, so what its channels do can't be seen; let that part of the "
+                "network build a graph (freeze it with requires_grad_(False) instead), or add it to ignored_layers"
+            )
+        for what, axis in (("channel_axis", site.channel_axis), ("sample_axis", site.sample_axis)):
+            if activation.ndim >= 2 and not -activation.ndim <= axis < activation.ndim:
+                raise InputError(
+                    f"the {site.side} of {site.module!r} has shape {tuple(activation.shape)}, and {what}={axis} is "
+                    f"none of its {activation.ndim} axes; expected {-activation.ndim} to {activation.ndim - 1} where "
+                    "the layer is described"
+                )
+        if activation.ndim < 2 or int(site.channels.max()) >= activation.shape[site.channel_axis]:
+            raise UnsupportedModelError(
+                f"the {site.side} of {site.module!r} has shape {tuple(activation.shape)}; expected at least "
+                f"{int(site.channels.max()) + 1} channels on axis {site.channel_axis}"
+            )
+        gate = self._gates.get(number)
+        if gate is None:
+            channels = activation.shape[site.channel_axis]
+            dtype = torch.promote_types(torch.float32, activation.dtype)
+            gate = torch.ones(self._n_samples, channels, dtype=dtype, device=activation.device, requires_grad=True)
+            self._gates[number] = gate
+        if site.side == "input":
+            gated: Tensor = _IdentityGate.apply(activation, gate, site)  # type: ignore[no-untyped-call]
+            return gated
+        return _multiply(activation, gate, site)
+
+    def gradients(self, scores: Tensor, direction: Tensor, *, keep_graph: bool) -> Tensor:
+        """Gate gradients of Σ_n direction_n · f_n: coupled places summed, samples kept apart.
+
+        Args:
+            scores: f(x) with its graph, (N, K).
+            direction: (N, K).
+            keep_graph: Whether another direction follows.
+
+        Returns:
+            s_nc, (N, C), in float32 or the network's own precision where that is higher.
+
+        Raises:
+            UnsupportedModelError: The scores depend on no gate.
+        """
+        if not self._gates or not scores.requires_grad:
+            raise UnsupportedModelError(
+                "no channel of the groups reaches the network's scores; check output_transform and that the "
+                "network neither runs under no_grad nor is compiled"
+            )
+        try:
+            gradients = torch.autograd.grad(
+                scores,
+                list(self._gates.values()),
+                direction.to(scores.dtype),
+                retain_graph=keep_graph,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise UnsupportedModelError(
+                    "the network holds a re-entrant checkpoint, through which no single gate can be differentiated; "
+                    "use checkpoint(..., use_reentrant=False), or switch checkpoints off while it is scored"
+                ) from error
+            if "inplace operation" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                "the network changes the input of a layer in place after that layer has read it; use x = x + y in "
+                "place of x += y there"
+            ) from error
+        dtype = torch.promote_types(torch.float32, scores.dtype)
+        total = torch.zeros(self._n_samples, self._n_columns, dtype=dtype, device=scores.device)
+        for number, gradient in zip(self._gates, gradients, strict=True):
+            if gradient is None:
+                continue
+            self._connected.add(number)
+            site = self._sites[number]
+            values = gradient.to(dtype)
+            channels, columns = (torch.as_tensor(a, device=values.device) for a in (site.channels, site.columns))
+            weights = torch.as_tensor(site.weights, device=values.device, dtype=dtype)
+            total.index_add_(1, columns, values[:, channels] * weights)
+        return total
+
+
+def _multiply(activation: Tensor, gate: Tensor, site: Site) -> Tensor:
+    """An explicit product, for outputs: what follows may change them in place."""
+    tensor = activation.movedim(site.sample_axis, 0) if site.sample_axis else activation
+    rows = gate.repeat_interleave(tensor.shape[0] // gate.shape[0], 0)
+    shape = [1] * tensor.ndim
+    shape[0], shape[site.channel_axis] = rows.shape
+    product: Tensor = tensor * rows.to(tensor.dtype).view(shape)
+    return product.movedim(0, site.sample_axis) if site.sample_axis else product
+
+
+@contextmanager
+def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Iterator[Gates]:
+    """Hook gates into a network for the length of the block.
+
+    Args:
+        model: The network.
+        sites: Where the gates go.
+        n_columns: C.
+
+    Yields:
+        The gates; call ``start`` before each forward pass.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    gates = Gates(sites, n_columns)
+    handles: list[RemovableHandle] = []
+    try:
+        for number, site in enumerate(sites):
+            module = modules[site.module]
+            if site.side == "input":
+                handles.append(module.register_forward_pre_hook(_input_hook(gates, number), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_output_hook(gates, number)))
+        yield gates
+    finally:
+        remove_hooks(handles)
+
+
+def map_consumed(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Change the inputs whose channels a layer consumes: its first argument; of attention query, key and value.
+
+    Args:
+        module: The layer.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        change: What to do with each of those inputs.
+
+    Returns:
+        The arguments with these changed, for a forward pre-hook.
+    """
+    wanted = 3 if isinstance(module, nn.MultiheadAttention) else 1
+    names = list(inspect.signature(module.forward).parameters)[len(args) : wanted]
+    by_name = {name: change(kwargs[name]) for name in names if name in kwargs}
+    return (*map(change, args[:wanted]), *args[wanted:]), {**kwargs, **by_name}
+
+
+def _input_hook(gates: Gates, number: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return map_consumed(module, args, kwargs, lambda value: gates.apply(number, value))
+
+    return hook
+
+
+def _output_hook(gates: Gates, number: int) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+        return gates.apply(number, output)
+
+    return hook
+
+
+@contextmanager
+def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply every channel by its gate at every place where it is consumed.
+
+    Args:
+        model: The network.
+        groups: Its channel groups.
+        gates: z of each group by name, (C,); 0 removes a channel.
+
+    Yields:
+        Nothing; inside, the network computes with the gates.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles: list[RemovableHandle] = []
+
+    def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
+        place = group.places[number]
+        factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)
+        of_place = gates[group.name].to(tensor.device, tensor.dtype)[list(place.group_channels)]
+        if place.weight != 1:  # the slope at an open gate, also at a closed one, where that of a root is infinite
+            of_place = of_place.detach() ** place.weight + place.weight * (of_place - of_place.detach())
+        factors = factors.index_put((torch.tensor(list(place.channels), device=tensor.device),), of_place)
+        shape = [1] * tensor.ndim
+        shape[place.channel_axis] = -1
+        return tensor * factors.view(shape)
+
+    try:
+        for group in groups:
+            for number, place in enumerate(group.places):
+                module = modules[place.module]
+                if place.side == "input":
+
+                    def before(
+                        module: nn.Module,
+                        args: tuple[Any, ...],
+                        kwargs: dict[str, Any],
+                        group: ChannelGroup = group,
+                        number: int = number,
+                    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                        return map_consumed(module, args, kwargs, lambda value: gated(value, group, number))
+
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                else:
+
+                    def after(
+                        module: nn.Module,
+                        args: tuple[Any, ...],
+                        output: Tensor,
+                        group: ChannelGroup = group,
+                        number: int = number,
+                    ) -> Tensor:
+                        return gated(output, group, number)
+
+                    handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        remove_hooks(handles)

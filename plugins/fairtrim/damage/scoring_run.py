@@ -1,0 +1,159 @@
+"""A pass over much data that can be taken up again where it was cut short."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fairtrim.data.batches import Batch, to_device
+from fairtrim.data.sensitive_groups import SensitiveEncoder
+from fairtrim.errors import InputError
+from fairtrim.files.resumption import Resumption, fingerprint
+from fairtrim.processes import Processes
+
+from .moments import Moments
+
+__all__ = ["ScoringRun", "described"]
+
+SECONDS_BETWEEN_SAVES = 60.0
+
+_PLAIN = (str, bool, int, float, type(None))
+
+
+def described(function: Any) -> Any:
+    """A function or loss as JSON can hold it, the same in every process: its name and its numbers.
+
+    Args:
+        function: The function, or None.
+
+    Returns:
+        The description; functions of one name are not told apart.
+
+    Example:
+        >>> described(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
+        0.1
+    """
+    if function is None:
+        return None
+    if isinstance(function, partial):
+        return {"of": described(function.func), "arguments": repr((function.args, sorted(function.keywords.items())))}
+    plain = {key: value for key, value in getattr(function, "__dict__", {}).items() if isinstance(value, _PLAIN)}
+    if isinstance(function, nn.Module):
+        plain["tensors"] = fingerprint(function)
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_name == "<lambda>":  # all of one name
+        numbers = [value for value in code.co_consts if isinstance(value, (*_PLAIN, tuple))]
+        plain["code"] = hashlib.sha256(code.co_code + repr((code.co_names, numbers)).encode()).hexdigest()
+    return {"name": getattr(function, "__qualname__", type(function).__qualname__), **plain}
+
+
+def _content(leaf: Any) -> bytes:
+    if isinstance(leaf, Tensor):
+        data = leaf.detach().contiguous().reshape(-1).view(torch.uint8)
+        return bytes(data.numpy().tobytes())
+    if hasattr(leaf, "to_numpy"):  # a column or a table of pandas
+        leaf = leaf.to_numpy()
+    if isinstance(leaf, np.ndarray):
+        leaf = leaf.tolist()
+    return repr(leaf).encode() if isinstance(leaf, (*_PLAIN, list)) else b""
+
+
+class ScoringRun:
+    """How far a pass over the data has come, kept in a folder.
+
+    Args:
+        folder: Where, or None to keep nothing.
+        settings: What must be the same for a run to go on, the network's fingerprint included.
+        processes: Each keeps a file of its own.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        settings: Mapping[str, Any],
+        processes: Processes,
+    ) -> None:
+        known = {} if folder is None else {**settings, "processes": processes.count}
+        self._keeps = folder is not None
+        self._file = Resumption(folder, known, name=f"damage-{processes.rank}")
+        self._read = hashlib.sha256()
+        self._n_read = self._n_done = 0
+        self._expected = ""
+        self._saved = time.monotonic()
+
+    def restore(self, moments: Moments, encoder: SensitiveEncoder) -> None:
+        """Go on from the last save, if there is one.
+
+        Args:
+            moments: Take what was summed.
+            encoder: Learns the groups that were seen.
+
+        Raises:
+            InputError: The file is damaged, or of another run.
+        """
+        progress = self._file.load()
+        if progress is None:
+            return
+        encoder.learn(progress.data["people"])
+        moments.restore(progress.tensors)
+        self._n_done, self._expected = progress.step, progress.data["samples"]
+
+    def unread(self, batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+        """The batches that have not been scored yet.
+
+        Args:
+            batches: All of them, in the order of the first run, where the loader put them.
+            device: Where inputs and targets go once the samples are known.
+
+        Yields:
+            The rest.
+
+        Raises:
+            InputError: The batches that are passed over are not those that were scored.
+        """
+        for batch in batches:
+            if self._keeps:
+                for leaf in tree_leaves(to_device([batch.inputs, batch.target, batch.sensitive], torch.device("cpu"))):
+                    self._read.update(_content(leaf))
+            self._n_read += 1
+            if self._n_read > self._n_done:
+                yield replace(batch, inputs=to_device(batch.inputs, device), target=batch.target.to(device))
+            elif self._n_read == self._n_done:
+                self._check()
+        if self._n_read < self._n_done:
+            self._check()
+
+    def _check(self) -> None:
+        if self._n_read != self._n_done or self._read.hexdigest() != self._expected:
+            raise InputError(
+                f"the first {self._n_done} batches are not those that were scored before the run was cut short; pass a "
+                "loader that gives the same ones (shuffle=False, or a generator with the same seed), or use another "
+                "folder to begin again"
+            )
+
+    def save(self, moments: Moments, encoder: SensitiveEncoder) -> None:
+        """Keep what was summed, if the last time is a minute ago.
+
+        Args:
+            moments: The sums.
+            encoder: The groups.
+        """
+        if not self._keeps or time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES:
+            return
+        data = {"people": encoder.state(), "samples": self._read.hexdigest()}
+        self._file.save(self._n_read, data, moments.state())
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Remove the file: the sums are a table now."""
+        self._file.remove()

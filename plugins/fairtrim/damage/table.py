@@ -1,0 +1,496 @@
+"""The damage table: what removing each channel does to the loss of each group of people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairtrim.data.batches import Batch, ForwardFunction, check_network, class_scores, iterate_batches, model_device
+from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames
+from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.files.resumption import fingerprint
+from fairtrim.measures.shrinkage import own_shares
+from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.processes import Processes
+
+from .channel_groups import ChannelColumns, ChannelGroup, channel_sites
+from .gates import Gates, hooked_gates
+from .loss_expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
+from .moments import SUMS, Interactions, Moments, resolved_interactions, standard_errors
+from .sample_sketch import SampleSketch
+from .scoring_run import ScoringRun, described
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["DamageTable", "collect_damage"]
+
+
+@dataclass(frozen=True)
+class DamageTable:
+    """Predicted rise of the mean loss of each sensitive group when channels are removed.
+
+    For group g, channel c and the gate gradients s_nc(y) of sample n under label y,
+
+        Δ_gc = −E_{n∈g}[s_nc] + ½ E_{n∈g} E_{y~p(·|x_n)}[s_nc(y)²],
+
+    and for a set R of channels removed together, whose damages are not independent,
+
+        Δ_g(R) = −Σ_{c∈R} E_g[s_nc] + ½ E_g E_y[(Σ_{c∈R} s_nc(y))²].
+
+    All tensors are float64 on the CPU, in units of the loss (nats for cross-entropy).
+
+    Attributes:
+        sensitive_groups: Names of the G groups, sorted; tuples for crossings of several features.
+        features: Names of the sensitive features.
+        sizes: C of each channel group by name; the columns follow this order.
+        counts: n_g, samples (or total weight) of each group, (G,).
+        loss: Mean loss of each group in the network as it is, (G,).
+        slope: E_g[s_nc], (G, C).
+        curvature: E_g E_y[s_nc(y)²], (G, C).
+        interactions: E_g E_y[s_nc(y) s_nd(y)], (G, C, C); a sketch of the samples that stands for it, over very many
+            channels; or None if they were not collected.
+        people: (Σ_n w_gn)² / Σ_n w_gn², which is n_g without weights, (G,); None where it wasn't collected.
+        standard_error: Of Δ_gc, that of a mean over people, (G, C); NaN for a group of one person; None where it wasn't
+            collected.
+        second_order_error: Of ½ E_g E_y[s_nc(y)²] alone, (G, C).
+        signed_loss: Whether some sample's loss is negative, so that a mean below 0 is possible.
+        loss_error: Standard error of ``loss``, (G,).
+        sample_losses: Losses of the single samples in the order in which this process read them, (N,).
+        read_order: A digest of that order.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> from fairtrim import ChannelPlace
+        >>> hidden = ChannelGroup("0", 3, (ChannelPlace("2", "input", range(3), range(3), channel_axis=-1),))
+        >>> batch = (torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 1]), ["a", "b", "a", "a", "b"])
+        >>> table = collect_damage(model, [batch], [hidden], progress=False)
+        >>> table.sensitive_groups, tuple(table["0"].shape)
+        (('a', 'b'), (2, 3))
+    """
+
+    sensitive_groups: tuple[GroupName, ...]
+    features: tuple[str, ...]
+    sizes: Mapping[str, int]
+    counts: Tensor
+    loss: Tensor
+    slope: Tensor
+    curvature: Tensor
+    interactions: Tensor | SampleSketch | None = None
+    people: Tensor | None = None
+    standard_error: Tensor | None = None
+    second_order_error: Tensor | None = None
+    signed_loss: bool = False
+    loss_error: Tensor | None = None
+    sample_losses: Tensor | None = None
+    read_order: bytes = b""
+
+    @property
+    def damage(self) -> Tensor:
+        """Δ_gc of every channel by itself, (G, C)."""
+        return -self.slope + 0.5 * self.curvature
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of each group among the people, (G,); sums to 1."""
+        return self.counts / self.counts.sum()
+
+    @property
+    def columns(self) -> ChannelColumns:
+        """Which column belongs to which channel of which group."""
+        return ChannelColumns(self.sizes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Δ_gc of one channel group, (G, C of that group)."""
+        return self.damage[:, self.columns.section(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sizes
+
+    def predict(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
+        """Δ_g(R): predicted rise of each group's mean loss when a set of channels is removed together.
+
+        Args:
+            channels: R, channel numbers by group name.
+
+        Returns:
+            (G,) in units of the loss.
+
+        Raises:
+            InputError: A channel is unknown, or the table was collected without interactions.
+        """
+        columns = self.columns.selected(channels)
+        return -self.slope[:, columns].sum(1) + 0.5 * self._squares(columns)[0]
+
+    def impossible(self, change: Tensor) -> Tensor:
+        """Which predicted changes can't come true: a loss doesn't fall below 0, if no sample's is below it.
+
+        The expansion knows nothing of that bound; a change beyond it says that the set is out of its reach.
+
+        Args:
+            change: Of each group's mean loss, (G,).
+
+        Returns:
+            (G,) bool.
+        """
+        # what rounding leaves of a loss that vanishes is no contradiction
+        below = self.loss + change < -1e-6 * self.loss.abs().clamp_min(1)
+        return below & (not self.signed_loss)
+
+    def prediction_error(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
+        """Standard error of ``predict`` that comes from the sketch, not from the number of people.
+
+        Args:
+            channels: R, channel numbers by group name.
+
+        Returns:
+            (G,) in units of the loss; 0 where the interactions are exact.
+
+        Raises:
+            InputError: As for ``predict``.
+        """
+        return 0.5 * self._squares(self.columns.selected(channels))[1]
+
+    def _squares(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """E_g E_y[(Σ_{c∈R} s_nc(y))²] and its standard error, (G,) each."""
+        if self.interactions is None:
+            raise InputError(
+                "this table holds no interactions, so it can't predict channels that are removed together; "
+                "collect it with interactions=True (selection='joint')"
+            )
+        if isinstance(self.interactions, SampleSketch):
+            return self.interactions.square(columns)
+        squares = self.interactions[:, columns][:, :, columns].sum((1, 2))
+        return squares, torch.zeros_like(squares)
+
+    def interactions_with(self, column: int) -> Tensor:
+        """E_g E_y[s_nc(y) s_nd(y)] of one channel with every other.
+
+        Args:
+            column: Of the channel c.
+
+        Returns:
+            (G, C).
+
+        Raises:
+            InputError: They were not collected.
+        """
+        if self.interactions is None:
+            raise InputError("joint selection needs the table's interactions; collect it with interactions=True")
+        if isinstance(self.interactions, SampleSketch):
+            return self.interactions.row(column)
+        return self.interactions[:, column]
+
+    def pooled(self, groups: Sequence[Sequence[int]], names: Sequence[GroupName]) -> DamageTable:
+        """The table of larger groups of people: each row the mean over the people of some rows of this one.
+
+        Args:
+            groups: For each new row, the rows that it pools.
+            names: Names of the new rows.
+
+        Returns:
+            A table of len(groups) rows.
+        """
+        membership = torch.zeros(len(groups), len(self.sensitive_groups), dtype=torch.float64)
+        for row, members in enumerate(groups):
+            membership[row, list(members)] = 1
+        counts = membership @ self.counts
+        mixing = membership * self.counts / counts.unsqueeze(1)
+        table = replace(self._mixed(mixing), sensitive_groups=tuple(names), counts=counts)
+        if (
+            self.people is None
+            or self.loss_error is None
+            or self.standard_error is None
+            or self.second_order_error is None
+        ):
+            return table
+        others = (self.people - 1).unsqueeze(1)
+        people = counts.square() / (membership @ (self.counts.square() / self.people))
+
+        def errors(mean: Tensor, of_groups: Tensor) -> Tensor:
+            within = (of_groups.square() * others).nan_to_num(0)  # of one person: none
+            return standard_errors(mixing @ (within + mean.square()), mixing @ mean, people)
+
+        return replace(
+            table,
+            people=people,
+            loss_error=errors(self.loss.unsqueeze(1), self.loss_error.unsqueeze(1)).squeeze(1),
+            standard_error=errors(self.damage, self.standard_error),
+            second_order_error=errors(0.5 * self.curvature, self.second_order_error),
+        )
+
+    def without_first_order(self) -> DamageTable:
+        """The table of ½ E_g E_y[s²] alone, which only rises with what is removed.
+
+        Greedy selection adds up the first order's gains far beyond where they hold; see ``first_order`` of the
+        importances.
+
+        Returns:
+            A table whose slope is 0.
+        """
+        return replace(self, slope=torch.zeros_like(self.slope), standard_error=self.second_order_error)
+
+    def shrunk(self, strength: float | Literal["auto"] = "auto") -> DamageTable:
+        """Damages of small groups pulled toward everybody's: π_g Δ_g + (1 − π_g) Δ. Ours, not published.
+
+        Args:
+            strength: ``"auto"``: π_g by the standard errors, so that a group keeps what tells it apart beyond noise;
+                see ``fairtrim.measures.shrinkage.own_shares``. A number κ of samples: π_g = n_g / (n_g + κ).
+
+        Returns:
+            A table of the same groups and losses.
+
+        Raises:
+            InputError: κ is negative, or the table has no standard errors.
+        """
+        if strength == "auto":
+            if self.standard_error is None or self.people is None:
+                raise InputError("this table holds no standard errors to shrink by; pass a number of samples")
+            own = own_shares(self.damage, self.standard_error, self.people)
+        elif isinstance(strength, int | float) and strength >= 0:
+            own = self.counts / (self.counts + strength)
+        else:
+            raise InputError(f"strength={strength!r}; expected a number of samples of at least 0, or 'auto'")
+        if bool((own == 1).all()):
+            return self
+        mixing = torch.diag(own) + torch.outer(1 - own, self.shares)
+        return replace(
+            self._mixed(mixing),
+            loss=self.loss,
+            standard_error=_mixed_errors(mixing, self.standard_error),
+            second_order_error=_mixed_errors(mixing, self.second_order_error),
+        )
+
+    def _mixed(self, mixing: Tensor) -> DamageTable:
+        interactions = self.interactions
+        if isinstance(interactions, SampleSketch):
+            interactions = interactions.mixed(mixing)
+        elif interactions is not None:
+            interactions = torch.einsum("hg,gcd->hcd", mixing, interactions)
+        return replace(
+            self,
+            loss=mixing @ self.loss,
+            slope=mixing @ self.slope,
+            curvature=mixing @ self.curvature,
+            interactions=interactions,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The single-channel damages in tidy form.
+
+        Returns:
+            One row for each (layer, channel, sensitive_group), with the damage and its two terms, and its standard
+            error if that was collected.
+        """
+        import pandas as pd
+
+        layers = [name for name, size in self.sizes.items() for _ in range(size)]
+        channels = [channel for size in self.sizes.values() for channel in range(size)]
+        frames = [
+            pd.DataFrame(
+                {
+                    "layer": layers,
+                    "channel": channels,
+                    "sensitive_group": [name] * len(layers),
+                    "damage": self.damage[g].numpy(),
+                    "first_order": -self.slope[g].numpy(),
+                    "second_order": 0.5 * self.curvature[g].numpy(),
+                    **({} if self.standard_error is None else {"standard_error": self.standard_error[g].numpy()}),
+                }
+            )
+            for g, name in enumerate(self.sensitive_groups)
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+
+def _mixed_errors(mixing: Tensor, errors: Tensor | None) -> Tensor | None:
+    """Of sums over groups that hold different people."""
+    if errors is None:
+        return None
+    unknown = (mixing != 0).double() @ errors.isnan().double() > 0
+    return (mixing.square() @ errors.nan_to_num(0).square()).sqrt().masked_fill(unknown, torch.nan)
+
+
+def collect_damage(
+    model: nn.Module,
+    loader: Iterable[Any],
+    channel_groups: Sequence[ChannelGroup],
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    curvature: Curvature = "auto",
+    interactions: bool | Interactions = False,
+    sensitive_names: SensitiveNames | None = None,
+    sensitive_weights: bool = False,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    max_batches: int | None = None,
+    require_sensitive: bool = False,
+    distributed: bool | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> DamageTable:
+    """Score every channel for every sensitive group in one pass over the data.
+
+    The network runs in eval mode, is left as it was found, and sees each sample once. The number of sensitive
+    groups costs next to nothing; exact curvature costs K − 1 backward passes for K classes, none of which
+    computes weight gradients.
+
+    Args:
+        model: The network, on any one device.
+        loader: Batches of (inputs, target), (inputs, target, sensitive), or dicts with ``labels``.
+        channel_groups: Which channels there are and where they are consumed.
+        loss_fn: Loss of scores and target; any differentiable one that is a sum or a mean over samples. A mean with
+            weights, Σ w_n ℓ_n / Σ w_n, gives the damages of w_n ℓ_n over the mean weight.
+        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 scores a sample).
+        interactions: Also collect what joint selection needs. ``"exact"``: the table keeps 8·G·C² bytes, and twice
+            that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
+            True: exact up to 4,096 channels.
+        sensitive_names: Names of the sensitive features, and of their values.
+        sensitive_weights: The third entry of a batch holds no values of features but weights, (N, G): how much each
+            person counts in each group; ``sensitive_names`` is then a list with the names of the groups.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        require_sensitive: Refuse a loader without sensitive features at its first batch; else everybody is one group.
+        distributed: Whether the processes of ``torch.distributed`` each read a share of the data and the sums are added
+            up over them; None if it is initialised with several, False to compute alone.
+        folder: Where to keep the sums once a minute, so that a run that was cut short goes on from there: call again
+            with the same network and a loader that gives the same batches. The file is removed at the end.
+        progress: Show a progress bar.
+
+    Returns:
+        The damage table, the same in every process.
+
+    Raises:
+        InputError: The data or an argument is wrong.
+        ProcessError: Another process failed.
+        UnsupportedModelError: The network can't be scored, e.g. because its samples are not independent.
+
+    Example:
+        >>> from fairtrim import ChannelPlace
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
+        >>> _ = nn.init.ones_(model[1].weight)
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+        >>> hidden = ChannelGroup("0", 2, (ChannelPlace("1", "input", range(2), range(2), channel_axis=-1),))
+        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b"])]  # without error, so that removing x_c costs x_c²
+        >>> table = collect_damage(model, people, [hidden], loss_fn=F.mse_loss, progress=False)
+        >>> table["0"].round(decimals=3).tolist()
+        [[1.0, 4.0], [9.0, 0.0]]
+    """
+    processes = Processes(distributed)
+    with processes.together():
+        sites = channel_sites(model, channel_groups)
+        device = model_device(model)
+        check_network(model)
+        sizes = {group.name: group.size for group in channel_groups}
+        n_columns = sum(sizes.values())
+        sample_loss = SampleLoss(loss_fn, in_parts=folder is not None or processes.count > 1)
+        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
+        pairs = resolved_interactions(interactions, n_columns)
+        moments = Moments(n_columns, pairs, processes.rank)
+        settings = {
+            "network": fingerprint(model) if folder is not None or processes.count > 1 else "",
+            "sizes": sizes,
+            "curvature": curvature,
+            "interactions": pairs,
+            "sensitive_names": repr(sensitive_names),
+            "sensitive_weights": sensitive_weights,
+            "loss_fn": described(loss_fn),
+            "forward_fn": described(forward_fn),
+            "output_transform": described(output_transform),
+            "sums": list(SUMS),  # of an earlier release there were fewer
+        }
+        run = ScoringRun(folder, settings, processes)
+    processes.agree(settings)
+    with processes.together():
+        run.restore(moments, encoder)
+    with (
+        processes.together(),
+        preserved_random_state(loader),
+        preserved_model(model),
+        torch.enable_grad(),
+        hooked_gates(model, sites, n_columns) as gates,
+    ):
+        batches = iterate_batches(
+            loader,
+            None,
+            max_batches=max_batches,
+            progress=progress,
+            description="damage table",
+            allow_empty=processes.count > 1,
+        )
+        checked = False
+        for batch in run.unread(batches, device):
+            if require_sensitive and batch.sensitive is None:
+                _refuse_nobody(batch)
+            gates.start(len(batch))
+            scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
+            with torch.autocast(device.type, enabled=False):  # the caller's is for the network
+                expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
+                weights = encoder.encode(batch.sensitive, len(batch), batch.index)
+                if not checked and len(batch) > 1:
+                    _check_independence(gates, scores, expansion, batch)
+                slope, rows = _gate_moments(gates, scores, expansion)
+                if not checked:
+                    _check_connected(gates, channel_groups)
+                checked = checked or len(batch) > 1
+                moments.add(weights, expansion.loss, slope, rows)
+                moments.weigh(expansion.weight)
+            run.save(moments, encoder)
+    places = encoder.share(processes)
+    total = moments.merged(processes, places, len(encoder.groups))
+    run.finish()
+    return DamageTable(sizes=sizes, **total.means(encoder))
+
+
+def _refuse_nobody(batch: Batch) -> None:
+    named = f"a dict with {sorted(map(str, batch.inputs))}" if isinstance(batch.inputs, Mapping) else "(inputs, target)"
+    raise InputError(
+        f"batch {batch.index} of the loader is {named}, without sensitive features, which the criterion compares; "
+        "expected (inputs, target, sensitive), a dict with them under 'sensitive_features', or a criterion that needs "
+        "none, such as MeanDamage"
+    )
+
+
+def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> tuple[Tensor, Tensor]:
+    last = len(expansion.directions) - 1
+    jacobian = torch.stack(
+        [gates.gradients(scores, d, keep_graph=r < last) for r, d in enumerate(expansion.directions)], 1
+    )
+    slope = torch.einsum("nr,nrc->nc", expansion.slope.to(jacobian.dtype), jacobian)
+    rows = torch.einsum("nrj,nrc->njc", expansion.factor.to(jacobian.dtype), jacobian)
+    return slope, rows
+
+
+def _check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
+    """Channels that the scores can't be differentiated in would look worthless, and go first."""
+    connected = gates.connected
+    for group in channel_groups:
+        if not any((place.module, place.side) in connected for place in group.places):
+            raise UnsupportedModelError(
+                f"the scores don't depend on {sorted({place.module for place in group.places})}, which consume the "
+                f"channels of {group.name!r}, in a way that can be differentiated; expected layers that are called as "
+                "modules, not through their weights, and no detach() behind them. If these layers serve another "
+                "output, add them to ignored_layers"
+            )
+
+
+def _check_independence(gates: Gates, scores: Tensor, expansion: OutputExpansion, batch: Batch) -> None:
+    """The first sample's scores must move no other sample's gates, or per-sample gradients mean nothing."""
+    direction = torch.zeros_like(expansion.directions[0])
+    each = direction[0].numel()
+    direction[0] = torch.arange(1, each + 1, device=direction.device, dtype=direction.dtype).view(direction.shape[1:])
+    others = gates.gradients(scores, direction, keep_graph=True)[1:]
+    if bool((others != 0).any()):
+        n = int((others != 0).any(1).nonzero()[0]) + 1
+        raise UnsupportedModelError(
+            f"in batch {batch.index} the scores of sample 0 depend on sample {n}; expected independent samples: "
+            "look for a BatchNorm that normalises by the batch (track_running_stats=False), or for tensors whose "
+            "first axis is not that of the samples"
+        )

@@ -1,0 +1,369 @@
+"""A small validation set in memory: inputs, labels, sensitive groups and weights, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairtrim.errors import InputError
+from fairtrim.measures.group_counts import needs_labels
+from fairtrim.preservation import preserved_random_state
+
+from .batches import Batch, iterate_batches, to_device
+from .sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames, match_groups
+
+__all__ = ["ValidationSet", "map_tensors"]
+
+
+def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of a structure of tuples, lists and dicts.
+
+    Args:
+        inputs: What a network takes.
+        function: Tensor to tensor.
+
+    Returns:
+        The same structure.
+    """
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: map_tensors(entry, function) for key, entry in inputs.items()}
+    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
+        return type(inputs)(*(map_tensors(entry, function) for entry in inputs))
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(map_tensors(entry, function) for entry in inputs)
+    return inputs
+
+
+def _joined(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if len({part.shape[1:] for part in parts}) > 1:
+            shapes = sorted({tuple(part.shape[1:]) for part in parts})
+            raise InputError(
+                f"the inputs of different batches have shapes {shapes} after the sample axis; expected one shape: pad "
+                "all of them to the same length"
+            )
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        columns = [_joined(list(column)) for column in zip(*parts, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
+    raise InputError(
+        f"the inputs hold a {type(first).__name__}; expected tensors, or tuples, lists or dicts of tensors"
+    )
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Labelled people, held in memory on the CPU, whom a repaired network is edited for and judged by.
+
+    Attributes:
+        inputs: What the network takes: a tensor (N, ...), or tuples, lists and dicts of them.
+        target: Labels, (N,) int64.
+        group: Sensitive group of each sample, (N,) int64 below G.
+        groups: Names of the G groups.
+        weight: Weights of the samples, (N,) float64, or None for 1 each.
+        sides: Whether the two groups are the unprivileged (0) and the privileged (1) side, so that biases have a sign.
+        features: Names of the sensitive features.
+        counterfactual: Inputs of the same people with the sensitive attribute flipped, or None.
+
+    Raises:
+        InputError: The columns don't have N rows, or a weight is negative or not finite.
+
+    Example:
+        >>> batch = (torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])
+        >>> people = ValidationSet.from_loader([batch], privileged="a", progress=False)
+        >>> people.groups, people.group.tolist()
+        (('b', 'a'), [1, 1, 0, 0])
+    """
+
+    inputs: Any
+    target: Tensor
+    group: Tensor
+    groups: tuple[GroupName, ...]
+    weight: Tensor | None = None
+    sides: bool = False
+    features: tuple[str, ...] = ()
+    counterfactual: Any = None
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("target", torch.int64), ("group", torch.int64), ("weight", torch.float64)):
+            column = getattr(self, name)
+            if column is not None:
+                given = torch.as_tensor(column).detach().cpu()
+                if dtype == torch.int64 and given.is_floating_point():
+                    given = whole_labels(given, 0)
+                object.__setattr__(self, name, given.to(dtype))
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if len(self.group) and not 0 <= int(self.group.min()) <= int(self.group.max()) < len(self.groups):
+            raise InputError(
+                f"groups reach from {int(self.group.min())} to {int(self.group.max())}; expected positions in "
+                f"{list(self.groups)}"
+            )
+        if self.sides and len(self.groups) != 2:
+            raise InputError(
+                f"sides=True with {len(self.groups)} groups; expected an unprivileged and a privileged one"
+            )
+        lengths: list[int] = []
+        for side in (self.inputs, self.counterfactual):
+            map_tensors(side, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
+        columns = [self.target, self.group] + ([] if self.weight is None else [self.weight])
+        lengths += [len(column) for column in columns]
+        if len(set(lengths)) != 1:
+            raise InputError(f"inputs, labels, groups and weights have {lengths} rows; expected as many of each")
+        if self.weight is not None and not bool(((self.weight >= 0) & (self.weight < torch.inf)).all()):
+            raise InputError("sample weights are negative or not finite; expected finite weights of at least 0")
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.target)
+
+    @property
+    def mass(self) -> Tensor:
+        """Weights of the samples, 1 each if there are none, (N,) float64."""
+        return torch.ones(len(self), dtype=torch.float64) if self.weight is None else self.weight
+
+    @property
+    def n_groups(self) -> int:
+        """G."""
+        return len(self.groups)
+
+    @classmethod
+    def from_loader(
+        cls,
+        loader: Iterable[Any],
+        *,
+        sensitive_names: SensitiveNames | None = None,
+        privileged: Any = None,
+        require_sensitive: bool = True,
+        counterfactual: Callable[[Any], Any] | None = None,
+        progress: bool = True,
+    ) -> ValidationSet:
+        """Read a loader once.
+
+        Args:
+            loader: Batches of (inputs, target, sensitive).
+            sensitive_names: Names of the sensitive features and of their values.
+            privileged: The privileged side (a value, a crossing, a dict, or a list of those); everybody else is then
+                the unprivileged one. None compares every pair of groups.
+            counterfactual: Inputs -> the inputs with the sensitive attribute flipped, e.g. a ``ColumnFlip``.
+            require_sensitive: Refuse a loader without sensitive features; else everybody is one group.
+            progress: Show a progress bar.
+
+        Returns:
+            The set; groups are sorted by name unless two sides are named.
+
+        Raises:
+            InputError: There are no sensitive features, labels are not whole numbers, or ``privileged`` names nobody.
+        """
+        encoder = SensitiveEncoder(sensitive_names)
+        inputs, targets, codes = [], [], []
+        with preserved_random_state(loader):
+            for batch in iterate_batches(loader, torch.device("cpu"), progress=progress, description="reading"):
+                if batch.sensitive is None and require_sensitive:
+                    raise InputError(
+                        f"batch {batch.index} of the loader is (inputs, target); expected (inputs, target, sensitive), "
+                        "the sensitive features of the validation people: they are needed here, not at prediction"
+                    )
+                inputs.append(map_tensors(batch.inputs, lambda tensor: tensor.detach()))
+                targets.append(whole_labels(batch.target, batch.index))
+                codes.append(encoder.encode(batch.sensitive, len(batch), batch.index).argmax(1))
+        order = encoder.order()
+        position = torch.empty(len(order), dtype=torch.int64)
+        position[torch.tensor(order)] = torch.arange(len(order))
+        names = tuple(encoder.groups[g] for g in order)
+        people = cls(
+            _joined(inputs), torch.cat(targets), position[torch.cat(codes)], names, features=encoder.features or ()
+        )
+        if counterfactual is not None:
+            people = replace(people, counterfactual=counterfactual(map_tensors(people.inputs, torch.clone)))
+        return people if privileged is None else people.with_sides(privileged)
+
+    def with_sides(self, privileged: Any) -> ValidationSet:
+        """The same people as two sides.
+
+        Args:
+            privileged: Names the privileged side; everybody else is the unprivileged one.
+
+        Returns:
+            The set with G = 2: group 0 unprivileged, group 1 privileged.
+
+        Raises:
+            InputError: It names nobody, or everybody.
+        """
+        found = match_groups(privileged, self.groups, self.features or None, "privileged")
+        rest = [g for g in range(self.n_groups) if g not in found]
+        if not rest:
+            raise InputError(
+                f"privileged={privileged!r} is everybody in the data, groups {list(self.groups)}; nobody is left "
+                "to compare with"
+            )
+
+        def side(members: list[int], fallback: str) -> GroupName:
+            return self.groups[members[0]] if len(members) == 1 else fallback
+
+        code = torch.zeros(self.n_groups, dtype=torch.int64)
+        code[found] = 1
+        return replace(
+            self, group=code[self.group], groups=(side(rest, "unprivileged"), side(found, "privileged")), sides=True
+        )
+
+    def take(self, rows: Tensor) -> ValidationSet:
+        """Some of the people.
+
+        Args:
+            rows: Positions, (M,).
+
+        Returns:
+            The subset, with the same groups.
+        """
+        return replace(
+            self,
+            inputs=map_tensors(self.inputs, lambda tensor: tensor[rows]),
+            target=self.target[rows],
+            group=self.group[rows],
+            weight=None if self.weight is None else self.weight[rows],
+            counterfactual=map_tensors(self.counterfactual, lambda tensor: tensor[rows]),
+        )
+
+    def flipped(self) -> ValidationSet:
+        """The counterfactual people.
+
+        Returns:
+            The set with the flipped inputs.
+
+        Raises:
+            InputError: There are none.
+        """
+        if self.counterfactual is None:
+            raise InputError("the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs)")
+        return replace(self, inputs=self.counterfactual, counterfactual=None)
+
+    def split(self, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows for editing and rows for selecting, every group and label shared out alike.
+
+        Args:
+            share: Share of the first part, in (0, 1).
+            generator: Source of randomness.
+
+        Returns:
+            The two parts' positions, increasing.
+        """
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        cell = self.group * (int(self.target.max()) + 1) + self.target
+        for value in sorted(set(cell.tolist())):
+            rows = (cell == value).nonzero().squeeze(1)
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+            n_chosen = round(share * len(rows))
+            chosen[rows[: min(max(n_chosen, 1), max(1, len(rows) - 1))]] = True
+        return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
+
+    def batches(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Minibatches with the rows they hold.
+
+        Args:
+            batch_size: Samples a batch; the last may be smaller.
+            device: Where inputs and targets go.
+            generator: Shuffles, if given.
+
+        Yields:
+            Pairs of (rows, batch).
+        """
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        for index, rows in enumerate(torch.split(order, batch_size)):
+            inputs = to_device(map_tensors(self.inputs, lambda tensor, rows=rows: tensor[rows]), device)  # type: ignore[misc]
+            yield rows, Batch(inputs, self.target[rows].to(device), None, index)
+
+    def check_not_empty(self) -> None:
+        """Refuse a part without people.
+
+        Raises:
+            InputError: Nobody is in it.
+        """
+        if len(self) == 0:
+            raise InputError(
+                "nobody is left in one part of the validation data: every sensitive group has one person of each "
+                "label; expected at least two of each, to edit on and to select on: use more people"
+            )
+
+    def check(self, measure: str | None, n_classes: int) -> None:
+        """Refuse people whom a bias measure can't be computed for.
+
+        Args:
+            measure: The bias measure, or None if groups are not compared.
+            n_classes: K of the network.
+
+        Raises:
+            InputError: Labels are outside 0 … K − 1 or all the same, there is one group only, or a group has nobody
+                that the measure compares.
+        """
+        low, high = int(self.target.min()), int(self.target.max())
+        if low < 0 or high >= n_classes:
+            raise InputError(
+                f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} classes"
+            )
+        if low == high:
+            raise InputError(
+                f"everybody in the validation data has label {low}; expected people of at least two labels"
+            )
+        absent = sorted(set(range(n_classes)) - set(self.target.tolist()))
+        if absent:
+            raise InputError(
+                f"nobody in one part of the validation data has label {', '.join(map(str, absent))}; expected at least "
+                f"two people of each of the {n_classes} labels, to edit on and to select on"
+            )
+        if measure is None:
+            return
+        if self.n_groups < 2:
+            raise InputError(
+                f"everybody in the validation data is of the sensitive group {self.groups[0]!r}; expected at least two "
+                "groups to compare"
+            )
+        cells = torch.zeros(self.n_groups, n_classes, dtype=torch.float64)
+        cells.index_put_((self.group, self.target), self.mass, accumulate=True)
+        empty = [str(name) for name, row in zip(self.groups, cells, strict=True) if row.sum() == 0]
+        if empty:
+            raise InputError(
+                f"nobody in the validation data is of {', '.join(empty)}; expected people of {list(self.groups)}"
+            )
+        of_label, not_of_label = needs_labels(measure)
+        labels = [1] if n_classes == 2 else range(n_classes)
+        for name, row in zip(self.groups, cells, strict=True):
+            for label in labels:
+                if (of_label and row[label] == 0) or (not_of_label and row.sum() == row[label]):
+                    kind = "with" if row[label] == 0 else "without"
+                    raise InputError(
+                        f"the sensitive group {name!r} has nobody {kind} label {label} in the validation data, so its "
+                        f"rate is undefined; expected some for {measure}: use more people, or "
+                        "statistical_parity_difference"
+                    )
+
+
+def whole_labels(target: Tensor, batch_index: int) -> Tensor:
+    """Labels as whole numbers.
+
+    Args:
+        target: (N,) or (N, 1), of any dtype.
+        batch_index: For the message.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        InputError: They are not labels.
+    """
+    if target.numel() != len(target) or (target.is_floating_point() and not torch.equal(target, target.round())):
+        raise InputError(
+            f"batch {batch_index}: the target has shape {tuple(target.shape)} and type {target.dtype}; expected whole "
+            "class labels (N,), not one number for each class"
+        )
+    return target.reshape(-1).long()

@@ -1,0 +1,154 @@
+"""Where a recipe keeps what it has finished, so that it can be taken up again: safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fairtrim.errors import InputError
+
+from .atomic_file import replacing
+
+__all__ = ["Progress", "Resumption", "digest", "fingerprint"]
+
+FORMAT, VERSION = "fairtrim-recipe", 1
+
+
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """A digest of tensors and a text.
+
+    Args:
+        tensors: By name.
+        text: Whatever else must not change.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    sums = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sums.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sums.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sums.hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a network's tensors, to tell whether a run began from the same one.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Hexadecimal digits.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> fingerprint(network) == fingerprint(network)
+        True
+    """
+    return digest(model.state_dict())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run had finished.
+
+    Attributes:
+        step: Number of finished steps.
+        data: Whatever JSON can hold.
+        tensors: By name.
+    """
+
+    step: int
+    data: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class Resumption:
+    """One file in a folder, replaced whole after every step.
+
+    Args:
+        folder: Where, or None to keep nothing.
+        settings: What must be the same for a run to go on: arguments, and what it started from.
+        name: Of the file, where a folder holds several.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Resumption(folder, {"seed": 0}).save(1, {"note": "a"}, {"scores": torch.ones(2)})
+        ...     Resumption(folder, {"seed": 0}).load().step
+        1
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any], name: str = "progress"
+    ) -> None:
+        self._path = None if folder is None else Path(folder) / f"{name}.safetensors"
+        self._settings = json.loads(json.dumps(dict(settings)))
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> Progress | None:
+        """What was finished, or None.
+
+        Returns:
+            The progress.
+
+        Raises:
+            InputError: The file is damaged, changed, of another version, or of a run with other settings.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"{self._path} is damaged: {error}; delete it to begin again") from error
+        if not isinstance(header, dict) or header.get("version") != VERSION:
+            raise InputError(
+                f"{self._path} was not written by this release (version {VERSION}); delete it to begin again"
+            )
+        known = {key: header.get(key) for key in ("version", "settings", "step", "data")}
+        if header.get("digest") != digest(tensors, json.dumps(known, sort_keys=True)):
+            raise InputError(f"{self._path} was changed since it was written; delete it to begin again")
+        before = header["settings"]
+        differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
+        if differs:
+            raise InputError(
+                f"{self._path} is of a run with another {', '.join(differs)}; use another folder, or delete it to "
+                "begin again"
+            )
+        return Progress(int(header["step"]), header["data"], tensors)
+
+    def save(self, step: int, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Replace the file, completely or not at all.
+
+        Args:
+            step: Number of finished steps.
+            data: Whatever JSON can hold.
+            tensors: By name.
+        """
+        if self._path is None:
+            return
+        header = {"version": VERSION, "settings": self._settings, "step": step, "data": dict(data)}
+        header = json.loads(json.dumps(header))  # as it will be read
+        stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        header["digest"] = digest(stored, json.dumps(header, sort_keys=True))
+        with replacing(self._path) as temporary:
+            save_file(stored, temporary, metadata={FORMAT: json.dumps(header)})
+
+    def remove(self) -> None:
+        """Forget what was finished."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

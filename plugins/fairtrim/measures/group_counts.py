@@ -1,0 +1,228 @@
+"""Confusion counts of every sensitive group, and the bias and performance measures that are read off them.
+
+The same formulas serve hard decisions, where counts are whole numbers of people, and probabilities, where they are
+differentiable proxies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairtrim.errors import InputError
+
+__all__ = ["BIAS_MEASURES", "PERFORMANCE_MEASURES", "GroupCounts", "bias", "needs_labels", "performance", "rates"]
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """Weighted numbers of people, by sensitive group, whom a classifier gives a label.
+
+    Two classes are told by label 1 alone (one entry on the class axis); K > 2 classes one against the rest.
+
+    Attributes:
+        true_positive: Of the label, and given it, (..., K, G) or (..., 1, G).
+        false_positive: Given the label without having it, same shape.
+        positive: Of the label, (K, G) or (1, G).
+        negative: Not of it, same shape.
+    """
+
+    true_positive: Tensor
+    false_positive: Tensor
+    positive: Tensor
+    negative: Tensor
+
+    @classmethod
+    def of(
+        cls, given: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None = None
+    ) -> GroupCounts:
+        """Counts of one set of decisions.
+
+        Args:
+            given: Whether each label is given, or its probability, (N, K) or (N, 1) for label 1 of two.
+            target: Labels, (N,) int64.
+            group: Sensitive group of each sample, (N,) int64 below G.
+            n_groups: G.
+            weight: Sample weights, (N,), or None for 1 each.
+
+        Returns:
+            The counts, differentiable in ``given``.
+
+        Example:
+            >>> counts = GroupCounts.of(
+            ...     torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1]), n_groups=2
+            ... )
+            >>> counts.true_positive.tolist(), counts.false_positive.tolist()
+            ([[1.0, 0.0]], [[0.0, 1.0]])
+        """
+        member = torch.nn.functional.one_hot(group, n_groups).to(given.dtype)
+        member = member if weight is None else member * weight.to(given.dtype)[:, None]
+        n_classes = given.shape[1]
+        labels = (target == 1)[:, None] if n_classes == 1 else torch.nn.functional.one_hot(target, n_classes)
+        of_label = labels.to(given.dtype)
+        return cls(
+            true_positive=(given * of_label).T @ member,
+            false_positive=(given * (1 - of_label)).T @ member,
+            positive=of_label.T @ member,
+            negative=(1 - of_label).T @ member,
+        )
+
+    @property
+    def n_labels(self) -> int:
+        """Length of the class axis: 1 for two classes, else K."""
+        return int(self.positive.shape[0])
+
+    def pooled(self) -> GroupCounts:
+        """Counts over everybody, as one group."""
+        # column by column: a reduction over a short last axis costs several times as much
+        return GroupCounts(*(sum(getattr(self, name).unbind(-1)).unsqueeze(-1) for name in self.__dataclass_fields__))
+
+
+def _selection(counts: GroupCounts) -> Tensor:
+    return (counts.true_positive + counts.false_positive) / (counts.positive + counts.negative)
+
+
+def _true_positive(counts: GroupCounts) -> Tensor:
+    return counts.true_positive / counts.positive
+
+
+def _false_positive(counts: GroupCounts) -> Tensor:
+    return counts.false_positive / counts.negative
+
+
+def _accuracy(counts: GroupCounts) -> Tensor:
+    """(..., 1, G)."""
+    right = counts.true_positive
+    if counts.n_labels == 1:
+        right = right + counts.negative - counts.false_positive
+        return right / (counts.positive + counts.negative)
+    return right.sum(-2, keepdim=True) / counts.positive.sum(-2, keepdim=True)
+
+
+BIAS_MEASURES: dict[str, tuple[Callable[[GroupCounts], Tensor], ...]] = {
+    "statistical_parity_difference": (_selection,),
+    "equal_opportunity_difference": (_true_positive,),
+    "average_odds_difference": (lambda counts: (_true_positive(counts) + _false_positive(counts)) / 2,),
+    "equalized_odds_difference": (_true_positive, _false_positive),
+    "accuracy_difference": (_accuracy,),
+}
+"""The group rates whose differences are the bias, by the name of the measure.
+
+The first three are AIF360's (unprivileged minus privileged); the first two, and the fourth as the larger of two gaps,
+Fairlearn's ``demographic_parity_difference``, ``equal_opportunity_difference`` and ``equalized_odds_difference``; the
+last is the gap between the groups' accuracies."""
+
+_NEEDED_LABELS = {
+    "equal_opportunity_difference": (True, False),
+    "average_odds_difference": (True, True),
+    "equalized_odds_difference": (True, True),
+}
+
+
+def needs_labels(measure: str) -> tuple[bool, bool]:
+    """Whether a measure needs people with the label, and people without it, of every group.
+
+    Args:
+        measure: Its name.
+
+    Returns:
+        The two answers.
+    """
+    return _NEEDED_LABELS.get(measure, (False, False))
+
+
+def rates(measure: str, counts: GroupCounts) -> Tensor:
+    """The group rates that a bias measure compares.
+
+    Args:
+        measure: One of ``BIAS_MEASURES``.
+        counts: The counts.
+
+    Returns:
+        (..., R, G): R rates, among them one for each label, of G groups.
+
+    Raises:
+        InputError: There is no such measure.
+    """
+    if measure not in BIAS_MEASURES:
+        raise InputError(f"measure={measure!r} is not a bias measure; expected one of {list(BIAS_MEASURES)}")
+    parts = [rate(counts) for rate in BIAS_MEASURES[measure]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:
+    """The bias of decisions: the largest difference of a rate between two sensitive groups.
+
+    Args:
+        measure: One of ``BIAS_MEASURES``.
+        counts: Of G groups.
+        signed: For two groups: group 0 (unprivileged) minus group 1 (privileged), as AIF360 has it; of several rates
+            the one that differs most.
+
+    Returns:
+        (...): at least 0 unless ``signed``; NaN where a group has nobody that a rate is defined for.
+
+    Raises:
+        InputError: There is no such measure, or ``signed`` and not two groups.
+
+    Example:
+        >>> counts = GroupCounts.of(
+        ...     torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1]), n_groups=2
+        ... )
+        >>> float(bias("statistical_parity_difference", counts, signed=True))
+        0.5
+    """
+    of_groups = rates(measure, counts)
+    if not signed:
+        return (of_groups.amax(-1) - of_groups.amin(-1)).amax(-1)
+    if of_groups.shape[-1] != 2:
+        raise InputError(f"a signed difference of {of_groups.shape[-1]} sensitive groups; expected 2")
+    difference = of_groups[..., 0] - of_groups[..., 1]
+    if difference.shape[-1] == 1:
+        return difference[..., 0]
+    largest = difference.abs().argmax(-1, keepdim=True)
+    return difference.gather(-1, largest).squeeze(-1)
+
+
+def _balanced_accuracy(counts: GroupCounts) -> Tensor:
+    recall = _true_positive(counts)
+    if counts.n_labels == 1:
+        recall = (recall + 1 - _false_positive(counts)) / 2
+    return recall.mean(-2)
+
+
+def _f1(counts: GroupCounts) -> Tensor:
+    """Of label 1, or the mean over classes."""
+    score = 2 * counts.true_positive / (counts.true_positive + counts.false_positive + counts.positive)
+    return score.mean(-2)
+
+
+PERFORMANCE_MEASURES: dict[str, Callable[[GroupCounts], Tensor]] = {
+    "balanced_accuracy": _balanced_accuracy,
+    "accuracy": lambda counts: _accuracy(counts).squeeze(-2),
+    "f1": _f1,
+}
+"""Performance over everybody by name, from counts (..., K, 1)."""
+
+
+def performance(measure: str, counts: GroupCounts) -> Tensor:
+    """The performance of decisions over everybody.
+
+    Args:
+        measure: One of ``PERFORMANCE_MEASURES``.
+        counts: Of G groups, which are pooled.
+
+    Returns:
+        (...).
+
+    Raises:
+        InputError: There is no such measure.
+    """
+    if measure not in PERFORMANCE_MEASURES:
+        raise InputError(
+            f"performance={measure!r} is not a performance measure; expected one of {list(PERFORMANCE_MEASURES)}"
+        )
+    return PERFORMANCE_MEASURES[measure](counts.pooled()).squeeze(-1)

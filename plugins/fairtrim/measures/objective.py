@@ -1,0 +1,221 @@
+"""The one objective of all post-processors: performance subject to a bound on the bias, over weights and threshold.
+
+Savani, White, Govindarajulu (NeurIPS 2020), section 3: φ(θ, τ) = ρ if |μ| < ε − margin, else 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairtrim.errors import InputError
+
+from .group_counts import BIAS_MEASURES, PERFORMANCE_MEASURES, GroupCounts, bias, performance
+from .threshold_sweep import ThresholdSweep, positive_margin
+
+__all__ = ["COUNTERFACTUAL_MEASURES", "Decisions", "Objective", "non_dominated"]
+
+COUNTERFACTUAL_MEASURES = ("counterfactual_flips", "counterfactual_bias")
+"""Measures of pairs, not of groups: CounterfactualUnlearning's."""
+
+
+def non_dominated(bias: Tensor, performance: Tensor) -> Tensor:
+    """Which of several points no other one beats: smaller bias at the same or better performance.
+
+    Args:
+        bias: Absolute biases, (T,).
+        performance: Performances, (T,).
+
+    Returns:
+        Positions of the points of the front by increasing bias; of equal points the first.
+
+    Example:
+        >>> non_dominated(torch.tensor([0.1, 0.0, 0.2]), torch.tensor([0.7, 0.6, 0.65])).tolist()
+        [1, 0]
+    """
+    # by bias, equal ones by falling performance: two stable sorts, the last key first
+    order = (-performance).argsort(stable=True)
+    order = order[bias[order].argsort(stable=True)]
+    ordered = performance[order]
+    best_before = torch.cat([ordered.new_full((1,), -torch.inf), ordered.cummax(0).values[:-1]])
+    return order[ordered > best_before]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """All that a network can decide on some people: one row a threshold, or a single one for the largest score.
+
+    Attributes:
+        threshold: On the margin of label 1, (T,); a single 0 for more than two classes.
+        bias: Signed where two sides are named, else at least 0, (T,).
+        performance: (T,).
+        constant: Whether everybody gets the same label, (T,).
+        eligible: Whether the decisions may be chosen at all, (T,): constant ones have no bias and no use.
+    """
+
+    threshold: Tensor
+    bias: Tensor
+    performance: Tensor
+    constant: Tensor
+    eligible: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """φ: the performance of decisions whose bias is within the bound.
+
+    Decisions that give everybody the same label have no bias and no use: they never count as within the bound.
+
+    Args:
+        measure: Bias measure μ, one of ``BIAS_MEASURES`` or ``COUNTERFACTUAL_MEASURES`` (NaN in what is computed here).
+        epsilon: Bound ε on |μ|.
+        margin: Safety margin: |μ| < ε − margin is asked for.
+        performance: Performance measure ρ, one of ``PERFORMANCE_MEASURES``.
+
+    Raises:
+        InputError: A name is unknown, or no bias could be within the bound.
+
+    Example:
+        >>> objective = Objective("statistical_parity_difference", epsilon=0.05)
+        >>> objective.phi(torch.tensor([0.01, -0.2]), torch.tensor([0.7, 0.8])).tolist()
+        [0.699999988079071, 0.0]
+    """
+
+    measure: str = "statistical_parity_difference"
+    epsilon: float = 0.05
+    margin: float = 0.0
+    performance: str = "balanced_accuracy"
+
+    def __post_init__(self) -> None:
+        known = [*BIAS_MEASURES, *COUNTERFACTUAL_MEASURES]
+        if self.measure not in known:
+            raise InputError(f"measure={self.measure!r} is not a bias measure; expected one of {known}")
+        if self.performance not in PERFORMANCE_MEASURES:
+            raise InputError(
+                f"performance={self.performance!r} is not a performance measure; expected one of "
+                f"{list(PERFORMANCE_MEASURES)}"
+            )
+        if not 0 <= self.margin < self.epsilon <= 1:
+            raise InputError(
+                f"epsilon={self.epsilon}, margin={self.margin}; expected 0 <= margin < epsilon <= 1, because "
+                "|bias| < epsilon - margin is asked for: pass margin= with a small epsilon"
+            )
+
+    @property
+    def bound(self) -> float:
+        """ε − margin."""
+        return self.epsilon - self.margin
+
+    def phi(self, bias: Tensor, performance: Tensor) -> Tensor:
+        """φ of points, (T,).
+
+        Args:
+            bias: μ, (T,).
+            performance: ρ, (T,).
+
+        Returns:
+            ρ where |μ| < ε − margin, else 0.
+        """
+        return torch.where(bias.abs() < self.bound, performance, 0.0)
+
+    def decisions(
+        self, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None, signed: bool
+    ) -> Decisions:
+        """Bias and performance at every threshold.
+
+        Args:
+            scores: Class scores, (N, K) or a single logit (N, 1).
+            target: Labels, (N,).
+            group: Sensitive groups, (N,).
+            n_groups: G.
+            weight: Sample weights, (N,), or None.
+            signed: Group 0 minus group 1 instead of the largest difference.
+
+        Returns:
+            One row a threshold for two classes, a single row otherwise.
+        """
+        if scores.shape[1] > 2:
+            return self.own_decisions(scores, target, group, n_groups=n_groups, weight=weight, signed=signed)
+        sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)
+        selected = (sweep.counts.true_positive + sweep.counts.false_positive).sum((-2, -1))
+        constant = (selected == 0) | (selected >= selected[-1])  # by weight: people without any don't count
+        return Decisions(
+            sweep.threshold,
+            bias(self.measure, sweep.counts, signed=signed),
+            performance(self.performance, sweep.counts),
+            constant,
+            ~constant,
+        )
+
+    def own_decisions(
+        self, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None, signed: bool
+    ) -> Decisions:
+        """Bias and performance of what scores decide by themselves: the largest one, or the logit's sign.
+
+        Args:
+            scores: Class scores, (N, K) or a single logit (N, 1).
+            target: Labels, (N,).
+            group: Sensitive groups, (N,).
+            n_groups: G.
+            weight: Sample weights, (N,), or None.
+            signed: Group 0 minus group 1 instead of the largest difference.
+
+        Returns:
+            A single row.
+        """
+        if scores.shape[1] > 2:
+            given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
+        else:
+            given = (positive_margin(scores) > 0).double()[:, None]
+        counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
+        counted = given if weight is None else given[weight.to(given.device) > 0]
+        constant = (counted == counted[:1]).all()[None]
+        measured = (
+            bias(self.measure, counts, signed=signed)[None]
+            if self.measure in BIAS_MEASURES
+            else torch.full((1,), torch.nan, dtype=torch.float64)
+        )
+        return Decisions(
+            torch.zeros(1, dtype=torch.float64),
+            measured,
+            performance(self.performance, counts)[None],
+            constant,
+            ~constant,
+        )
+
+    def best(self, decisions: Decisions) -> int:
+        """Position of the decisions with the largest φ; if none is within the bound, of those with the least bias.
+
+        Args:
+            decisions: All there are.
+
+        Returns:
+            Position in 0 … T − 1. Ties go to the smaller bias, then to the higher performance.
+        """
+        size, useful = decisions.bias.abs(), decisions.performance
+        phi = self.phi(decisions.bias, useful).masked_fill(~decisions.eligible, 0.0)
+        if bool((phi > 0).any()):
+            at_best = phi == phi.max()
+            return int(torch.where(at_best, size, torch.inf).argmin())
+        size = size.masked_fill(~decisions.eligible, torch.inf)
+        least = size == size.min()
+        return int(torch.where(least, useful, -torch.inf).argmax())
+
+    def least_biased(self, decisions: Decisions, performance_floor: float) -> int:
+        """Position of the decisions with the least bias among those that perform well enough.
+
+        Args:
+            decisions: All there are.
+            performance_floor: Least performance.
+
+        Returns:
+            Position in 0 … T − 1; if none performs well enough, that of the best performance.
+        """
+        size, useful = decisions.bias.abs(), decisions.performance
+        enough = decisions.eligible & (useful >= performance_floor)
+        if not bool(enough.any()):
+            return int(torch.where(decisions.eligible, useful, -torch.inf).argmax())
+        least = enough & (size == size[enough].min())
+        return int(torch.where(least, useful, -torch.inf).argmax())

@@ -1,0 +1,153 @@
+"""Accumulated confidence (DENP): samples that a network gives up first when its capacity goes.
+
+Published is the abstract (Hong, Kim, Joo, Han, Shin, Wald and Lee, IEEE TIP 2026, doi 10.1109/TIP.2026.3687070):
+pruning changes each sample's confidence differently, and confidence accumulated over sparsities tells bias-conflicting
+from bias-aligned samples. No formula and no code is public: everything here is a reconstruction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fairtrim.arguments import require_number
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.errors import InputError
+from fairtrim.network.fine_tuning import BatchLoss, fine_tune
+from fairtrim.network.losses import generalized_cross_entropy
+
+from .miner import MinedSamples, Miner, Trace, label_probabilities
+
+__all__ = ["AccumulatedConfidence", "Accumulation", "GradualPruning", "accumulated"]
+
+Accumulation = Literal["confidence", "drop", "correctness"]
+
+GradualPruning = Callable[[nn.Module, IndexedSamples, Sequence[float], torch.Generator], Iterator[float]]
+"""``prune(model, samples, levels, generator)`` removes channels of the model, in place, up to the next level at each
+step of the iterator, and yields that level. The levels are shares of the channels, increasing."""
+
+
+def accumulated(trace: Trace, dense: Tensor, accumulate: Accumulation) -> Tensor:
+    """Conflict score of every sample from a trace over K sparsities.
+
+    ``"confidence"``: 1 − AC_n with AC_n = (1/K) Σ_k p(y_n | x_n; θ_k); ``"drop"``: (1/K) Σ_k [p(y_n | x_n; θ_0) −
+    p(y_n | x_n; θ_k)]; ``"correctness"``: the share of sparsities at which the sample is wrong.
+
+    Args:
+        trace: K rows.
+        dense: p(y_n | x_n; θ_0) of the unpruned network, (N,).
+        accumulate: Which.
+
+    Returns:
+        (N,) float64; larger = more likely bias-conflicting.
+    """
+    if accumulate == "confidence":
+        return 1 - trace.probability.mean(0)
+    if accumulate == "drop":
+        return dense - trace.probability.mean(0)
+    return 1 - trace.correct.double().mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccumulatedConfidence(Miner):
+    """Prune a copy of a trained network gradually, retrain it shortly after each level, and add up its confidence.
+
+    Without the short training the scores say little; with it the pruning criterion matters little (random channels
+    do). The network may be trained to the end: no epoch has to be chosen.
+
+    Args:
+        prune: How to remove channels up to the next level; an adapter of a pruner makes one.
+        levels: Shares of the channels, increasing.
+        epochs: Of training after each level.
+        learning_rate: Of that training.
+        loss_fn: Of that training; generalised cross-entropy keeps to the shortcut.
+        accumulate: ``"confidence"``, ``"drop"`` or ``"correctness"``; see ``accumulated``.
+        repeats: How many times to prune from the start, with other random channels and another order of the samples;
+            the confidences are averaged over all.
+        n_jobs: How many of those at a time, through joblib; None leaves it to ``joblib.parallel_config``, by default
+            one. A Dask or Ray cluster is such a configuration.
+        seed: Of the pruning and the order of the samples; each repeat takes the next.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+
+    Raises:
+        InputError: A number or a choice is out of range.
+    """
+
+    prune: GradualPruning
+    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    loss_fn: BatchLoss = generalized_cross_entropy
+    accumulate: Accumulation = "confidence"
+    repeats: int = 1
+    n_jobs: int | None = None
+    seed: int = 0
+    forward_fn: ForwardFunction | None = None
+    output_transform: Callable[[Any], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        levels = list(self.levels)
+        if not levels or levels != sorted(set(levels)) or not levels[0] > 0 or not levels[-1] < 1:
+            raise InputError(f"levels={levels}; expected increasing shares between 0 and 1, both excluded")
+        if self.accumulate not in ("confidence", "drop", "correctness"):
+            raise InputError(f"accumulate={self.accumulate!r}; expected 'confidence', 'drop' or 'correctness'")
+        require_number("epochs", self.epochs, at_least=0, whole=True)
+        require_number("learning_rate", self.learning_rate, above=0)
+        require_number("repeats", self.repeats, at_least=1, whole=True)
+        if self.n_jobs == 0:
+            raise InputError("n_jobs=0; expected how many run at a time, -1 for one a core, or None")
+
+    def trace(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> tuple[Trace, Tensor]:
+        """Confidence of every sample at each level.
+
+        Args:
+            model: A trained network; a copy is pruned.
+            loader: A DataLoader of (inputs, target, ...).
+            progress: Show a progress bar.
+
+        Returns:
+            The trace, one row a repeat and level, and the confidence of the unpruned network, (N,).
+        """
+        dense, _, target = label_probabilities(model, IndexedSamples(loader), self.forward_fn, self.output_transform)
+        repeats = Parallel(n_jobs=self.n_jobs)(
+            delayed(self._repeat)(model, loader, self.seed + r, progress) for r in range(self.repeats)
+        )
+        rows = [row for of_repeat in repeats for row in of_repeat]
+        probability, correct = (torch.stack(column) for column in zip(*rows, strict=True))
+        return Trace(probability, correct, target), dense
+
+    def _repeat(
+        self, model: nn.Module, loader: DataLoader[Any], seed: int, progress: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Confidence and correctness of every sample at each level of one run, (N,) each."""
+        samples, generator = IndexedSamples(loader), torch.Generator().manual_seed(seed)
+        shrinking = copy.deepcopy(model)
+        rows = []
+        for _ in self.prune(shrinking, samples, list(self.levels), generator):
+            fine_tune(
+                shrinking,
+                samples,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                loss_fn=self.loss_fn,
+                forward_fn=self.forward_fn,
+                output_transform=self.output_transform,
+                generator=generator,
+                progress=progress,
+            )
+            rows.append(label_probabilities(shrinking, samples, self.forward_fn, self.output_transform)[:2])
+        return rows
+
+    def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
+        """Score every sample; see ``Miner.fit``."""
+        trace, dense = self.trace(model, loader, progress=progress)
+        return MinedSamples(accumulated(trace, dense, self.accumulate), trace.target)

@@ -1,0 +1,1 @@
+"""A callable network and its last layer."""

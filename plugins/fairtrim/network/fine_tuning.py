@@ -1,0 +1,255 @@
+"""A small training loop: enough for the short fine-tunes that recipes need, and no more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.hooks import RemovableHandle
+from tqdm.auto import tqdm
+
+from fairtrim.data.batches import ForwardFunction, class_scores, model_device
+from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.preservation import seeded
+
+from .losses import contrastive_loss
+
+__all__ = ["FeatureTap", "fine_tune", "reinitialized"]
+
+BatchLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class FeatureTap:
+    """Keeps the penultimate features of the last forward pass: the inputs of the layer that gives the scores.
+
+    Args:
+        model: The network.
+        feature_layer: Name of the layer whose inputs are the features; by default the linear layer whose output is
+            what the network returns, which the first forward pass finds.
+
+    Raises:
+        InputError: There is no layer of that name.
+    """
+
+    def __init__(self, model: nn.Module, feature_layer: str | None = None) -> None:
+        modules = dict(model.named_modules())
+        if feature_layer is not None and feature_layer not in modules:
+            raise InputError(
+                f"feature_layer={feature_layer!r} is not a module of the network; its linear layers are "
+                f"{[name for name, module in modules.items() if isinstance(module, nn.Linear)]}"
+            )
+        self._named = feature_layer is not None
+        self._candidates = {
+            name: module
+            for name, module in modules.items()
+            if name == feature_layer or (feature_layer is None and isinstance(module, nn.Linear))
+        }
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            self._seen[name] = args[0] if args else next(iter(kwargs.values())), output
+
+        return hook
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Listen for the length of the block."""
+        handles: list[RemovableHandle] = []
+        try:
+            for name, module in self._candidates.items():
+                handles.append(module.register_forward_hook(self._note(name), with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._seen = {}
+
+    def features(self, scores: Tensor) -> Tensor:
+        """The features that gave these scores.
+
+        Args:
+            scores: f(x), (N, K), of the last forward pass.
+
+        Returns:
+            (N, D).
+
+        Raises:
+            UnsupportedModelError: They can't be found.
+        """
+        found = [
+            inputs
+            for inputs, output in self._seen.values()
+            if self._named or (output.shape == scores.shape and output.data_ptr() == scores.data_ptr())
+        ]
+        if len(found) != 1 or found[0].shape[0] != len(scores):
+            raise UnsupportedModelError(
+                "the penultimate features can't be found: no linear layer's output is what the network returns; name "
+                "the layer whose inputs they are with feature_layer="
+            )
+        return found[0].flatten(1)
+
+    def head(self, scores: Tensor) -> str | None:
+        """Name of the layer that gave these scores, or None.
+
+        Args:
+            scores: f(x), (N, K), of the last forward pass.
+
+        Returns:
+            Name of the layer; None if it can't be found.
+        """
+        names = [
+            name for name, (_, output) in self._seen.items() if self._named or output.data_ptr() == scores.data_ptr()
+        ]
+        return names[0] if len(names) == 1 else None
+
+
+def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy of a network with new random weights.
+
+    Args:
+        model: The network; every layer with parameters needs ``reset_parameters``, as torch's layers have.
+        generator: Source of randomness.
+
+    Returns:
+        The copy.
+
+    Raises:
+        UnsupportedModelError: A layer can't be drawn anew.
+    """
+    fresh = copy.deepcopy(model)
+    stubborn = [
+        name or type(module).__name__
+        for name, module in fresh.named_modules()
+        if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters")
+    ]
+    if stubborn:
+        raise UnsupportedModelError(
+            f"the layers {stubborn[:5]} have parameters but no reset_parameters(), so the network can't be trained "
+            "from scratch; pass network=, a function that builds a new one"
+        )
+    with seeded(generator):
+        for module in fresh.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return fresh.requires_grad_()
+
+
+def fine_tune(
+    model: nn.Module,
+    loader: DataLoader[object] | IndexedSamples,
+    *,
+    epochs: int = 1,
+    learning_rate: float = 1e-3,
+    sample_weights: Tensor | None = None,
+    loss_fn: BatchLoss = F.cross_entropy,
+    conflicting: Tensor | None = None,
+    contrastive_weight: float = 0.0,
+    feature_layer: str | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[object], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Train a network with Adam, its learning rate falling to zero, on samples drawn by weight.
+
+    Args:
+        model: Changed in place; its training flags are restored. Frozen parameters stay as they are, and so do the
+            statistics of a BatchNorm whose parameters are frozen.
+        loader: A DataLoader of (inputs, target, ...); its order is replaced.
+        epochs: Passes over N samples.
+        learning_rate: At the start.
+        sample_weights: Sampling weights, (N,), by index in the dataset; None takes every sample once an epoch.
+        loss_fn: Loss of scores and target, taken of each batch as it is: weights that it has of its own, and terms over
+            pairs of samples, count.
+        conflicting: b, the samples mined as bias-conflicting, (N,), for the contrastive term.
+        contrastive_weight: λ_con of ``contrastive_loss``.
+        feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        generator: Source of randomness; default a new one, seeded with 0.
+        after_epoch: Called with the number of each finished epoch.
+        progress: Show a progress bar.
+
+    Returns:
+        The same network.
+
+    Raises:
+        InputError: An argument or the data is wrong, or a loss is not finite.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> y = torch.tensor([1] * 15 + [0] * 5)
+        >>> loader = DataLoader(TensorDataset(torch.ones(20, 1), y), batch_size=20)
+        >>> model = fine_tune(nn.Linear(1, 2), loader, epochs=100, learning_rate=0.1, progress=False)
+        >>> round(model(torch.ones(1, 1)).softmax(1)[0, 1].item(), 2)  # the share of label 1
+        0.75
+    """
+    if epochs < 0 or learning_rate <= 0:
+        raise InputError(f"epochs={epochs}, learning_rate={learning_rate}; expected at least 0 and a positive number")
+    if contrastive_weight and conflicting is None:
+        raise InputError("contrastive_weight needs conflicting=, the mined samples")
+    if not contrastive_weight and (conflicting is not None or feature_layer is not None):
+        idle = "conflicting=" if conflicting is not None else "feature_layer="
+        raise InputError(
+            f"{idle} would have no effect without contrastive_weight=, the weight of the term that reads it; to show "
+            "the mined samples more often pass sample_weights="
+        )
+    samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
+    if isinstance(samples.loader.sampler, WeightedRandomSampler):
+        raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")
+    if conflicting is not None:
+        samples.check_flags(conflicting)
+    device = model_device(model)
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    total = max(1, epochs * len(samples))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    frozen = [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
+    if len(norms) > len(frozen) and samples.batch_size < 2:
+        raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
+    tap = FeatureTap(model, feature_layer) if contrastive_weight else None
+    flags = [(module, module.training) for module in model.modules()]
+    bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
+    try:
+        model.train()
+        for norm in frozen:
+            norm.eval()
+        for epoch in range(epochs):
+            with seeded(generator):  # dropout and transforms
+                for indices, batch in samples.shuffled(device, generator, sample_weights):
+                    if norms and len(batch) < 2:  # the rest of an epoch; one sample has no statistics
+                        continue
+                    with tap.attached() if tap else nullcontext():
+                        scores = class_scores(model, batch, forward_fn, output_transform)
+                        loss = loss_fn(scores, batch.target).mean()  # of a loss that gives one number a sample
+                        if tap is not None and conflicting is not None:
+                            b = conflicting[indices].to(device)
+                            loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), batch.target, b)
+                    if not bool(torch.isfinite(loss)):
+                        raise InputError(f"the loss of batch {batch.index} is {loss.item()}; lower the learning rate")
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    schedule.step()
+                    bar.update()
+            if after_epoch is not None:
+                after_epoch(epoch)
+    finally:
+        bar.close()
+        for parameter in parameters:
+            parameter.grad = None
+        for module, flag in flags:
+            module.training = flag
+    return model

@@ -1,0 +1,177 @@
+"""The linear output layer of a network: where it is, what goes into it, and thresholds written into its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairtrim.data.batches import Batch, ForwardFunction, class_scores
+from fairtrim.errors import UnsupportedModelError
+from fairtrim.preservation import preserved_model
+
+from .fine_tuning import FeatureTap
+
+__all__ = ["LinearHead", "find_head", "fold_threshold"]
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The output layer.
+
+    Attributes:
+        name: Its name in the network.
+        module: The layer; its outputs are what the network returns, (N, K) or one logit.
+        tap: Finds the layer's inputs.
+    """
+
+    name: str
+    module: nn.Linear
+    tap: FeatureTap
+
+    def features(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        forward_fn: ForwardFunction | None = None,
+        output_transform: Callable[[Any], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs of the layer for one batch, and the scores.
+
+        Args:
+            model: The network it belongs to.
+            batch: The batch.
+            forward_fn: How to call the network.
+            output_transform: How to find the scores.
+
+        Returns:
+            Features (N, D) and scores (N, K).
+        """
+        with self.tap.attached():
+            scores = class_scores(model, batch, forward_fn, output_transform)
+            return self.tap.features(scores), scores
+
+    def theta(self) -> Tensor:
+        """Weight and bias side by side, (K, D + 1) float64 on the CPU."""
+        return torch.cat([self.module.weight, self.module.bias[:, None]], 1).detach().cpu().double()
+
+    def write(self, theta: Tensor) -> None:
+        """Put weight and bias back, in the layer's own precision.
+
+        Args:
+            theta: (K, D + 1).
+        """
+        with torch.no_grad():
+            self.module.weight.copy_(theta[:, :-1])
+            self.module.bias.copy_(theta[:, -1])
+
+
+def find_head(
+    model: nn.Module,
+    batch: Batch,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+) -> LinearHead:
+    """Find the linear layer whose outputs the network returns.
+
+    Args:
+        model: The network; left as it was.
+        batch: Some samples.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores.
+
+    Returns:
+        The head.
+
+    Raises:
+        UnsupportedModelError: There is none, it has no bias, or it is used for other outputs as well.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> find_head(network, Batch(torch.ones(5, 3), torch.zeros(5), None, 0)).name
+        '2'
+    """
+    tap = FeatureTap(model)
+    with preserved_model(model), torch.no_grad(), tap.attached():
+        scores = class_scores(model, batch, forward_fn, output_transform)
+        name = tap.head(scores)
+    if name is None:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        raise UnsupportedModelError(
+            "the network has no linear head: what it returns is not the output of one of its linear layers "
+            f"({linear}), and a threshold can't be written into it; expected logits. If it ends in a softmax or "
+            "sigmoid, leave that to the loss; if scores are part of what it returns, pass output_transform"
+        )
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    if torch.nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        raise UnsupportedModelError(
+            f"the weights of the head {name!r} are computed from others; expected plain parameters: "
+            "torch.nn.utils.parametrize.remove_parametrizations(head, 'weight') first"
+        )
+    if module.bias is None:
+        raise UnsupportedModelError(
+            f"the head {name!r} has no bias, so a threshold can't be written into it; expected one: "
+            f"model.get_submodule({name!r}).bias = nn.Parameter(torch.zeros({module.out_features}))"
+        )
+    if module.out_features != scores.shape[1]:
+        raise UnsupportedModelError(
+            f"the head {name!r} has {module.out_features} outputs and the network {scores.shape[1]} scores; expected "
+            "as many"
+        )
+    _check_decides(model, name, module, batch, forward_fn, output_transform)
+    return LinearHead(name, module, FeatureTap(model, name))
+
+
+def _check_decides(
+    model: nn.Module,
+    name: str,
+    module: nn.Linear,
+    batch: Batch,
+    forward_fn: ForwardFunction | None,
+    output_transform: Callable[[Any], Tensor] | None,
+) -> None:
+    """Refuse a head whose outputs are used twice, or changed before they are returned."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output.detach().clone())))
+    try:
+        with preserved_model(model), torch.no_grad():
+            scores = class_scores(model, batch, forward_fn, output_transform)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        raise UnsupportedModelError(f"the head {name!r} is called {len(calls)} times for one batch; expected once")
+    inputs, output = calls[0]
+    if inputs.ndim != 2 or output.numel() != scores.numel():
+        raise UnsupportedModelError(
+            f"the head {name!r} gets inputs of shape {tuple(inputs.shape)} and gives more than the scores; expected "
+            "(N, D): select the token or place before the head, not after it"
+        )
+    if not torch.equal(output.reshape(scores.shape), scores) and bool(torch.isfinite(output).all()):
+        raise UnsupportedModelError(
+            f"the outputs of the head {name!r} are changed before the network returns them, so that a threshold can't "
+            "be written into its bias; expected the head to come last"
+        )
+
+
+def fold_threshold(head: nn.Linear, threshold: float) -> None:
+    """Write a threshold on the margin of label 1 into the bias, so that the largest score decides alike.
+
+    Args:
+        head: The output layer, of one logit or two scores; changed in place.
+        threshold: People whose margin is above it get label 1.
+
+    Example:
+        >>> head = nn.Linear(1, 2)
+        >>> with torch.no_grad():
+        ...     _ = head.bias.zero_()
+        >>> fold_threshold(head, 3.0)
+        >>> head.bias.tolist()
+        [1.5, -1.5]
+    """
+    with torch.no_grad():
+        shift = [-threshold] if head.out_features == 1 else [threshold / 2, -threshold / 2]
+        head.bias.add_(torch.tensor(shift, dtype=head.bias.dtype, device=head.bias.device))

@@ -1,0 +1,99 @@
+"""Bias gradient descent or ascent: fine-tune on the bias itself for a few epochs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fairtrim.errors import InputError
+from fairtrim.measures.differentiable_bias import proxy_bias
+
+from .post_processor import PostProcessor
+from .working_copy import Workspace
+
+__all__ = ["BiasGradientDescent"]
+
+
+@dataclass(kw_only=True)
+class BiasGradientDescent(PostProcessor):
+    """Gradient descent on ±μ (Marcinkevics, Ozkan, Vogt, MLHC 2022).
+
+    The differentiable proxy μ of the bias is followed downhill if the given network's is positive, uphill if it is
+    negative; nothing holds the performance, so the networks passed on the way are the candidates. Optimizer, step and
+    batch size are ours.
+
+    Args:
+        epochs: Passes over the edit people.
+        learning_rate: Of Adam.
+        training_batch_size: Samples a step.
+        evaluate_every: Steps between candidates.
+        performance_floor: Published selection: the least-biased candidate and threshold with a performance of at
+            least this. None selects by φ, as the other post-processors do.
+
+    Example:
+        >>> x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+        >>> people = [(x, (x[:, 0] > 0).long(), (x[:, 1] + x[:, 0] > 0).long())]
+        >>> repair = BiasGradientDescent(epochs=2, epsilon=0.2).fit(torch.nn.Linear(3, 2), people, progress=False)
+        >>> repair.within_bound
+        True
+    """
+
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    training_batch_size: int = 256
+    evaluate_every: int = 5
+    performance_floor: float | None = None
+
+    def check(self) -> None:
+        """Refuse settings that can't work.
+
+        Raises:
+            InputError: One is out of range.
+        """
+        super().check()
+        if min(self.epochs, self.evaluate_every) < 1 or self.training_batch_size < 2 or not self.learning_rate > 0:
+            raise InputError(
+                f"epochs={self.epochs}, evaluate_every={self.evaluate_every}, "
+                f"training_batch_size={self.training_batch_size}, learning_rate={self.learning_rate}; "
+                "expected positive numbers and batches of at least 2"
+            )
+        if self.performance_floor is not None and not 0 <= self.performance_floor <= 1:
+            raise InputError(f"performance_floor={self.performance_floor}; expected a performance in [0, 1], or None")
+
+    def _set_up(self, workspace: Workspace) -> None:
+        workspace.performance_floor = self.performance_floor
+
+    def _edit(self, workspace: Workspace) -> None:
+        people = workspace.edit
+        start = proxy_bias(
+            self.measure,
+            workspace.scores(people),
+            people.target,
+            people.group,
+            n_groups=people.n_groups,
+            weight=people.weight,
+        )
+        sign = 1.0 if float(start) >= 0 else -1.0
+        optimizer = torch.optim.Adam(workspace.trainable(), lr=self.learning_rate)
+        per_epoch = -(-len(people) // self.training_batch_size)
+        step = 0
+        with workspace.bar(self.epochs * per_epoch, "bias gradient descent") as bar:
+            for epoch in range(self.epochs):
+                for rows, batch in people.batches(self.training_batch_size, workspace.device, workspace.generator):
+                    if workspace.exhausted():
+                        return
+                    group = people.group[rows].to(workspace.device)
+                    scores = workspace.forward(batch)
+                    own = None if people.weight is None else people.weight[rows].to(scores)
+                    slope = sign * proxy_bias(
+                        self.measure, scores, batch.target, group, n_groups=people.n_groups, weight=own
+                    )
+                    bar.update()
+                    step += 1
+                    if bool(torch.isfinite(slope)):  # else a group is missing in the batch
+                        optimizer.zero_grad()
+                        slope.backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                    if step % self.evaluate_every == 0 or step == self.epochs * per_epoch:
+                        workspace.offer(epoch=epoch, step=step)

@@ -1,0 +1,157 @@
+"""Parity fine-tuning: a penalty on the differences between sensitive groups, along a path of strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fairtrim.errors import InputError
+from fairtrim.measures.differentiable_bias import balancing_weights, differences, label_losses
+
+from .post_processor import PostProcessor
+from .working_copy import Workspace
+
+__all__ = ["ParityFineTuning"]
+
+
+@dataclass(kw_only=True)
+class ParityFineTuning(PostProcessor):
+    """Fine-tune with a differentiable parity penalty; the recommended default (ours).
+
+    Minimises cross-entropy + penalty · Σ (r_g − r_h)² over the pairs of sensitive groups, r the group rates of the
+    bias measure with probabilities in place of decisions. A path over the penalty gives the candidates; each starts
+    from the given weights (``layers="all"``) or from the solution before it (``layers="output"``, a nearly convex
+    problem on features that are computed once, solved by L-BFGS in float64). Under
+    ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy.
+
+    Defined for K classes: rates one against the rest, decisions by the largest score, and no threshold.
+
+    Args:
+        layers: ``output`` or ``all``.
+        penalties: Strengths, in the order in which they are tried; None for a path that suits ``layers``.
+        ridge: For ``output``: weight of the squared distance to the given weights, relative to their squared norm.
+        epochs: For ``all``: passes over the edit people for each penalty.
+        learning_rate: For ``all``: of Adam.
+        training_batch_size: For ``all``: samples a step; group rates are those of the batch, so it should be large.
+
+    Example:
+        >>> x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+        >>> sensitive = (x[:, 1] + x[:, 0] > 0).long()  # what the network leans on is unevenly shared
+        >>> people = [(x, (x[:, 0] + 0.3 * x[:, 2] > 0).long(), sensitive)]
+        >>> given = torch.nn.Linear(3, 2)
+        >>> repair = ParityFineTuning(epsilon=0.1).fit(given, people, progress=False)
+        >>> repair.within_bound
+        True
+    """
+
+    layers: str = "output"
+    penalties: Sequence[float] | None = None
+    ridge: float = 1e-4
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    training_batch_size: int = 512
+
+    multiclass: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Refuse settings that can't work.
+
+        Raises:
+            InputError: One is out of range.
+        """
+        super().check()
+        if self.layers not in ("output", "all"):
+            raise InputError(f"layers={self.layers!r}; expected 'output' or 'all'")
+        if self.penalties is not None and (not len(self.penalties) or min(self.penalties) < 0):
+            raise InputError(f"penalties={self.penalties}; expected at least one strength, none negative")
+        if self.epochs < 1 or self.training_batch_size < 2 or not self.learning_rate > 0 or self.ridge < 0:
+            raise InputError(
+                f"epochs={self.epochs}, training_batch_size={self.training_batch_size}, "
+                f"learning_rate={self.learning_rate}, ridge={self.ridge}; expected at least 1 epoch, batches of at "
+                "least 2, a positive learning rate and a ridge of at least 0"
+            )
+        if self.layers == "output":
+            self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
+        else:
+            self._refuse_idle(["ridge"], "expected layers='output' with it")
+
+    def _path(self) -> tuple[float, ...]:
+        if self.penalties is not None:
+            return tuple(self.penalties)
+        if self.layers == "output":
+            return (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+        return (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+    def _sample_weights(self, workspace: Workspace) -> Tensor:
+        people = workspace.edit
+        if self.performance == "balanced_accuracy":
+            return balancing_weights(people.target, workspace.n_classes, people.weight)
+        return people.mass * len(people) / people.mass.sum()
+
+    def _edit(self, workspace: Workspace) -> None:
+        weights = self._sample_weights(workspace)
+        if self.layers == "output":
+            self._fit_output_layer(workspace, weights)
+        else:
+            self._fit_all_layers(workspace, weights)
+
+    def _loss(self, workspace: Workspace, scores: Tensor, rows: Tensor, weights: Tensor, penalty: float) -> Tensor:
+        people = workspace.edit
+        target, group = people.target[rows].to(scores.device), people.group[rows].to(scores.device)
+        losses = label_losses(scores, target)
+        loss = (losses * weights[rows].to(losses)).mean()
+        if penalty:
+            own = None if people.weight is None else people.weight[rows].to(scores)
+            gaps = differences(self.measure, scores, target, group, n_groups=people.n_groups, weight=own)
+            loss = loss + penalty * gaps.square().sum()
+        return loss
+
+    def _fit_output_layer(self, workspace: Workspace, weights: Tensor) -> None:
+        features = workspace.all_features(workspace.edit)
+        rows = torch.arange(len(features))
+        given = workspace.head.theta()
+        scale = self.ridge / given.square().sum().clamp(min=1e-12)
+        weight = given.clone().requires_grad_(True)
+        path = self._path()
+        with workspace.bar(len(path), "parity fine-tuning") as bar:
+            for penalty in path:
+                if workspace.exhausted():
+                    break
+                optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+                def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
+                    optimizer.zero_grad()
+                    scores = features @ weight[:, :-1].T + weight[:, -1]
+                    loss = self._loss(workspace, scores, rows, weights, penalty)
+                    loss = loss + scale * (weight - given).square().sum()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    return loss
+
+                optimizer.step(closure)  # type: ignore[no-untyped-call]
+                workspace.head.write(weight.detach())
+                workspace.offer(penalty=penalty)
+                bar.update()
+
+    def _fit_all_layers(self, workspace: Workspace, weights: Tensor) -> None:
+        path = self._path()
+        parameters = workspace.trainable()
+        with workspace.bar(len(path) * self.epochs, "parity fine-tuning") as bar:
+            for penalty in path:
+                workspace.restore()
+                optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+                for epoch in range(self.epochs):
+                    if workspace.exhausted():
+                        return
+                    batches = workspace.edit.batches(self.training_batch_size, workspace.device, workspace.generator)
+                    for rows, batch in batches:
+                        if len(rows) < 2:
+                            continue
+                        optimizer.zero_grad()
+                        self._loss(workspace, workspace.forward(batch), rows, weights, penalty).backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                    workspace.offer(penalty=penalty, epoch=epoch)
+                    bar.update()

@@ -1,0 +1,35 @@
+"""The decision threshold alone: what every other post-processor has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .post_processor import PostProcessor
+from .working_copy import Workspace
+
+__all__ = ["ThresholdSelection"]
+
+
+@dataclass(kw_only=True)
+class ThresholdSelection(PostProcessor):
+    """Move the one decision threshold that all people share, and nothing else.
+
+    The baseline of Savani, White, Govindarajulu (NeurIPS 2020): the given network is the only candidate. With
+    ``epsilon=1`` it tunes the threshold for performance.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(-1, 1, 60)[:, None]
+        >>> people = [(x, (x[:, 0] > 0.3).long(), ["a", "b", "b"] * 20)]
+        >>> given = torch.nn.Linear(1, 1)
+        >>> with torch.no_grad():
+        ...     _ = given.weight.fill_(1.0), given.bias.zero_()
+        >>> ThresholdSelection(epsilon=1.0).fit(given, people, progress=False).performance
+        1.0
+    """
+
+    edits_on_data: ClassVar[bool] = False
+
+    def _edit(self, workspace: Workspace) -> None:
+        return

@@ -1,0 +1,1 @@
+"""Bias unlearned from a trained network."""

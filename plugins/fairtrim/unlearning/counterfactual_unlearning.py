@@ -1,0 +1,356 @@
+"""Machine unlearning of bias: make a network's decisions depend less on a flipped sensitive attribute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fairtrim.data.validation_set import ValidationSet, map_tensors
+from fairtrim.errors import InputError
+from fairtrim.measures.counterfactual_bias import CounterfactualBias, centred, counterfactual_bias, labels_of
+from fairtrim.measures.differentiable_bias import balancing_weights, label_losses
+from fairtrim.measures.group_counts import BIAS_MEASURES
+from fairtrim.measures.objective import Decisions, Objective
+from fairtrim.repair.post_processor import PostProcessor
+from fairtrim.repair.working_copy import Workspace
+
+from .output_layer_problem import LastLayer, damped_cholesky
+
+__all__ = ["CounterfactualUnlearning"]
+
+
+@dataclass(kw_only=True)
+class CounterfactualUnlearning(PostProcessor):
+    """Unlearn a dependence on a sensitive attribute from a few counterfactual pairs, without training data.
+
+    The pairs are the validation people and the same people with the attribute flipped. Three forms:
+
+    - ``form="consistency", layers="output"`` (ours): min over W of ½‖W − W₀‖²_H + ½ λ E‖f(x) − f(x̄)‖², one linear
+      solve for each λ, H the closed-form Hessian of the output layer, f the scores less their mean, or the logit.
+    - ``form="consistency", layers="all"`` (ours): fine-tuning with cross-entropy to the given network's own
+      probabilities plus λ E‖f(x) − f(x̄)‖² / Var f. It needs no labels.
+    - ``form="published"`` (fast model debiasing, FMD; Chen et al., NeurIPS 2023): θ + s H⁻¹ 1/n Σ [∇ℓ(z) − ∇ℓ(z̄)] on
+      the output layer, z the bias-aligned side of a pair (which the network gets right more surely), z̄ the other. The
+      published step has s = 1; other scales are a line search (ours).
+
+    Every strength is a candidate. For the counterfactual measures the candidate with the least bias on the selection
+    pairs wins among those whose performance is at most ``max_performance_loss`` below the given network's (and a
+    standard error of the difference: one decision moves that of a hundred people by a point) and whose cross-entropy is
+    at most ``max_cross_entropy_rise`` above it: shrinking all logits lowers the mean change of the
+    probabilities, but is no repair. The decision threshold stays the network's own. For a measure of
+    ``BIAS_MEASURES`` candidate and threshold are selected by φ, as by the other post-processors.
+
+    Args:
+        measure: ``counterfactual_flips``, the share of decisions that change with the attribute;
+            ``counterfactual_bias``, the mean change of the label's probability; or a measure that compares groups,
+            which then needs sensitive features.
+        epsilon: Bound on the measure; where it is not met the repair is flagged. None for 1 (no bound) for pairs, 0.05
+            for measures that compare groups.
+        margin: None for 0 for pairs, 0.01 for groups.
+        counterfactual: Inputs -> the inputs with the attribute flipped, e.g. a ``ColumnFlip`` for tables or a generator
+            for images and text. None if the inputs of the data are pairs (x, x̄) themselves.
+        form: ``consistency`` or ``published``.
+        layers: ``output``, or ``all`` for ``consistency``.
+        strengths: λ or s of the candidates; None for a path that suits the form.
+        damping: Added to the Hessian's diagonal, in units of its mean; more if that is not enough. None for 0.1
+            (consistency) or 0.01 (published).
+        epochs: For ``all``: passes over the edit pairs for each strength.
+        learning_rate: For ``all``: of Adam.
+        training_batch_size: For ``all``: pairs a step.
+        max_performance_loss: In the performance measure.
+        max_cross_entropy_rise: In nats.
+
+    Example:
+        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> x[:, 2] = (x[:, 2] > 0).float()
+        >>> from fairtrim.measures.counterfactual_bias import ColumnFlip
+        >>> method = CounterfactualUnlearning(counterfactual=ColumnFlip(binary={2: (0.0, 1.0)}))
+        >>> repair = method.fit(torch.nn.Linear(3, 2), [(x, (x[:, 0] > 0).long())], progress=False)
+        >>> repair.bias <= repair.bias_before
+        True
+    """
+
+    measure: str = "counterfactual_flips"
+    epsilon: float | None = None  # type: ignore[assignment]
+    margin: float | None = None  # type: ignore[assignment]
+    counterfactual: Callable[[Any], Any] | None = None
+    form: str = "consistency"
+    layers: str = "output"
+    strengths: Sequence[float] | None = None
+    damping: float | None = None
+    epochs: int = 30
+    learning_rate: float = 1e-3
+    training_batch_size: int = 64
+    max_performance_loss: float = 0.01
+    max_cross_entropy_rise: float = 0.02
+
+    multiclass: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Refuse settings that can't work.
+
+        Raises:
+            InputError: One is out of range.
+        """
+        super().check()
+        if self.form not in ("consistency", "published") or self.layers not in ("output", "all"):
+            raise InputError(
+                f"form={self.form!r}, layers={self.layers!r}; expected form 'consistency' or 'published' and layers "
+                "'output' or 'all'"
+            )
+        if self.form == "published" and self.layers == "all":
+            raise InputError("form='published' edits the output layer; expected layers='output', or form='consistency'")
+        if self.strengths is not None and (not len(self.strengths) or min(self.strengths) < 0):
+            raise InputError(f"strengths={self.strengths}; expected at least one, none negative")
+        damping = 1.0 if self.damping is None else self.damping
+        if min(self.epochs, self.training_batch_size) < 1 or not min(self.learning_rate, damping) > 0:
+            raise InputError(
+                f"epochs={self.epochs}, training_batch_size={self.training_batch_size}, "
+                f"learning_rate={self.learning_rate}, damping={self.damping}; expected positive numbers"
+            )
+        if not (self.max_performance_loss >= 0 and self.max_cross_entropy_rise >= 0):
+            raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
+        if self.layers == "output":
+            self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
+        else:
+            self._refuse_idle(["damping"], "expected layers='output' with it")
+        if self._compares_groups():
+            limits = ["max_performance_loss", "max_cross_entropy_rise"]
+            self._refuse_idle(limits, f"measure={self.measure!r} selects by φ; they belong to counterfactual measures")
+        else:
+            self._refuse_idle(["privileged"], f"measure={self.measure!r} compares no groups")
+
+    def objective(self) -> Objective:
+        """The objective that these settings describe."""
+        epsilon, margin = (0.05, 0.01) if self._compares_groups() else (1.0, 0.0)
+        epsilon = epsilon if self.epsilon is None else self.epsilon
+        margin = min(margin, epsilon / 2) if self.margin is None else self.margin
+        return Objective(self.measure, epsilon, margin, self.performance)
+
+    def _compares_groups(self) -> bool:
+        return self.measure in BIAS_MEASURES
+
+    def _prepared(self, people: ValidationSet) -> ValidationSet:
+        if people.counterfactual is not None:
+            return people
+        if self.counterfactual is not None:
+            return replace(people, counterfactual=self.counterfactual(map_tensors(people.inputs, torch.clone)))
+        if not isinstance(people.inputs, tuple | list) or len(people.inputs) != 2:
+            raise InputError(
+                f"the inputs are a {type(people.inputs).__name__} and counterfactual is None; expected pairs (inputs, "
+                "flipped inputs), or counterfactual=, a function that flips the attribute, e.g. ColumnFlip"
+            )
+        return replace(people, inputs=people.inputs[0], counterfactual=people.inputs[1])
+
+    def _set_up(self, workspace: Workspace) -> None:
+        if self._compares_groups():
+            return
+        judge = _PairJudge(self, workspace)
+        workspace.judge = workspace.judge_own = judge
+        workspace.performance_floor = 0.0
+
+    def _path(self) -> tuple[float, ...]:
+        if self.strengths is not None:
+            return tuple(self.strengths)
+        if self.form == "published":
+            return (1.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 2.0, 5.0, 10.0)
+        if self.layers == "output":
+            return (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+        return (1.0, 3.0, 10.0, 30.0)
+
+    def _edit(self, workspace: Workspace) -> None:
+        if self.layers == "all":
+            self._fine_tune(workspace)
+        else:
+            self._solve(workspace)
+        if workspace.chosen is not None and workspace.chosen.candidate == 0:
+            workspace.flags.append(f"the network is returned as it was given: {self._why_not(workspace)}")
+
+    def _why_not(self, workspace: Workspace) -> str:
+        """Why no candidate is better than the network as it was given."""
+        given, *others = workspace.history
+        judge = workspace.judge
+        n_judged = sum(not math.isnan(entry["bias"]) for entry in others)
+        reasons = iter(judge.reasons[len(judge.reasons) - n_judged :] if isinstance(judge, _PairJudge) else ())
+        refused: dict[str, list[float]] = {}
+        for entry in others:
+            if math.isnan(entry["bias"]):
+                why = "scores that are not finite"
+            elif isinstance(judge, _PairJudge):
+                why = next(reasons) or f"a {self.measure} of no less than {given['bias']:.4g}"
+            else:
+                why = "no better figures by the objective"
+            refused.setdefault(why, []).append(entry.get("strength", math.nan))
+        if not refused:
+            return "no other candidate was tried"
+        return "the others had " + "; ".join(
+            f"{why} (strength {', '.join(f'{strength:g}' for strength in which)})" for why, which in refused.items()
+        )
+
+    def _solve(self, workspace: Workspace) -> None:
+        people = workspace.edit
+        given = workspace.head.theta()
+        single = len(given) == 1
+        sides = [workspace.all_features(side) for side in (people, people.flipped())]
+        here, there = (LastLayer.of(h, people.target, single_logit=single, weight=people.weight) for h in sides)
+        if self.form == "consistency":
+            moved = self._consistent(here, there, given)
+        else:
+            moved = self._published(here, there, given)
+        path = self._path()
+        with workspace.bar(len(path), "counterfactual unlearning") as bar:
+            for strength in path:
+                if workspace.exhausted():
+                    break
+                workspace.head.write(moved(strength))
+                workspace.offer(strength=strength)
+                bar.update()
+
+    def _damped(self, hessian: Tensor, default: float) -> Tensor:
+        damping = default if self.damping is None else self.damping
+        _, added = damped_cholesky(hessian, damping=damping)
+        return hessian + added * torch.eye(len(hessian), dtype=hessian.dtype)
+
+    def _consistent(self, here: LastLayer, there: LastLayer, given: Tensor) -> Callable[[float], Tensor]:
+        """(H + λ A) θ = H θ₀, A = C ⊗ E (h − h̄)(h − h̄)ᵀ, C the centring of scores; the strength is λ."""
+        hessian = self._damped(here.hessian(given), 0.1)
+        change = here.features - there.features
+        share = torch.full((len(change),), 1.0, dtype=torch.float64) if here.weight is None else here.weight
+        moment = (change * (share / share.sum())[:, None]).T @ change
+        n_outputs = len(given)
+        centring = torch.eye(n_outputs, dtype=torch.float64)
+        if n_outputs > 1:
+            centring = centring - 1 / n_outputs
+        penalty = torch.kron(centring, moment)
+
+        def moved(strength: float) -> Tensor:
+            right = hessian @ given.reshape(-1)
+            solved: Tensor = torch.linalg.solve(hessian + strength * penalty, right)
+            return solved.reshape(given.shape)
+
+        return moved
+
+    def _published(self, here: LastLayer, there: LastLayer, given: Tensor) -> Callable[[float], Tensor]:
+        """θ + s H⁻¹ 1/n Σ [∇ℓ(z) − ∇ℓ(z̄)]: z the bias-aligned side of a pair, z̄ the other; the strength is s."""
+        losses = [side.sample_losses(given) for side in (here, there)]
+        aligned = (losses[0] <= losses[1])[:, None]  # the side that the network gets right more surely
+        z, z_bar = (
+            replace(here, features=torch.where(aligned, first, second))
+            for first, second in ((here.features, there.features), (there.features, here.features))
+        )
+        both = replace(
+            here,
+            features=torch.cat([here.features, there.features]),
+            target=torch.cat([here.target, here.target]),
+            weight=None if here.weight is None else torch.cat([here.weight, here.weight]),
+        )
+        hessian = self._damped(both.hessian(given), 0.01)
+        step = torch.linalg.solve(hessian, (z.gradient(given) - z_bar.gradient(given)).reshape(-1)).reshape(given.shape)
+        return lambda strength: given + strength * step
+
+    def _fine_tune(self, workspace: Workspace) -> None:
+        people, flipped = workspace.edit, workspace.edit.flipped()
+        with torch.no_grad():
+            own = workspace.scores(people)
+        mass = people.mass / people.mass.sum()
+        spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
+        parameters = workspace.trainable()
+        path = self._path()
+        with workspace.bar(len(path) * self.epochs, "counterfactual unlearning") as bar:
+            for strength in path:
+                workspace.restore()
+                optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+                for _ in range(self.epochs):
+                    if workspace.exhausted():
+                        return
+                    order = torch.randperm(len(people), generator=workspace.generator)
+                    for rows in torch.split(order, self.training_batch_size):
+                        chosen = (side.take(rows) for side in (people, flipped))
+                        sides = [next(side.batches(len(rows), workspace.device))[1] for side in chosen]
+                        here, there = (workspace.forward(side) for side in sides)
+                        own_here = own[rows].to(here)
+                        wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
+                        losses = label_losses(here, wanted)
+                        share = people.mass[rows].to(losses)
+                        share = share / share.sum().clamp(min=1e-12)
+                        loss = share @ losses
+                        gap = share @ (centred(here) - centred(there)).square().mean(1)
+                        loss = loss + strength * gap / spread.to(here)
+                        optimizer.zero_grad()
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                    bar.update()
+                workspace.offer(strength=strength)
+
+
+class _PairJudge:
+    """Judges a candidate by the selection pairs at the network's own threshold.
+
+    Args:
+        method: The settings.
+        workspace: Where the candidates are.
+
+    Attributes:
+        reasons: Why each candidate that was judged may not be chosen; empty if it may.
+    """
+
+    def __init__(self, method: CounterfactualUnlearning, workspace: Workspace) -> None:
+        self.method, self.workspace = method, workspace
+        self.people, self.flipped = workspace.selection, workspace.selection.flipped()
+        self.given: tuple[CounterfactualBias, float, Tensor] | None = None
+        self.reasons: list[str] = []
+        weight = self.people.mass
+        if method.performance == "balanced_accuracy":
+            weight = balancing_weights(self.people.target, workspace.n_classes, weight)
+        self.share = weight / weight.sum()
+
+    def __call__(self, scores: Tensor) -> Decisions:
+        method, people = self.method, self.people
+        own = self.workspace.objective.own_decisions(
+            scores, people.target, torch.zeros_like(people.group), n_groups=1, weight=people.weight, signed=False
+        )
+        flipped = self.workspace.scores(self.flipped)
+        if not bool(torch.isfinite(flipped).all()):
+            if self.given is None:
+                raise InputError(
+                    "scores of the counterfactuals are not finite; look at what the flip makes of the inputs"
+                )
+            # a candidate that went too far is left out
+            self.reasons.append("scores of the counterfactuals that are not finite")
+            return replace(own, bias=torch.ones(1, dtype=torch.float64), eligible=torch.zeros(1, dtype=torch.bool))
+        figures = counterfactual_bias(scores, flipped, people.target, people.weight)
+        useful = float(own.performance[0])
+        right = (labels_of(scores) == people.target).double()
+        if self.given is None:
+            self.given = figures, useful, right
+        given, useful_before, right_before = self.given
+        # one person's changed decision moves the performance of a hundred by a point: count what is beyond chance
+        chance = float((self.share * (right - right_before)).square().sum().sqrt())
+        reasons = []
+        if not useful >= useful_before - method.max_performance_loss - chance - 1e-12:
+            reasons.append(
+                f"a {method.performance} that fell by more than {method.max_performance_loss:g} beyond chance"
+            )
+        if not figures.cross_entropy <= given.cross_entropy + method.max_cross_entropy_rise:
+            reasons.append(f"a cross-entropy that rose by more than {method.max_cross_entropy_rise:g}")
+        # shrinking all logits lowers the measure, even at a better cross-entropy
+        if (
+            method.measure == "counterfactual_bias"
+            and figures is not given
+            and not figures.relative_change < given.relative_change * (1 - 1e-6)
+        ):
+            reasons.append("a change relative to the spread of the scores that is no smaller")
+        if not bool(own.eligible[0]):
+            reasons.append("the same label for everybody")
+        self.reasons.append(" and ".join(reasons))
+        size = figures.flips if method.measure == "counterfactual_flips" else figures.mean_change
+        return replace(
+            own,
+            bias=torch.tensor([size], dtype=torch.float64),
+            eligible=own.eligible & (not reasons),
+        )

@@ -1,0 +1,461 @@
+"""Which training samples put the bias in: influence functions, and unlearning of the most harmful samples.
+
+Chen et al., *Fast Model DeBias with Machine Unlearning*, NeurIPS 2023, sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fairtrim.data.batches import Batch, ForwardFunction, check_network, class_scores, model_device
+from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.data.validation_set import ValidationSet, map_tensors
+from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.measures.differentiable_bias import proxy_bias
+from fairtrim.measures.group_counts import BIAS_MEASURES
+from fairtrim.network.output_layer import LinearHead, find_head
+from fairtrim.preservation import preserved_model, preserved_random_state
+
+from .output_layer_problem import LastLayer, two_or_more
+
+__all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
+
+
+@dataclass(frozen=True)
+class BiasInfluence:
+    """What each training sample does to the bias.
+
+    Attributes:
+        scores: I(z_k) = −∇B(θ)ᵀ H⁻¹ ∇ℓ(z_k, θ), (N,) float64: the change of the bias for each unit of weight that
+            sample k gains. Positive scores are harmful; leaving the sample out changes the bias by about −I(z_k) / N.
+        bias: B(θ) where the influence was taken: after refitting the output layer, for ``layers="output"``.
+        measure: Of the bias.
+
+    Example:
+        >>> influence = BiasInfluence(torch.tensor([0.5, -1.0, 0.0, 0.25]), 0.1, "counterfactual_bias")
+        >>> influence.predicted_change(torch.tensor([0, 3]))  # −(0.5 + 0.25) / 4
+        -0.1875
+    """
+
+    scores: Tensor
+    bias: float
+    measure: str
+
+    def most_harmful(self, number: int) -> Tensor:
+        """Positions of the samples that raise the bias most.
+
+        Args:
+            number: At most so many; samples that lower it are never among them.
+
+        Returns:
+            Positions in the training set, most harmful first.
+
+        Example:
+            >>> BiasInfluence(torch.tensor([0.1, -0.2, 0.3]), 0.1, "counterfactual_bias").most_harmful(3).tolist()
+            [2, 0]
+        """
+        order = self.scores.argsort(descending=True, stable=True)[:number]
+        return order[self.scores[order] > 0]
+
+    def predicted_change(self, rows: Tensor) -> float:
+        """First-order change of the bias if samples are left out, each on its own.
+
+        Args:
+            rows: Their positions.
+
+        Returns:
+            −1/N Σ I(z_k).
+        """
+        return float(-self.scores[rows].sum() / len(self.scores))
+
+
+def influence_on_bias(
+    model: nn.Module,
+    train_loader: Any,
+    people: ValidationSet,
+    *,
+    measure: str = "counterfactual_bias",
+    layers: str = "output",
+    class_weights: Tensor | None = None,
+    ridge: float = 1e-4,
+    newton_steps: int = 5,
+    damping: float = 1e-3,
+    max_iterations: int = 100,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    progress: bool = True,
+) -> BiasInfluence:
+    """Influence of every training sample on a bias.
+
+    Args:
+        model: The trained network; left as it was.
+        train_loader: A DataLoader of (inputs, target, ...) over a dataset with indices.
+        people: Whom the bias is measured on: with ``counterfactual`` inputs for ``counterfactual_bias``, with sensitive
+            groups for the other measures.
+        measure: ``counterfactual_bias``, the mean of |p(y|x) − p(y|x̄)|, or one of ``BIAS_MEASURES``, of probabilities
+            instead of decisions.
+        layers: ``output``: the closed-form Hessian of the output layer, in float64. ``all``: every trainable parameter,
+            conjugate gradients on damped Gauss-Newton products (needs curvlinops).
+        class_weights: For ``output``: those of the cross-entropy it was trained with, (K,), as
+            ``torch.nn.CrossEntropyLoss`` takes them; None for equal ones.
+        ridge: For ``output``: the weight decay it was trained with; a little, if it was trained with none, because
+            without any the optimum of features that separate the labels lies at infinity.
+        newton_steps: For ``output``: steps towards the layer's own optimum before the influence is taken, because the
+            expansion holds around a stationary point.
+        damping: For ``all``: added to the Gauss-Newton matrix.
+        max_iterations: For ``all``: of the conjugate gradients; a RuntimeWarning tells if they are too few.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores.
+        progress: Show progress bars.
+
+    Returns:
+        The influence, in the order of the dataset.
+
+    Raises:
+        InputError: A setting, the people or the data are not as described, or curvlinops is not installed.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> train_loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=20)
+        >>> people = ValidationSet.from_loader([(x, (x[:, 0] > 0).long(), ["a", "b"] * 25)], progress=False)
+        >>> influence = influence_on_bias(
+        ...     nn.Linear(2, 2), train_loader, people, measure="accuracy_difference", ridge=0.1, progress=False
+        ... )
+        >>> influence.scores.shape
+        torch.Size([50])
+    """
+    if layers not in ("output", "all"):
+        raise InputError(f"layers={layers!r}; expected 'output' or 'all'")
+    if measure != "counterfactual_bias" and measure not in BIAS_MEASURES:
+        raise InputError(f"measure={measure!r}; expected one of {['counterfactual_bias', *BIAS_MEASURES]}")
+    if not isinstance(people, ValidationSet):
+        raise InputError(
+            f"people is a {type(people).__name__}; expected a ValidationSet: ValidationSet.from_loader(loader)"
+        )
+    if measure == "counterfactual_bias" and people.counterfactual is None:
+        raise InputError(
+            "the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs) or "
+            "ValidationSet.from_loader(loader, counterfactual=flip), or a measure of groups, e.g. "
+            "'equal_opportunity_difference'"
+        )
+    if not (ridge >= 0 and newton_steps >= 0 and damping > 0 and max_iterations >= 1):
+        raise InputError(
+            f"ridge={ridge}, newton_steps={newton_steps}, damping={damping}, max_iterations={max_iterations}; expected "
+            "a ridge and steps of at least 0, a positive damping and at least one iteration"
+        )
+    if layers == "all" and class_weights is not None:
+        raise InputError("class_weights with layers='all'; expected layers='output', or equal weights")
+    samples = IndexedSamples(train_loader)
+    network = _Network(model, forward_fn, output_transform)
+    with preserved_model(model), preserved_random_state(train_loader):
+        head = network.head(samples.first(network.device))
+        people.check(None if measure == "counterfactual_bias" else measure, max(2, head.module.out_features))
+        if layers == "all":
+            with warnings.catch_warnings():
+                # torch's own forward-mode derivatives, and a dependency of curvlinops, still use it
+                warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+                return _influence_of_all_layers(
+                    network, samples, people, measure, head.module.out_features, damping, max_iterations, progress
+                )
+        problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
+        theta = problem.refitted(theta, max_steps=newton_steps)
+        sides = [people] if people.counterfactual is None else [people, people.flipped()]
+        fixed = [LastLayer.of(network.features(side, head), side.target) for side in sides]
+        moving = theta.clone().requires_grad_(True)
+        with torch.enable_grad():
+            value = _bias(measure, [side.scores(moving) for side in fixed], people)
+            (slope,) = torch.autograd.grad(value, moving)
+        direction = problem.solve(theta, slope)
+        scores = -(problem.residuals(theta) * (problem.features @ direction.T)).sum(1)
+        if problem.weight is not None:
+            scores = scores * problem.weight / problem.weight.mean()
+        return BiasInfluence(scores, float(value.detach()), measure)
+
+
+def unlearn_samples(
+    model: nn.Module,
+    train_loader: Any,
+    rows: Tensor,
+    *,
+    counterfactual: Callable[[Any], Any] | None = None,
+    exact: bool = True,
+    class_weights: Tensor | None = None,
+    ridge: float = 1e-4,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Refit the output layer as if training samples had not been there, or had been their counterfactuals.
+
+    The whole layer is refitted, to its own optimum on the other samples: other figures change a little with it.
+    The published step is θ + H⁻¹ 1/n Σ [∇ℓ(z_k) − ∇ℓ(z̄_k)] (without the second term if samples are only left out). One
+    step is far from the refit when thousands of samples go, so Newton's method goes on from there to convergence.
+
+    Args:
+        model: The trained network; left as it was.
+        train_loader: A DataLoader of (inputs, target, ...) over a dataset with indices.
+        rows: Positions of the samples to unlearn.
+        counterfactual: Inputs -> the inputs with the attribute flipped, put in the place of the samples; None leaves
+            them out.
+        exact: Newton's method to convergence; False for the one published step.
+        class_weights: Those of the cross-entropy the layer was trained with, (K,), as ``torch.nn.CrossEntropyLoss``
+            takes them; None for equal ones.
+        ridge: The weight decay the layer was trained with, or a little.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores.
+        progress: Show progress bars.
+
+    Returns:
+        A repaired copy.
+
+    Raises:
+        InputError: The rows are not of the dataset, or all of it, or the class weights not one a class.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x, y = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
+        >>> every, others = (DataLoader(TensorDataset(x[k:], y[k:])) for k in (0, 5))
+        >>> given, nobody = nn.Linear(2, 2), torch.tensor([])
+        >>> unlearned = unlearn_samples(given, every, torch.arange(5), progress=False)
+        >>> never_seen = unlearn_samples(given, others, nobody, progress=False)
+        >>> torch.allclose(unlearned(x).softmax(1), never_seen(x).softmax(1), atol=1e-4)
+        True
+    """
+    samples = IndexedSamples(train_loader)
+    gone = torch.zeros(samples.n_samples, dtype=torch.bool)
+    rows = torch.as_tensor(rows)
+    rows = rows.reshape(-1) if rows.numel() else rows.reshape(-1).long()
+    if rows.dtype == torch.bool:
+        if rows.shape != gone.shape:
+            raise InputError(f"rows is a mask of {len(rows)} samples; expected {samples.n_samples}, or positions")
+        rows = rows.nonzero().squeeze(1)
+    if rows.is_floating_point() or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < samples.n_samples):
+        raise InputError(f"rows are not positions in a dataset of {samples.n_samples} samples")
+    gone[rows.long()] = True
+    if bool(gone.all()) and counterfactual is None:
+        raise InputError(f"all {samples.n_samples} samples are to be unlearned; expected some to stay")
+    repaired = copy.deepcopy(model)
+    network = _Network(repaired, forward_fn, output_transform)
+    with preserved_model(repaired), preserved_random_state(train_loader):
+        head = network.head(samples.first(network.device))
+        problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
+        theta = problem.refitted(theta)
+        weight = torch.ones(len(gone), dtype=torch.float64) if problem.weight is None else problem.weight
+        if counterfactual is not None:
+            flipped, _ = _last_layer(network, samples, head, ridge, class_weights, progress, counterfactual)
+            features = torch.where(gone[:, None], flipped.features, problem.features)
+            others, share = replace(problem, features=features), 1.0
+        else:
+            others = replace(
+                problem, features=problem.features[~gone], target=problem.target[~gone], weight=weight[~gone]
+            )
+            share = float(weight[~gone].sum() / weight.sum())
+        # the gradient at θ of what stays; that of everything is zero there
+        theta = theta - problem.solve(theta, share * (others.gradient(theta) - ridge * theta) + ridge * theta)
+        if exact:
+            theta = others.refitted(theta)
+        head.write(theta)
+    return repaired
+
+
+class _Network:
+    """A network with the ways to call it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward_fn: ForwardFunction | None,
+        output_transform: Callable[[Any], Tensor] | None,
+    ) -> None:
+        check_network(model)
+        self.model, self.device = model, model_device(model)
+        self._options = (forward_fn, output_transform)
+
+    def scores(self, batch: Batch) -> Tensor:
+        return class_scores(self.model, batch, *self._options)
+
+    def head(self, batch: Batch) -> LinearHead:
+        return find_head(self.model, batch, *self._options)
+
+    def batch_features(self, batch: Batch, head: LinearHead) -> Tensor:
+        with torch.no_grad():
+            return head.features(self.model, batch, *self._options)[0].cpu().double()
+
+    def features(self, people: ValidationSet, head: LinearHead) -> Tensor:
+        return torch.cat([self.batch_features(batch, head) for _, batch in people.batches(1024, self.device)])
+
+
+def _last_layer(
+    network: _Network,
+    samples: IndexedSamples,
+    head: LinearHead,
+    ridge: float,
+    class_weights: Tensor | None,
+    progress: bool,
+    counterfactual: Callable[[Any], Any] | None = None,
+) -> tuple[LastLayer, Tensor]:
+    n_classes = max(2, head.module.out_features)
+    if class_weights is not None and (class_weights.shape != (n_classes,) or not bool((class_weights > 0).all())):
+        raise InputError(
+            f"class_weights has shape {tuple(class_weights.shape)}; expected ({n_classes},), positive, one a class"
+        )
+    features, targets = [], []
+    bar = tqdm(samples.in_order(network.device), total=len(samples), desc="features", leave=False, disable=not progress)
+    for _, batch in bar:
+        if counterfactual is not None:
+            batch = Batch(counterfactual(batch.inputs), batch.target, None, batch.index)
+        _check_labels(batch, head.module.out_features)
+        features.append(network.batch_features(batch, head))
+        targets.append(batch.target.cpu())
+    theta = head.theta()
+    target = torch.cat(targets)
+    weight = None if class_weights is None else class_weights.detach().cpu().double()[target]
+    single = len(theta) == 1
+    return LastLayer.of(torch.cat(features), target, single_logit=single, weight=weight, ridge=ridge), theta
+
+
+def _check_labels(batch: Batch, n_outputs: int) -> None:
+    low, high, n_classes = int(batch.target.min()), int(batch.target.max()), max(2, n_outputs)
+    if low < 0 or high >= n_classes:
+        raise InputError(f"training labels reach from {low} to {high}; expected 0 to {n_classes - 1}")
+
+
+def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
+    """B as a differentiable function of the scores of the people, and of their counterfactuals."""
+    if measure != "counterfactual_bias":
+        return proxy_bias(
+            measure, sides[0], people.target, people.group, n_groups=people.n_groups, weight=people.weight
+        ).abs()
+    of_label = [two_or_more(scores).softmax(1).gather(1, people.target[:, None]) for scores in sides]
+    change = (of_label[0] - of_label[1]).abs().squeeze(1)
+    weight = people.mass.to(change)
+    return (weight * change).sum() / weight.sum()
+
+
+def _influence_of_all_layers(
+    network: _Network,
+    samples: IndexedSamples,
+    people: ValidationSet,
+    measure: str,
+    n_outputs: int,
+    damping: float,
+    max_iterations: int,
+    progress: bool,
+) -> BiasInfluence:
+    try:
+        from curvlinops import GGNLinearOperator
+    except ImportError:
+        raise InputError(
+            "layers='all' needs curvlinops: pip install 'fairtrim[influence]' (name your version of torch in the same "
+            "command), or use layers='output'"
+        ) from None
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    named = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
+    if not named:
+        raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True")
+    parameters = list(named.values())
+
+    def whole(side: ValidationSet) -> Tensor:
+        return torch.cat([network.scores(batch) for _, batch in side.batches(1024, network.device)])
+
+    for _, batch in samples.in_order(network.device):
+        _check_labels(batch, n_outputs)
+
+    with torch.enable_grad():
+        sides = [people] if people.counterfactual is None else [people, people.flipped()]
+        value = _bias(measure, [whole(side).cpu() for side in sides], people)
+        slopes = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    slope = torch.cat([part.detach().reshape(-1) for part in slopes]).cpu().double().numpy()
+
+    with torch.enable_grad():
+        products = GGNLinearOperator(
+            _Scores(network),
+            nn.CrossEntropyLoss(),
+            parameters,
+            _Entries(samples, network.device),
+            check_deterministic=False,
+            num_data=samples.n_samples,
+            batch_size_fn=_length,
+        ).to_scipy()
+
+        bar = tqdm(total=max_iterations, desc="conjugate gradients", leave=False, disable=not progress)
+
+        def damped(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            product = np.asarray(products @ vector.reshape(-1).astype(products.dtype), dtype=np.float64)
+            return product + damping * vector.reshape(-1)
+
+        size = len(slope)
+        operator = LinearOperator((size, size), matvec=damped, dtype=np.float64)
+        solution, unfinished = cg(operator, slope, rtol=1e-5, maxiter=max_iterations, callback=lambda _: bar.update())
+        bar.close()
+    if unfinished:
+        warnings.warn(
+            f"the conjugate gradients did not converge in {max_iterations} iterations: the influence is rough; take "
+            "more max_iterations, or more damping",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    parts = torch.split(torch.from_numpy(solution), [p.numel() for p in parameters])
+    direction = {name: part.reshape(p.shape).to(p) for (name, p), part in zip(named.items(), parts, strict=True)}
+    scores = [_directional(network, named, direction, batch) for _, batch in samples.in_order(network.device)]
+    return BiasInfluence(-torch.cat(scores), float(value.detach()), measure)
+
+
+def _length(inputs: Any) -> int:
+    lengths: list[int] = []
+    map_tensors(inputs, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
+    return lengths[0]
+
+
+class _Scores(nn.Module):
+    """Inputs -> scores of at least two classes, as the libraries for products and tangents want it.
+
+    Args:
+        network: The network and how to call it.
+    """
+
+    def __init__(self, network: _Network) -> None:
+        super().__init__()
+        self.model = network.model
+        self._network = network
+
+    def forward(self, inputs: Any) -> Tensor:
+        return two_or_more(self._network.scores(Batch(inputs, torch.zeros(_length(inputs)), None, 0)))
+
+
+class _Entries:
+    """Batches of (inputs, target) in the order of the dataset, as often as they are asked for."""
+
+    def __init__(self, samples: IndexedSamples, device: torch.device) -> None:
+        self._samples, self._device = samples, device
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        for _, batch in self._samples.in_order(self._device):
+            yield batch.inputs, batch.target
+
+
+def _directional(
+    network: _Network, named: dict[str, nn.Parameter], direction: dict[str, Tensor], batch: Batch
+) -> Tensor:
+    """∇ℓ(z_k)ᵀ v of every sample of a batch, in one forward pass with tangents."""
+    module = _Scores(network)
+
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        renamed = {f"model.{name}": value for name, value in parameters.items()}
+        scores = torch.func.functional_call(module, renamed, (batch.inputs,))
+        return nn.functional.cross_entropy(scores, batch.target, reduction="none")
+
+    primals = {name: parameter.detach() for name, parameter in named.items()}
+    change: Tensor = torch.func.jvp(losses, (primals,), (direction,))[1]
+    return change.cpu().double()
