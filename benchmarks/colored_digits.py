@@ -169,7 +169,7 @@ def debiasing(
             sample_weights=mined.sample_weights(flags) if weighted else None,
             conflicting=flags,
             contrastive_weight=contrastive,
-            generator=torch.Generator().manual_seed(seed),
+            random_state=torch.Generator().manual_seed(seed),
             progress=False,
         )
 
@@ -226,7 +226,7 @@ def run(case: tuple[float, int], data: str, ratios: list[float]) -> tuple[list[d
     torch.manual_seed(seed)
     dense = network()
     order, start = torch.Generator().manual_seed(seed), time.perf_counter()
-    fine_tune(dense, loader, epochs=15, learning_rate=3e-3, generator=order, progress=False)
+    fine_tune(dense, loader, epochs=15, learning_rate=3e-3, random_state=order, progress=False)
     rows, mined = mining(dense, loader, digits.conflicting, time.perf_counter() - start)
     flags, truth = mined.conflicting(), digits.conflicting
     hit, n_flags = int((flags & truth).sum()), int(flags.sum())

@@ -237,7 +237,7 @@ def fine_tuned(model: nn.Module, loader: Loader, seed: int, mined: MinedSamples 
     """
     weights = None if mined is None else mined.sample_weights()
     generator = torch.Generator().manual_seed(seed)
-    return fine_tune(model, loader, epochs=10, sample_weights=weights, generator=generator, progress=False)
+    return fine_tune(model, loader, epochs=10, sample_weights=weights, random_state=generator, progress=False)
 
 
 METHODS = (
@@ -297,7 +297,12 @@ def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) ->
     torch.manual_seed(seed)
     dense = network()
     fine_tune(
-        dense, loader, epochs=epochs, learning_rate=3e-3, generator=torch.Generator().manual_seed(seed), progress=False
+        dense,
+        loader,
+        epochs=epochs,
+        learning_rate=3e-3,
+        random_state=torch.Generator().manual_seed(seed),
+        progress=False,
     )
     key = {"conflicting share": share, "seed": seed}
     rows: list[dict[str, object]] = [{**key, "method": "ERM", "sparsity": 0.0, **accuracies(dense, digits.test)}]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fairtrim import ChannelGroup, ChannelPlace, InputError, collect_damage, predict
 from fairtrim.damage.measured_change import measured_change
-from fairtrim.data.batches import to_device
+from fairtrim.devices import to_device
 from fairtrim.network.probability_scores import ProbabilityScores, SigmoidWatch
 from fairtrim.network.sample_loss import SampleLoss
 from fairtrim_adapters.fairlearn import compare_models, metric_frame

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim.data.batches import model_device, to_device
+from fairtrim.devices import model_device, to_device
 from fairtrim.files.atomic_file import file_path, replacing
 from fairtrim.preservation import preserved_model, preserved_random_state
 

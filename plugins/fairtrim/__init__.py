@@ -5,6 +5,8 @@ The core knows no pruner and no fairness library; those are joined to it by ``fa
 
 from __future__ import annotations
 
+from fairtrim.data.column_flip import ColumnFlip
+
 from .comparison.changed_samples import ChangedSamples, changed_samples
 from .comparison.latency import Latency, MedianInterval, measure_latency
 from .comparison.predictions import Predictions, predict
@@ -13,7 +15,7 @@ from .damage.table import DamageTable, collect_damage
 from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .files.checkpoint import load_pruned, save_pruned
-from .measures.counterfactual_bias import ColumnFlip, counterfactual_bias
+from .measures.counterfactual_bias import counterfactual_bias
 from .mining.miner import (
     EpochEnsemble,
     GeneralizedCrossEntropyMiner,

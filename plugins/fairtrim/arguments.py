@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NoReturn, TypeVar, cast
+
+import numpy as np
+import torch
 
 from .errors import InputError
 
-__all__ = ["require_known", "require_number"]
+__all__ = [
+    "RandomState",
+    "Renamed",
+    "did_you_mean",
+    "random_generator",
+    "renamed",
+    "require_choice",
+    "require_known",
+    "require_number",
+]
+
+RandomState = int | torch.Generator
+"""A seed, or a generator that goes on drawing."""
+
+Named = TypeVar("Named", bound=Callable[..., Any])
 
 
 def require_number(
@@ -77,6 +95,125 @@ def require_known(what: str, names: Iterable[Any], known: Iterable[str]) -> None
     choices = list(known)
     for name in names:
         if name not in choices:
-            near = difflib.get_close_matches(str(name), choices, 1, cutoff=0.4)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise InputError(f"{what} has no {name!r}{meant}; expected some of {choices}")
+            raise InputError(f"{what} has no {name!r}{did_you_mean(name, choices)}; expected some of {choices}")
+
+
+def did_you_mean(name: Any, choices: Iterable[str]) -> str:
+    """What was probably meant, for a message.
+
+    Args:
+        name: What was given.
+        choices: What there is.
+
+    Returns:
+        Text in brackets, with a space before it; nothing where nothing is near.
+
+    Example:
+        >>> did_you_mean("worst_group", ["worst-group", "tail-risk"])
+        " (did you mean 'worst-group'?)"
+    """
+    near = difflib.get_close_matches(str(name).lower(), list(choices), 1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse what is not one of a few values.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        choices: What is allowed.
+
+    Raises:
+        InputError: It is refused.
+
+    Example:
+        >>> require_choice("level", "channels", ["channel", "weight"])
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: level='channels'; expected one of 'channel', 'weight'
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def random_generator(random_state: RandomState) -> torch.Generator:
+    """The source of randomness that an argument names.
+
+    Args:
+        random_state: A seed, or a generator, which is drawn from as it is.
+
+    Returns:
+        The generator.
+
+    Raises:
+        InputError: It is neither.
+
+    Example:
+        >>> random_generator(3).initial_seed()
+        3
+    """
+    if isinstance(random_state, torch.Generator):
+        return random_state
+    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer):
+        raise InputError(f"random_state={random_state!r}; expected a whole number or a torch.Generator")
+    return torch.Generator().manual_seed(int(random_state))
+
+
+def renamed(**names: str) -> Callable[[Named], Named]:
+    """Refuse the old names of arguments, saying the new ones.
+
+    Args:
+        names: New name by old name.
+
+    Returns:
+        A decorator of functions and classes.
+
+    Example:
+        >>> @renamed(seed="random_state")
+        ... def draw(random_state=0):
+        ...     return random_state
+        >>> draw(seed=1)
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: draw has no seed=; it is called random_state=
+    """
+
+    def decorated(function: Named) -> Named:
+        if isinstance(function, type):
+            function.__init__ = decorated(function.__init__)  # type: ignore[misc]
+            return function
+
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                owner = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
+                raise InputError(f"{owner} has no {old}=; it is called {names[old]}=")
+            return function(*args, **kwargs)
+
+        return cast(Named, checked)
+
+    return decorated
+
+
+class Renamed:
+    """In the place of a method, where it used to be: whoever looks for it reads its new name.
+
+    Args:
+        new: Name of the method.
+
+    Example:
+        >>> class Miner:
+        ...     fit = Renamed("mine")
+        >>> Miner().fit
+        Traceback (most recent call last):
+        AttributeError: Miner has no fit; it is called mine
+    """
+
+    def __init__(self, new: str) -> None:
+        self._new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._old = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__} has no {self._old}; it is called {self._new}")

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from fairtrim.damage.channel_groups import ChannelGroup
 from fairtrim.damage.gates import explicit_gates
 from fairtrim.damage.table import DamageTable
-from fairtrim.data.batches import iterate_batches, model_device
+from fairtrim.data.batches import iterate_batches
 from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames
+from fairtrim.devices import model_device
 
 from .preservation import preserved_model, preserved_random_state
 

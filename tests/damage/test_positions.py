@@ -32,8 +32,9 @@ from fairtrim import (
 )
 from fairtrim.damage.loss_expansion import SampleLoss, expand_outputs
 from fairtrim.damage.weight_saliency import collect_weight_saliency, squared_gradients
-from fairtrim.data.batches import Batch, check_network, class_scores
+from fairtrim.data.batches import Batch
 from fairtrim.mining import LossMiner
+from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.oracle import explicit_gates
 from tests.test_preservation import Snapshot
 

@@ -15,8 +15,8 @@ from fairtrim.comparison.changed_samples import changed_samples
 from fairtrim.comparison.predictions import predict
 from fairtrim.damage.channel_groups import ChannelGroup, ChannelPlace
 from fairtrim.damage.scoring_run import ScoringRun
-from fairtrim.data.batches import to_device
 from fairtrim.data.validation_set import ValidationSet
+from fairtrim.devices import to_device
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import Tensor
 
 from fairtrim import InputError
-from fairtrim.measures.differentiable_bias import balancing_weights, differences, probabilities, proxy_bias
+from fairtrim.measures.differentiable_bias import balancing_weights, differences, proxy_bias
 from fairtrim.measures.group_counts import (
     BIAS_MEASURES,
     PERFORMANCE_MEASURES,
@@ -26,7 +26,8 @@ from fairtrim.measures.group_counts import (
     rates,
 )
 from fairtrim.measures.objective import Decisions, Objective, non_dominated
-from fairtrim.measures.threshold_sweep import ThresholdSweep, positive_margin
+from fairtrim.measures.scores import positive_margin, probabilities
+from fairtrim.measures.threshold_sweep import ThresholdSweep
 
 EXACT = {"rel": 1e-12, "abs": 1e-12, "nan_ok": True}
 

@@ -123,7 +123,13 @@ def _epochs(loss_fn: Callable[[Tensor, Tensor], Tensor], epochs: int) -> tuple[T
         rows.append((torch.softmax(scores, 1)[torch.arange(13), y], scores.argmax(1) == y))
 
     fine_tune(
-        fresh.train(), _data(), epochs=epochs, loss_fn=loss_fn, generator=generator, after_epoch=watch, progress=False
+        fresh.train(),
+        _data(),
+        epochs=epochs,
+        loss_fn=loss_fn,
+        random_state=generator,
+        after_epoch=watch,
+        progress=False,
     )
     p, correct = (torch.stack(column) for column in zip(*rows, strict=True))
     return p, correct
@@ -231,7 +237,7 @@ def test_accumulated_confidence_equals_a_loop_by_hand(accumulate: Any, epochs: i
             epochs=epochs,
             learning_rate=0.02,
             loss_fn=negative_margin,
-            generator=generator,
+            random_state=generator,
             progress=False,
         )
         with torch.no_grad():

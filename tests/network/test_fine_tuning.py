@@ -24,10 +24,11 @@ from torch.utils.data import (
 )
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim.data.batches import Batch, class_scores
+from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.network.fine_tuning import FeatureTap, fine_tune, reinitialized
 from fairtrim.network.losses import contrastive_loss
+from fairtrim.network.scored_network import class_scores
 from tests.networks import CASES
 from tests.test_preservation import Snapshot
 
@@ -247,7 +248,7 @@ def test_training_repeats_itself() -> None:
     loader, models = _toy(), [_mlp(0, nn.Dropout(0.5)) for _ in range(3)]
     for k, (model, seed) in enumerate(zip(models, (1, 1, 2), strict=True)):
         torch.manual_seed(k)
-        fine_tune(model, loader, epochs=2, generator=_generator(seed), progress=False)
+        fine_tune(model, loader, epochs=2, random_state=_generator(seed), progress=False)
     assert _same(models[0], models[1]) and not _same(models[0], models[2])
 
 
@@ -256,7 +257,7 @@ def test_training_equals_a_loop_by_hand() -> None:
     loader, (model, other) = _toy(), (_mlp(), _mlp())
     conflicting = torch.arange(30) % 4 == 0
     options = {"sample_weights": 1.0 + 3 * conflicting, "contrastive_weight": 0.3, "conflicting": conflicting}
-    fine_tune(model, loader, epochs=2, learning_rate=0.02, generator=_generator(), progress=False, **options)
+    fine_tune(model, loader, epochs=2, learning_rate=0.02, random_state=_generator(), progress=False, **options)
     generator, samples, optimizer = _generator(), IndexedSamples(loader), torch.optim.Adam(other.parameters(), lr=0.02)
     step = 0
     for _ in range(2):
@@ -497,7 +498,11 @@ def test_transforms_differ_from_epoch_to_epoch_and_repeat_with_the_seed() -> Non
         torch.manual_seed(len(seen))  # the caller's state decides nothing
         random.seed(len(seen))
         fine_tune(
-            Watching(3, 2), DataLoader(Augmented(), batch_size=4), epochs=2, generator=_generator(seed), progress=False
+            Watching(3, 2),
+            DataLoader(Augmented(), batch_size=4),
+            epochs=2,
+            random_state=_generator(seed),
+            progress=False,
         )
     first, second, again, again_second, other, _ = seen
     assert all(

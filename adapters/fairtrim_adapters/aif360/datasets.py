@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairtrim import InputError, ValidationSet
 from fairtrim.comparison.predictions import predict
 from fairtrim.data.batches import ForwardFunction
-from fairtrim.measures.threshold_sweep import positive_margin
+from fairtrim.measures.scores import positive_margin
 
 from .host import BinaryLabelDataset, compute_boolean_conditioning_vector
 

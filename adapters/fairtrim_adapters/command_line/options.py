@@ -10,7 +10,7 @@ import typer
 from torch import nn
 
 from fairtrim import InputError
-from fairtrim.data.batches import model_device
+from fairtrim.devices import model_device
 from fairtrim_adapters.pareto import Direction
 from fairtrim_adapters.sweep import DataSplits
 

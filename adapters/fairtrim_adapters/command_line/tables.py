@@ -13,7 +13,7 @@ from torch import nn
 from fairtrim import predict
 from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
-from fairtrim.data.batches import model_device
+from fairtrim.devices import model_device
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fairtrim import FairtrimError, InputError, ParityFineTuning, PostProcessor, UnsupportedModelError, ValidationSet
-from fairtrim.data.batches import ForwardFunction, class_scores, model_device
+from fairtrim.data.batches import ForwardFunction, map_tensors
 from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
-from fairtrim.data.validation_set import map_tensors
+from fairtrim.devices import model_device
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, seeded
 
 __all__ = ["RepairedClassifier"]

@@ -19,7 +19,8 @@ from fairtrim.comparison.changed_samples import changed_between
 from fairtrim.comparison.latency import FEWEST_ROUNDS, Latency
 from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
-from fairtrim.data.batches import Batch, model_device, slice_samples
+from fairtrim.data.batches import Batch, slice_samples
+from fairtrim.devices import model_device
 from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
 from fairtrim_adapters.fairlearn.flags import OF_DATA
 from fairtrim_adapters.fairlearn.measurements import group_names

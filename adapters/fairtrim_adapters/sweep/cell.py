@@ -15,8 +15,9 @@ from torch import nn
 
 from fairtrim import FairtrimError, InputError, Predictions, measure_latency, predict
 from fairtrim.comparison.network_size import network_size
-from fairtrim.data.batches import Batch, model_device, slice_samples
+from fairtrim.data.batches import Batch, slice_samples
 from fairtrim.data.data_splits import DataSplits
+from fairtrim.devices import model_device
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
 from fairtrim_adapters.fairlearn.responses import Metric

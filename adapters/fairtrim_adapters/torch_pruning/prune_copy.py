@@ -12,8 +12,10 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import InputError, fine_tune, recalibrate_batchnorm
-from fairtrim.data.batches import class_scores, iterate_batches, model_device
+from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
+from fairtrim.devices import model_device
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
@@ -191,7 +193,7 @@ def prune_and_fine_tune(
                 epochs=fine_tuning,
                 learning_rate=learning_rate,
                 loss_fn=data.loss_fn,
-                generator=torch.Generator().manual_seed(seed),
+                random_state=torch.Generator().manual_seed(seed),
                 progress=progress,
                 **data.calling,
             )

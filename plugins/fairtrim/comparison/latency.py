@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import ForwardFunction, model_device, to_device
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_model, preserved_random_state
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairtrim.data.batches import Batch, class_scores, slice_samples
+from fairtrim.data.batches import Batch, slice_samples
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 __all__ = ["network_size"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fairtrim.data.batches import Batch, ForwardFunction, class_scores, slice_samples
+from fairtrim.data.batches import Batch, ForwardFunction, slice_samples
+from fairtrim.network.scored_network import class_scores
 
 from .moments import group_sums
 

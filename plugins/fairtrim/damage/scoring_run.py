@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fairtrim.data.batches import Batch, to_device
+from fairtrim.data.batches import Batch
 from fairtrim.data.sensitive_groups import SensitiveEncoder
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.files.resumption import Resumption, fingerprint
 from fairtrim.processes import Processes

@@ -15,17 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.data.batches import (
-    Batch,
-    ForwardFunction,
-    check_network,
-    class_scores,
-    iterate_batches,
-    model_device,
-)
+from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
+from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
 from fairtrim.processes import Processes
 

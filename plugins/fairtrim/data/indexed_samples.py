@@ -16,10 +16,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_random_state
 
-from .batches import Batch, parts_of_batch, to_device
+from .batches import Batch, parts_of_batch
 
 __all__ = ["IndexedSamples"]
 

@@ -9,35 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairtrim.data.batches import map_tensors
+from fairtrim.data.labels import whole_labels
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import needs_labels
 from fairtrim.preservation import preserved_random_state
 
-from .batches import Batch, iterate_batches, to_device
+from .batches import Batch, iterate_batches
 from .sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames, match_groups
 
-__all__ = ["ValidationSet", "map_tensors"]
-
-
-def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor of a structure of tuples, lists and dicts.
-
-    Args:
-        inputs: What a network takes.
-        function: Tensor to tensor.
-
-    Returns:
-        The same structure.
-    """
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: map_tensors(entry, function) for key, entry in inputs.items()}
-    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
-        return type(inputs)(*(map_tensors(entry, function) for entry in inputs))
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(map_tensors(entry, function) for entry in inputs)
-    return inputs
+__all__ = ["ValidationSet"]
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -346,24 +328,3 @@ class ValidationSet:
                         f"rate is undefined; expected some for {measure}: use more people, or "
                         "statistical_parity_difference"
                     )
-
-
-def whole_labels(target: Tensor, batch_index: int) -> Tensor:
-    """Labels as whole numbers.
-
-    Args:
-        target: (N,) or (N, 1), of any dtype.
-        batch_index: For the message.
-
-    Returns:
-        (N,) int64.
-
-    Raises:
-        InputError: They are not labels.
-    """
-    if target.numel() != len(target) or (target.is_floating_point() and not torch.equal(target, target.round())):
-        raise InputError(
-            f"batch {batch_index}: the target has shape {tuple(target.shape)} and type {target.dtype}; expected whole "
-            "class labels (N,), not one number for each class"
-        )
-    return target.reshape(-1).long()

@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 
-from fairtrim.data.batches import model_device
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 
 from .atomic_file import file_path, replacing

@@ -6,41 +6,13 @@ from dataclasses import replace
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fairtrim.measures.scores import probabilities
 
 from .group_counts import GroupCounts, bias, rates
 
-__all__ = ["balancing_weights", "differences", "label_losses", "probabilities", "proxy_bias"]
-
-
-def probabilities(scores: Tensor) -> Tensor:
-    """Probabilities of the labels.
-
-    Args:
-        scores: (N, K), or one logit (N, 1).
-
-    Returns:
-        Of label 1, (N, 1), for two classes; (N, K) for more.
-    """
-    if scores.shape[1] == 1:
-        return scores.sigmoid()
-    return scores.softmax(1)[:, 1:] if scores.shape[1] == 2 else scores.softmax(1)
-
-
-def label_losses(scores: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each sample.
-
-    Args:
-        scores: (N, K), or one logit (N, 1).
-        target: Labels (N,), or for more than one score probabilities (N, K).
-
-    Returns:
-        (N,).
-    """
-    if scores.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(scores[:, 0], target.to(scores.dtype), reduction="none")
-    return F.cross_entropy(scores, target, reduction="none")
+__all__ = ["balancing_weights", "differences", "proxy_bias"]
 
 
 def proxy_bias(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
+from fairtrim.measures.scores import positive_margin
 
 from .group_counts import BIAS_MEASURES, PERFORMANCE_MEASURES, GroupCounts, bias, performance
-from .threshold_sweep import ThresholdSweep, positive_margin
+from .threshold_sweep import ThresholdSweep
 
 __all__ = ["COUNTERFACTUAL_MEASURES", "Decisions", "Objective", "non_dominated"]
 

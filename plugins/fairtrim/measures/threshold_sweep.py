@@ -12,25 +12,7 @@ from fairtrim.errors import InputError
 
 from .group_counts import GroupCounts
 
-__all__ = ["ThresholdSweep", "positive_margin"]
-
-
-def positive_margin(scores: Tensor) -> Tensor:
-    """How far label 1 is above label 0: f_1 − f_0, or a single logit itself.
-
-    Args:
-        scores: Class scores before softmax, (N, 2) or (N, 1).
-
-    Returns:
-        (N,) float64; the probability of label 1 is its sigmoid.
-
-    Raises:
-        InputError: There are more than two classes.
-    """
-    if scores.shape[1] > 2:
-        raise InputError(f"{scores.shape[1]} classes have no single threshold; expected scores (N, 2) or (N, 1)")
-    scores = scores.double()
-    return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
+__all__ = ["ThresholdSweep"]
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class AccumulatedConfidence(Miner):
                 loss_fn=self.loss_fn,
                 forward_fn=self.forward_fn,
                 output_transform=self.output_transform,
-                generator=generator,
+                random_state=generator,
                 progress=progress,
             )
             rows.append(label_probabilities(shrinking, samples, self.forward_fn, self.output_transform)[:2])

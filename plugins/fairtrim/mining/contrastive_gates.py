@@ -18,12 +18,14 @@ from tqdm.auto import tqdm
 
 from fairtrim.damage.channel_groups import ChannelGroup
 from fairtrim.damage.gates import explicit_gates
-from fairtrim.data.batches import Batch, ForwardFunction, class_scores, model_device
+from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.network.fine_tuning import BatchLoss, FeatureTap
 from fairtrim.network.losses import contrastive_loss, require_class_scores
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .miner import require_some_mined

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from fairtrim.arguments import require_known, require_number
-from fairtrim.data.batches import ForwardFunction, class_scores, model_device
+from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.network.fine_tuning import BatchLoss, fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy, require_class_scores
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state, seeded
 
 __all__ = [
@@ -358,7 +360,7 @@ class _TrainingMiner(Miner):
             loss_fn=self._loss(),
             forward_fn=self.forward_fn,
             output_transform=self.output_transform,
-            generator=generator,
+            random_state=generator,
             after_epoch=watch,
             progress=progress,
         )

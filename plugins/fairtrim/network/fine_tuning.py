@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,17 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import ForwardFunction, class_scores, model_device
+from fairtrim.arguments import RandomState, random_generator, renamed, require_known
+from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import seeded
 
 from .losses import contrastive_loss
 
-__all__ = ["FeatureTap", "fine_tune", "reinitialized"]
+__all__ = ["FeatureTap", "FineTuning", "fine_tune", "reinitialized"]
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,22 +145,42 @@ def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return fresh.requires_grad_()
 
 
+class FineTuning(TypedDict, total=False):
+    """Settings of the training loop; the same for ``fine_tune``, for recipes and for sweeps.
+
+    Attributes:
+        epochs: Passes over N samples; default 1.
+        learning_rate: At the start; default 1e-3.
+        contrastive_weight: λ_con of ``contrastive_loss``; default 0, which leaves it out.
+        feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
+
+    Example:
+        >>> settings: FineTuning = {"epochs": 3, "learning_rate": 1e-2}
+        >>> loader = DataLoader([(torch.ones(1), torch.tensor(1))] * 4, batch_size=2)
+        >>> isinstance(fine_tune(nn.Linear(1, 2), loader, progress=False, **settings), nn.Linear)
+        True
+    """
+
+    epochs: int
+    learning_rate: float
+    contrastive_weight: float
+    feature_layer: str | None
+
+
+@renamed(generator="random_state")
 def fine_tune(
     model: nn.Module,
     loader: DataLoader[object] | IndexedSamples,
     *,
-    epochs: int = 1,
-    learning_rate: float = 1e-3,
     sample_weights: Tensor | None = None,
     loss_fn: BatchLoss = F.cross_entropy,
     conflicting: Tensor | None = None,
-    contrastive_weight: float = 0.0,
-    feature_layer: str | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[object], Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    random_state: RandomState = 0,
     after_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
+    **fine_tuning: Unpack[FineTuning],
 ) -> nn.Module:
     """Train a network with Adam, its learning rate falling to zero, on samples drawn by weight.
 
@@ -164,19 +188,16 @@ def fine_tune(
         model: Changed in place; its training flags are restored. Frozen parameters stay as they are, and so do the
             statistics of a BatchNorm whose parameters are frozen.
         loader: A DataLoader of (inputs, target, ...); its order is replaced.
-        epochs: Passes over N samples.
-        learning_rate: At the start.
         sample_weights: Sampling weights, (N,), by index in the dataset; None takes every sample once an epoch.
         loss_fn: Loss of scores and target, taken of each batch as it is: weights that it has of its own, and terms over
             pairs of samples, count.
         conflicting: b, the samples mined as bias-conflicting, (N,), for the contrastive term.
-        contrastive_weight: λ_con of ``contrastive_loss``.
-        feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
-        generator: Source of randomness; default a new one, seeded with 0.
+        random_state: Seed, or a torch.Generator.
         after_epoch: Called with the number of each finished epoch.
         progress: Show a progress bar.
+        fine_tuning: See ``FineTuning``.
 
     Returns:
         The same network.
@@ -192,6 +213,9 @@ def fine_tune(
         >>> round(model(torch.ones(1, 1)).softmax(1)[0, 1].item(), 2)  # the share of label 1
         0.75
     """
+    require_known("fine_tuning", fine_tuning, FineTuning.__annotations__)
+    epochs, learning_rate = fine_tuning.get("epochs", 1), fine_tuning.get("learning_rate", 1e-3)
+    contrastive_weight, feature_layer = fine_tuning.get("contrastive_weight", 0.0), fine_tuning.get("feature_layer")
     if epochs < 0 or learning_rate <= 0:
         raise InputError(f"epochs={epochs}, learning_rate={learning_rate}; expected at least 0 and a positive number")
     if contrastive_weight and conflicting is None:
@@ -208,7 +232,7 @@ def fine_tune(
     if conflicting is not None:
         samples.check_flags(conflicting)
     device = model_device(model)
-    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    generator = random_generator(random_state)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("every parameter is frozen; expected some with requires_grad=True to train")

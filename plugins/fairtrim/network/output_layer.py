@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch, ForwardFunction, class_scores
+from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.errors import UnsupportedModelError
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model
 
 from .fine_tuning import FeatureTap

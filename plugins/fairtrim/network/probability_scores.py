@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fairtrim.data.batches import Batch, ForwardFunction, class_scores, model_device, to_device
+from fairtrim.data.batches import Batch, ForwardFunction
+from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model
 
 __all__ = ["ProbabilityScores", "SigmoidWatch", "label_scores", "refuse_shares", "refuse_sigmoid"]

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairtrim.data.batches import ForwardFunction, class_scores, iterate_batches, model_device
+from fairtrim.data.batches import ForwardFunction, iterate_batches
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import insist, preserved_random_state
 
 __all__ = ["recalibrate_batchnorm"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError
-from fairtrim.measures.differentiable_bias import label_losses
 from fairtrim.measures.group_counts import GroupCounts, bias
+from fairtrim.measures.scores import label_losses
 from fairtrim.preservation import preserved_random_state
 
 from .post_processor import PostProcessor

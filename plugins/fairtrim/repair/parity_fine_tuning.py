@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
-from fairtrim.measures.differentiable_bias import balancing_weights, differences, label_losses
+from fairtrim.measures.differentiable_bias import balancing_weights, differences
+from fairtrim.measures.scores import label_losses
 
 from .post_processor import PostProcessor
 from .working_copy import Workspace

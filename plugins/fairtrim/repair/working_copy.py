@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import Batch, ForwardFunction, check_network, class_scores, model_device
+from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.data.validation_set import ValidationSet
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.objective import Decisions, Objective, non_dominated
 from fairtrim.network.output_layer import LinearHead, find_head
+from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.preservation import preserved_model
 
 from .repaired_network import OperatingPoint

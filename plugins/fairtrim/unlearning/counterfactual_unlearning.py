@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fairtrim.data.validation_set import ValidationSet, map_tensors
+from fairtrim.data.batches import map_tensors
+from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError
-from fairtrim.measures.counterfactual_bias import CounterfactualBias, centred, counterfactual_bias, labels_of
-from fairtrim.measures.differentiable_bias import balancing_weights, label_losses
+from fairtrim.measures.counterfactual_bias import CounterfactualBias, counterfactual_bias
+from fairtrim.measures.differentiable_bias import balancing_weights
 from fairtrim.measures.group_counts import BIAS_MEASURES
 from fairtrim.measures.objective import Decisions, Objective
+from fairtrim.measures.scores import centred, label_losses, labels_of
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim.repair.working_copy import Workspace
 
@@ -68,7 +70,7 @@ class CounterfactualUnlearning(PostProcessor):
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
         >>> x[:, 2] = (x[:, 2] > 0).float()
-        >>> from fairtrim.measures.counterfactual_bias import ColumnFlip
+        >>> from fairtrim import ColumnFlip
         >>> method = CounterfactualUnlearning(counterfactual=ColumnFlip(binary={2: (0.0, 1.0)}))
         >>> repair = method.fit(torch.nn.Linear(3, 2), [(x, (x[:, 0] > 0).long())], progress=False)
         >>> repair.bias <= repair.bias_before

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import Batch, ForwardFunction, check_network, class_scores, model_device
+from fairtrim.data.batches import Batch, ForwardFunction, map_tensors
 from fairtrim.data.indexed_samples import IndexedSamples
-from fairtrim.data.validation_set import ValidationSet, map_tensors
+from fairtrim.data.validation_set import ValidationSet
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import BIAS_MEASURES
+from fairtrim.measures.scores import two_or_more
 from fairtrim.network.output_layer import LinearHead, find_head
+from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 
-from .output_layer_problem import LastLayer, two_or_more
+from .output_layer_problem import LastLayer
 
 __all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
 

@@ -8,22 +8,11 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
+from fairtrim.measures.scores import two_or_more
 
-__all__ = ["LastLayer", "damped_cholesky", "two_or_more"]
+__all__ = ["LastLayer", "damped_cholesky"]
 
 _MAX_PARAMETERS = 20_000  # a Hessian of 3.2 GB
-
-
-def two_or_more(scores: Tensor) -> Tensor:
-    """A single logit as the scores of two classes.
-
-    Args:
-        scores: (N, K), or one logit (N, 1).
-
-    Returns:
-        (N, K), K at least 2.
-    """
-    return torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
 
 
 def damped_cholesky(matrix: Tensor, *, damping: float = 1e-8) -> tuple[Tensor, float]:

@@ -185,7 +185,7 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
             pruner.importance = AccumulatedConfidenceImportance(b, progress=False).fit(pruner, loader)
             pruner.step()
         if online and step < 3:
-            fine_tune(mine, samples, learning_rate=0.01, generator=generator, progress=False)
+            fine_tune(mine, samples, learning_rate=0.01, random_state=generator, progress=False)
             ac = 1 - mined.scores
             n_terms = 1 + step
             ac = (n_terms * ac + label_probabilities(mine, samples)[0]) / (n_terms + 1)
@@ -199,7 +199,7 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
             sample_weights=mined.sample_weights(b),
             conflicting=b,
             contrastive_weight=0.1,
-            generator=generator,
+            random_state=generator,
             progress=False,
         )
     assert [p.shape for p in mine.parameters()] == [p.shape for p in result.model.parameters()]
@@ -260,7 +260,7 @@ def test_dcwp_with_a_ratio_takes_the_smallest_gates() -> None:
         sample_weights=MinedSamples(FLAGS.double(), FLAGS.long(), FLAGS).sample_weights(),
         conflicting=FLAGS,
         contrastive_weight=0.2,
-        generator=torch.Generator().manual_seed(2),
+        random_state=torch.Generator().manual_seed(2),
         progress=False,
     )
     for left, right in zip(result.model.parameters(), mine.parameters(), strict=True):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fairtrim import DamageTable, InputError, collect_damage
 from fairtrim.criteria import Criterion, GroupSaliency
-from fairtrim.data.batches import model_device
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
 from fairtrim.mining.contrastive_gates import ContrastiveObjective, Cost, channel_costs, gate_slopes, learn_gates
 from fairtrim.mining.miner import MinedSamples, require_some_mined
 from fairtrim.network.losses import negative_margin

@@ -10,11 +10,13 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim.data.batches import Batch, ForwardFunction, class_scores, model_device
+from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
 from fairtrim.mining import accumulated_confidence as core
 from fairtrim.mining.accumulated_confidence import GradualPruning
 from fairtrim.network.fine_tuning import FeatureTap
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import group_name, is_consumed

@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader
 
 from fairtrim import InputError
 from fairtrim.arguments import require_number
-from fairtrim.data.batches import ForwardFunction, class_scores, model_device
+from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.mining.miner import MinedSamples, Miner, check_cut, label_probabilities, require_some_mined
 from fairtrim.network.fine_tuning import FeatureTap, fine_tune
 from fairtrim.network.recalibration import recalibrate_batchnorm
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
@@ -142,7 +144,7 @@ class SparseRun:
             self.samples,
             epochs=epochs,
             learning_rate=self.learning_rate,
-            generator=self.generator,
+            random_state=self.generator,
             progress=self.progress,
             **more,
             **self.calling,

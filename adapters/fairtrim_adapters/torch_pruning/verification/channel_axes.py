@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fairtrim import ChannelPlace, UnsupportedModelError
-from fairtrim.data.batches import Batch, network_output
+from fairtrim.data.batches import Batch
+from fairtrim.network.scored_network import network_output
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import passes_on
 from fairtrim_adapters.torch_pruning.graph.layers import describing_type, parameter_axes

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fairtrim import ChannelGroup, ChannelPlace, UnsupportedModelError
 from fairtrim.damage.gates import map_consumed
-from fairtrim.data.batches import Batch, class_scores
+from fairtrim.data.batches import Batch
+from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import module_expression, passes_on
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan

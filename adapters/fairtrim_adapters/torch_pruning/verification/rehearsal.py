@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from fairtrim import ChannelGroup, UnsupportedModelError
 from fairtrim.damage.channel_groups import channel_sites
 from fairtrim.damage.gates import explicit_gates, hooked_gates
-from fairtrim.data.batches import Batch, class_scores, network_output
+from fairtrim.data.batches import Batch
+from fairtrim.network.scored_network import class_scores, network_output
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_group
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import head_layers, module_expression

@@ -10,7 +10,9 @@ from typing import Any
 import torch_pruning as tp
 from torch.utils.data import DataLoader, IterableDataset
 
-from fairtrim.data.batches import Batch, check_network, iterate_batches, model_device
+from fairtrim.data.batches import Batch, iterate_batches
+from fairtrim.devices import model_device
+from fairtrim.network.scored_network import check_network
 from fairtrim.preservation import preserved_random_state
 from fairtrim.processes import Processes
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, warn_of_left

@@ -1,0 +1,56 @@
+"""Where a network and its batches lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnsupportedModelError
+
+__all__ = ["model_device", "to_device"]
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the network's parameters and buffers.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The device; the CPU for a network without parameters.
+
+    Raises:
+        UnsupportedModelError: The network lies on two devices.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"the network lies on {len(devices)} devices ({', '.join(sorted(map(str, devices)))}); "
+            "expected one: move it with model.to(device)"
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor in tuples, lists and dicts.
+
+    Args:
+        value: A tensor, a container of them, or anything else, which stays as it is.
+        device: Where to.
+
+    Returns:
+        The same structure on the device; what comes to the CPU can be read at once.
+    """
+    if isinstance(value, Tensor):
+        # on the CPU nothing waits for a copy that is still under way
+        return value.to(device, non_blocking=device.type != "cpu")
+    if isinstance(value, Mapping):
+        return {key: to_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(to_device(entry, device) for entry in value))
+    if isinstance(value, tuple | list):
+        return type(value)(to_device(entry, device) for entry in value)
+    return value

@@ -1,0 +1,266 @@
+"""A callable network: how it is called, and where its scores are in what it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
+
+from fairtrim.data.batches import Batch, ForwardFunction
+from fairtrim.devices import model_device
+from fairtrim.errors import InputError, UnsupportedModelError
+
+__all__ = ["OutputTransform", "ScoredNetwork", "check_network", "class_scores", "network_output"]
+
+OutputTransform = Callable[[Any], Tensor]
+"""Finds the scores (N, K) in what the network returns."""
+
+
+@dataclass(frozen=True)
+class ScoredNetwork:
+    """A network with all that is needed to get scores from it.
+
+    Args:
+        model: The network.
+        forward_fn: How to call it; by default ``model(inputs)``, ``model(*inputs)`` for a tuple or list and
+            ``model(**inputs)`` for a dict.
+        output_transform: Takes the scores out of what it returns; tensors and ``logits`` need none.
+
+    Example:
+        >>> network = ScoredNetwork(nn.Identity(), output_transform=lambda output: output[:, :2])
+        >>> network.scores(Batch(torch.eye(3), torch.zeros(3), None, 0)).shape
+        torch.Size([3, 2])
+    """
+
+    model: nn.Module
+    forward_fn: ForwardFunction | None = None
+    output_transform: OutputTransform | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters and buffers."""
+        return model_device(self.model)
+
+    def of(self, model: nn.Module) -> ScoredNetwork:
+        """Another network that is called in the same way, such as a pruned copy.
+
+        Args:
+            model: The other network.
+
+        Returns:
+            It, callable.
+        """
+        return replace(self, model=model)
+
+    def check(self) -> None:
+        """Refuse a network whose samples or layers can't be told apart from outside; see ``check_network``."""
+        check_network(self.model)
+
+    def output(self, inputs: Any, *, index: int = 0) -> Any:
+        """What the network returns for the inputs of a batch; see ``network_output``.
+
+        Args:
+            inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
+            index: Number of the batch, for messages.
+
+        Returns:
+            Whatever it returns.
+        """
+        return network_output(self.model, inputs, self.forward_fn, index=index)
+
+    def scores(self, batch: Batch, *, positions: bool = False) -> Tensor:
+        """Scores f(x) of one batch; see ``class_scores``.
+
+        Args:
+            batch: The batch.
+            positions: Whether scores (N, T, K) for a target (N, T) will do as well.
+
+        Returns:
+            (N, K) or (N, T, K).
+        """
+        return class_scores(self.model, batch, self.forward_fn, self.output_transform, positions=positions)
+
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+
+
+def check_network(model: nn.Module) -> None:
+    """Refuse a network whose samples or layers can't be told apart from outside.
+
+    Args:
+        model: The network.
+
+    Raises:
+        UnsupportedModelError: It was compiled, is wrapped for several devices, or has a BatchNorm without running
+            statistics, which normalises by the batch even in eval mode.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ in _WRAPPERS:
+            raise UnsupportedModelError(
+                f"{name or 'the network'} is wrapped in {type(module).__name__}, whose forward pass waits for other "
+                "processes or devices; expected the network itself, model.module (shares of the data are added up "
+                "without a wrapper)"
+            )
+        if hasattr(module, "_orig_mod"):  # torch.compile's wrapper: hooks on the layers inside are compiled away
+            raise UnsupportedModelError(
+                f"{name or 'the network'} was compiled by torch.compile; expected the network itself, model._orig_mod "
+                "(the compiled one shares its weights; compile again after pruning, which changes the shapes)"
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:  # may have left out hooks that come later
+            raise UnsupportedModelError(
+                f"{name or 'the network'} was compiled in place by its compile(), which passes hooks over in silence; "
+                "expected one that is not: compile after pruning, or take copy.deepcopy(model), which is not compiled"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(
+                f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
+                "samples are not independent; expected track_running_stats=True"
+            )
+
+
+def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    surplus = sorted(str(name) for name in inputs if name not in parameters)
+    if surplus:
+        raise InputError(
+            f"the batch is a dict with {surplus}, which the network's forward doesn't take; expected some of "
+            f"{list(parameters)}: leave the others out, or pass forward_fn=lambda model, inputs: model(...)"
+        )
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether it is a numeric NumPy array, or a data frame of numbers."""
+    if hasattr(leaf, "columns") and hasattr(leaf, "dtypes"):
+        return all(getattr(dtype, "kind", "O") in "biuf" for dtype in leaf.dtypes)
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
+
+
+def _floating_types(model: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
+
+
+def _tensors(model: nn.Module, inputs: Any) -> Any:
+    """Arrays and data frames as tensors on the network's device, in its floating-point type."""
+    types = _floating_types(model)
+
+    def converted(leaf: Any) -> Any:
+        if not _is_array(leaf):
+            return leaf
+        tensor = torch.from_numpy(np.array(leaf.to_numpy() if hasattr(leaf, "to_numpy") else leaf))
+        return tensor.to(model_device(model), *(types if len(types) == 1 and tensor.is_floating_point() else ()))
+
+    return tree_map(converted, inputs)
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:
+    given = {leaf.dtype for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+    types = _floating_types(model)
+    told = str(error).lower()
+    if len(types) == 1 and given - types and ("dtype" in told or "type" in told):
+        name = str(*types).removeprefix("torch.")
+        others = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in given - types))
+        raise InputError(
+            f"batch {index}: the inputs are {others} and the network is {name} ({error}); expected one type: give "
+            f"inputs.to(torch.{name}), or pass forward_fn=lambda model, inputs: model(inputs.to(torch.{name}))"
+        ) from error
+
+
+def network_output(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None, *, index: int = 0) -> Any:
+    """What a network returns for the inputs of a batch.
+
+    Args:
+        model: The network.
+        inputs: A tensor, a tuple or list of arguments, or a dict of them by name. Arrays and frames become tensors.
+        forward_fn: How to call the network instead.
+        index: Number of the batch, for messages.
+
+    Returns:
+        Whatever it returns.
+
+    Raises:
+        InputError: A dict names an argument that the network doesn't take, or inputs are of another floating-point type
+            than the network.
+    """
+    if forward_fn is not None:
+        return forward_fn(model, inputs)
+    if tree_any(_is_array, inputs):
+        inputs = _tensors(model, inputs)
+    if isinstance(inputs, Mapping):
+        _check_names(model, inputs)
+    try:
+        return _called(model, inputs)
+    except RuntimeError as error:
+        _explain_types(model, inputs, index, error)
+        raise
+
+
+def class_scores(
+    model: nn.Module,
+    batch: Batch,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: Callable[[Any], Tensor] | None = None,
+    *,
+    positions: bool = False,
+) -> Tensor:
+    """Scores f(x) of one batch, (N, K).
+
+    Args:
+        model: The network.
+        batch: The batch.
+        forward_fn: How to call the network; by default ``model(inputs)``, ``model(*inputs)`` for a tuple or
+            list and ``model(**inputs)`` for a dict.
+        output_transform: Takes the scores out of what the network returns. Tensors, and the ``logits`` of an
+            object or dict, need none. (N,) becomes (N, 1).
+        positions: Whether scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
+
+    Returns:
+        Scores, (N, K) or (N, T, K).
+
+    Raises:
+        InputError: There are more or fewer targets than inputs.
+        UnsupportedModelError: What came back has no scores of that shape.
+    """
+    inputs = batch.inputs
+    output = network_output(model, inputs, forward_fn, index=batch.index)
+    if output_transform is not None:
+        output = output_transform(output)
+    elif isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        output = output.logits
+    if not isinstance(output, Tensor):
+        raise UnsupportedModelError(
+            f"the network returned a {type(output).__name__}; expected a tensor of scores (N, K): "
+            "pass output_transform, e.g. output_transform=lambda output: output[0]"
+        )
+    scores = output.unsqueeze(1) if output.ndim == 1 else output
+    n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
+    if n_inputs not in (None, len(batch)):
+        raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
+    at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
+    if at_positions and not positions:
+        raise UnsupportedModelError(
+            f"the network returned scores of shape {tuple(scores.shape)}, one row for each of {scores.shape[1]} "
+            "positions; this method is defined for one label a sample: pass output_transform to select a position"
+        )
+    if scores.shape[0] != len(batch) or not (scores.ndim == 2 or at_positions):
+        raise UnsupportedModelError(
+            f"the network returned scores of shape {tuple(output.shape)} for a target of shape "
+            f"{tuple(batch.target.shape)}; expected (N, K), or (N, T, K) for labels (N, T): pass output_transform to "
+            "select or reshape them"
+        )
+    return scores

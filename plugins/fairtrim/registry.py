@@ -1,0 +1,229 @@
+"""Methods that describe themselves, found by name: those of a room, those of other packages, those of a script."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, ClassVar, Literal, TypeVar
+
+from .arguments import did_you_mean
+from .errors import InputError
+
+__all__ = ["Described", "Registry", "Standing"]
+
+Standing = Literal["published", "reconstruction", "ours", "baseline"]
+
+Method = TypeVar("Method", bound=type[Any])
+
+
+class Described:
+    """A method that says what it is.
+
+    Attributes:
+        name: Lower-case words joined by hyphens; a class without one of its own is not offered by name.
+        does: What it does, to whom, in a line.
+        source: Paper or library that it comes from.
+        link: Where that can be read.
+        standing: ``published``, ``reconstruction`` (only the idea is public), ``ours`` or ``baseline``.
+        remark: Where it departs from its source.
+    """
+
+    name: ClassVar[str]
+    does: ClassVar[str]
+    source: ClassVar[str] = ""
+    link: ClassVar[str] = ""
+    standing: ClassVar[Standing]
+    remark: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "name" in vars(cls):
+            for entry in ("does", "standing"):
+                if entry not in vars(cls):
+                    raise InputError(f"{cls.__qualname__} has the name {cls.name!r} and no {entry!r}; expected both")
+
+
+class _UnknownMethodError(InputError, KeyError):
+    """A wrong argument, and for whoever treats the registry as a dict a missing key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would show the message in quotation marks
+
+
+class Registry(Mapping[str, type[Any]]):
+    """Classes by name.
+
+    Every module of a package is read at the first look-up, so that a new method is one new file. Names that other
+    packages announce come from their metadata; such a class is imported when it is asked for, so that a package that
+    can't be imported troubles only who asks for what it announces.
+
+    Args:
+        kind: What messages call a member.
+        package: The package whose modules hold members: classes with a ``name`` of their own.
+        base: What a member is a subclass of.
+        group: Entry-point group of other packages.
+
+    Example:
+        >>> from fairtrim.repair import POST_PROCESSORS
+        >>> POST_PROCESSORS["parity-fine-tuning"].__name__
+        'ParityFineTuning'
+    """
+
+    def __init__(self, kind: str, package: str, base: type, group: str) -> None:
+        self.kind, self.base, self.group = kind, base, group
+        self._package = package
+        self._known: dict[str, type[Any]] = {}
+        self._read = False
+        self._announced: dict[str, list[EntryPoint]] | None = None
+
+    def add(self, cls: Method, name: str | None = None) -> Method:
+        """Add a class.
+
+        Args:
+            cls: A subclass of the base.
+            name: Lower-case words joined by hyphens; default its own.
+
+        Returns:
+            The class, so that this serves as a decorator.
+
+        Raises:
+            InputError: The name is taken by another class or malformed, or the class is of another kind.
+        """
+        self._read_package()
+        return self._add(cls, getattr(cls, "name", None) if name is None else name)
+
+    def named(self, name: str) -> Callable[[Method], Method]:
+        """A decorator that adds a class under a name; see ``add``.
+
+        Args:
+            name: Lower-case words joined by hyphens.
+
+        Returns:
+            The decorator.
+        """
+        return lambda cls: self.add(cls, name)
+
+    def remove(self, name: str) -> type[Any]:
+        """Forget a class that was added.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The class.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        cls = self[name]
+        del self._known[name]
+        return cls
+
+    def refresh(self) -> None:
+        """Look for packages that were installed since."""
+        self._announced = None
+
+    def _add(self, cls: Method, name: Any) -> Method:
+        if not isinstance(name, str) or name != name.lower() or not all(part.isalnum() for part in name.split("-")):
+            raise InputError(f"{self.kind} name {name!r}; expected lower-case words joined by hyphens")
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise InputError(f"{self.kind} {name!r} is {cls!r}; expected a subclass of {self.base.__qualname__}")
+        if (known := self._known.get(name, cls)) is not cls:
+            raise InputError(f"{self.kind} name {name!r} is taken by {known.__qualname__}; choose another")
+        self._known[name] = cls
+        return cls
+
+    def _read_package(self) -> None:
+        if self._read:
+            return
+        self._read = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+            for cls in _own_classes(importlib.import_module(module.name)):
+                if issubclass(cls, self.base) and "name" in vars(cls):
+                    self._add(cls, vars(cls)["name"])
+
+    def announced(self) -> dict[str, list[EntryPoint]]:
+        """Entry points of other packages by name.
+
+        Returns:
+            Several of a name where packages disagree.
+        """
+        if self._announced is None:
+            self._announced = {}
+            for entry_point in entry_points(group=self.group):
+                self._announced.setdefault(entry_point.name, []).append(entry_point)
+        return self._announced
+
+    def __getitem__(self, name: str) -> type[Any]:
+        self._read_package()
+        if name in self._known:
+            return self._known[name]
+        if name not in self.announced():
+            self.refresh()
+        found = self.announced().get(name)
+        if not found:
+            meant = did_you_mean(str(name).replace("_", "-"), self)
+            raise _UnknownMethodError(f"{self.kind} {name!r} is unknown{meant}; expected one of {sorted(self)}")
+        packages = sorted({_package_of(entry_point) for entry_point in found})
+        if len(packages) > 1:
+            raise InputError(
+                f"{self.kind} {name!r} is announced by several packages, {' and '.join(packages)}; expected one: "
+                "uninstall the others, or import the class you mean"
+            )
+        try:
+            cls: type[Any] = self._add(found[0].load(), name)
+            return cls
+        except Exception as error:  # whatever a foreign package does when it is imported
+            raise InputError(
+                f"{self.kind} {name!r} of the package {packages[0]} can't be loaded "
+                f"({type(error).__name__}: {error}); expected the package to be mended, updated or uninstalled"
+            ) from error
+
+    def __contains__(self, name: object) -> bool:
+        self._read_package()
+        return name in self._known or name in self.announced()
+
+    def __iter__(self) -> Iterator[str]:
+        self._read_package()
+        return iter({**self._known, **self.announced()})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def loaded(self) -> dict[str, type[Any]]:
+        """Every class by name, those of other packages loaded for it; what can't be loaded is left out with a warning.
+
+        Returns:
+            The classes.
+        """
+        own = {name for name, cls in self._known.items() if cls.__module__.startswith(f"{self._package}.")}
+        for name, found in self.announced().items():
+            if name in own:
+                packages = ", ".join(map(_package_of, found))
+                warnings.warn(
+                    f"left out: {packages} announces {name!r}, which is fairtrim's own; rename it", stacklevel=3
+                )
+        classes = {}
+        for name in self:
+            try:
+                classes[name] = self[name]
+            except InputError as error:
+                warnings.warn(f"left out: {error}", stacklevel=3)
+        return classes
+
+    def __repr__(self) -> str:
+        return f"{self.kind}s {sorted(self)}"
+
+
+def _own_classes(module: ModuleType) -> Iterator[type[Any]]:
+    return (cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__)
+
+
+def _package_of(entry_point: EntryPoint) -> str:
+    distribution = getattr(entry_point, "dist", None)
+    return str(distribution.name) if distribution else getattr(entry_point, "value", entry_point.name)
