@@ -28,7 +28,7 @@ from fairtrim_adapters.torch_pruning import (
     WorstGroupImportance,
 )
 from tests.networks import CASES
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 CASE = CASES["residual"]
 GROUPS = CASE.plan(CASE.model()).groups

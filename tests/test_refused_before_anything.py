@@ -38,7 +38,7 @@ from fairtrim_adapters.torch_pruning import (
     denp,
 )
 from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 N = 40
 FLAGS = torch.arange(N) % 7 == 0

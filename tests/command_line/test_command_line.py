@@ -21,7 +21,7 @@ from fairtrim_adapters.command_line.examples import EXAMPLES
 from fairtrim_adapters.fairlearn import measurements
 from fairtrim_adapters.sweep import prune_copy, read_sweep
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
-from tests.sweep.test_sweep import network, splits
+from tests.sweep_cases import network, splits
 
 WORK = ["--model", "work:net", "--data", "work:people"]
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     monkeypatch.delitem(sys.modules, "work", raising=False)
     (tmp_path / "work.py").write_text(
-        "from tests.sweep.test_sweep import network, splits\n"
+        "from tests.sweep_cases import network, splits\n"
         "net = network\n"
         "def people():\n    return splits(name='made-up people')\n"
         "def pairs():\n    return {'test': splits().test}\n"
@@ -244,7 +244,7 @@ def test_a_script_that_ends_python_doesnt_open_the_gate(folder: Path, capsys: py
     assert run("check", "--model", "leaves.py:net", "--data", "work:people", "--max", "accuracy=2") == 2
     assert "importing leaves stopped: 0" in capsys.readouterr().err
     Path("late.py").write_text(
-        "import sys\nfrom tests.sweep.test_sweep import splits\n"
+        "import sys\nfrom tests.sweep_cases import splits\n"
         "class Leaving(list):\n    def __iter__(self):\n        sys.exit(0)\n"
         "def people():\n    return {'test': Leaving()}\n"
     )

@@ -33,7 +33,7 @@ from fairtrim_adapters.torch_pruning import (
 )
 from fairtrim_adapters.torch_pruning.importances.pruning_report import PruningReport
 from tests.networks import CASES
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 CASE = CASES["plain"]
 GROUPS = CASE.plan(CASE.model()).groups

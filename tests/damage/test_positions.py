@@ -36,7 +36,7 @@ from fairtrim.data.batches import Batch
 from fairtrim.mining import LossMiner
 from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.oracle import explicit_gates
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 NONE = -100
 

@@ -25,8 +25,8 @@ from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.damage.scoring_run import described
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
 from tests.networks import CASES
-from tests.test_preservation import Snapshot
-from tests.torch_pruning.recipes.test_recipes import Evil
+from tests.recipe_cases import Evil
+from tests.snapshot import Snapshot
 
 CASE = CASES["plain"]
 GROUPS = CASE.plan(CASE.model()).groups

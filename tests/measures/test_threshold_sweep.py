@@ -28,66 +28,9 @@ from fairtrim.measures.group_counts import (
 from fairtrim.measures.objective import Decisions, Objective, non_dominated
 from fairtrim.measures.scores import positive_margin, probabilities
 from fairtrim.measures.threshold_sweep import ThresholdSweep
-
-EXACT = {"rel": 1e-12, "abs": 1e-12, "nan_ok": True}
-
+from tests.plain_measures import EXACT, plain_bias, plain_performance
 
 # The oracle: what each name means, written once more for one set of decisions, group by group and label by label.
-
-
-def _share(event: np.ndarray, among: np.ndarray, weight: np.ndarray) -> float:
-    total = float(weight[among].sum())
-    return float(weight[event & among].sum()) / total if total else math.nan
-
-
-def plain_rates(
-    measure: str, given: Any, target: Any, group: Any, *, n_groups: int, n_classes: int = 2, weight: Any = None
-) -> list[list[float]]:
-    """Rows of one rate for each sensitive group."""
-    given, target, group = (np.asarray(column) for column in (given, target, group))
-    weight = np.ones(len(given)) if weight is None else np.asarray(weight, dtype=np.float64)
-    members = [group == g for g in range(n_groups)]
-    if measure == "accuracy_difference":
-        return [[_share(given == target, member, weight) for member in members]]
-    rows = []
-    for label in [1] if n_classes == 2 else range(n_classes):
-        has, is_one = given == label, target == label
-        selection = [_share(has, member, weight) for member in members]
-        true_positive = [_share(has, member & is_one, weight) for member in members]
-        false_positive = [_share(has, member & ~is_one, weight) for member in members]
-        rows += {
-            "statistical_parity_difference": [selection],
-            "equal_opportunity_difference": [true_positive],
-            "average_odds_difference": [[(t + f) / 2 for t, f in zip(true_positive, false_positive, strict=True)]],
-            "equalized_odds_difference": [true_positive, false_positive],
-        }[measure]
-    return rows
-
-
-def plain_bias(measure: str, given: Any, target: Any, group: Any, *, signed: bool = False, **options: Any) -> float:
-    """The largest difference of a rate between two sensitive groups, or group 0 minus group 1."""
-    rows = plain_rates(measure, given, target, group, **options)
-    gaps = [row[0] - row[1] if signed else max(row) - min(row) for row in rows]
-    if any(math.isnan(rate) for row in rows for rate in row):
-        return math.nan
-    return max(gaps, key=abs)
-
-
-def plain_performance(measure: str, given: Any, target: Any, *, n_classes: int = 2, weight: Any = None) -> float:
-    """Balanced accuracy, accuracy or F1 of everybody."""
-    given, target = np.asarray(given), np.asarray(target)
-    weight = np.ones(len(given)) if weight is None else np.asarray(weight, dtype=np.float64)
-    everyone = np.ones(len(given), dtype=bool)
-    if measure == "accuracy":
-        return _share(given == target, everyone, weight)
-    if measure == "balanced_accuracy":
-        return sum(_share(given == k, target == k, weight) for k in range(n_classes)) / n_classes
-    scores = []
-    for label in [1] if n_classes == 2 else range(n_classes):
-        both = 2 * weight[(given == label) & (target == label)].sum()
-        either = weight[given == label].sum() + weight[target == label].sum()
-        scores.append(float(both / either) if either else math.nan)
-    return sum(scores) / len(scores)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from fairtrim.selection import joint_selection
 from fairtrim_adapters.torch_pruning import IMPORTANCES, AccumulatedConfidenceImportance, ContrastiveImportance
 from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 from tests.networks import CASES, Case
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 CPU = torch.device("cpu")
 N = 13

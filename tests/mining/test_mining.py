@@ -36,7 +36,7 @@ from fairtrim.network.losses import generalized_cross_entropy, negative_margin
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 from fairtrim_adapters.torch_pruning.recipes.gradual import gradual_channel_pruning, pruner_of_levels
 from tests.networks import CASES, Case
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 N, N_CONFLICTING = 300, 15
 

@@ -30,7 +30,7 @@ from fairtrim.network.fine_tuning import FeatureTap, fine_tune, reinitialized
 from fairtrim.network.losses import contrastive_loss
 from fairtrim.network.scored_network import class_scores
 from tests.networks import CASES
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 CPU = torch.device("cpu")
 N = 23

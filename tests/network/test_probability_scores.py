@@ -250,7 +250,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     monkeypatch.delitem(sys.modules, "probable", raising=False)
     (tmp_path / "probable.py").write_text(
-        "import torch\nfrom torch import nn\nfrom tests.sweep.test_sweep import splits\n"
+        "import torch\nfrom torch import nn\nfrom tests.sweep_cases import splits\n"
         "def net(): return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())\n"
         "def people(): return splits()\n"
     )

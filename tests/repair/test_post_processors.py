@@ -37,8 +37,8 @@ from fairtrim import (
     ValidationSet,
 )
 from fairtrim.repair.working_copy import Workspace
-from tests.measures.test_threshold_sweep import plain_bias, plain_performance
-from tests.test_preservation import Snapshot
+from tests.plain_measures import plain_bias, plain_performance
+from tests.snapshot import Snapshot
 
 METHODS: dict[str, Callable[..., PostProcessor]] = {
     "random perturbation": lambda **k: RandomPerturbation(**{"trials": 7, **k}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.metadata
 import os
 import random
@@ -23,7 +22,7 @@ import torch
 import torch_pruning as tp
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from fairtrim import InputError, ParityFineTuning, ThresholdSelection, load_pruned, predict
 from fairtrim.comparison.network_size import network_size
@@ -33,53 +32,7 @@ from fairtrim_adapters.sweep import DataSplits, prune_copy, read_sweep, sweep
 from fairtrim_adapters.sweep.named_methods import criteria_by_label, parse_named, post_processors_by_label
 from fairtrim_adapters.sweep.store import RunKey
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
-
-MEASURED_ANEW = ["latency_ms", "latency_ratio", "seconds"]
-
-
-def people(n: int, seed: int, n_classes: int = 2) -> DataLoader[tuple[Tensor, ...]]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 6, generator=generator)
-    sex = (torch.rand(n, generator=generator) < 0.6).long()
-    score = x[:, 0] + 0.8 * x[:, 1] * sex + 0.3 * torch.randn(n, generator=generator)
-    y = torch.bucketize(score, torch.linspace(-0.5, 0.5, n_classes - 1) if n_classes > 2 else torch.tensor([0.2]))
-    return DataLoader(TensorDataset(x, y, sex), batch_size=64)
-
-
-def splits(**more: Any) -> DataSplits:
-    loaders = {"scoring": people(150, 1), "validation": people(300, 2), "test": people(200, 3), "train": people(120, 4)}
-    return DataSplits(**{**loaders, "sensitive_names": {"sex": ["Female", "Male"]}, **more})
-
-
-@functools.cache
-def _trained(seed: int, n_classes: int) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, n_classes)
-        )
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    x, y, _ = people(200, 7 + seed, n_classes).dataset.tensors  # type: ignore[attr-defined]
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    model.zero_grad()
-    return model.eval()
-
-
-def network(seed: int = 0, n_classes: int = 2) -> nn.Sequential:
-    return copy.deepcopy(_trained(seed, n_classes))
-
-
-def same(left: pd.DataFrame, right: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(
-        left.drop(columns=MEASURED_ANEW, errors="ignore"), right.drop(columns=MEASURED_ANEW, errors="ignore")
-    )
-
-
-def quick(*arguments: Any, **options: Any) -> pd.DataFrame:
-    return sweep(*arguments, **{"n_boot": 10, "latency_rounds": 0, "progress": False, **options})
+from tests.sweep_cases import network, people, quick, same, splits
 
 
 def test_rows_equal_the_same_done_by_hand() -> None:
@@ -382,7 +335,7 @@ def test_killed_and_taken_up_again(tmp_path: Path) -> None:
             f"""
             import sys
             sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-            from tests.sweep.test_sweep import network, quick, splits
+            from tests.sweep_cases import network, quick, splits
             quick(network, splits(), ["magnitude", "worst-group", "taylor"], [0.25, 0.5], 2, folder=sys.argv[1])
             """
         )

@@ -36,7 +36,7 @@ from fairtrim import (
     ValidationSet,
     counterfactual_bias,
 )
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 DOUBLE = {"dtype": torch.float64}
 

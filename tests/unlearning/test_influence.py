@@ -31,7 +31,7 @@ from fairtrim import (
     influence_on_bias,
     unlearn_samples,
 )
-from tests.test_preservation import Snapshot
+from tests.snapshot import Snapshot
 
 DOUBLE = {"dtype": torch.float64}
 

@@ -48,8 +48,8 @@ from fairtrim.damage.weight_saliency import collect_weight_saliency
 from fairtrim.files.resumption import Resumption
 from fairtrim_adapters.torch_pruning import IMPORTANCES, AccumulatedConfidence
 from tests.networks import CASES
-from tests.test_preservation import Snapshot
-from tests.torch_pruning.recipes.test_recipes import SMALL, Evil, FixedMiner, _assert_same, _data, _mlp, _run
+from tests.recipe_cases import SMALL, Evil, FixedMiner, assert_same_result, data_of_recipes, mlp, run_recipe
+from tests.snapshot import Snapshot
 
 CASE = CASES["residual"]
 GROUPS = CASE.plan(CASE.model()).groups
@@ -431,12 +431,12 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
         options["miner"] = None
 
     def network(fuse: Fuse) -> nn.Sequential:
-        model = _mlp()
+        model = mlp()
         model.register_forward_pre_hook(fuse)
         return model
 
     fuse = Fuse()
-    whole = _run(recipe, network(fuse), _data(), **options)
+    whole = run_recipe(recipe, network(fuse), data_of_recipes(), **options)
     n_calls, swallowed = fuse.calls, list[int]()
     for number, call in enumerate(_calls(n_calls, 7 if own_miner else 12)):
         folder = tmp_path / str(call)
@@ -444,14 +444,14 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
         model = network(Fuse(call, error))
         before = Snapshot(model)
         try:
-            _run(recipe, model, _data(), folder=folder, **options)
+            run_recipe(recipe, model, data_of_recipes(), folder=folder, **options)
         except type(error):
             pass
         else:
             swallowed.append(call)
         before.assert_unchanged()
         fuse = Fuse()
-        _assert_same(_run(recipe, network(fuse), _data(), folder=folder, **options), whole)
+        assert_same_result(run_recipe(recipe, network(fuse), data_of_recipes(), folder=folder, **options), whole)
         # what was finished is not done again; to take up costs two passes over the data
         assert fuse.calls <= n_calls + 12
     assert len(swallowed) <= 2  # the host's trace, and a trial of several groups, try once more after any error
@@ -462,7 +462,7 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
 @pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_go_on_from_every_save(recipe: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"seed": 4, "learning_rate": 0.01}
-    whole = _run(recipe, _mlp(), _data(), **options)
+    whole = run_recipe(recipe, mlp(), data_of_recipes(), **options)
     save, n_saves = Resumption.save, {"denp": 5, "dcwp": 4}[recipe]  # mining, and each row of the history
     for call in range(1, n_saves + 1):
         folder, fuse = tmp_path / str(call), Fuse(call, KeyboardInterrupt())
@@ -478,9 +478,9 @@ def test_recipes_go_on_from_every_save(recipe: str, when: str, tmp_path: Path, m
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Resumption, "save", broken)
-            _run(recipe, _mlp(), _data(), folder=folder, **options)
+            run_recipe(recipe, mlp(), data_of_recipes(), folder=folder, **options)
         miner = FixedMiner()
-        _assert_same(_run(recipe, _mlp(), _data(), folder=folder, miner=miner, **options), whole)
+        assert_same_result(run_recipe(recipe, mlp(), data_of_recipes(), folder=folder, miner=miner, **options), whole)
         assert miner.calls == (call == 1 and when == "before")
 
 

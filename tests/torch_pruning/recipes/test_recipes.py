@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch_pruning as tp
@@ -24,92 +22,35 @@ from torch.utils.data import DataLoader, TensorDataset
 from fairtrim import FairtrimError, InputError, UnsupportedModelError
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.files.resumption import Resumption, fingerprint
-from fairtrim.mining import MinedSamples, Miner, MisclassifiedMiner, label_probabilities
+from fairtrim.mining import MinedSamples, MisclassifiedMiner, label_probabilities
 from fairtrim.network import fine_tuning as core_training
 from fairtrim.network.fine_tuning import fine_tune
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
     ContrastiveImportance,
-    RecipeResult,
     dcwp,
-    denp,
 )
 from fairtrim_adapters.torch_pruning.recipes import sparse_run
 from fairtrim_adapters.torch_pruning.recipes.gradual import pruner_of_levels
 from tests.networks import CASES, Case
-from tests.test_preservation import Snapshot
-
-N = 60
-FLAGS = torch.arange(N) % 7 == 2
-
-
-class Noisy(TensorDataset):
-    """Draws from every random state there is."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        x, y = super().__getitem__(index)
-        return x + random.random() * 1e-3 + np.random.rand() * 1e-3 + torch.rand(()) * 1e-3, y
-
-
-class FixedMiner(Miner):
-    """Finds what it was told to, and counts how often it was asked."""
-
-    def __init__(self, flags: Tensor = FLAGS) -> None:
-        self.flags, self.calls = flags, 0
-
-    def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
-        self.calls += 1
-        target = torch.tensor([int(loader.dataset[n][1]) for n in range(len(self.flags))])
-        scores = (self.flags.double() + torch.linspace(0, 0.5, len(self.flags), dtype=torch.float64)) / 1.5
-        return MinedSamples(scores, target, self.flags)
-
-
-def _data(noisy: bool = False) -> DataLoader[Any]:
-    """A shortcut (the first feature) that the flagged samples contradict."""
-    generator = torch.Generator().manual_seed(1)
-    y = (torch.arange(N) % 5 < 2).long()
-    sign = 2.0 * y - 1
-    x = torch.stack([3 * torch.where(FLAGS, -sign, sign), 0.5 * sign], 1)
-    x = x + 0.4 * torch.randn(N, 2, generator=generator)
-    return DataLoader((Noisy if noisy else TensorDataset)(x, y), batch_size=16, shuffle=True)
-
-
-def _mlp_of(first: int, second: int, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(2, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 2))
-
-
-def _mlp(seed: int = 0) -> nn.Sequential:
-    return _mlp_of(16, 12, seed)
+from tests.recipe_cases import (
+    FLAGS,
+    SMALL,
+    Evil,
+    FixedMiner,
+    N,
+    assert_same_result,
+    data_of_recipes,
+    mlp,
+    mlp_of,
+    run_recipe,
+)
+from tests.snapshot import Snapshot
 
 
 def _case_data(case: Case) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*case.batch(N)), batch_size=16, shuffle=True)
-
-
-Recipe = Callable[..., RecipeResult]
-SMALL: dict[str, tuple[Recipe, dict[str, Any]]] = {
-    "denp": (denp, {"steps": 2, "final_epochs": 1, "progress": False}),
-    "dcwp": (dcwp, {"epochs": 1, "iterations": 5, "gate_learning_rate": 0.3, "progress": False}),
-}
-
-
-def _run(recipe: str, model: nn.Module, loader: DataLoader[Any] | None = None, **options: Any) -> RecipeResult:
-    """The recipe, small; with samples that are known unless a miner is given."""
-    function, small = SMALL[recipe]
-    loader = _data() if loader is None else loader
-    return function(model, loader, **{**small, "miner": FixedMiner(), **options})
-
-
-def _assert_same(left: RecipeResult, right: RecipeResult) -> None:
-    states = left.model.state_dict(), right.model.state_dict()
-    assert states[0].keys() == states[1].keys()
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
-    pd.testing.assert_frame_equal(left.history, right.history, check_exact=True)
-    assert torch.equal(left.mined.scores, right.mined.scores) and torch.equal(left.conflicting, right.conflicting)
 
 
 # What they do ---------------------------------------------------------------------------------------------
@@ -118,10 +59,10 @@ def _assert_same(left: RecipeResult, right: RecipeResult) -> None:
 @pytest.mark.parametrize("recipe", SMALL)
 def test_whole_recipe_with_its_own_miner(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The caller's network and the random states stay; half of 16 and 12 channels go; nothing is printed."""
-    model = fine_tune(_mlp(), _data(), epochs=5, learning_rate=0.01, progress=False).train()
+    model = fine_tune(mlp(), data_of_recipes(), epochs=5, learning_rate=0.01, progress=False).train()
     model[1].eval()  # type: ignore[index]
     before = Snapshot(model)
-    result = _run(recipe, model, _data(noisy=True), miner=None, cut={"share_per_class": 0.15})
+    result = run_recipe(recipe, model, data_of_recipes(noisy=True), miner=None, cut={"share_per_class": 0.15})
     before.assert_unchanged()
     sparse: Any = result.model
     assert (sparse[0].out_features, sparse[2].out_features, sparse[4].in_features) == (8, 6, 6)
@@ -137,7 +78,7 @@ def test_whole_recipe_with_its_own_miner(recipe: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("recipe", SMALL)
 def test_history(recipe: str) -> None:
     """A row for mining and one for each step, the last of them as the network that is returned."""
-    result = _run(recipe, _mlp())
+    result = run_recipe(recipe, mlp())
     history = result.history
     assert (
         history["what"].tolist()
@@ -151,30 +92,30 @@ def test_history(recipe: str) -> None:
     assert set(history["mined"]) == {int(FLAGS.sum())}
     sizes = {"denp": [278, 12 * 3 + 9 * 13 + 2 * 10, 8 * 3 + 6 * 9 + 2 * 7], "dcwp": [278, 8 * 3 + 6 * 9 + 2 * 7]}
     assert history["parameters"].tolist() == [*sizes[recipe], sizes[recipe][-1]]
-    p, correct, _ = label_probabilities(result.model, IndexedSamples(_data()))
+    p, correct, _ = label_probabilities(result.model, IndexedSamples(data_of_recipes()))
     last = history.iloc[-1]
     assert last["confidence in mined"] == pytest.approx(float(p[FLAGS].mean()))
     assert last["confidence in others"] == pytest.approx(float(p[~FLAGS].mean()))
     assert last["training accuracy"] == pytest.approx(float(correct.double().mean()))
-    p, _, _ = label_probabilities(_mlp(), IndexedSamples(_data()))
+    p, _, _ = label_probabilities(mlp(), IndexedSamples(data_of_recipes()))
     assert history.iloc[0]["confidence in mined"] == pytest.approx(float(p[FLAGS].mean()))
 
 
 @pytest.mark.parametrize("recipe", SMALL)
 def test_ranked_across_layers(recipe: str) -> None:
-    model: Any = _run(recipe, _mlp(), pruner_options={"global_pruning": True}).model
+    model: Any = run_recipe(recipe, mlp(), pruner_options={"global_pruning": True}).model
     assert model[0].out_features + model[2].out_features == 14
-    kept: Any = _run(recipe, _mlp(), ignored_layers=["2"]).model
+    kept: Any = run_recipe(recipe, mlp(), ignored_layers=["2"]).model
     assert (kept[0].out_features, kept[2].out_features) == (8, 12)
 
 
 @pytest.mark.parametrize("online", [False, True])
 def test_denp_equals_a_loop_by_hand(online: bool) -> None:
     """Prune by the damage of the mined samples, fine-tune with them in half of every batch; at the end once more."""
-    model, loader = _mlp(), _data()
+    model, loader = mlp(), data_of_recipes()
     cut: dict[str, float] = {"share_per_class": 0.15}
     options = {"steps": 3, "final_epochs": 2, "learning_rate": 0.01, "contrastive_weight": 0.1, "seed": 5}
-    result = _run("denp", model, online=online, cut=cut, pruning_ratio=0.6, **options)
+    result = run_recipe("denp", model, online=online, cut=cut, pruning_ratio=0.6, **options)
 
     mine, generator, samples = copy.deepcopy(model), torch.Generator().manual_seed(5), IndexedSamples(loader)
     mined = FixedMiner().fit(model, loader)
@@ -244,8 +185,8 @@ def test_dcwp_without_a_ratio_removes_exactly_the_closed_gates(name: str, cost_w
 
 def test_dcwp_with_a_ratio_takes_the_smallest_gates() -> None:
     """Half of each layer, of the smallest π; then what remains is fine-tuned with the contrastive loss."""
-    model, loader = _mlp(), _data()
-    result = _run("dcwp", model, contrastive_weight=0.2, learning_rate=0.01, upweight=11.0, seed=2)
+    model, loader = mlp(), data_of_recipes()
+    result = run_recipe("dcwp", model, contrastive_weight=0.2, learning_rate=0.01, upweight=11.0, seed=2)
     mine = copy.deepcopy(model)
     importance = ContrastiveImportance(
         FLAGS, upweight=11.0, contrastive_weight=0.2, iterations=5, learning_rate=0.3, seed=2, progress=False
@@ -269,8 +210,8 @@ def test_dcwp_with_a_ratio_takes_the_smallest_gates() -> None:
 
 @pytest.mark.parametrize("recipe", SMALL)
 def test_seed_decides(recipe: str) -> None:
-    left, right, other = (_run(recipe, _mlp(), seed=seed, learning_rate=0.01) for seed in (1, 1, 2))
-    _assert_same(left, right)
+    left, right, other = (run_recipe(recipe, mlp(), seed=seed, learning_rate=0.01) for seed in (1, 1, 2))
+    assert_same_result(left, right)
     assert any(
         a.shape != b.shape or not torch.equal(a, b)
         for a, b in zip(left.model.parameters(), other.model.parameters(), strict=True)
@@ -295,15 +236,15 @@ def test_scores_that_no_layer_gives(recipe: str) -> None:
     options = {"contrastive_weight": 0.1}
     before = Snapshot(model)
     with pytest.raises(UnsupportedModelError, match="add 'classifier' to ignored_layers"):
-        _run(recipe, model, **options)
+        run_recipe(recipe, model, **options)
     with pytest.raises(UnsupportedModelError, match="feature_layer="):
-        _run(recipe, model, ignored_layers=["classifier"], **options)
+        run_recipe(recipe, model, ignored_layers=["classifier"], **options)
     before.assert_unchanged()
     if recipe == "dcwp":
         options["feature_layer"] = "classifier"  # type: ignore[assignment]
     else:
         options["contrastive_weight"] = 0.0
-    result: Any = _run(recipe, model, ignored_layers=["classifier"], **options)
+    result: Any = run_recipe(recipe, model, ignored_layers=["classifier"], **options)
     assert result.model.body.out_features == 5
 
 
@@ -313,7 +254,7 @@ def test_every_network(recipe: str, name: str) -> None:
     case = CASES[name]
     model = case.model()
     options = {"output_transform": case.transform, "pruning_ratio": 0.4}
-    result = _run(recipe, model, _case_data(case), **options)
+    result = run_recipe(recipe, model, _case_data(case), **options)
     direct = copy.deepcopy(model)
     case.pruner(direct, tp.importance.GroupMagnitudeImportance()).step()
     assert [p.shape for p in result.model.parameters()] == [p.shape for p in direct.parameters()]
@@ -322,7 +263,7 @@ def test_every_network(recipe: str, name: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_number_of_steps_does_not_change_how_many_channels_go(steps: int) -> None:
     """3 · 0.2 / 3 is more than 0.2 in floating point, and 5 · (1 − that) less than 4."""
-    model: Any = _run("denp", _mlp_of(10, 5), pruning_ratio=0.2, steps=steps).model
+    model: Any = run_recipe("denp", mlp_of(10, 5), pruning_ratio=0.2, steps=steps).model
     assert (model[0].out_features, model[2].out_features) == (8, 4)
 
 
@@ -333,7 +274,7 @@ def test_importance_of_the_user() -> None:
         asked.append(flags)
         return ContrastiveImportance(flags, form="first-order")
 
-    model: Any = _run("denp", _mlp(), importance=importance).model
+    model: Any = run_recipe("denp", mlp(), importance=importance).model
     assert len(asked) == 2 and all(torch.equal(flags, FLAGS) for flags in asked)
     assert (model[0].out_features, model[2].out_features) == (8, 6)
 
@@ -343,16 +284,16 @@ def test_options_of_the_pruner_hold_for_denp_s_own_miner() -> None:
     model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3), nn.ReLU(), nn.Linear(3, 2))
     cut: dict[str, float] = {"share_per_class": 0.15}
     options = {"global_pruning": True}
-    result = _run("denp", model, miner=None, cut=cut, pruner_options=options, pruning_ratio=0.4)
+    result = run_recipe("denp", model, miner=None, cut=cut, pruner_options=options, pruning_ratio=0.4)
     assert sum(p.shape[0] for p in result.model.parameters() if p.ndim == 2) < 16 + 3 + 2
 
 
 @pytest.mark.parametrize("recipe", SMALL)
 def test_option_that_names_layers_of_the_caller_s_network_is_not_lost(recipe: str) -> None:
     """The copy has other modules: such an option holds for it, or is refused."""
-    model = _mlp()
+    model = mlp()
     try:
-        result: Any = _run(recipe, model, pruner_options={"pruning_ratio_dict": {model[0]: 0.25}}).model
+        result: Any = run_recipe(recipe, model, pruner_options={"pruning_ratio_dict": {model[0]: 0.25}}).model
     except InputError as error:
         assert "pruner_options" in str(error)
         return
@@ -399,20 +340,20 @@ def test_run_that_was_cut_short_goes_on(run: str, call: int, tmp_path: Path, mon
     recipe, name, options, n_calls = RUNS[run]
     case, miner = CASES[name], FixedMiner()
     model, loader = case.model().train(), _case_data(case)
-    whole = _run(recipe, model, loader, seed=4, learning_rate=0.01, **options)
+    whole = run_recipe(recipe, model, loader, seed=4, learning_rate=0.01, **options)
     again = {"folder": tmp_path / "run", "miner": miner, "seed": 4, "learning_rate": 0.01, **options}
     before = Snapshot(model)
     calls = _cut_short(monkeypatch, call)
     with pytest.raises(CutShortError):
-        _run(recipe, model, loader, **again)
+        run_recipe(recipe, model, loader, **again)
     assert len(calls) == call
     calls = _cut_short(monkeypatch, 0)
     torch.manual_seed(call)
     before.random = (*before.random[:2], torch.get_rng_state())
-    _assert_same(_run(recipe, model, loader, **again), whole)
+    assert_same_result(run_recipe(recipe, model, loader, **again), whole)
     done_twice = 1 if options.get("online") and call % 2 == 0 else 0  # the step's ordinary epoch
     assert len(calls) == n_calls - (call - 1) + done_twice and miner.calls == 1
-    _assert_same(_run(recipe, model, loader, **again), whole)  # finished: nothing is done
+    assert_same_result(run_recipe(recipe, model, loader, **again), whole)  # finished: nothing is done
     assert len(calls) == n_calls - (call - 1) + done_twice and miner.calls == 1
     before.assert_unchanged()
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -458,7 +399,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """A folder of a finished run of each recipe."""
     folders = {recipe: tmp_path_factory.mktemp(recipe) for recipe in SMALL}
     for recipe, folder in folders.items():
-        _run(recipe, _mlp(), folder=folder)
+        run_recipe(recipe, mlp(), folder=folder)
     return folders
 
 
@@ -466,10 +407,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def test_run_with_other_settings_is_refused(
     recipe: str, options: dict[str, Any], key: str, finished: Mapping[str, Path]
 ) -> None:
-    model = _mlp()
+    model = mlp()
     before = Snapshot(model)
     with pytest.raises(InputError, match=rf"is of a run with another .*{key}.*; use another folder, or delete it"):
-        _run(recipe, model, folder=finished[recipe], **options)
+        run_recipe(recipe, model, folder=finished[recipe], **options)
     before.assert_unchanged()
 
 
@@ -477,26 +418,16 @@ def test_run_of_another_network_miner_recipe_or_dataset_is_refused(
     finished: Mapping[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="another network; use"):
-        _run("denp", _mlp(1), folder=finished["denp"])
+        run_recipe("denp", mlp(1), folder=finished["denp"])
     with pytest.raises(InputError, match=r"another .*recipe"):
-        _run("dcwp", _mlp(), folder=finished["denp"])
-    x, y = _data().dataset.tensors  # type: ignore[attr-defined]
+        run_recipe("dcwp", mlp(), folder=finished["denp"])
+    x, y = data_of_recipes().dataset.tensors  # type: ignore[attr-defined]
     fewer = DataLoader(TensorDataset(x[:40], y[:40]), batch_size=16)
     with pytest.raises(InputError, match="another samples"):
-        _run("denp", _mlp(), fewer, folder=finished["denp"])
-    _run("denp", _mlp(), miner=MisclassifiedMiner(epochs=1), cut={"share_per_class": 0.2}, folder=tmp_path)
+        run_recipe("denp", mlp(), fewer, folder=finished["denp"])
+    run_recipe("denp", mlp(), miner=MisclassifiedMiner(epochs=1), cut={"share_per_class": 0.2}, folder=tmp_path)
     with pytest.raises(InputError, match=r"another .*miner"):
-        _run("denp", _mlp(), miner=MisclassifiedMiner(epochs=2), cut={"share_per_class": 0.2}, folder=tmp_path)
-
-
-class Evil:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.path, "gotcha")
+        run_recipe("denp", mlp(), miner=MisclassifiedMiner(epochs=2), cut={"share_per_class": 0.2}, folder=tmp_path)
 
 
 DAMAGE: dict[str, Callable[[Path, bytes], Any]] = {
@@ -518,14 +449,14 @@ def test_damaged_progress_is_refused(recipe: str, damage: str, finished: Mapping
     data = (finished[recipe] / "progress.safetensors").read_bytes()
     path = tmp_path / "progress.safetensors"
     path.write_bytes(data)
-    _run(recipe, _mlp(), folder=tmp_path)  # as it is, it is taken up
+    run_recipe(recipe, mlp(), folder=tmp_path)  # as it is, it is taken up
     DAMAGE[damage](path, data)
     left = path.read_bytes()
     assert left != data
-    model = _mlp()
+    model = mlp()
     before = Snapshot(model)
     with pytest.raises(InputError, match="delete it to begin again"):
-        _run(recipe, model, folder=tmp_path)
+        run_recipe(recipe, model, folder=tmp_path)
     before.assert_unchanged()
     assert path.read_bytes() == left and [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing unpickled
 
@@ -585,7 +516,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[FairtrimError], str]] = {
     "no epochs": ({"epochs": -1}, InputError, "epochs=-1"),
     "learning rate": ({"learning_rate": 0.0}, InputError, "learning_rate=0.0"),
     "two cuts": ({"cut": {"threshold": 0.5, "deviations": 3.0}}, InputError, "not several"),
-    "list": ({"loader": [_data().dataset[:4]]}, InputError, "the loader is a list; expected a DataLoader"),
+    "list": ({"loader": [data_of_recipes().dataset[:4]]}, InputError, "the loader is a list; expected a DataLoader"),
     "single class": (
         {"loader": DataLoader(TensorDataset(torch.randn(N, 2), torch.ones(N).long()), batch_size=16)},
         InputError,
@@ -608,27 +539,27 @@ FAULTS: dict[str, tuple[dict[str, Any], type[FairtrimError], str]] = {
 @pytest.mark.parametrize("recipe", SMALL)
 def test_errors_leave_the_network_alone(recipe: str, fault: str) -> None:
     options, error, message = FAULTS[fault]
-    model = _mlp().train()
+    model = mlp().train()
     model[1].eval()
     before = Snapshot(model)
     with pytest.raises(error, match=message):
-        _run(recipe, model, **options)
+        run_recipe(recipe, model, **options)
     before.assert_unchanged()
 
 
 def test_arguments_of_one_recipe() -> None:
-    model = _mlp()
+    model = mlp()
     with pytest.raises(InputError, match="steps=0"):
-        _run("denp", model, steps=0)
+        run_recipe("denp", model, steps=0)
     with pytest.raises(InputError, match="or None for the closed gates"):
-        _run("dcwp", model, pruning_ratio=-0.5)
+        run_recipe("dcwp", model, pruning_ratio=-0.5)
     with pytest.raises(InputError, match="cost='latency'"):
-        _run("dcwp", model, cost="latency")
+        run_recipe("dcwp", model, cost="latency")
     with pytest.raises(InputError, match="feature_layer='neck' is not a module"):
-        _run("dcwp", model, feature_layer="neck")
+        run_recipe("dcwp", model, feature_layer="neck")
     with pytest.raises(InputError, match=r"level 0.8.* leaves no channel"):
         small = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
-        _run("denp", small, miner=AccumulatedConfidence(levels=(0.4, 0.8)))
+        run_recipe("denp", small, miner=AccumulatedConfidence(levels=(0.4, 0.8)))
 
 
 # What a review found ---------------------------------------------------------------------------------------
@@ -638,14 +569,14 @@ def test_frozen_layers_stay_frozen() -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     for layer in (model[0], model[1]):
         layer.requires_grad_(False)
-    sparse = _run("denp", model, pruning_ratio=0.5).model
+    sparse = run_recipe("denp", model, pruning_ratio=0.5).model
     assert [p.requires_grad for p in sparse.parameters()] == [p.requires_grad for p in model.parameters()]
     assert int(sparse[1].num_batches_tracked) == 0
     kept = [c for c in range(8) if any(torch.equal(model[0].weight[c], row) for row in sparse[0].weight)]
     assert len(kept) == sparse[0].out_features == 4  # rows of the frozen layer, unchanged
     model.requires_grad_(False)
     with pytest.raises(InputError, match="every parameter is frozen"):
-        _run("denp", model, pruning_ratio=0.5)
+        run_recipe("denp", model, pruning_ratio=0.5)
 
 
 class Softmaxed(nn.Module):
@@ -663,37 +594,37 @@ class Softmaxed(nn.Module):
 def test_layer_of_the_scores_is_never_pruned(global_pruning: bool) -> None:
     options = {"pruner_options": {"global_pruning": global_pruning}}
     with pytest.raises(UnsupportedModelError, match="add 'fc' to ignored_layers"):
-        _run("denp", Softmaxed(), **options)
-    assert _run("denp", Softmaxed(), ignored_layers=["fc"], **options).model.fc.out_features == 2
+        run_recipe("denp", Softmaxed(), **options)
+    assert run_recipe("denp", Softmaxed(), ignored_layers=["fc"], **options).model.fc.out_features == 2
 
 
 @pytest.mark.parametrize("recipe", ["denp", "dcwp"])
 def test_features_are_looked_for_before_anything_is_mined(recipe: str) -> None:
     miner = FixedMiner()
     with pytest.raises(UnsupportedModelError, match="feature_layer="):
-        _run(recipe, Softmaxed(), ignored_layers=["fc"], contrastive_weight=0.1, miner=miner)
+        run_recipe(recipe, Softmaxed(), ignored_layers=["fc"], contrastive_weight=0.1, miner=miner)
     assert miner.calls == 0
-    _run(recipe, Softmaxed(), ignored_layers=["fc"], contrastive_weight=0.1, feature_layer="fc")
+    run_recipe(recipe, Softmaxed(), ignored_layers=["fc"], contrastive_weight=0.1, feature_layer="fc")
 
 
 @pytest.mark.parametrize("recipe", ["denp", "dcwp"])
 def test_batchnorm_is_recalibrated_where_nothing_is_fine_tuned(recipe: str) -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     epochs = {"epochs": 0} | ({"final_epochs": 0} if recipe == "denp" else {})
-    sparse = _run(recipe, model, pruning_ratio=0.5, **epochs).model
-    x, _ = (torch.stack(column) for column in zip(*_data().dataset, strict=True))
+    sparse = run_recipe(recipe, model, pruning_ratio=0.5, **epochs).model
+    x, _ = (torch.stack(column) for column in zip(*data_of_recipes().dataset, strict=True))
     torch.testing.assert_close(sparse[1].running_mean, sparse[0](x).mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_run_with_other_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loader, model = _data(), _mlp()
-    _run("denp", model, loader, folder=tmp_path)
+    loader, model = data_of_recipes(), mlp()
+    run_recipe("denp", model, loader, folder=tmp_path)
     x, y = loader.dataset.tensors
     permuted = DataLoader(TensorDataset(x.flip(0), y.flip(0)), batch_size=16, shuffle=True)
     with pytest.raises(InputError, match="saw other samples"):
-        _run("denp", model, permuted, folder=tmp_path)
+        run_recipe("denp", model, permuted, folder=tmp_path)
     with pytest.raises(InputError, match="another batch_size"):
-        _run("denp", model, DataLoader(loader.dataset, batch_size=8), folder=tmp_path)
+        run_recipe("denp", model, DataLoader(loader.dataset, batch_size=8), folder=tmp_path)
 
 
 def test_edited_progress_is_refused(tmp_path: Path) -> None:
@@ -711,8 +642,8 @@ def test_edited_progress_is_refused(tmp_path: Path) -> None:
 def test_mining_is_kept_when_the_cut_is_wrong(tmp_path: Path) -> None:
     miner = FixedMiner()
     with pytest.raises(InputError, match=r"no sample.*cut=\{'share_per_class': ...\}"):
-        _run("denp", _mlp(), folder=tmp_path, miner=miner, cut={"threshold": 2.0})
-    _run("denp", _mlp(), folder=tmp_path, miner=miner, cut={"share_per_class": 0.1})
+        run_recipe("denp", mlp(), folder=tmp_path, miner=miner, cut={"threshold": 2.0})
+    run_recipe("denp", mlp(), folder=tmp_path, miner=miner, cut={"share_per_class": 0.1})
     assert miner.calls == 1
 
 
@@ -721,27 +652,27 @@ def test_heads_are_counted_on_after_an_interruption(tmp_path: Path, monkeypatch:
     loader, model = _case_data(case), case.model()
     heads = {"num_heads": {"query": 2, "key": 2, "value": 2}, "prune_num_heads": True, "head_pruning_ratio": 0.5}
     options = {"pruner_options": {**heads, "prune_head_dims": False}, "pruning_ratio": 0.4, "feature_layer": "head"}
-    whole = _run("denp", model, loader, **options)
+    whole = run_recipe("denp", model, loader, **options)
     with monkeypatch.context() as patch:
         _cut_short(patch, 2)
         with pytest.raises(CutShortError):
-            _run("denp", model, loader, folder=tmp_path, **options)
-    _assert_same(_run("denp", model, loader, folder=tmp_path, **options), whole)
+            run_recipe("denp", model, loader, folder=tmp_path, **options)
+    assert_same_result(run_recipe("denp", model, loader, folder=tmp_path, **options), whole)
 
 
 def test_no_closed_gate_is_said() -> None:
     with pytest.warns(UserWarning, match="no gate is closed"):
-        _run("dcwp", _mlp(), pruning_ratio=None, cost_weight=0.0, iterations=1, gate_learning_rate=1e-3)
+        run_recipe("dcwp", mlp(), pruning_ratio=None, cost_weight=0.0, iterations=1, gate_learning_rate=1e-3)
 
 
 def test_a_kind_of_layer_is_no_name_of_a_layer() -> None:
     """``customized_pruners`` of the host has classes for keys."""
     options = {"pruner_options": {"customized_pruners": {nn.GRU: type(tp.prune_linear_out_channels.__self__)()}}}
-    assert _run("denp", _mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8
+    assert run_recipe("denp", mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8
 
 
 def test_very_few_mined_samples_are_pointed_out() -> None:
     flags = torch.zeros(N, dtype=torch.bool)
     flags[3] = True
     with pytest.warns(UserWarning, match=f"only 1 of {N} samples were mined, for 2 classes"):
-        _run("denp", _mlp(), miner=FixedMiner(flags), pruning_ratio=0.5)
+        run_recipe("denp", mlp(), miner=FixedMiner(flags), pruning_ratio=0.5)
