@@ -21,13 +21,12 @@ from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
 from fairtrim.comparison.latency import FEWEST_ROUNDS
-from fairtrim.damage.scoring_run import described
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
+from fairtrim.files.run_settings import described, plain_settings
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, has_batchnorm
-from fairtrim_adapters.torch_pruning.recipes.sparse_run import plain_settings
 
 from .cell import (
     DENSE,
