@@ -25,7 +25,7 @@ from fairtrim.files.run_settings import plain_settings
 from fairtrim.mining.miner import MinedSamples, Miner, check_cut, label_probabilities, require_some_mined
 from fairtrim.network.fine_tuning import fine_tune
 from fairtrim.network.output_layer import FeatureTap
-from fairtrim.network.recalibration import recalibrate_batchnorm
+from fairtrim.network.recalibration import batchnorm_layers, recalibrate_batchnorm
 from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -154,7 +154,7 @@ class SparseRun:
 
     def recalibrate(self) -> None:
         """Bring BatchNorm statistics up to date where no fine-tuning does."""
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules()):
+        if batchnorm_layers(self.model):
             batches = ((batch.inputs, batch.target) for _, batch in self.samples.in_order(model_device(self.model)))
             recalibrate_batchnorm(self.model, batches, forward_fn=self.calling["forward_fn"], progress=self.progress)
 
