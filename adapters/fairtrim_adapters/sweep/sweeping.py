@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
 from fairtrim.comparison.latency import FEWEST_ROUNDS
-from fairtrim.damage.scoring_run import described
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
+from fairtrim.files.run_settings import described, plain_settings
+from fairtrim.network.recalibration import batchnorm_layers
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, has_batchnorm
-from fairtrim_adapters.torch_pruning.recipes.sparse_run import plain_settings
+from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions
 
 from .cell import (
     DENSE,
@@ -306,7 +306,7 @@ def _check_network(network: nn.Module, settings: Settings) -> None:
         raise InputError(
             f"ignored_layers holds {unknown[0]!r}{meant}; expected names of the network's layers: {names[:20]}"
         )
-    if settings.recalibrate and settings.fine_tuning == 0 and has_batchnorm(network):
+    if settings.recalibrate and settings.fine_tuning == 0 and batchnorm_layers(network):
         settings.data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
 
 

@@ -15,6 +15,7 @@ from fairtrim import InputError, fine_tune, recalibrate_batchnorm
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.devices import model_device
+from fairtrim.network.recalibration import batchnorm_layers
 from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -23,7 +24,7 @@ from fairtrim_adapters.torch_pruning.importances.channel_importance import Chann
 from fairtrim_adapters.torch_pruning.recipes.gradual import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
 
-__all__ = ["FineTuning", "PrunerOptions", "has_batchnorm", "prune_and_fine_tune", "prune_copy"]
+__all__ = ["FineTuning", "PrunerOptions", "prune_and_fine_tune", "prune_copy"]
 
 PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
 """Further arguments of ``BasePruner``: names of layers where it takes layers; or a function of the network that gives
@@ -113,27 +114,10 @@ def prune_copy(
             f"nothing was removed at ratio={ratio}: every layer is ignored, or too small to lose a channel; expected a "
             "higher ratio or fewer ignored_layers"
         )
-    if recalibrate and has_batchnorm(pruned):
+    if recalibrate and batchnorm_layers(pruned):
         loader = data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
         recalibrate_batchnorm(pruned, loader, forward_fn=data.forward_fn, progress=progress)
     return pruned
-
-
-def has_batchnorm(model: nn.Module) -> bool:
-    """Whether a network has BatchNorm statistics, which pruning makes wrong.
-
-    Args:
-        model: The network.
-
-    Returns:
-        Whether.
-
-    Example:
-        >>> has_batchnorm(nn.BatchNorm1d(3)), has_batchnorm(nn.BatchNorm1d(3, track_running_stats=False))
-        (True, False)
-    """
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return any(norm.running_mean is not None for norm in norms)
 
 
 def prune_and_fine_tune(

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairtrim.data.batches import map_tensors
-from fairtrim.data.labels import whole_labels
-from fairtrim.devices import to_device
+from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import needs_labels
 from fairtrim.preservation import preserved_random_state
 
-from .batches import Batch, iterate_batches
+from .batches import Batch, iterate_batches, slice_samples, tensors_of
+from .labels import require_labels, whole_labels
 from .sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames, match_groups
 
 __all__ = ["ValidationSet"]
@@ -93,9 +92,7 @@ class ValidationSet:
             raise InputError(
                 f"sides=True with {len(self.groups)} groups; expected an unprivileged and a privileged one"
             )
-        lengths: list[int] = []
-        for side in (self.inputs, self.counterfactual):
-            map_tensors(side, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
+        lengths = [len(tensor) for tensor in tensors_of((self.inputs, self.counterfactual))]
         columns = [self.target, self.group] + ([] if self.weight is None else [self.weight])
         lengths += [len(column) for column in columns]
         if len(set(lengths)) != 1:
@@ -208,11 +205,11 @@ class ValidationSet:
         """
         return replace(
             self,
-            inputs=map_tensors(self.inputs, lambda tensor: tensor[rows]),
+            inputs=slice_samples(self.inputs, rows),
             target=self.target[rows],
             group=self.group[rows],
             weight=None if self.weight is None else self.weight[rows],
-            counterfactual=map_tensors(self.counterfactual, lambda tensor: tensor[rows]),
+            counterfactual=slice_samples(self.counterfactual, rows),
         )
 
     def flipped(self) -> ValidationSet:
@@ -262,7 +259,7 @@ class ValidationSet:
         """
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
         for index, rows in enumerate(torch.split(order, batch_size)):
-            inputs = to_device(map_tensors(self.inputs, lambda tensor, rows=rows: tensor[rows]), device)  # type: ignore[misc]
+            inputs = to_device(slice_samples(self.inputs, rows), device)
             yield rows, Batch(inputs, self.target[rows].to(device), None, index)
 
     def check_not_empty(self) -> None:
@@ -288,14 +285,11 @@ class ValidationSet:
             InputError: Labels are outside 0 … K − 1 or all the same, there is one group only, or a group has nobody
                 that the measure compares.
         """
-        low, high = int(self.target.min()), int(self.target.max())
-        if low < 0 or high >= n_classes:
+        require_labels(self.target, n_classes)
+        if len(torch.unique(self.target)) == 1:
             raise InputError(
-                f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} classes"
-            )
-        if low == high:
-            raise InputError(
-                f"everybody in the validation data has label {low}; expected people of at least two labels"
+                f"everybody in the validation data has label {int(self.target[0])}; expected people of at least two "
+                "labels"
             )
         absent = sorted(set(range(n_classes)) - set(self.target.tolist()))
         if absent:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim.arguments import require_number
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
-from fairtrim.network.fine_tuning import BatchLoss, fine_tune
+from fairtrim.network.fine_tuning import fine_tune
 from fairtrim.network.losses import generalized_cross_entropy
 
 from .miner import MinedSamples, Miner, Trace, label_probabilities
@@ -86,7 +86,7 @@ class AccumulatedConfidence(Miner):
     levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     epochs: int = 1
     learning_rate: float = 1e-3
-    loss_fn: BatchLoss = generalized_cross_entropy
+    loss_fn: LossFunction = generalized_cross_entropy
     accumulate: Accumulation = "confidence"
     repeats: int = 1
     n_jobs: int | None = None

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from fairtrim.arguments import require_known, require_number
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
-from fairtrim.network.fine_tuning import BatchLoss, fine_tune, reinitialized
+from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy, require_class_scores
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.network.scored_network import class_scores
@@ -327,7 +327,7 @@ class _TrainingMiner(Miner):
             raise InputError(f"network is a {type(self.network).__name__}; expected a function that builds a new one")
 
     @abstractmethod
-    def _loss(self) -> BatchLoss:
+    def _loss(self) -> LossFunction:
         """What the network is trained with."""
 
     @abstractmethod
@@ -401,7 +401,7 @@ class GeneralizedCrossEntropyMiner(_TrainingMiner):
         super().__post_init__()
         require_number("q", self.q, above=0)
 
-    def _loss(self) -> BatchLoss:
+    def _loss(self) -> LossFunction:
         return lambda scores, target: generalized_cross_entropy(scores, target, q=self.q)
 
     def _mined(self, trace: Trace) -> MinedSamples:
@@ -449,7 +449,7 @@ class EpochEnsemble(_TrainingMiner):
             require_number("confidence", self.confidence, above=0, below=1)
         require_number("cut", self.cut, above=0, below=1)
 
-    def _loss(self) -> BatchLoss:
+    def _loss(self) -> LossFunction:
         def confident(scores: Tensor, target: Tensor) -> Tensor:
             losses = F.cross_entropy(scores, target, reduction="none")
             confidence = min(0.05, 0.5 / scores.shape[1]) if self.confidence is None else self.confidence
@@ -490,7 +490,7 @@ class LossMiner(_TrainingMiner):
 
     epochs: int = 3
 
-    def _loss(self) -> BatchLoss:
+    def _loss(self) -> LossFunction:
         return F.cross_entropy
 
     def _mined(self, trace: Trace) -> MinedSamples:
@@ -524,7 +524,7 @@ class MisclassifiedMiner(_TrainingMiner):
 
     epochs: int = 3
 
-    def _loss(self) -> BatchLoss:
+    def _loss(self) -> LossFunction:
         return F.cross_entropy
 
     def _mined(self, trace: Trace) -> MinedSamples:

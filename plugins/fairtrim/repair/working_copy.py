@@ -20,7 +20,7 @@ from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.objective import Decisions, Objective, non_dominated
 from fairtrim.network.output_layer import LinearHead, find_head
-from fairtrim.network.scored_network import check_network, class_scores
+from fairtrim.network.scored_network import ScoredNetwork, check_network
 from fairtrim.preservation import preserved_model
 
 from .repaired_network import OperatingPoint
@@ -90,7 +90,7 @@ class Workspace:
         self._batches: dict[
             int, tuple[ValidationSet, list[Batch]]
         ] = {}  # the set is kept, so that its id is not reused
-        self.head: LinearHead = find_head(self.model, self._kept_batches(selection)[0], forward_fn, output_transform)
+        self.head: LinearHead = find_head(self.network, self._kept_batches(selection)[0])
         self.n_classes = max(2, self.head.module.out_features)
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         self.original = {name: value.detach().clone() for name, value in self.model.named_parameters()}
@@ -113,6 +113,11 @@ class Workspace:
             self._batches[id(people)] = (people, [batch for _, batch in people.batches(self.batch_size, self.device)])
         return self._batches[id(people)][1]
 
+    @property
+    def network(self) -> ScoredNetwork:
+        """The working copy, callable."""
+        return ScoredNetwork(self.model, self.forward_fn, self.output_transform)
+
     def forward(self, batch: Batch) -> Tensor:
         """Scores of the working copy, (N, K).
 
@@ -122,7 +127,7 @@ class Workspace:
         Returns:
             The scores, with gradients where they are enabled.
         """
-        return class_scores(self.model, batch, self.forward_fn, self.output_transform)
+        return self.network.scores(batch)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Penultimate features and scores of the working copy.
@@ -133,7 +138,7 @@ class Workspace:
         Returns:
             (N, D) and (N, K).
         """
-        return self.head.features(self.model, batch, self.forward_fn, self.output_transform)
+        return self.head.features(self.network, batch)
 
     def scores(self, people: ValidationSet) -> Tensor:
         """Scores of the working copy for all of some people.

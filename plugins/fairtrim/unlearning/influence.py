@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import Batch, ForwardFunction, map_tensors
+from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.validation_set import ValidationSet
-from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import BIAS_MEASURES
 from fairtrim.measures.scores import two_or_more
 from fairtrim.network.output_layer import LinearHead, find_head
-from fairtrim.network.scored_network import check_network, class_scores
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .output_layer_problem import LastLayer
@@ -271,28 +270,19 @@ def unlearn_samples(
     return repaired
 
 
-class _Network:
-    """A network with the ways to call it."""
+@dataclass(frozen=True)
+class _Network(ScoredNetwork):
+    """A network whose samples are independent, and the inputs of its output layer."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward_fn: ForwardFunction | None,
-        output_transform: Callable[[Any], Tensor] | None,
-    ) -> None:
-        check_network(model)
-        self.model, self.device = model, model_device(model)
-        self._options = (forward_fn, output_transform)
-
-    def scores(self, batch: Batch) -> Tensor:
-        return class_scores(self.model, batch, *self._options)
+    def __post_init__(self) -> None:
+        self.check()
 
     def head(self, batch: Batch) -> LinearHead:
-        return find_head(self.model, batch, *self._options)
+        return find_head(self, batch)
 
     def batch_features(self, batch: Batch, head: LinearHead) -> Tensor:
         with torch.no_grad():
-            return head.features(self.model, batch, *self._options)[0].cpu().double()
+            return head.features(self, batch)[0].cpu().double()
 
     def features(self, people: ValidationSet, head: LinearHead) -> Tensor:
         return torch.cat([self.batch_features(batch, head) for _, batch in people.batches(1024, self.device)])
@@ -416,9 +406,7 @@ def _influence_of_all_layers(
 
 
 def _length(inputs: Any) -> int:
-    lengths: list[int] = []
-    map_tensors(inputs, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
-    return lengths[0]
+    return len(tensors_of(inputs)[0])
 
 
 class _Scores(nn.Module):

@@ -18,9 +18,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
-from fairtrim.damage.loss_expansion import LossFunction
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.processes import Processes
 from fairtrim.selection.ranking import Selection, break_ties

@@ -16,7 +16,7 @@ from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, Wo
 from fairtrim.damage.loss_expansion import Curvature
 from fairtrim.damage.moments import Interactions
 from fairtrim.damage.weight_saliency import collect_weight_saliency
-from fairtrim.selection.ranking import (
+from fairtrim.selection import (
     Pool,
     Selection,
     joint_selection,

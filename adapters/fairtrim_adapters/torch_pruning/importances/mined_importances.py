@@ -15,7 +15,7 @@ from fairtrim.devices import model_device
 from fairtrim.mining.contrastive_gates import ContrastiveObjective, Cost, channel_costs, gate_slopes, learn_gates
 from fairtrim.mining.miner import MinedSamples, require_some_mined
 from fairtrim.network.losses import negative_margin
-from fairtrim.selection.ranking import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
+from fairtrim.selection import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
 
 from .channel_importance import ChannelImportance

@@ -15,7 +15,7 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.mining import accumulated_confidence as core
 from fairtrim.mining.accumulated_confidence import GradualPruning
-from fairtrim.network.fine_tuning import FeatureTap
+from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph

@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -21,9 +21,11 @@ from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
+from fairtrim.files.run_settings import plain_settings
 from fairtrim.mining.miner import MinedSamples, Miner, check_cut, label_probabilities, require_some_mined
-from fairtrim.network.fine_tuning import FeatureTap, fine_tune
-from fairtrim.network.recalibration import recalibrate_batchnorm
+from fairtrim.network.fine_tuning import fine_tune
+from fairtrim.network.output_layer import FeatureTap
+from fairtrim.network.recalibration import batchnorm_layers, recalibrate_batchnorm
 from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -33,7 +35,7 @@ from fairtrim_adapters.torch_pruning.importances.channel_importance import Chann
 
 from .gradual import freeze, frozen_parameters, pruner_of_levels
 
-__all__ = ["RecipeResult", "SparseRun", "begin", "check_run", "plain_settings"]
+__all__ = ["RecipeResult", "SparseRun", "begin", "check_run"]
 
 _REMEDY = "cut={'share_per_class': ...}"
 
@@ -152,7 +154,7 @@ class SparseRun:
 
     def recalibrate(self) -> None:
         """Bring BatchNorm statistics up to date where no fine-tuning does."""
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules()):
+        if batchnorm_layers(self.model):
             batches = ((batch.inputs, batch.target) for _, batch in self.samples.in_order(model_device(self.model)))
             recalibrate_batchnorm(self.model, batches, forward_fn=self.calling["forward_fn"], progress=self.progress)
 
@@ -252,30 +254,6 @@ class SparseRun:
     def result(self) -> RecipeResult:
         """What the recipe returns."""
         return RecipeResult(self.model.eval(), pd.DataFrame(self.rows), self.mined, self.conflicting)
-
-
-def plain_settings(value: Any) -> Any:
-    """A setting as JSON can hold it, the same in every process.
-
-    Args:
-        value: Plain values, containers and dataclasses of them; of anything else the name is kept.
-
-    Returns:
-        The description.
-
-    Example:
-        >>> plain_settings({"share": 0.5, "layers": ("a", nn.Linear)})
-        {'share': 0.5, 'layers': ['a', 'Linear']}
-    """
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    if isinstance(value, Mapping):
-        return {str(plain_settings(key)): plain_settings(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain_settings(entry) for entry in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {f.name: plain_settings(getattr(value, f.name)) for f in fields(value)}]
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def begin(
