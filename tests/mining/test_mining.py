@@ -617,9 +617,9 @@ def test_mined_samples_print_in_a_line() -> None:
 
 
 def test_repeats_are_averaged_wherever_they_run(trained: nn.Sequential) -> None:
-    options: dict[str, Any] = {"levels": (0.25, 0.5), "seed": 3}
+    options: dict[str, Any] = {"levels": (0.25, 0.5), "random_state": 3}
     once = [
-        AccumulatedConfidence(**{**options, "seed": 3 + r}).trace(trained, _loader(), progress=False)[0]
+        AccumulatedConfidence(**{**options, "random_state": 3 + r}).trace(trained, _loader(), progress=False)[0]
         for r in range(2)
     ]
     for n_jobs in (None, 2):
