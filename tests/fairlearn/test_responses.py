@@ -384,8 +384,10 @@ def test_control_features() -> None:
 
 @pytest.mark.parametrize("function", [metric_frame, compare_models, compare_predictions])
 def test_arguments_are_named(function: Callable[..., Any]) -> None:
-    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
-    assert inspect.Parameter.VAR_KEYWORD not in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
+    parameters = inspect.signature(function).parameters.values()
+    assert all(parameter.kind is not inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+    open_ended = [entry.annotation for entry in parameters if entry.kind is inspect.Parameter.VAR_KEYWORD]
+    assert all("Unpack[" in annotation for annotation in open_ended)  # typed, so that editors complete them
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'metrcs' \(did you mean 'metrics'\?\)"):
         function(metrcs=None)
 
