@@ -133,7 +133,7 @@ def mining(
         "misclassified after 3 epochs (JTT)": MisclassifiedMiner(epochs=3),
     }.items():
         start = time.perf_counter()
-        mined = other.fit(dense, loader, progress=False)
+        mined = other.mine(dense, loader, progress=False)
         add(name, mined.scores, other.epochs, time.perf_counter() - start)
         if isinstance(other, GeneralizedCrossEntropyMiner) and mined.cut is not None:
             add("GCE misclassified", mined.cut.double(), other.epochs, time.perf_counter() - start)

@@ -190,7 +190,7 @@ class Known(Miner):
     def __init__(self, mined: MinedSamples) -> None:
         self._mined = mined
 
-    def fit(self, model: nn.Module, loader: Loader, *, progress: bool = True) -> MinedSamples:
+    def mine(self, model: nn.Module, loader: Loader, *, progress: bool = True) -> MinedSamples:
         """Return what is known; see ``Miner.fit``."""
         return self._mined
 
@@ -306,7 +306,7 @@ def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) ->
     )
     key = {"conflicting share": share, "seed": seed}
     rows: list[dict[str, object]] = [{**key, "method": "ERM", "sparsity": 0.0, **accuracies(dense, digits.test)}]
-    mined = AccumulatedConfidence(seed=seed).fit(dense, loader, progress=False)
+    mined = AccumulatedConfidence(random_state=seed).mine(dense, loader, progress=False)
     again = fine_tuned(copy.deepcopy(dense), loader, seed, mined)
     rows.append({**key, "method": "ERM, mined", "sparsity": 0.0, **accuracies(again, digits.test)})
     for ratio, name in tqdm([(r, n) for r in ratios for n in METHODS], desc=f"{share:.1%} conflicting", leave=False):

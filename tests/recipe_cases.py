@@ -41,7 +41,7 @@ class FixedMiner(Miner):
     def __init__(self, flags: Tensor = FLAGS) -> None:
         self.flags, self.calls = flags, 0
 
-    def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
+    def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         self.calls += 1
         target = torch.tensor([int(loader.dataset[n][1]) for n in range(len(self.flags))])
         scores = (self.flags.double() + torch.linspace(0, 0.5, len(self.flags), dtype=torch.float64)) / 1.5

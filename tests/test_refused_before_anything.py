@@ -53,7 +53,7 @@ def _network() -> Any:
 
 
 class NeverMiner(Miner):
-    def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
+    def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         raise AssertionError("mined before the arguments were looked at")
 
 
@@ -66,14 +66,14 @@ def test_names_beside_a_validation_set(method: Any) -> None:
     names = {"sensitive": {"a": "A", "b": "B"}}
     model = _network()
     before = Snapshot(model)
-    for more in ({}, {"selection_data": people}):
+    for more in ({}, {"selection_loader": people}):
         with pytest.raises(InputError, match=r"no effect on a ValidationSet.*ValidationSet.from_loader\(loader, sens"):
-            method.fit(model, people, sensitive_names=names, progress=False, **more)
+            method.repair(model, people, sensitive_names=names, progress=False, **more)
     before.assert_unchanged()
-    method.fit(model, PEOPLE, sensitive_names=names, progress=False)
+    method.repair(model, PEOPLE, sensitive_names=names, progress=False)
     named = ValidationSet.from_loader(PEOPLE, sensitive_names=names, progress=False)
     if method.edits_on_data:
-        method.fit(model, named, selection_data=PEOPLE, sensitive_names=names, progress=False)
+        method.repair(model, named, selection_loader=PEOPLE, sensitive_names=names, progress=False)
 
 
 IDLE: dict[str, tuple[Callable[[], Any], str]] = {
@@ -147,8 +147,8 @@ def test_options_without_effect(kind: str) -> None:
 
 
 def test_a_share_beside_people_who_select() -> None:
-    with pytest.raises(InputError, match=r"selection_share=0\.3 would have no effect: selection_data= says who"):
-        ParityFineTuning(selection_share=0.3).fit(_network(), PEOPLE, selection_data=PEOPLE, progress=False)
+    with pytest.raises(InputError, match=r"selection_share=0\.3 would have no effect: selection_loader= says who"):
+        ParityFineTuning(selection_share=0.3).repair(_network(), PEOPLE, selection_loader=PEOPLE, progress=False)
 
 
 @pytest.mark.parametrize("option", [{"folder": "sums"}, {"sensitive_names": ["sex"]}, {"max_batches": 2}])
@@ -350,8 +350,10 @@ def test_the_critic_learns_at_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch.optim, "Adam", noting)
     small: dict[str, Any] = {"epochs": 1, "critic_steps": 1, "actor_steps": 1, "epsilon": 0.9}
-    AdversarialFineTuning(**small).fit(_network(), PEOPLE, progress=False)
-    AdversarialFineTuning(critic_learning_rate=0.5, learning_rate=0.25, **small).fit(_network(), PEOPLE, progress=False)
+    AdversarialFineTuning(**small).repair(_network(), PEOPLE, progress=False)
+    AdversarialFineTuning(critic_learning_rate=0.5, learning_rate=0.25, **small).repair(
+        _network(), PEOPLE, progress=False
+    )
     assert rates == [1e-3, 1e-4, 0.5, 0.25]
     for wrong in (0.0, math.nan):
         with pytest.raises(InputError, match=f"critic_learning_rate={wrong}"):

@@ -88,7 +88,7 @@ def test_repair_writes_what_the_library_repairs(folder: Path, capsys: pytest.Cap
     text = "parity-fine-tuning:epsilon=0.2"
     assert run("repair", *WORK, "--post-processor", text, "-o", "repaired.st", "-q", "--seed", "1") == 0
     data = splits()
-    expected = ParityFineTuning(epsilon=0.2, random_state=1).fit(
+    expected = ParityFineTuning(epsilon=0.2, random_state=1).repair(
         network(1), data.validation, sensitive_names=data.sensitive_names, progress=False
     )
     repaired = load_pruned("repaired.st", network())

@@ -129,14 +129,14 @@ def test_absent_groups_and_labels_have_no_rate() -> None:
             rates(measure, counts)[..., 0].isnan().any()
         )
     present = GroupCounts(*(getattr(counts, field)[..., :3] for field in counts.__dataclass_fields__))
-    assert not bool(bias("statistical_parity_difference", present).isnan().any())
+    assert not bool(bias("demographic_parity_difference", present).isnan().any())
     one = CASES["one sample"]().sweep().counts
-    assert bool(bias("accuracy_difference", one, signed=True).isnan().all())
+    assert bool(bias("accuracy_score_difference", one, signed=True).isnan().all())
     assert len(performance("accuracy", one)) == 2 and float(performance("accuracy", one).sum()) == 1.0
 
 
 FAIRLEARN = {
-    "statistical_parity_difference": fairlearn_metrics.demographic_parity_difference,
+    "demographic_parity_difference": fairlearn_metrics.demographic_parity_difference,
     "equalized_odds_difference": fairlearn_metrics.equalized_odds_difference,
     "equal_opportunity_difference": fairlearn_metrics.equal_opportunity_difference,
 }
@@ -182,10 +182,10 @@ def test_every_threshold_equals_aif360_with_its_signs(weighted: bool) -> None:
         decided.labels = (people.margin > threshold).double().numpy()[:, None]
         metric = ClassificationMetric(truth, decided, unprivileged_groups=[{"a": 0}], privileged_groups=[{"a": 1}])
         expected = {
-            "statistical_parity_difference": metric.statistical_parity_difference(),
+            "demographic_parity_difference": metric.statistical_parity_difference(),
             "equal_opportunity_difference": metric.equal_opportunity_difference(),
             "average_odds_difference": metric.average_odds_difference(),
-            "accuracy_difference": metric.accuracy(privileged=False) - metric.accuracy(privileged=True),
+            "accuracy_score_difference": metric.accuracy(privileged=False) - metric.accuracy(privileged=True),
         }
         for measure, value in expected.items():
             assert ours[measure][t] == pytest.approx(value, **EXACT), (measure, threshold)
@@ -265,20 +265,20 @@ def test_no_threshold_falls_on_a_margin_that_it_gives_label_1() -> None:
 
 def test_names_of_measures() -> None:
     counts = CASES["five groups"]().sweep().counts
-    with pytest.raises(InputError, match=r"measure='spd' is not a bias measure; expected one of \['statistical_parity"):
+    with pytest.raises(InputError, match=r"measure='spd' is not a bias measure; expected one of \['demographic_parity"):
         bias("spd", counts)
     with pytest.raises(
         InputError, match=r"performance='auc' is not a performance measure; expected one of \['balanced"
     ):
         performance("auc", counts)
     with pytest.raises(InputError, match="a signed difference of 5 sensitive groups; expected 2"):
-        bias("statistical_parity_difference", counts, signed=True)
+        bias("demographic_parity_difference", counts, signed=True)
     assert {measure: needs_labels(measure) for measure in BIAS_MEASURES} == {
-        "statistical_parity_difference": (False, False),
+        "demographic_parity_difference": (False, False),
         "equal_opportunity_difference": (True, False),
         "average_odds_difference": (True, True),
         "equalized_odds_difference": (True, True),
-        "accuracy_difference": (False, False),
+        "accuracy_score_difference": (False, False),
     }
 
 
@@ -398,6 +398,11 @@ def test_front_equals_comparing_all_pairs(seed: int) -> None:
 # The proxies: the same rates, of probabilities.
 
 
+def _soft(scores: Tensor, *people: Tensor, **options: Any) -> GroupCounts:
+    """Confusion counts of the scores' probabilities."""
+    return GroupCounts.of(probabilities(scores), *people, **options)
+
+
 @pytest.mark.parametrize("n_classes", [1, 2, 3])
 @pytest.mark.parametrize("measure", BIAS_MEASURES)
 def test_proxies_equal_means_of_probabilities(measure: str, n_classes: int) -> None:
@@ -418,17 +423,17 @@ def test_proxies_equal_means_of_probabilities(measure: str, n_classes: int) -> N
         true = [of(p[:, k], member & (target == k)) for member in members]
         false = [of(p[:, k], member & (target != k)) for member in members]
         rows += {
-            "statistical_parity_difference": [selected],
+            "demographic_parity_difference": [selected],
             "equal_opportunity_difference": [true],
             "average_odds_difference": [[(t + f) / 2 for t, f in zip(true, false, strict=True)]],
             "equalized_odds_difference": [true, false],
-            "accuracy_difference": [],
+            "accuracy_score_difference": [],
         }[measure]
-    if measure == "accuracy_difference":
+    if measure == "accuracy_score_difference":
         right = p.gather(1, target[:, None])[:, 0]
         rows = [[of(right, group == g) for g in range(n_groups)]]
     expected = [row[g] - row[h] for g in range(n_groups) for h in range(g + 1, n_groups) for row in rows]
-    found = differences(measure, scores, target, group, n_groups=n_groups, weight=weight)
+    found = differences(measure, _soft(scores, target, group, n_groups=n_groups, weight=weight))
     assert sorted(found.tolist()) == pytest.approx(sorted(expected), **EXACT)
     assert probabilities(scores).shape == (n_samples, 1 if n_labels == 2 else n_labels)
 
@@ -438,18 +443,17 @@ def test_proxies_of_certain_scores_are_the_bias_of_decisions_and_have_a_gradient
     given = (people.margin > 0).long()
     for measure in BIAS_MEASURES:
         sure = torch.stack([-people.margin.sign(), people.margin.sign()], 1) * 400
-        found = float(proxy_bias(measure, sure, people.target, people.group, n_groups=2))
+        found = float(proxy_bias(measure, _soft(sure, people.target, people.group, n_groups=2)))
         assert found == pytest.approx(
             plain_bias(measure, given, people.target, people.group, signed=True, n_groups=2), **EXACT
         )
         assert torch.autograd.gradcheck(
-            lambda scores, measure=measure: proxy_bias(measure, scores, people.target, people.group, n_groups=2),
+            lambda scores, measure=measure: proxy_bias(measure, _soft(scores, people.target, people.group, n_groups=2)),
             (people.margin[:, None].clone().requires_grad_(),),
         )
     absent = CASES["an absent group"]()
-    pairs = differences(
-        "statistical_parity_difference", absent.margin[:, None], absent.target, absent.group, n_groups=4
-    )
+    counts = _soft(absent.margin[:, None], absent.target, absent.group, n_groups=4)
+    pairs = differences("demographic_parity_difference", counts)
     assert len(pairs) == 3 and not bool(pairs.isnan().any())  # of 6 pairs, those with the absent group are left out
 
 
@@ -460,7 +464,7 @@ def test_a_group_without_a_label_has_no_nan_gradient(measure: str) -> None:
     scores = torch.randn(11, 1, dtype=torch.float64, generator=generator).requires_grad_()
     group = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     target = torch.tensor([0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0])  # nobody of group 2 has label 1
-    gaps = differences(measure, scores, target, group, n_groups=3)
+    gaps = differences(measure, _soft(scores, target, group, n_groups=3))
     (gradient,) = torch.autograd.grad(gaps.square().sum(), scores)
     assert bool(torch.isfinite(gradient).all())
     p = scores.detach()[:, 0].sigmoid()
@@ -479,11 +483,11 @@ def plain_proxy_rates(measure: str, p: Tensor, target: Tensor, group: Tensor) ->
 
     everyone, true, false = ones | zeros, means(p, ones), means(p, zeros)
     return {
-        "statistical_parity_difference": [means(p, everyone)],
+        "demographic_parity_difference": [means(p, everyone)],
         "equal_opportunity_difference": [true],
         "average_odds_difference": [[(t + f) / 2 for t, f in zip(true, false, strict=True)]],
         "equalized_odds_difference": [true, false],
-        "accuracy_difference": [means(torch.where(ones, p, 1 - p), everyone)],
+        "accuracy_score_difference": [means(torch.where(ones, p, 1 - p), everyone)],
     }[measure]
 
 

@@ -30,7 +30,7 @@ from fairtrim.mining import (
 )
 from fairtrim.mining.accumulated_confidence import AccumulatedConfidence as CoreAccumulatedConfidence
 from fairtrim.mining.accumulated_confidence import accumulated
-from fairtrim.mining.miner import require_some_mined
+from fairtrim.mining.mined_samples import require_some_mined
 from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy, negative_margin
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence
@@ -82,13 +82,13 @@ MINERS: dict[str, Miner] = {
 def test_finds_samples_that_contradict_the_shortcut(name: str, trained: nn.Sequential) -> None:
     """One score a sample, in the order of the dataset whatever the loader's; the caller's network as it was."""
     before = Snapshot(trained)
-    mined = MINERS[name].fit(trained, _loader(), progress=False)
+    mined = MINERS[name].mine(trained, _loader(), progress=False)
     before.assert_unchanged()
     _, y, conflicting = _shortcut()
     assert mined.scores.shape == (N,) and mined.scores.dtype == torch.float64
     assert torch.equal(mined.target, y)
     assert roc_auc_score(conflicting, mined.scores) > 0.9
-    again = MINERS[name].fit(trained, _loader(shuffle=False), progress=False)
+    again = MINERS[name].mine(trained, _loader(shuffle=False), progress=False)
     assert torch.equal(mined.scores, again.scores)
 
 
@@ -96,7 +96,7 @@ def test_own_decision_and_robust_cut(trained: nn.Sequential) -> None:
     """Nearly all that are cut conflict, and nearly all that conflict are cut."""
     conflicting = _shortcut()[2]
     for name in ("generalized cross-entropy", "misclassified", "loss"):
-        found = MINERS[name].fit(trained, _loader(), progress=False).conflicting()
+        found = MINERS[name].mine(trained, _loader(), progress=False).conflicting()
         assert int((found & conflicting).sum()) >= 13 and int((found & ~conflicting).sum()) <= 3
 
 
@@ -142,22 +142,22 @@ def _confident(scores: Tensor, target: Tensor) -> Tensor:
 
 def test_training_miners_equal_a_loop_by_hand() -> None:
     def check(miner: Miner, scores: Tensor, cut: Tensor | None) -> None:
-        mined = miner.fit(CASE.model(), _data(), progress=False)
+        mined = miner.mine(CASE.model(), _data(), progress=False)
         torch.testing.assert_close(mined.scores, scores)
         assert (mined.cut is None) == (cut is None) and (cut is None or torch.equal(mined.conflicting(), cut))
 
     p, correct = _epochs(lambda s, t: generalized_cross_entropy(s, t, q=0.4), 2)
-    check(GeneralizedCrossEntropyMiner(epochs=2, q=0.4, seed=4), 1 - p[1], ~correct[1])
+    check(GeneralizedCrossEntropyMiner(epochs=2, q=0.4, random_state=4), 1 - p[1], ~correct[1])
     p, _ = _epochs(_confident, 3)
-    check(EpochEnsemble(epochs=3, confidence=0.3, cut=0.6, seed=4), 1 - p.mean(0), 1 - p.mean(0) > 0.6)
+    check(EpochEnsemble(epochs=3, confidence=0.3, cut=0.6, random_state=4), 1 - p.mean(0), 1 - p.mean(0) > 0.6)
     p, correct = _epochs(F.cross_entropy, 3)
-    check(LossMiner(epochs=3, seed=4), -p[2].log(), None)
-    check(MisclassifiedMiner(epochs=3, seed=4), (~correct[2]).double(), ~correct[2])
+    check(LossMiner(epochs=3, random_state=4), -p[2].log(), None)
+    check(MisclassifiedMiner(epochs=3, random_state=4), (~correct[2]).double(), ~correct[2])
 
 
 def test_seed_decides_and_the_trained_weights_do_not() -> None:
     left, right, other = (
-        LossMiner(epochs=1, seed=seed).fit(CASE.model(of_model), _data(), progress=False).scores
+        LossMiner(epochs=1, random_state=seed).mine(CASE.model(of_model), _data(), progress=False).scores
         for seed, of_model in ((1, 0), (1, 7), (2, 0))
     )
     assert torch.equal(left, right) and not torch.equal(left, other)
@@ -175,7 +175,7 @@ def test_network_of_the_user_repeats_itself_and_draws_nothing() -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = Snapshot(CASE.model())
-        scores.append(miner.fit(CASE.model(), _data(), progress=False).scores)
+        scores.append(miner.mine(CASE.model(), _data(), progress=False).scores)
         before.assert_unchanged()
     assert len(built) == 2
     assert torch.equal(*scores)
@@ -221,9 +221,9 @@ def test_accumulated_confidence_equals_a_loop_by_hand(accumulate: Any, epochs: i
         learning_rate=0.02,
         loss_fn=negative_margin,
         accumulate=accumulate,
-        seed=4,
+        random_state=4,
     )
-    mined = miner.fit(model, _data(case), progress=False)
+    mined = miner.mine(model, _data(case), progress=False)
     before.assert_unchanged()
 
     mine, generator = copy.deepcopy(model), torch.Generator().manual_seed(4)
@@ -309,7 +309,7 @@ def test_every_way_of_coupling_is_pruned_level_by_level(name: str, criterion: An
 
     before = Snapshot(model)
     miner = CoreAccumulatedConfidence(prune=prune, levels=(0.2, 0.4), output_transform=case.transform)
-    mined = miner.fit(model, _data(case), progress=False)
+    mined = miner.mine(model, _data(case), progress=False)
     before.assert_unchanged()
     assert mined.scores.shape == (13,) and bool(torch.isfinite(mined.scores).all())
     if (criterion, name) == ("random", "split"):
@@ -349,12 +349,12 @@ def test_criterion_of_the_user_and_layers_that_stay() -> None:
         return tp.importance.GroupMagnitudeImportance()
 
     miner = AccumulatedConfidence(criterion, ignored_layers=["2"], levels=(0.25, 0.5), epochs=0)
-    miner.fit(model, _loader(), progress=False)
+    miner.mine(model, _loader(), progress=False)
     ((copied, n_samples),) = asked
     assert copied is not model and n_samples == N
     assert (copied[0].out_features, copied[2].out_features) == (8, 12)
     with pytest.raises(InputError, match="criterion='l2'; expected 'random', 'magnitude' or a function"):
-        AccumulatedConfidence("l2").fit(model, _loader(), progress=False)  # type: ignore[arg-type]
+        AccumulatedConfidence("l2").mine(model, _loader(), progress=False)  # type: ignore[arg-type]
 
 
 def test_level_that_leaves_no_channel() -> None:
@@ -362,11 +362,11 @@ def test_level_that_leaves_no_channel() -> None:
     model = _mlp()
     before = Snapshot(model)
     with pytest.raises(InputError, match=r"level 0.95 leaves no channel of .*'0': 16.* a lower ratio") as error:
-        AccumulatedConfidence(levels=(0.5, 0.95)).fit(model, _loader(), progress=False)
+        AccumulatedConfidence(levels=(0.5, 0.95)).mine(model, _loader(), progress=False)
     assert "'2': 12" in str(error.value)
     with pytest.raises(InputError, match=r"ignored_layers holds \['3.conv'\]"):
-        AccumulatedConfidence(ignored_layers=["3.conv"]).fit(model, _loader(), progress=False)
-    AccumulatedConfidence(levels=(0.5,), pruner_options={"global_pruning": True}).fit(model, _loader(), progress=False)
+        AccumulatedConfidence(ignored_layers=["3.conv"]).mine(model, _loader(), progress=False)
+    AccumulatedConfidence(levels=(0.5,), pruner_options={"global_pruning": True}).mine(model, _loader(), progress=False)
     before.assert_unchanged()
 
 
@@ -378,8 +378,8 @@ def test_scores_from_a_convolution() -> None:
     )
     model = case.model()
     with pytest.raises(UnsupportedModelError, match="add '2' to ignored_layers"):
-        AccumulatedConfidence(levels=(0.3,)).fit(model, _data(case), progress=False)
-    mined = AccumulatedConfidence(levels=(0.3,), ignored_layers=["2"]).fit(model, _data(case), progress=False)
+        AccumulatedConfidence(levels=(0.3,)).mine(model, _data(case), progress=False)
+    mined = AccumulatedConfidence(levels=(0.3,), ignored_layers=["2"]).mine(model, _data(case), progress=False)
     assert mined.scores.shape == (13,) and model[0].out_channels == 7  # type: ignore[index]
 
 
@@ -416,7 +416,7 @@ def test_mining_leaves_no_trace(miner: Miner) -> None:
     model.head.register_forward_pre_hook(lambda module, args: None)
     loader = DataLoader(Noisy(*case.batch(9)), batch_size=4, shuffle=True)
     before = Snapshot(model)
-    miner.fit(model, loader, progress=False)
+    miner.mine(model, loader, progress=False)
     before.assert_unchanged()
 
 
@@ -437,7 +437,7 @@ def test_data_that_can_t_be_mined(miner: Miner, fault: str) -> None:
     dataset: Dataset[Any] = TensorDataset(*make(*CASE.batch(13)))
     before = Snapshot(model)
     with pytest.raises(InputError, match=message):
-        miner.fit(model, DataLoader(dataset, batch_size=5), progress=False)
+        miner.mine(model, DataLoader(dataset, batch_size=5), progress=False)
     before.assert_unchanged()
 
 
@@ -521,7 +521,7 @@ def test_mined_samples_get_their_share_of_the_draws(mass: float) -> None:
     other = mined.sample_weights(torch.arange(20) < 3, mass=mass)
     assert float(other[:3].sum() / other.sum()) == pytest.approx(mass)
     counts = torch.zeros(20)
-    sampler = mined.sampler(weights, generator=torch.Generator().manual_seed(0))
+    sampler = mined.sampler(weights, random_state=torch.Generator().manual_seed(0))
     for _ in range(200):
         drawn = torch.tensor(list(sampler))
         assert len(drawn) == 20
@@ -531,8 +531,8 @@ def test_mined_samples_get_their_share_of_the_draws(mass: float) -> None:
 
 def test_sampler_by_default() -> None:
     mined = _mined(torch.arange(20) == 5)
-    drawn = torch.tensor([n for _ in range(50) for n in mined.sampler(generator=torch.Generator().manual_seed(0))])
-    left, right = (list(mined.sampler(generator=torch.Generator().manual_seed(1))) for _ in range(2))
+    drawn = torch.tensor([n for _ in range(50) for n in mined.sampler(random_state=torch.Generator().manual_seed(0))])
+    left, right = (list(mined.sampler(random_state=torch.Generator().manual_seed(1))) for _ in range(2))
     assert left == right
     assert float((drawn == 5).double().mean()) == pytest.approx(0.5, abs=0.2)
 
@@ -576,9 +576,9 @@ def test_epoch_ensemble_trains_with_many_classes() -> None:
     y = torch.arange(200) % 50
     x = F.one_hot(y, 50).float() + 0.01 * torch.randn(200, 50, generator=torch.Generator().manual_seed(2))
     loader = DataLoader(TensorDataset(x, y), batch_size=20)
-    scores = EpochEnsemble(epochs=6, learning_rate=0.3).fit(nn.Linear(50, 50), loader, progress=False).scores
+    scores = EpochEnsemble(epochs=6, learning_rate=0.3).mine(nn.Linear(50, 50), loader, progress=False).scores
     assert float(scores.mean()) < 0.9
-    stuck = EpochEnsemble(epochs=6, learning_rate=0.3, confidence=0.05).fit(nn.Linear(50, 50), loader, progress=False)
+    stuck = EpochEnsemble(epochs=6, learning_rate=0.3, confidence=0.05).mine(nn.Linear(50, 50), loader, progress=False)
     assert float(stuck.scores.min()) > 0.95
 
 
@@ -587,7 +587,7 @@ def test_single_logit_networks_are_told_what_to_do(miner: Miner) -> None:
     loader = DataLoader(TensorDataset(torch.randn(12, 3), torch.arange(12) % 2), batch_size=4)
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
     with pytest.raises(InputError, match=r"output_transform=lambda f: torch\.cat"):
-        miner.fit(model, loader, progress=False)
+        miner.mine(model, loader, progress=False)
 
 
 def test_scores_that_are_all_the_same_are_no_outliers() -> None:

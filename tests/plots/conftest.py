@@ -44,7 +44,7 @@ def repairs() -> dict[str, Repair]:
         "threshold alone": ThresholdSelection(**settings),
         "parity penalty": ParityFineTuning(penalties=(1.0, 10.0), **settings),
     }
-    found = {name: method.fit(model, people, progress=False) for name, method in methods.items()}
+    found = {name: method.repair(model, people, progress=False) for name, method in methods.items()}
     assert all(len(repair.trade_off) > 5 for repair in found.values())
     assert any(point.bias < 0 for repair in found.values() for point in repair.trade_off)
     return found

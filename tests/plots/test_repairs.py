@@ -58,7 +58,7 @@ def test_lines_and_points_of_the_trade_off(repairs: dict[str, Repair], max_bias:
     assert cross.get_marker() == "x" and cross.get_label() == "as given"
     assert list(bound.get_xdata()) == [pytest.approx(0.13)] * 2
     assert ax.lines[0].get_color() != ax.lines[2].get_color()
-    assert ax.get_xlabel() == "|statistical parity difference|, selection people"
+    assert ax.get_xlabel() == "|demographic parity difference|, selection people"
     assert ax.get_ylabel() == "balanced accuracy"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [*repairs, "as given"]
 
@@ -96,7 +96,7 @@ def test_trade_off_of_nothing_or_of_different_things(repairs: dict[str, Repair])
     with pytest.raises(InputError, match="no repairs to draw; expected at least one, by name"):
         plot_trade_off({})
     repair = repairs["threshold alone"]
-    for change in ({"measure": "accuracy_difference"}, {"performance": "f1"}):
+    for change in ({"measure": "accuracy_score_difference"}, {"performance": "f1"}):
         other = replace(repair, objective=replace(repair.objective, **change))
         with pytest.raises(InputError, match=r"repairs are of different measures: \[\(.*\]; expected one picture for"):
             plot_trade_off({**repairs, "other": other})
@@ -171,7 +171,7 @@ def test_images_of_any_kind(kind: str) -> None:
 
 
 def test_many_images_stand_in_rows_without_overlap() -> None:
-    influence = BiasInfluence(torch.arange(1.0, 24.0), 0.1, "accuracy_difference")
+    influence = BiasInfluence(torch.arange(1.0, 24.0), 0.1, "accuracy_score_difference")
     ax = plot_most_harmful(influence, number=23, images=torch.rand(23, 3, 4))
     check_drawn(ax)
     insets = insets_of(ax)

@@ -33,7 +33,7 @@ def test_rows_equal_the_same_done_by_hand() -> None:
     from fairtrim import recalibrate_batchnorm
 
     recalibrate_batchnorm(pruned, data.scoring, progress=False)
-    repaired = ParityFineTuning(random_state=0).fit(
+    repaired = ParityFineTuning(random_state=0).repair(
         pruned, data.validation, sensitive_names=data.sensitive_names, progress=False
     )
     models = {"dense": dense, "pruned": pruned, "repaired": repaired.model}

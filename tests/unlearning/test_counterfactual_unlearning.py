@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-import fairtrim.repair.working_copy
+import fairtrim.repair.candidates
 import fairtrim.unlearning.output_layer_problem
 from fairtrim import (
     ColumnFlip,
@@ -359,7 +359,7 @@ def _candidates(method: CounterfactualUnlearning, model: nn.Module, *data: Any, 
     """The repair, and all candidates' networks, the given one first."""
     watched = copy.deepcopy(model)
     witness = Witness(watched)
-    repair = method.fit(watched, *data, progress=False, **options)
+    repair = method.repair(watched, *data, progress=False, **options)
     n_candidates = len(repair.history)
     assert n_candidates <= len(witness.states) <= n_candidates + 1  # then the chosen one once more, unless the last
     networks = []
@@ -423,7 +423,7 @@ def test_output_layer_minimises_distance_and_gap(n_outputs: int, damping: float 
     model, n_classes = _network(n_outputs), max(2, n_outputs)
     edit, selection = _people(61, n_classes, seed=1), _people(67, n_classes, seed=2)
     method = METHODS["output"](strengths=(0.3, 7.0), damping=damping)
-    _, networks = _candidates(method, model, edit, selection_data=selection)
+    _, networks = _candidates(method, model, edit, selection_loader=selection)
     theta = _theta(model)
     here, there = _features(model, edit.inputs), _features(model, FLIP(edit.inputs))
     hessian = _damped_hessian(here, edit.target, theta, 0.1 if damping is None else damping)
@@ -453,7 +453,7 @@ def test_published_form_is_the_formula_s_step(n_outputs: int, damping: float | N
     model, n_classes = _network(n_outputs), max(2, n_outputs)
     edit, selection = _people(59, n_classes, seed=1), _people(67, n_classes, seed=2)
     method = METHODS["published"](strengths=(1.0, 0.2, 4.0), damping=damping)
-    repair, networks = _candidates(method, model, edit, selection_data=selection)
+    repair, networks = _candidates(method, model, edit, selection_loader=selection)
     theta = _theta(model)
     here, there = _features(model, edit.inputs), _features(model, FLIP(edit.inputs))
     step, n_swapped = torch.zeros_like(theta), 0
@@ -473,7 +473,9 @@ def test_published_form_is_the_formula_s_step(n_outputs: int, damping: float | N
     assert [entry["strength"] for entry in repair.history[1:]] == [1.0, 0.2, 4.0]
     for scale, network in zip((1.0, 0.2, 4.0), networks[1:], strict=True):
         torch.testing.assert_close(_theta(network), theta + scale * step, rtol=1e-7, atol=1e-9)
-    assert METHODS["published"]().fit(model, edit, progress=False).history[1]["strength"] == 1.0  # the published scale
+    assert (
+        METHODS["published"]().repair(model, edit, progress=False).history[1]["strength"] == 1.0
+    )  # the published scale
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2, 3])
@@ -483,7 +485,7 @@ def test_all_layers_are_fine_tuned_on_both_losses(n_outputs: int) -> None:
     edit, selection = _people(61, n_classes, seed=1), _people(67, n_classes, seed=2)
     wrong = replace(edit, target=edit.target.roll(5))  # it needs no labels
     method = METHODS["all"](random_state=5)
-    _, networks = _candidates(method, model, wrong, selection_data=selection)
+    _, networks = _candidates(method, model, wrong, selection_loader=selection)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         own = model(edit.inputs)
@@ -520,7 +522,7 @@ def test_larger_strength_lowers_the_gap(n_outputs: int, form: str) -> None:
     people, model = _people(97, max(2, n_outputs)), _network(n_outputs)
     options = {"strengths": (0.0, 0.1, 1.0, 10.0, 1e7)} if form == "output" else {"epochs": 30}
     options |= {} if form == "output" else {"strengths": (0.0, 1.0, 30.0), "training_batch_size": 97}
-    _, networks = _candidates(METHODS[form](**options), model, people, selection_data=people)
+    _, networks = _candidates(METHODS[form](**options), model, people, selection_loader=people)
     gaps = [_gap(network, people.inputs) for network in networks[1:]]
     assert all(after < 0.9 * before for before, after in pairwise(gaps))
     if form == "output":
@@ -635,7 +637,7 @@ def test_shrinking_all_logits_is_no_repair(n_outputs: int, monkeypatch: pytest.M
     """It lowers the mean change as much as you like, at no cost in performance: cross-entropy tells."""
     people, model = _people(163, max(2, n_outputs), lean=2.0), _network(n_outputs)
     monkeypatch.setattr(CounterfactualUnlearning, "_solve", _shrinking(0.1, 0.03))
-    repair = METHODS["output"](measure="counterfactual_bias").fit(model, people, progress=False)
+    repair = METHODS["output"](measure="counterfactual_bias").repair(model, people, progress=False)
     biases = [entry["bias"] for entry in repair.history]
     assert biases[2] < 0.5 * biases[0] and repair.history[2]["performance"] == repair.performance_before
     assert repair.chosen.candidate == 0 and repair.bias == repair.bias_before
@@ -648,21 +650,21 @@ def test_shrinking_all_logits_is_no_repair(n_outputs: int, monkeypatch: pytest.M
     before, after = (_judged(m, selection, METHODS["output"](), n_outputs) for m in (model, shrunk))
     assert after["mean_change"] == pytest.approx(biases[1])
     assert after["cross_entropy"] > before["cross_entropy"] + 0.02
-    flips = METHODS["output"](max_cross_entropy_rise=9.0).fit(model, people, progress=False)
+    flips = METHODS["output"](max_cross_entropy_rise=9.0).repair(model, people, progress=False)
     assert flips.chosen.candidate == 0  # and it changes no decision
 
 
-def _shrinking(*sizes: float) -> Callable[[CounterfactualUnlearning, Any], None]:
+def _shrinking(*sizes: float) -> Callable[[CounterfactualUnlearning, Any, Any], None]:
     """An edit that does nothing else."""
 
-    def shrink(self: CounterfactualUnlearning, workspace: Any) -> None:
-        layer = workspace.head.module
+    def shrink(self: CounterfactualUnlearning, working: Any, candidates: Any) -> None:
+        layer = working.head.module
         for size in sizes:
-            workspace.restore()
+            working.restore()
             with torch.no_grad():
                 layer.weight.mul_(size)
                 layer.bias.mul_(size)
-            workspace.offer(size=size)
+            candidates.offer(size=size)
 
     return shrink
 
@@ -675,7 +677,7 @@ def test_cross_entropy_bound_is_respected(n_outputs: int) -> None:
         method = METHODS["output"](
             measure="counterfactual_bias", max_cross_entropy_rise=bound, max_performance_loss=1.0
         )
-        repair = method.fit(model, people, progress=False)
+        repair = method.repair(model, people, progress=False)
         selection = people.take(repair.selection_rows)
         before, after = (_judged(m, selection, method, n_outputs)["cross_entropy"] for m in (model, repair.model))
         assert after - before <= bound
@@ -695,7 +697,7 @@ def test_performance_floor_is_respected(n_outputs: int) -> None:
             max_cross_entropy_rise=9.0,
             strengths=(0.01, 0.1, 1.0, 10.0, 1e4),
         )
-        repair = method.fit(model, people, progress=False)
+        repair = method.repair(model, people, progress=False)
         selection = people.take(repair.selection_rows)
         before, after = (_judged(m, selection, method, n_outputs) for m in (model, repair.model))
         chance = math.sqrt(sum((before["share"] * (after["right"] - before["right"])) ** 2))
@@ -722,13 +724,13 @@ def test_rare_labels_are_heavy_in_the_standard_error_too() -> None:
     for chance, chosen in ((1.01 * heavy, 0), (0.99 * heavy, 1), ((heavy + light) / 2, 1)):
         assert loss > chance
         method = METHODS["output"](max_performance_loss=loss - chance, **options)
-        assert method.fit(model, people, progress=False).chosen.candidate == chosen
+        assert method.repair(model, people, progress=False).chosen.candidate == chosen
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2, 3])
 def test_all_layers_unlearn_what_the_network_leans_on(n_outputs: int) -> None:
     people, model = _people(211, max(2, n_outputs)), _network(n_outputs)
-    repair = METHODS["all"](strengths=(3.0, 30.0), epochs=20).fit(model, people, progress=False)
+    repair = METHODS["all"](strengths=(3.0, 30.0), epochs=20).repair(model, people, progress=False)
     before, after = (_judged(m, people, METHODS["all"](), n_outputs) for m in (model, repair.model))
     assert before["flips"] > 0.3 and after["flips"] < 0.5 * before["flips"]  # of everybody, edited on or not
     assert after["relative_change"] < 0.7 * before["relative_change"]
@@ -752,27 +754,29 @@ class Pairs(Dataset[Any]):
 @pytest.mark.parametrize("form", METHODS)
 def test_pairs_may_be_given_in_any_way(form: str) -> None:
     people, others, model = _people(83, seed=1), _people(79, seed=2), _network()
-    plain = METHODS[form]().fit(model, _loader(people), selection_data=_loader(others), progress=False)
+    plain = METHODS[form]().repair(model, _loader(people), selection_loader=_loader(others), progress=False)
     assert plain.chosen.candidate > 0
     given, without = METHODS[form](counterfactual=None), METHODS[form](counterfactual=lambda x: x * math.nan)
     sides = [replace(side, counterfactual=FLIP(side.inputs)) for side in (people, others)]
     repairs = {
-        "pairs from a loader": given.fit(
+        "pairs from a loader": given.repair(
             model,
             DataLoader(Pairs(people), batch_size=23),
-            selection_data=DataLoader(Pairs(others), batch_size=79),
+            selection_loader=DataLoader(Pairs(others), batch_size=79),
             progress=False,
         ),
-        "pairs in a set": given.fit(
+        "pairs in a set": given.repair(
             model,
             replace(people, inputs=(people.inputs, FLIP(people.inputs))),
-            selection_data=replace(others, inputs=[others.inputs, FLIP(others.inputs)]),
+            selection_loader=replace(others, inputs=[others.inputs, FLIP(others.inputs)]),
             progress=False,
         ),
-        "counterfactuals in a set": given.fit(model, sides[0], selection_data=sides[1], progress=False),
-        "which the function then does not make": without.fit(model, sides[0], selection_data=sides[1], progress=False),
-        "batches with sensitive features": METHODS[form]().fit(
-            model, _loader(people, sensitive=True), selection_data=_loader(others, sensitive=True), progress=False
+        "counterfactuals in a set": given.repair(model, sides[0], selection_loader=sides[1], progress=False),
+        "which the function then does not make": without.repair(
+            model, sides[0], selection_loader=sides[1], progress=False
+        ),
+        "batches with sensitive features": METHODS[form]().repair(
+            model, _loader(people, sensitive=True), selection_loader=_loader(others, sensitive=True), progress=False
         ),
     }
     for how, repair in repairs.items():
@@ -825,7 +829,7 @@ def test_a_function_that_swaps_the_colours_of_pictures(n_outputs: int) -> None:
         options = {"max_performance_loss": 0.2, "max_cross_entropy_rise": 0.2, "counterfactual": swapped}
         options |= {"strengths": (1.0, 10.0), "epochs": 10} if form == "all" else {}
         given = Snapshot(model)
-        repair = METHODS[form](**options, batch_size=31).fit(model, loader, progress=False)
+        repair = METHODS[form](**options, batch_size=31).repair(model, loader, progress=False)
         given.assert_unchanged()
         rows = repair.selection_rows
         model.eval()
@@ -862,7 +866,7 @@ class Two(nn.Module):
 @pytest.mark.parametrize("form", METHODS)
 def test_inputs_and_outputs_of_any_form(form: str) -> None:
     people, model = _people(83), _network()
-    plain = METHODS[form]().fit(model, people, progress=False)
+    plain = METHODS[form]().repair(model, people, progress=False)
     x = people.inputs
     named = {"figures": x[:, :2], "attribute": x[:, 2:]}
 
@@ -871,28 +875,30 @@ def test_inputs_and_outputs_of_any_form(form: str) -> None:
         return {"figures": flipped[:, :2], "attribute": flipped[:, 2:]}
 
     method = METHODS[form](counterfactual=flip)
-    repair = method.fit(
+    repair = method.repair(
         Two(model), replace(people, inputs=named), output_transform=lambda output: output[1], progress=False
     )
     assert repair.chosen.candidate == plain.chosen.candidate and repair.bias == pytest.approx(plain.bias)
     torch.testing.assert_close(repair.model.head.state_dict(), plain.model[2].state_dict(), rtol=1e-9, atol=1e-12)
-    called = METHODS[form]().fit(Two(model), people, forward_fn=lambda m, x: m(x[:, :2], x[:, 2:])[1], progress=False)
+    called = METHODS[form]().repair(
+        Two(model), people, forward_fn=lambda m, x: m(x[:, :2], x[:, 2:])[1], progress=False
+    )
     torch.testing.assert_close(called.model.head.state_dict(), plain.model[2].state_dict(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", METHODS)
 def test_batch_size_makes_no_difference(form: str) -> None:
     people, model = _people(83), _network()
-    whole, parts = (METHODS[form](batch_size=size).fit(model, people, progress=False) for size in (1024, 13))
+    whole, parts = (METHODS[form](batch_size=size).repair(model, people, progress=False) for size in (1024, 13))
     torch.testing.assert_close(whole.model.state_dict(), parts.model.state_dict(), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", METHODS)
 def test_single_precision(form: str) -> None:
     people, model = _people(83), _network()
-    exact = METHODS[form]().fit(model, people, progress=False)
+    exact = METHODS[form]().repair(model, people, progress=False)
     single = replace(people, inputs=people.inputs.float())
-    rough = METHODS[form]().fit(copy.deepcopy(model).float(), single, progress=False)
+    rough = METHODS[form]().repair(copy.deepcopy(model).float(), single, progress=False)
     assert rough.chosen.candidate == exact.chosen.candidate
     assert all(value.dtype == torch.float32 for value in rough.model.state_dict().values())
     torch.testing.assert_close(rough.model.double().state_dict(), exact.model.state_dict(), rtol=1e-2, atol=1e-2)
@@ -904,7 +910,7 @@ def test_weights_of_people_count_as_copies_in_the_output_layer() -> None:
     weighted = replace(edit, weight=copies.double())
     repeated = edit.take(torch.arange(53).repeat_interleave(copies))
     for form in ("output", "published"):
-        found = [_candidates(METHODS[form](), model, e, selection_data=selection)[1] for e in (weighted, repeated)]
+        found = [_candidates(METHODS[form](), model, e, selection_loader=selection)[1] for e in (weighted, repeated)]
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(_theta(one), _theta(other), rtol=1e-6, atol=1e-8)
 
@@ -918,7 +924,7 @@ def test_weights_of_people_count_as_copies_in_fine_tuning(n_outputs: int) -> Non
     weighted = replace(edit, weight=copies.double())
     repeated = edit.take(torch.arange(53).repeat_interleave(copies))
     method = METHODS["all"](training_batch_size=100, epochs=3)
-    found = [_candidates(method, model, e, selection_data=selection)[1] for e in (weighted, repeated)]
+    found = [_candidates(method, model, e, selection_loader=selection)[1] for e in (weighted, repeated)]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-8)
 
@@ -938,7 +944,7 @@ def _plain_point(margin: np.ndarray, people: ValidationSet, threshold: float) ->
 @pytest.mark.parametrize("n_outputs", [1, 2])
 def test_statistical_parity_is_selected_for_with_the_threshold(n_outputs: int, form: str) -> None:
     people, model = _people(127, n_groups=3), _network(n_outputs)
-    method = METHODS[form](measure="statistical_parity_difference", epsilon=0.2, margin=0.03)
+    method = METHODS[form](measure="demographic_parity_difference", epsilon=0.2, margin=0.03)
     repair, networks = _candidates(method, model, _loader(people, sensitive=True))
     selection = people.take(repair.selection_rows)
     best = (-1.0, 0.0, 0)
@@ -962,8 +968,8 @@ def test_statistical_parity_is_selected_for_with_the_threshold(n_outputs: int, f
 
 def test_three_classes_and_groups_have_no_threshold() -> None:
     people, model = _people(127, 3, n_groups=2), _network(3)
-    method = METHODS["output"](measure="accuracy_difference", epsilon=0.3)
-    repair = method.fit(model, people, progress=False)
+    method = METHODS["output"](measure="accuracy_score_difference", epsilon=0.3)
+    repair = method.repair(model, people, progress=False)
     assert repair.chosen.margin_threshold == 0
     with torch.no_grad():
         right = (repair.model(people.inputs).argmax(1) == people.target)[repair.selection_rows]
@@ -975,15 +981,15 @@ def test_three_classes_and_groups_have_no_threshold() -> None:
 def test_groups_are_needed_for_measures_of_groups_only() -> None:
     people, model = _people(83), _network()
     given = Snapshot(model)
-    parity = METHODS["output"](measure="statistical_parity_difference", epsilon=0.2)
+    parity = METHODS["output"](measure="demographic_parity_difference", epsilon=0.2)
     with pytest.raises(InputError, match=r"batch 0 of the loader is \(inputs, target\); expected \(inputs, target, se"):
-        parity.fit(model, _loader(people), progress=False)
+        parity.repair(model, _loader(people), progress=False)
     alone = replace(people, group=people.group * 0, groups=("a",))
     with pytest.raises(InputError, match="is of the sensitive group 'a'; expected at least two groups to compare"):
-        parity.fit(model, alone, progress=False)
+        parity.repair(model, alone, progress=False)
     given.assert_unchanged()
-    assert METHODS["output"]().fit(model, alone, progress=False).within_bound
-    assert METHODS["output"]().fit(model, _loader(people), progress=False).within_bound
+    assert METHODS["output"]().repair(model, alone, progress=False).within_bound
+    assert METHODS["output"]().repair(model, _loader(people), progress=False).within_bound
 
 
 # Bounds and flags.
@@ -992,11 +998,11 @@ def test_groups_are_needed_for_measures_of_groups_only() -> None:
 @pytest.mark.parametrize("measure", ["counterfactual_flips", "counterfactual_bias"])
 def test_bound_that_is_not_met_is_flagged(measure: str) -> None:
     people, model = _people(163), _network()
-    free = METHODS["output"](measure=measure).fit(model, people, progress=False)
+    free = METHODS["output"](measure=measure).repair(model, people, progress=False)
     assert 0 < free.bias < free.bias_before and free.flags == ()
     bounds = {free.bias * 1.01: True, free.bias: False, free.bias / 2: False}
     for epsilon, met in bounds.items():
-        repair = METHODS["output"](measure=measure, epsilon=epsilon).fit(model, people, progress=False)
+        repair = METHODS["output"](measure=measure, epsilon=epsilon).repair(model, people, progress=False)
         assert repair.within_bound == met and repair.chosen == free.chosen  # as good as can be afforded, all the same
         torch.testing.assert_close(repair.model.state_dict(), free.model.state_dict(), rtol=0, atol=0)
         if met:
@@ -1012,14 +1018,14 @@ def test_bound_that_is_not_met_is_flagged(measure: str) -> None:
 def test_constant_networks_are_called_so() -> None:
     people, model = _people(83), _network()
     nn.init.zeros_(model[-1].weight)
-    repair = METHODS["output"]().fit(model, people, progress=False)
+    repair = METHODS["output"]().repair(model, people, progress=False)
     assert not repair.within_bound and any(flag.startswith("constant classifier") for flag in repair.flags)
 
 
 def test_shrinking_the_logits_of_an_overconfident_network_is_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     people, model = _people(163), _network()
     monkeypatch.setattr(CounterfactualUnlearning, "_solve", _shrinking(0.5))
-    repair = METHODS["output"](measure="counterfactual_bias").fit(model, people, progress=False)
+    repair = METHODS["output"](measure="counterfactual_bias").repair(model, people, progress=False)
     assert repair.chosen.candidate == 0
 
 
@@ -1030,8 +1036,8 @@ def test_a_function_may_write_into_what_it_is_given() -> None:
         x[:] = FLIP(x)
         return x
 
-    plain = METHODS["output"]().fit(model, people, progress=False)
-    repair = METHODS["output"](counterfactual=in_place).fit(model, _people(83), progress=False)
+    plain = METHODS["output"]().repair(model, people, progress=False)
+    repair = METHODS["output"](counterfactual=in_place).repair(model, _people(83), progress=False)
     assert repair.bias_before == plain.bias_before and repair.chosen == plain.chosen
 
 
@@ -1055,10 +1061,10 @@ def test_patience_counts_candidates_without_less_bias() -> None:
     people, model = _people(163, lean=2.0), _network()
     settings = {"measure": "counterfactual_bias", "strengths": (0.01, 0.02, 0.03, 0.04, 0.05)}
     settings |= {"max_performance_loss": 1.0, "max_cross_entropy_rise": 9.0}
-    full = METHODS["output"](**settings).fit(model, people, progress=False)
+    full = METHODS["output"](**settings).repair(model, people, progress=False)
     biases = [entry["bias"] for entry in full.history]
     assert all(after < before for before, after in pairwise(biases))
-    patient = METHODS["output"](patience=2, **settings).fit(model, people, progress=False)
+    patient = METHODS["output"](patience=2, **settings).repair(model, people, progress=False)
     assert len(patient.history) == len(full.history) and patient.flags == ()
 
 
@@ -1067,13 +1073,13 @@ def test_weights_of_the_selection_people_count_as_copies() -> None:
     copies = torch.arange(67) % 4
     weighted = replace(selection, weight=copies.double())
     repeated = selection.take(torch.arange(67).repeat_interleave(copies))
-    found = [METHODS["output"]().fit(model, edit, selection_data=s, progress=False) for s in (weighted, repeated)]
+    found = [METHODS["output"]().repair(model, edit, selection_loader=s, progress=False) for s in (weighted, repeated)]
     assert found[0].performance_before == pytest.approx(found[1].performance_before)
     assert found[0].bias_before == pytest.approx(found[1].bias_before)
 
 
 @pytest.mark.parametrize(
-    ("measure", "bounds"), [("counterfactual_flips", (1.0, 0.0)), ("statistical_parity_difference", (0.05, 0.01))]
+    ("measure", "bounds"), [("counterfactual_flips", (1.0, 0.0)), ("demographic_parity_difference", (0.05, 0.01))]
 )
 def test_bounds_by_default(measure: str, bounds: tuple[float, float]) -> None:
     method = CounterfactualUnlearning(measure=measure)
@@ -1089,9 +1095,9 @@ def test_bounds_by_default(measure: str, bounds: tuple[float, float]) -> None:
 @pytest.mark.parametrize("form", METHODS)
 def test_in_place_gives_the_same_weights_to_the_same_network(form: str) -> None:
     people, model = _people(83), _network()
-    plain = METHODS[form]().fit(model, people, progress=False)
+    plain = METHODS[form]().repair(model, people, progress=False)
     identities = [id(parameter) for parameter in model.parameters()]
-    repair = METHODS[form]().fit(model, people, inplace=True, progress=False)
+    repair = METHODS[form]().repair(model, people, inplace=True, progress=False)
     assert repair.model is model and [id(parameter) for parameter in model.parameters()] == identities
     assert plain.model is not model and repair.chosen == plain.chosen and plain.chosen.candidate > 0
     torch.testing.assert_close(model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
@@ -1102,7 +1108,7 @@ def test_same_random_state_same_repair(form: str) -> None:
     people, model = _people(83), _network()
 
     def run(random_state: Any) -> Repair:
-        return METHODS[form](random_state=random_state).fit(model, _loader(people), progress=False)
+        return METHODS[form](random_state=random_state).repair(model, _loader(people), progress=False)
 
     first = run(3)
     torch.rand(5)
@@ -1115,7 +1121,7 @@ def test_same_random_state_same_repair(form: str) -> None:
 def test_seed_shuffles_the_batches_of_fine_tuning() -> None:
     people, others, model = _people(83, seed=1), _people(79, seed=2), _network()
     first, second = (
-        _candidates(METHODS["all"](random_state=seed), model, people, selection_data=others)[1] for seed in (0, 1)
+        _candidates(METHODS["all"](random_state=seed), model, people, selection_loader=others)[1] for seed in (0, 1)
     )
     assert not torch.equal(first[1][0].weight, second[1][0].weight)
 
@@ -1125,14 +1131,14 @@ def test_seed_shuffles_the_batches_of_fine_tuning() -> None:
 def test_time_budget(form: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second passes whenever somebody looks at the clock."""
     people, model = _people(83), _network()
-    full = METHODS[form]().fit(model, people, progress=False)
+    full = METHODS[form]().repair(model, people, progress=False)
     clock = iter(range(10_000))
-    monkeypatch.setattr(fairtrim.repair.working_copy, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(fairtrim.repair.candidates, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     results: list[Any] = []
 
     def run() -> None:
         try:
-            results.append(METHODS[form](max_seconds=6.5).fit(model, people, progress=False))
+            results.append(METHODS[form](max_seconds=6.5).repair(model, people, progress=False))
         except BaseException as error:
             results.append(error)
 
@@ -1155,7 +1161,7 @@ def test_time_budget(form: str, where: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("form", METHODS)
 def test_no_time_at_all_leaves_the_given_network(form: str) -> None:
     people, model = _people(83), _network()
-    repair = METHODS[form](max_seconds=1e-9).fit(model, people, progress=False)
+    repair = METHODS[form](max_seconds=1e-9).repair(model, people, progress=False)
     assert repair.chosen.candidate == 0 and len(repair.history) == 1
     torch.testing.assert_close(repair.model.state_dict(), model.state_dict(), rtol=0, atol=0)
 
@@ -1163,7 +1169,7 @@ def test_no_time_at_all_leaves_the_given_network(form: str) -> None:
 def test_other_networks_of_the_trade_off() -> None:
     people, model = _people(163), _network()
     method = METHODS["output"](max_cross_entropy_rise=9.0, max_performance_loss=1.0)
-    repair = method.fit(model, people, progress=False)
+    repair = method.repair(model, people, progress=False)
     selection = people.take(repair.selection_rows)
     assert len(repair.trade_off) > 1 and repair.trade_off[0] == repair.chosen
     biases = [point.bias for point in repair.trade_off]
@@ -1176,12 +1182,12 @@ def test_other_networks_of_the_trade_off() -> None:
 
 def test_rows_and_people_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     people, model = _people(83), _network()
-    repair = METHODS["all"](selection_share=0.3).fit(model, people, progress=True)
+    repair = METHODS["all"](selection_share=0.3).repair(model, people, progress=True)
     assert "counterfactual unlearning" in capsys.readouterr().err
     assert abs(len(repair.selection_rows) - 0.3 * 83) < 2
     text = str(repair)
     assert f"counterfactual_flips: {repair.bias_before:+.4f} before, {repair.bias:+.4f} after" in text
-    METHODS["all"]().fit(model, people, progress=False)
+    METHODS["all"]().repair(model, people, progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -1235,7 +1241,7 @@ def _noisy() -> DataLoader[Any]:
 def test_success_leaves_no_trace(form: str, grad: bool, model: Any) -> None:
     with torch.set_grad_enabled(grad):
         before = Snapshot(model)
-        repair = METHODS[form]().fit(model, _noisy(), progress=False)
+        repair = METHODS[form]().repair(model, _noisy(), progress=False)
         before.assert_unchanged()
     repaired = repair.model
     assert [m.training for m in repaired.modules()] == [m.training for m in model.modules()]
@@ -1252,7 +1258,7 @@ def test_in_place_changes_values_only(form: str, model: Any) -> None:
     people = replace(P, inputs=X)
     repair = METHODS[form](
         measure="counterfactual_bias", max_performance_loss=1.0, max_cross_entropy_rise=9.0, strengths=(2.0, 20.0)
-    ).fit(model, people, selection_data=people, inplace=True, progress=False)
+    ).repair(model, people, selection_loader=people, inplace=True, progress=False)
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before.tensors[k])]
     assert form == "published" or (repair.chosen.candidate > 0 and "head.weight" in changed)
     assert not {k for k in changed if "norm.r" in k or k in ("offset", "body.bias")}
@@ -1335,7 +1341,7 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], type[BaseException]
     "other groups select": (
         [(X, Y, A)],
         {},
-        {"selection_data": [(X, Y, A + 1)]},
+        {"selection_loader": [(X, Y, A + 1)]},
         InputError,
         r"selection data have the sensitive groups \['1', '2'\]; expected \['0', '1'\]",
     ),
@@ -1366,7 +1372,7 @@ def test_errors_leave_no_trace(fault: str, form: str, model: nn.Module) -> None:
     data, settings, options, error, message = FAULTS[fault]
     before = Snapshot(model)
     with pytest.raises(error, match=message):
-        METHODS[form](**settings).fit(
+        METHODS[form](**settings).repair(
             model, data() if callable(data) else data, inplace=True, progress=False, **options
         )
     before.assert_unchanged()
@@ -1390,14 +1396,14 @@ def test_interrupted_in_the_middle(form: str, model: Any) -> None:
     model.norm.register_forward_pre_hook(Fuse())
     before = Snapshot(model)
     with pytest.raises(BrokenError):
-        METHODS[form]().fit(model, [(X, Y)], inplace=True, progress=False)
+        METHODS[form]().repair(model, [(X, Y)], inplace=True, progress=False)
     before.assert_unchanged()
 
 
 def test_steps_that_are_too_large_are_left_out(model: nn.Module) -> None:
     before = Snapshot(model)
     for form, settings in (("all", {"learning_rate": 1e25}), ("published", {"strengths": [1e300, 0.0, 1e200]})):
-        repair = METHODS[form](**settings).fit(model, [(X, Y)], progress=False)
+        repair = METHODS[form](**settings).repair(model, [(X, Y)], progress=False)
         before.assert_unchanged()
         assert repair.flags[0] == "some candidates had scores that are not finite and were left out; take smaller steps"
         assert repair.flags[1].startswith("the network is returned as it was given: the others had scores that are not")
@@ -1422,7 +1428,7 @@ def test_heads(form: str) -> None:
         model = nn.Sequential(*layers)
         before = Snapshot(model)
         with pytest.raises(UnsupportedModelError, match=message):
-            METHODS[form]().fit(model, [(X, Y)], progress=False)
+            METHODS[form]().repair(model, [(X, Y)], progress=False)
         before.assert_unchanged()
 
 
@@ -1430,7 +1436,7 @@ def test_frozen_networks_are_not_fine_tuned(model: nn.Module) -> None:
     model.requires_grad_(False)
     before = Snapshot(model)
     with pytest.raises(UnsupportedModelError, match="every parameter is frozen; expected some with requires_grad=True"):
-        METHODS["all"]().fit(model, [(X, Y)], progress=False)
+        METHODS["all"]().repair(model, [(X, Y)], progress=False)
     before.assert_unchanged()
 
 
@@ -1439,9 +1445,9 @@ def test_large_layers_are_refused(form: str, monkeypatch: pytest.MonkeyPatch, mo
     monkeypatch.setattr(fairtrim.unlearning.output_layer_problem, "_MAX_PARAMETERS", 13)  # the head has 2 × 7
     before = Snapshot(model)
     with pytest.raises(InputError, match=r"output layer has 14 parameters.*expected at most 13: use layers='all'"):
-        METHODS[form]().fit(model, [(X, Y)], inplace=True, progress=False)
+        METHODS[form]().repair(model, [(X, Y)], inplace=True, progress=False)
     before.assert_unchanged()
-    METHODS["all"]().fit(model, [(X, Y)], progress=False)
+    METHODS["all"]().repair(model, [(X, Y)], progress=False)
 
 
 # Settings.
@@ -1481,7 +1487,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     for name, value in settings.items():  # written past set_params: fit looks again, before anything else
         setattr(fine, name, value)
     with pytest.raises(InputError, match=message):
-        fine.fit(nn.Linear(5, 2), [])
+        fine.repair(nn.Linear(5, 2), [])
 
 
 @pytest.mark.parametrize("measure", ["counterfactual_flips", "counterfactual_bias"])
@@ -1491,7 +1497,7 @@ def test_other_methods_have_no_pairs(measure: str) -> None:
         with pytest.raises(InputError, match=message):
             method(measure=measure)
     with pytest.raises(InputError, match=r"model is a list; expected a torch\.nn\.Module"):
-        METHODS["output"](measure=measure).fit([], [(X, Y)])  # type: ignore[arg-type]
+        METHODS["output"](measure=measure).repair([], [(X, Y)])  # type: ignore[arg-type]
 
 
 # One attribute in several columns, and a network that is returned as it was given.
@@ -1564,7 +1570,7 @@ def test_a_network_that_is_returned_as_it_was_given_says_why(measure: str, layer
     settings: dict[str, Any] = {"measure": measure, "counterfactual": FLIP, "layers": layers, **epochs}
     given = replace(people, counterfactual=None)
     strict = CounterfactualUnlearning(strengths=[1e-9, 100.0], max_cross_entropy_rise=0.0, **settings)
-    repair = strict.fit(model, given, progress=False)
+    repair = strict.repair(model, given, progress=False)
     flags = [flag for flag in repair.flags if flag.startswith("the network is returned as it was given: ")]
     assert len(flags) == (repair.chosen.candidate == 0)
     if repair.chosen.candidate:
@@ -1582,11 +1588,11 @@ def test_every_refused_strength_is_named_with_its_reason() -> None:
     method = CounterfactualUnlearning(
         counterfactual=FLIP, strengths=[0.0, 1e9], max_cross_entropy_rise=0.0, max_performance_loss=0.0
     )
-    repair = method.fit(model, people, progress=False)
+    repair = method.repair(model, people, progress=False)
     if repair.chosen.candidate == 0:
         assert any("no less than" in flag and "(strength 0" in flag for flag in repair.flags)
     unable = CounterfactualUnlearning(counterfactual=FLIP, strengths=[0.0])
-    flags = unable.fit(model, people, progress=False).flags
+    flags = unable.repair(model, people, progress=False).flags
     assert any("a counterfactual_flips of no less than" in flag and "(strength 0)" in flag for flag in flags)
-    stopped = CounterfactualUnlearning(counterfactual=FLIP, max_seconds=1e-9).fit(model, people, progress=False)
+    stopped = CounterfactualUnlearning(counterfactual=FLIP, max_seconds=1e-9).repair(model, people, progress=False)
     assert any("no other candidate was tried" in flag for flag in stopped.flags)

@@ -184,10 +184,10 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
                 f"the network has {n_scores} classes; expected two, or one logit: a BinaryLabelDataset has a favorable "
                 "and an unfavorable label"
             )
-        repair = self.post_processor.fit(
+        repair = self.post_processor.repair(
             self.model,
             people,
-            selection_data=selection,
+            selection_loader=selection,
             forward_fn=self.forward_fn,
             output_transform=self.output_transform,
             progress=self.progress,

@@ -259,7 +259,7 @@ def repair(
     splits = data_of(data)
     validation = splits.need("validation", f"post-processor {post_processor!r}")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
-    done = method.set_params(random_state=seed).fit(
+    done = method.set_params(random_state=seed).repair(
         list(networks.values())[-1],
         validation,
         sensitive_names=splits.sensitive_names,

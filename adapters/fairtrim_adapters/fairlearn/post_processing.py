@@ -39,7 +39,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
     Used like ``fairlearn.postprocessing.ThresholdOptimizer``, with one difference: the sensitive features are needed to
     fit and not to predict, because the repair is written into the weights and the last bias of a copy of the network.
     That has its price: thresholds that know each person's group lose less accuracy for the same parity. A
-    post-processor's ``measure="statistical_parity_difference"`` goes with ``constraints="demographic_parity"``,
+    post-processor's ``measure="demographic_parity_difference"`` goes with ``constraints="demographic_parity"``,
     ``"equal_opportunity_difference"`` with ``"true_positive_rate_parity"``, ``"equalized_odds_difference"`` with
     ``"equalized_odds"``.
 
@@ -204,7 +204,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         self.training_rows_, self.validation_rows_ = training.numpy(), validation.numpy()
         self._check_outputs(network, people)
         try:
-            self.repair_ = self.post_processor_.fit(
+            self.repair_ = self.post_processor_.repair(
                 network,
                 people,
                 forward_fn=self.forward_fn,
@@ -351,7 +351,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         if isinstance(X, Dataset | DataLoader):
             raise InputError(
                 f"X is a {type(X).__name__}; expected an array, a data frame, a tensor or a dict of those: give a "
-                "loader to the post-processor itself, post_processor.fit(network, loader)"
+                "loader to the post-processor itself, post_processor.repair(network, loader)"
             )
         if isinstance(X, Mapping) and not issparse(X):  # SciPy has a sparse matrix that is a dict
             if reset:

@@ -232,7 +232,7 @@ def _repaired(
     pruned: nn.Module, post_processor: PostProcessor, seed: int, data: DataSplits
 ) -> tuple[nn.Module, list[str]]:
     method = copy.copy(post_processor).set_params(random_state=seed)
-    repair = method.fit(
+    repair = method.repair(
         pruned,
         data.need("validation", type(post_processor).__name__),
         sensitive_names=data.sensitive_names,

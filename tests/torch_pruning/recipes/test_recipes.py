@@ -118,7 +118,7 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
     result = run_recipe("denp", model, online=online, cut=cut, pruning_ratio=0.6, **options)
 
     mine, generator, samples = copy.deepcopy(model), torch.Generator().manual_seed(5), IndexedSamples(loader)
-    mined = FixedMiner().fit(model, loader)
+    mined = FixedMiner().mine(model, loader)
     pruner = pruner_of_levels(mine, samples.first(torch.device("cpu")), [0.6 / 3, 1.2 / 3, 1.8 / 3], None)
     for step in range(4):
         if step < 3:

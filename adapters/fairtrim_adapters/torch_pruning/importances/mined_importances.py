@@ -13,7 +13,7 @@ from fairtrim.criteria import Criterion, GroupSaliency
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.mining.contrastive_gates import ContrastiveObjective, Cost, channel_costs, gate_slopes, learn_gates
-from fairtrim.mining.miner import MinedSamples, require_some_mined
+from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.network.losses import negative_margin
 from fairtrim.selection.ranking import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
@@ -145,11 +145,11 @@ class ContrastiveImportance(ChannelImportance):
                 learning_rate=self.learning_rate,
                 cost_weight=self.cost_weight,
                 costs=costs,
-                generator=generator,
+                random_state=generator,
                 progress=progress,
             )
         else:
-            values = gate_slopes(model, samples, plan.groups, objective, generator=generator, progress=progress)
+            values = gate_slopes(model, samples, plan.groups, objective, random_state=generator, progress=progress)
         of_channels = torch.cat([values[group.name] for group in plan.groups])
         if self.form == "first-order-magnitude":
             of_channels = of_channels.abs()

@@ -15,7 +15,8 @@ from fairtrim import InputError
 from fairtrim.arguments import require_number
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.mining import accumulated_confidence as core
-from fairtrim.mining.miner import GeneralizedCrossEntropyMiner, LossMiner, Miner
+from fairtrim.mining.miner import Miner
+from fairtrim.mining.trained_miners import GeneralizedCrossEntropyMiner, LossMiner
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.importances.mined_importances import (
     AccumulatedConfidenceImportance,
@@ -116,7 +117,7 @@ def denp(
     calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
     shared: dict[str, Any] = {"ignored_layers": ignored_layers, "pruner_options": dict(pruner_options or {})}
     if miner is None:
-        miner = AccumulatedConfidence(seed=seed, **shared, **calling)
+        miner = AccumulatedConfidence(random_state=seed, **shared, **calling)
     # how many confidences are in the scores at the start
     n_terms = len(miner.levels) if isinstance(miner, core.AccumulatedConfidence) else 1
     levels = [pruning_ratio * ((k + 1) / steps) for k in range(steps)]
@@ -245,7 +246,7 @@ def dcwp(
         model,
         loader,
         [pruning_ratio if pruning_ratio is not None else 0.5],
-        miner if miner is not None else GeneralizedCrossEntropyMiner(seed=seed, **calling),
+        miner if miner is not None else GeneralizedCrossEntropyMiner(random_state=seed, **calling),
         cut or {},
         settings={
             "pruning_ratio": pruning_ratio,

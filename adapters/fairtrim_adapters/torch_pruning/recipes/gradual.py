@@ -264,7 +264,7 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of ``BasePruner``.
         options: As for ``fairtrim.mining.accumulated_confidence.AccumulatedConfidence``: ``levels``, ``epochs``,
-            ``learning_rate``, ``loss_fn``, ``accumulate``, ``seed``, ``forward_fn``, ``output_transform``.
+            ``learning_rate``, ``loss_fn``, ``accumulate``, ``random_state``, ``forward_fn``, ``output_transform``.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -272,7 +272,7 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
         >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
         >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
         >>> model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> mined = AccumulatedConfidence(epochs=3, learning_rate=0.05).fit(model, loader, progress=False)
+        >>> mined = AccumulatedConfidence(epochs=3, learning_rate=0.05).mine(model, loader, progress=False)
         >>> int(mined.scores.argmax())
         18
     """

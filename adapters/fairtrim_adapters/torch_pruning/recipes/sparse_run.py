@@ -21,7 +21,8 @@ from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
-from fairtrim.mining.miner import MinedSamples, Miner, check_cut, label_probabilities, require_some_mined
+from fairtrim.mining.mined_samples import MinedSamples, check_cut, require_some_mined
+from fairtrim.mining.miner import Miner, label_probabilities
 from fairtrim.network.fine_tuning import FeatureTap, fine_tune
 from fairtrim.network.recalibration import recalibrate_batchnorm
 from fairtrim.network.scored_network import class_scores
@@ -454,7 +455,7 @@ def _mine(
     kept = resumption.load()
     if kept is not None:
         return _mined_before(kept)
-    mined = miner.fit(model, loader, progress=progress)
+    mined = miner.mine(model, loader, progress=progress)
     tensors = {"scores": mined.scores, "target": mined.target}
     resumption.save(0, {}, tensors if mined.cut is None else {**tensors, "cut": mined.cut})
     return mined
