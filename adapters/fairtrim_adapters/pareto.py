@@ -113,7 +113,11 @@ def pareto_set(frame: pd.DataFrame, objectives: Mapping[str, Direction] | None =
 
 
 def _undominated(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Rows of (N, M) costs that no other row is at most as high as everywhere and below somewhere, (N,)."""
+    """Rows of (N, M) costs that no other row is at most as high as everywhere and below somewhere, (N,).
+
+    Of any number of columns, in N² comparisons; equal rows stay together. A post-processor's front, of two columns and
+    a row for each threshold, is sorted instead: ``fairtrim.measures.objective.non_dominated``.
+    """
     kept: npt.NDArray[np.bool_] = np.logical_not(np.isnan(costs).any(axis=1))
     comparable = costs[kept]
     kept[kept] = [not bool(((comparable <= row).all(1) & (comparable < row).any(1)).any()) for row in comparable]

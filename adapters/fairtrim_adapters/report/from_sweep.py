@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_se
 from fairtrim_adapters.sweep import read_sweep
 from fairtrim_adapters.sweep.cell import DENSE, UNREPAIRED
 
-from .caveats import limits, not_measured
+from .caveats import with_caveats
 from .contents import Cell, Data, Figure, Flag, Method, Network, Picture, Table, Timing, figure_of, finite
 from .document import Report
 from .facts import method_of
@@ -78,45 +77,26 @@ def report_sweep(
     networks = tuple(_network(row, bool(best), data) for row, best in zip(_records(means), optimal, strict=True))
     timing = _timing(table, about)
     intervals = "accuracy_low" in table and bool(table["accuracy_low"].notna().any())
-    seeds = tuple(sorted({int(seed) for seed in table["seed"]}))
-    known = {str(name): str(number) for name, number in about.get("versions", {}).items()}
     n_boot = about.get("n_boot")
-    return Report(
+    report = Report(
         title=title,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         data=data,
         reference=DENSE,
         networks=networks,
         methods=_methods(table, about),
         settings=_settings(about),
-        versions=known,
-        seeds=seeds,
+        versions={str(name): str(number) for name, number in about.get("versions", {}).items()},
+        seeds=tuple(sorted({int(seed) for seed in table["seed"]})),
         intervals=intervals,
         n_boot=n_boot if intervals and isinstance(n_boot, int) else None,
         timing=timing,
         flags=tuple(_flags(table)),
         objectives={str(column): str(direction) for column, direction in chosen.items()},
-        changed=(),
         pictures=_pictures(table, chosen) if pictures else (),
         runs=_runs(table),
-        limits=limits(
-            intervals=intervals,
-            sweep=True,
-            several_seeds=len(seeds) > 1,
-            disturbed=timing is not None and about.get("latency", {}).get("n_jobs") not in (None, 1),
-        ),
-        not_measured=not_measured(
-            data,
-            networks,
-            timing=timing,
-            seeds=seeds,
-            versions=known,
-            sweep=True,
-            changed_shown=False,
-            damage_shown=False,
-            intervals=intervals,
-        ),
     )
+    disturbed = timing is not None and about.get("latency", {}).get("n_jobs") not in (None, 1)
+    return with_caveats(report, disturbed=disturbed)
 
 
 def _check_table(table: pd.DataFrame) -> None:
