@@ -14,26 +14,26 @@ TOP = ("errors", "arguments", "devices", "preservation", "processes", "registry"
 """Files of the core that every room leans on; in the picture one box."""
 
 CORE = (
-    ("top",),
-    ("measures", "files"),
-    ("data",),
-    ("network",),
-    ("damage", "comparison", "repair"),
+    ("", "", "top"),
+    ("", "files", "measures"),
+    ("", "", "data"),
+    ("", "", "network"),
+    ("", "damage", "repair", "comparison"),
     ("criteria",),
-    ("selection", "mining", "unlearning", "reconstruction"),
-    ("oracle",),
+    ("selection", "mining", "unlearning", "oracle", "reconstruction"),
 )
-"""Rooms of fairtrim; one may lean on those of the lines above it, not on its neighbours."""
+"""Rooms of fairtrim; one may lean on those of the lines above it, not on its neighbours. The empty places are the
+picture's, so that no arrow runs behind a room."""
 
 ADAPTERS = (
-    ("pareto", "onnx_export", "torch_pruning.graph", "fairlearn", "aif360"),
-    ("plots", "huggingface", "torch_pruning.verification"),
-    ("torch_pruning.importances",),
-    ("torch_pruning.recipes",),
-    ("torch_pruning.prune_copy",),
-    ("sweep",),
-    ("report",),
-    ("command_line",),
+    ("", "torch_pruning.graph", "fairlearn", "pareto", "onnx_export", "aif360"),
+    ("huggingface", "torch_pruning.verification", "", "plots"),
+    ("", "torch_pruning.importances"),
+    ("", "torch_pruning.recipes"),
+    ("", "torch_pruning.prune_copy"),
+    ("", "", "sweep"),
+    ("", "", "", "report"),
+    ("", "", "", "", "command_line"),
 )
 """Rooms of fairtrim_adapters, in the same way."""
 
@@ -143,10 +143,10 @@ def arrows(found: Iterable[Import], package: str) -> dict[str, set[str]]:
     """
     leans: dict[str, set[str]] = {}
     for entry in found:
-        if {entry.module.split(".")[0], entry.target.split(".")[0]} == {package}:
-            room, other = room_of(entry.module), room_of(entry.target)
-            if room:
-                leans.setdefault(room, set()).update({other} - {room, ""})
+        room = room_of(entry.module)
+        if room and entry.module.split(".")[0] == package:
+            other = room_of(entry.target) if entry.target.split(".")[0] == package else ""
+            leans.setdefault(room, set()).update({other} - {room, ""})
     return leans
 
 
@@ -206,19 +206,14 @@ def picture(lines: Iterable[Iterable[str]], leans: Mapping[str, set[str]], title
     Returns:
         The picture.
     """
-    rows = [[room for room in line if room in leans] for line in lines]
-    rows = [row for row in rows if row]
-    widest = max(map(len, rows))
-    width = 2 * _MARGIN + widest * (_WIDTH + _GAP_X) - _GAP_X
-    height = 2 * _MARGIN + len(rows) * (_HEIGHT + _GAP_Y) - _GAP_Y
     place = {
-        room: (
-            width / 2 + (k - (len(row) - 1) / 2) * (_WIDTH + _GAP_X),
-            _MARGIN + y * (_HEIGHT + _GAP_Y),
-        )
-        for y, row in enumerate(rows)
-        for k, room in enumerate(row)
+        room: (_MARGIN + _WIDTH / 2 + column * (_WIDTH + _GAP_X), _MARGIN + row * (_HEIGHT + _GAP_Y))
+        for row, line in enumerate(lines)
+        for column, room in enumerate(line)
+        if room in leans
     }
+    width = max(x for x, _ in place.values()) + _WIDTH / 2 + _MARGIN
+    height = max(y for _, y in place.values()) + _HEIGHT + _MARGIN
     drawn = []
     for room, others in sorted(shown(leans).items()):
         for other in sorted(others):
