@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import RandomState, random_generator, renamed
 from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import needs_labels
@@ -225,17 +226,18 @@ class ValidationSet:
             raise InputError("the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs)")
         return replace(self, inputs=self.counterfactual, counterfactual=None)
 
-    def split(self, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    @renamed(generator="random_state")
+    def split(self, share: float, random_state: RandomState) -> tuple[Tensor, Tensor]:
         """Rows for editing and rows for selecting, every group and label shared out alike.
 
         Args:
             share: Share of the first part, in (0, 1).
-            generator: Source of randomness.
+            random_state: Seed, or a torch.Generator.
 
         Returns:
             The two parts' positions, increasing.
         """
-        chosen = torch.zeros(len(self), dtype=torch.bool)
+        generator, chosen = random_generator(random_state), torch.zeros(len(self), dtype=torch.bool)
         cell = self.group * (int(self.target.max()) + 1) + self.target
         for value in sorted(set(cell.tolist())):
             rows = (cell == value).nonzero().squeeze(1)
@@ -244,20 +246,23 @@ class ValidationSet:
             chosen[rows[: min(max(n_chosen, 1), max(1, len(rows) - 1))]] = True
         return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
 
+    @renamed(generator="random_state")
     def batches(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+        self, batch_size: int, device: torch.device, random_state: RandomState | None = None
     ) -> Iterator[tuple[Tensor, Batch]]:
         """Minibatches with the rows they hold.
 
         Args:
             batch_size: Samples a batch; the last may be smaller.
             device: Where inputs and targets go.
-            generator: Shuffles, if given.
+            random_state: Shuffles, if given; seed, or a torch.Generator.
 
         Yields:
             Pairs of (rows, batch).
         """
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        order = torch.arange(len(self))
+        if random_state is not None:
+            order = torch.randperm(len(self), generator=random_generator(random_state))
         for index, rows in enumerate(torch.split(order, batch_size)):
             inputs = to_device(slice_samples(self.inputs, rows), device)
             yield rows, Batch(inputs, self.target[rows].to(device), None, index)

@@ -27,12 +27,12 @@ from .scored_network import OutputTransform, ScoredNetwork
 __all__ = ["FineTuning", "fine_tune", "reinitialized"]
 
 
-def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
+def reinitialized(model: nn.Module, random_state: RandomState) -> nn.Module:
     """A copy of a network with new random weights.
 
     Args:
         model: The network; every layer with parameters needs ``reset_parameters``, as torch's layers have.
-        generator: Source of randomness.
+        random_state: Seed, or a torch.Generator.
 
     Returns:
         The copy.
@@ -51,7 +51,7 @@ def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
             f"the layers {stubborn[:5]} have parameters but no reset_parameters(), so the network can't be trained "
             "from scratch; pass network=, a function that builds a new one"
         )
-    with seeded(generator):
+    with seeded(random_generator(random_state)):
         for module in fresh.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
