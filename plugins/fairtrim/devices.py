@@ -1,4 +1,4 @@
-"""Where a network and its batches lie."""
+"""Where a network and its batches lie, and of which type its numbers are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
-__all__ = ["model_device", "to_device"]
+__all__ = ["floating_type", "model_device", "to_device"]
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -32,6 +32,19 @@ def model_device(model: nn.Module) -> torch.device:
             "expected one: move it with model.to(device)"
         )
     return devices.pop() if devices else torch.device("cpu")
+
+
+def floating_type(model: nn.Module) -> torch.dtype:
+    """Floating-point type of the network's parameters and buffers, and so of what it takes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        That of the first; torch's default for a network without any.
+    """
+    types = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return next(types, torch.get_default_dtype())
 
 
 def to_device(value: Any, device: torch.device) -> Any:
