@@ -102,11 +102,7 @@ class CounterfactualUnlearning(PostProcessor):
     multiclass: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.form not in ("consistency", "published") or self.layers not in ("output", "all"):
             raise InputError(
