@@ -101,7 +101,7 @@ def test_other_columns_one_seed_and_no_intervals() -> None:
     ax = plot_pareto(frame, x="accuracy[Male]", y="pruning_ratio", colour="parameters")
     check_drawn(ax)
     assert not _points(ax, 3.2) and not ax.collections
-    assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "pruning_ratio"
+    assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "pruning ratio"
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["dense", *CRITERIA, "Pareto set of\nparameters"]
     balanced = plot_pareto(frame.assign(balanced_accuracy=frame["accuracy"]), y="balanced_accuracy")

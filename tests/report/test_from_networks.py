@@ -200,13 +200,13 @@ def test_networks_are_left_as_they_were() -> None:
         ({"method": {"prund": {"pruning_ratio": 0.5}}}, "'prund'"),
         ({"method": {"seed": "one"}}, "seeds"),
         ({"damage": 3}, "expected a DamageTable"),
-        ({"data": {"test": batches(), "feature_names": ["a"]}}, "1 feature_names for 5 features"),
-        ({"data": {"test": batches(), "class_names": ["a"]}}, "1 class_names for 2 classes"),
-        ({"data": {"test": [batch[:2] for batch in batches()]}}, "expected .inputs, target, sensitive"),
+        ({"splits": {"test": batches(), "feature_names": ["a"]}}, "1 feature_names for 5 features"),
+        ({"splits": {"test": batches(), "class_names": ["a"]}}, "1 class_names for 2 classes"),
+        ({"splits": {"test": [batch[:2] for batch in batches()]}}, "expected .inputs, target, sensitive"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], words: str) -> None:
-    arguments = {"models": NETWORKS, "data": {"test": batches()}, "n_boot": None, **QUICK, **changes}
+    arguments = {"models": NETWORKS, "splits": {"test": batches()}, "n_boot": None, **QUICK, **changes}
     with pytest.raises(InputError, match=words):
         report_networks(**arguments)
 

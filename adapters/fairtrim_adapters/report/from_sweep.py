@@ -142,7 +142,7 @@ def _network(row: Mapping[str, Any], optimal: bool, data: Data) -> Network:
         for group in data.people
     }
     milliseconds, ratio = finite(row.get("latency_ms")), finite(row.get("latency_ratio"))
-    facts = {"criterion": str(row["criterion"]), "pruning ratio": f"{row['ratio']:g}"}
+    facts = {"criterion": str(row["criterion"]), "pruning ratio": f"{row['pruning_ratio']:g}"}
     return Network(
         name=_run_name(row["criterion"], row["pruning_ratio"], row["post_processor"]),
         class_name="",
