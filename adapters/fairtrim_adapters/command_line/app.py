@@ -166,7 +166,7 @@ def prune(
 ) -> None:
     """Prune a network, say what was removed and who pays, and write it."""
     from fairtrim import predict
-    from fairtrim_adapters.torch_pruning.prune_copy import prune_and_fine_tune
+    from fairtrim_adapters.torch_pruning import prune_copy
 
     network_files(output, onnx)
     ((_, make),) = criteria_by_label(criterion).items()
@@ -177,12 +177,12 @@ def prune(
     # refuse scores that decide nothing before anything is written
     predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
     importance = make(seed)
-    pruned = prune_and_fine_tune(
+    pruned = prune_copy(
         list(networks.values())[-1],
         importance,
         splits,
         ratio,
-        seed=seed,
+        random_state=seed,
         fine_tuning=fine_tune,
         iterative_steps=steps,
         ignored_layers=ignore or [],

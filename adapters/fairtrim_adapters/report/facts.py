@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fairtrim_adapters.sweep.named_methods import parse_named
+from fairtrim_adapters.torch_pruning import IMPORTANCES
 
 from .contents import Method
 
@@ -112,6 +113,14 @@ POST_PROCESSOR_FACTS: dict[str, _Facts] = {
 """By the names of ``POST_PROCESSORS``."""
 
 
+def _told_by(name: str) -> _Facts:
+    """What a criterion says of itself."""
+    described = vars(IMPORTANCES[name]) if name in IMPORTANCES else {}
+    if "does" not in described:
+        return _Facts("not described here", "", "", "")
+    return _Facts(described["does"], described.get("source", ""), described.get("link", ""), described["standing"])
+
+
 def method_of(kind: str, text: str, settings: Mapping[str, Any] | None = None) -> Method:
     """What is known about a criterion or a post-processor.
 
@@ -133,8 +142,8 @@ def method_of(kind: str, text: str, settings: Mapping[str, Any] | None = None) -
     known = CRITERION_FACTS if kind == "criterion" else POST_PROCESSOR_FACTS
     name, separator, _ = text.partition(":")
     own: dict[str, Any] = {}
-    if separator and name.strip() in known:
+    if separator and (name.strip() in known or (kind == "criterion" and name.strip() in IMPORTANCES)):
         name, own = parse_named(text)
-    facts = known.get(name.strip(), _Facts("not described here", "", "", ""))
+    facts = known.get(name.strip()) or _told_by(name.strip() if kind == "criterion" else "")
     every = {**dict(settings or {}), **own}
     return Method(text, kind, *facts, {key: str(value) for key, value in every.items()})

@@ -21,7 +21,8 @@ from fairtrim.devices import model_device
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
 from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, prune_and_fine_tune
+from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
+from fairtrim_adapters.torch_pruning.prune_copy import Training, prune_copy
 
 from .named_methods import CriterionFactory
 from .store import Row, RunKey, SweepStore
@@ -52,7 +53,6 @@ class Settings:
         data: The splits.
         post_processors: By label.
         fine_tuning: After pruning.
-        learning_rate: Of the fine-tuning, at its start.
         iterative_steps: Of the pruning.
         ignored_layers: Names of layers whose outputs stay.
         pruner_options: Further arguments of ``BasePruner``.
@@ -65,8 +65,7 @@ class Settings:
 
     data: DataSplits
     post_processors: Mapping[str, PostProcessor]
-    fine_tuning: FineTuning
-    learning_rate: float
+    fine_tuning: Training
     iterative_steps: int
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
@@ -212,14 +211,13 @@ def run_cell(
 
 
 def _pruned(cell: Cell, dense: Dense, importance: Any, settings: Settings) -> nn.Module:
-    return prune_and_fine_tune(
+    return prune_copy(
         dense.model,
         importance,
         settings.data,
         cell.ratio,
-        seed=cell.seed,
+        random_state=cell.seed,
         fine_tuning=settings.fine_tuning,
-        learning_rate=settings.learning_rate,
         recalibrate=settings.recalibrate,
         iterative_steps=settings.iterative_steps,
         ignored_layers=settings.ignored_layers,

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch_pruning as tp
 
 from fairtrim import (
@@ -23,7 +22,7 @@ from fairtrim import (
     ThresholdSelection,
 )
 from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
-from fairtrim_adapters.torch_pruning.recipes.gradual import RandomImportance
+from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
 
 __all__ = ["POST_PROCESSORS", "CriterionFactory", "criteria_by_label", "parse_named", "post_processors_by_label"]
 
@@ -31,9 +30,7 @@ CriterionFactory = Callable[[int], tp.importance.Importance]
 """Makes a new importance for a run, from its seed."""
 
 HOST_CRITERIA: dict[str, CriterionFactory] = {
-    "random": lambda seed: RandomImportance(torch.Generator().manual_seed(seed)),
-    "magnitude": lambda seed: tp.importance.GroupMagnitudeImportance(),
-    "taylor": lambda seed: tp.importance.GroupTaylorImportance(),
+    name: criterion.importance for name, criterion in TORCH_PRUNING_CRITERIA.items()
 }
 """Torch-Pruning's own criteria, the rivals."""
 

@@ -26,7 +26,8 @@ from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described, plain_settings
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, has_batchnorm
+from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
+from fairtrim_adapters.torch_pruning.prune_copy import Training, has_batchnorm, trains
 
 from .cell import (
     DENSE,
@@ -74,7 +75,7 @@ def sweep(
     *,
     post_processors: str | Sequence[str] | Mapping[str, str | PostProcessor] | None = None,
     train: Callable[[nn.Module, int], Any] | None = None,
-    fine_tune: FineTuning = 0,
+    fine_tune: Training = 0,
     learning_rate: float = 1e-3,
     iterative_steps: int = 1,
     ignored_layers: Sequence[str] = (),
@@ -160,11 +161,13 @@ def sweep(
         raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
     if not isinstance(model, nn.Module) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; expected a network or a function that gives one")
+    training: Training = fine_tune
+    if isinstance(fine_tune, int) and fine_tune:
+        training = {"epochs": fine_tune, "learning_rate": learning_rate}
     settings = Settings(
         data=splits,
         post_processors=methods,
-        fine_tuning=fine_tune,
-        learning_rate=learning_rate,
+        fine_tuning=training,
         iterative_steps=iterative_steps,
         ignored_layers=list(ignored_layers),
         pruner_options=pruner_options,
@@ -305,7 +308,7 @@ def _check_network(network: nn.Module, settings: Settings) -> None:
         raise InputError(
             f"ignored_layers holds {unknown[0]!r}{meant}; expected names of the network's layers: {names[:20]}"
         )
-    if settings.recalibrate and settings.fine_tuning == 0 and has_batchnorm(network):
+    if settings.recalibrate and not trains(settings.fine_tuning) and has_batchnorm(network):
         settings.data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
 
 
@@ -335,9 +338,9 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 
 
 def _check_numbers(
-    steps: int, fine_tune: FineTuning, learning_rate: float, n_boot: int | None, rounds: int, batch_size: int
+    steps: int, fine_tune: Training, learning_rate: float, n_boot: int | None, rounds: int, batch_size: int
 ) -> None:
-    if steps < 1 or (not callable(fine_tune) and fine_tune < 0) or not learning_rate > 0:
+    if steps < 1 or (isinstance(fine_tune, int) and fine_tune < 0) or not learning_rate > 0:
         raise InputError(
             f"iterative_steps={steps}, fine_tune={fine_tune}, learning_rate={learning_rate}; expected at least 1, "
             "epochs of at least 0 or a function, and a positive number"
@@ -355,7 +358,7 @@ def _check_splits(
     splits: DataSplits,
     factories: Mapping[str, CriterionFactory],
     methods: Mapping[str, PostProcessor],
-    fine_tune: FineTuning,
+    fine_tune: Training,
 ) -> None:
     """Refuse what would fail in the middle of the sweep."""
     if set(factories) - {"random", "magnitude"}:
