@@ -272,11 +272,12 @@ def sparse_network(
     if criterion in ("magnitude", "Taylor"):
         sparse = pruned_by_host(dense, loader, criterion, ratio)
         return fine_tuned(sparse, loader, seed, mined if fine_tuning else None)
-    common: dict[str, Any] = {"pruning_ratio": ratio, "seed": seed, "progress": False}
+    common: dict[str, Any] = {"pruning_ratio": ratio, "random_state": seed, "progress": False}
     if name == "DCWP":
-        return dcwp(dense, loader, epochs=10, iterations=300, gate_learning_rate=5e-2, **common).model
+        common |= {"gate_training": {"iterations": 300, "learning_rate": 5e-2}, "fine_tuning": {"epochs": 10}}
+        return dcwp(dense, loader, **common).model
     known = Known(MinedSamples(truth.double(), mined.target, truth) if fine_tuning else mined)
-    return denp(dense, loader, miner=known, contrastive_weight=0.05, **common).model
+    return denp(dense, loader, miner=known, fine_tuning={"contrastive_weight": 0.05}, **common).model
 
 
 def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) -> list[dict[str, object]]:

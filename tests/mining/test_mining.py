@@ -33,8 +33,10 @@ from fairtrim.mining.accumulated_confidence import accumulated
 from fairtrim.mining.mined_samples import require_some_mined
 from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy, negative_margin
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence
-from fairtrim_adapters.torch_pruning.recipes.gradual import gradual_channel_pruning, pruner_of_levels
+from fairtrim_adapters.torch_pruning.graph.level_pruner import pruner_of_levels
+from fairtrim_adapters.torch_pruning.recipes.gradual import gradual_channel_pruning
 from tests.networks import CASES, Case
 from tests.snapshot import Snapshot
 
@@ -330,11 +332,11 @@ def test_levels_are_shares_of_the_channels_at_the_start() -> None:
 def test_ratio_of_single_layers_is_the_last_level_s() -> None:
     model = _mlp()
     pruner = pruner_of_levels(
-        model,
+        ScoredNetwork(model),
         IndexedSamples(_loader()).first(torch.device("cpu")),
         [0.25, 0.5],
         tp.importance.GroupMagnitudeImportance(),
-        pruning_ratio_dict={model[0]: 0.25},
+        pruner_options={"pruning_ratio_dict": {model[0]: 0.25}},
     )
     pruner.step()
     pruner.step()

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches, slice_samples
+from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches, slice_samples
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
 from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
+from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 
-from .loss_expansion import LossFunction, SampleLoss
 from .moments import read_order, standard_errors
 from .table import DamageTable
 

@@ -15,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
+from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
+from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
 from fairtrim.processes import Processes
 
 from .channel_groups import ChannelGroup
-from .loss_expansion import Curvature, LossFunction, SampleLoss, expand_outputs
+from .loss_expansion import Curvature, expand_outputs
 from .moments import Moments, group_sums, spread
 from .per_sample_gradients import CHUNK_BYTES, PerSampleSquares
 from .table import DamageTable

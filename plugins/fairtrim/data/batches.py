@@ -19,6 +19,7 @@ from fairtrim.errors import InputError
 __all__ = [
     "Batch",
     "ForwardFunction",
+    "LossFunction",
     "as_target",
     "iterate_batches",
     "map_tensors",
@@ -28,6 +29,9 @@ __all__ = [
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 """Runs the network on the inputs of one batch: ``forward_fn(model, inputs) -> output``."""
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""Loss of the scores and the target of a batch: ``loss_fn(scores, target)``."""
 
 TARGET_KEYS = ("labels", "label")
 SENSITIVE_KEYS = ("sensitive_features", "sensitive")

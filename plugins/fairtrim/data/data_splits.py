@@ -10,11 +10,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairtrim import InputError
-from fairtrim.damage.loss_expansion import LossFunction
-from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
-from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_random_state
+
+from .batches import Batch, ForwardFunction, LossFunction, iterate_batches
+from .sensitive_groups import SensitiveNames
 
 __all__ = ["DataSplits"]
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
-from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
 from fairtrim.arguments import RandomState, random_generator, renamed, require_known
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
@@ -23,95 +22,9 @@ from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import seeded
 
 from .losses import contrastive_loss
+from .output_layer import FeatureTap
 
-__all__ = ["FeatureTap", "FineTuning", "fine_tune", "reinitialized"]
-
-BatchLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-class FeatureTap:
-    """Keeps the penultimate features of the last forward pass: the inputs of the layer that gives the scores.
-
-    Args:
-        model: The network.
-        feature_layer: Name of the layer whose inputs are the features; by default the linear layer whose output is
-            what the network returns, which the first forward pass finds.
-
-    Raises:
-        InputError: There is no layer of that name.
-    """
-
-    def __init__(self, model: nn.Module, feature_layer: str | None = None) -> None:
-        modules = dict(model.named_modules())
-        if feature_layer is not None and feature_layer not in modules:
-            raise InputError(
-                f"feature_layer={feature_layer!r} is not a module of the network; its linear layers are "
-                f"{[name for name, module in modules.items() if isinstance(module, nn.Linear)]}"
-            )
-        self._named = feature_layer is not None
-        self._candidates = {
-            name: module
-            for name, module in modules.items()
-            if name == feature_layer or (feature_layer is None and isinstance(module, nn.Linear))
-        }
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-            self._seen[name] = args[0] if args else next(iter(kwargs.values())), output
-
-        return hook
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Listen for the length of the block."""
-        handles: list[RemovableHandle] = []
-        try:
-            for name, module in self._candidates.items():
-                handles.append(module.register_forward_hook(self._note(name), with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._seen = {}
-
-    def features(self, scores: Tensor) -> Tensor:
-        """The features that gave these scores.
-
-        Args:
-            scores: f(x), (N, K), of the last forward pass.
-
-        Returns:
-            (N, D).
-
-        Raises:
-            UnsupportedModelError: They can't be found.
-        """
-        found = [
-            inputs
-            for inputs, output in self._seen.values()
-            if self._named or (output.shape == scores.shape and output.data_ptr() == scores.data_ptr())
-        ]
-        if len(found) != 1 or found[0].shape[0] != len(scores):
-            raise UnsupportedModelError(
-                "the penultimate features can't be found: no linear layer's output is what the network returns; name "
-                "the layer whose inputs they are with feature_layer="
-            )
-        return found[0].flatten(1)
-
-    def head(self, scores: Tensor) -> str | None:
-        """Name of the layer that gave these scores, or None.
-
-        Args:
-            scores: f(x), (N, K), of the last forward pass.
-
-        Returns:
-            Name of the layer; None if it can't be found.
-        """
-        names = [
-            name for name, (_, output) in self._seen.items() if self._named or output.data_ptr() == scores.data_ptr()
-        ]
-        return names[0] if len(names) == 1 else None
+__all__ = ["FineTuning", "fine_tune", "reinitialized"]
 
 
 def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -173,7 +86,7 @@ def fine_tune(
     loader: DataLoader[object] | IndexedSamples,
     *,
     sample_weights: Tensor | None = None,
-    loss_fn: BatchLoss = F.cross_entropy,
+    loss_fn: LossFunction = F.cross_entropy,
     conflicting: Tensor | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[object], Tensor] | None = None,

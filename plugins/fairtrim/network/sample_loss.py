@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairtrim.data.batches import LossFunction
 from fairtrim.errors import InputError
 
 from .loss_weights import LossWeights
 from .probability_scores import ProbabilityScores, refuse_shares, refuse_sigmoid
 
-__all__ = ["LossFunction", "SampleLoss"]
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["SampleLoss"]
 
 
 class SampleLoss:
