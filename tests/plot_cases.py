@@ -61,7 +61,12 @@ def sweep_frame(
     for seed in seeds:
         runs = [("dense", 0.0, "none"), *((c, r, p) for c in CRITERIA for r in RATIOS for p in posts)]
         for criterion, ratio, post in runs:
-            entry: dict[str, Any] = {"seed": seed, "criterion": criterion, "ratio": ratio, "post_processor": post}
+            entry: dict[str, Any] = {
+                "seed": seed,
+                "criterion": criterion,
+                "pruning_ratio": ratio,
+                "post_processor": post,
+            }
             entry |= {
                 "parameters": 1000 - int(900 * ratio),
                 "parameters_ratio": (1 - ratio) ** 2,

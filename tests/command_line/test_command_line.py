@@ -20,7 +20,7 @@ from fairtrim_adapters.command_line.examples import EXAMPLES
 from fairtrim_adapters.fairlearn import measurements
 from fairtrim_adapters.sweep import prune_copy, read_sweep
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
-from tests.sweep_cases import network, splits
+from tests.sweep_cases import announced, network, splits
 
 WORK = ["--model", "work:net", "--data", "work:people"]
 
@@ -49,7 +49,7 @@ def run(*arguments: str) -> int:
 
 
 def test_prune_writes_what_the_library_prunes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prune", *WORK, "-o", "pruned.safetensors", "--ratio", "0.5", "-q", "--bootstrap", "5") == 0
+    assert run("prune", *WORK, "-o", "pruned.safetensors", "--pruning-ratio", "0.5", "-q", "--bootstrap", "5") == 0
     text = capsys.readouterr().out
     expected = prune_copy(network(), WorstGroupImportance(), splits(), 0.5, progress=False)
     pruned = load_pruned("pruned.safetensors", network(4))
@@ -64,9 +64,9 @@ def test_prune_with_everything(folder: Path) -> None:
     options = [
         "--criterion",
         "taylor",
-        "--steps",
+        "--iterative-steps",
         "2",
-        "--fine-tune",
+        "--fine-tuning",
         "1",
         "--global",
         "--pruner-options",
@@ -108,7 +108,19 @@ def test_a_repair_that_misses_its_bound_says_so(folder: Path, capsys: pytest.Cap
 
 
 def test_a_table_says_what_else_is_in_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sweep", *WORK, "--folder", "s", "--ratio", "0.5", "--latency-rounds", "0", "--bootstrap", "0", "-q"]
+    command = [
+        "sweep",
+        *WORK,
+        "--folder",
+        "s",
+        "--pruning-ratio",
+        "0.5",
+        "--latency-rounds",
+        "0",
+        "--bootstrap",
+        "0",
+        "-q",
+    ]
     assert run(*command, "--criterion", "magnitude") == 0
     assert "not in this table" not in capsys.readouterr().out
     assert run(*command, "--criterion", "random") == 0
@@ -159,7 +171,7 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         "magnitude",
         "--criterion",
         "worst-group:selection=single",
-        "--ratio",
+        "--pruning-ratio",
         "0.5",
     ]
     more = ["--seeds", "2", "--train", "work:train", "--post-processor", "threshold-selection", "--bootstrap", "5"]
@@ -190,7 +202,7 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prune", *WORK, "-o", "x", "--onnx", "no/x"], "folder no doesn't exist"),
         (["prune", *WORK, "-o", "x", "--criterion", "worst_group"], "did you mean 'worst-group'"),
         (["prune", *WORK, "-o", "x", "--criterion", "group-saliency"], "group-saliency:privileged="),
-        (["prune", *WORK, "-o", "x", "--ratio", "1.5"], "a share in"),
+        (["prune", *WORK, "-o", "x", "--pruning-ratio", "1.5"], "a share in"),
         (["prune", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'scoring'"),
         (["prune", *WORK, "-o", "x", "--pruner-options", "work:number"], "expected a function of the network"),
         (["repair", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'validation'"),
@@ -256,7 +268,9 @@ def test_two_files_of_one_name_are_told_apart(folder: Path, capsys: pytest.Captu
     assert "is that of another module" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["prune", "--modle", "x"], ["bogus"], ["prune"], ["prune", "--ratio", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["prune", "--modle", "x"], ["bogus"], ["prune"], ["prune", "--pruning-ratio", "x"]]
+)
 def test_usage_errors(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(*arguments) == 2
     assert "Usage: fairtrim" in capsys.readouterr().err
@@ -331,3 +345,28 @@ def test_options_without_effect(
 ) -> None:
     assert run(*arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_methods_of_other_packages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with announced():
+        quick = ["--bootstrap", "0", "-q"]
+        assert run("prune", *WORK, "-o", "pruned.safetensors", "--criterion", "others", *quick) == 0
+        assert run("repair", *WORK, "-o", "repaired.safetensors", "--post-processor", "other-threshold", *quick) == 0
+    assert "threshold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("prune", "--ratio", "--pruning-ratio"),
+        ("sweep", "--ratio", "--pruning-ratio"),
+        ("prune", "--steps", "--iterative-steps"),
+        ("sweep", "--fine-tune", "--fine-tuning"),
+    ],
+)
+def test_old_options_say_the_new_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, old: str, new: str
+) -> None:
+    target = ["-o", "x.safetensors"] if command == "prune" else ["--folder", "x"]
+    assert run(command, *WORK, *target, old, "1") == 2
+    assert f"there is no {old}; it is called {new}" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_pareto_picture_holds_the_sweep() -> None:
     }
     assert shapes["dense"] == {"*"} and all(len(shape) == 1 for shape in shapes.values())
     assert len(set.union(*shapes.values())) == 4
-    for line, post, ratio in zip(large, means["post_processor"], means["ratio"], strict=True):
+    for line, post, ratio in zip(large, means["post_processor"], means["pruning_ratio"], strict=True):
         assert line.get_fillstyle() == ("full" if post == "none" else "none")
         if ratio:
             assert (line.get_color() == large[1].get_color()) == (ratio == 0.25)  # the colour is the size
@@ -98,10 +98,10 @@ def test_front_of_what_is_drawn_is_joined() -> None:
 
 def test_other_columns_one_seed_and_no_intervals() -> None:
     frame = sweep_frame(seeds=(3,), intervals=False)
-    ax = plot_pareto(frame, x="accuracy[Male]", y="ratio", colour="parameters")
+    ax = plot_pareto(frame, x="accuracy[Male]", y="pruning_ratio", colour="parameters")
     check_drawn(ax)
     assert not _points(ax, 3.2) and not ax.collections
-    assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "ratio"
+    assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "pruning ratio"
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["dense", *CRITERIA, "Pareto set of\nparameters"]
     balanced = plot_pareto(frame.assign(balanced_accuracy=frame["accuracy"]), y="balanced_accuracy")
@@ -116,7 +116,7 @@ def test_group_metric_holds_the_sweep() -> None:
     frame = sweep_frame(("none", "parity"))
     panels = plot_group_metric(frame)
     check_drawn(panels[0])
-    means = mean_over_seeds(frame).set_index(["criterion", "ratio", "post_processor"])
+    means = mean_over_seeds(frame).set_index(["criterion", "pruning_ratio", "post_processor"])
     assert [panel.get_title() for panel in panels] == CRITERIA
     dense = means.loc[("dense", 0.0, "none")]
     for criterion, panel in zip(CRITERIA, panels, strict=True):

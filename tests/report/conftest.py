@@ -25,7 +25,7 @@ def report() -> Report:
     method = {
         "seed": 3,
         "fine-tuning": "none",
-        "pruned": {"criterion": "worst-group:selection=single", "ratio": 0.5},
+        "pruned": {"criterion": "worst-group:selection=single", "pruning_ratio": 0.5},
         "other one": {"criterion": "mine", "post_processor": "parity-fine-tuning"},
     }
     return report_networks(NETWORKS, data, method=method, n_boot=40, latency_rounds=6, pictures=False, progress=False)

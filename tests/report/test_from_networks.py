@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fairtrim import InputError, predict
 from fairtrim_adapters.report import Report, report_networks
 from fairtrim_adapters.report.contents import Figure
-from fairtrim_adapters.report.facts import CRITERION_FACTS, POST_PROCESSOR_FACTS
+from fairtrim_adapters.report.methods import method_of
 from fairtrim_adapters.sweep import POST_PROCESSORS
-from fairtrim_adapters.sweep.named_methods import HOST_CRITERIA
-from fairtrim_adapters.torch_pruning import IMPORTANCES
+from fairtrim_adapters.torch_pruning import IMPORTANCES, MeanDamageImportance
+from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
 from tests.report_cases import (
     HAS_JINJA,
     HAS_MATPLOTLIB,
@@ -52,12 +52,28 @@ def test_methods_are_looked_up(report: Report) -> None:
     assert mine.does == "not described here"
     assert parity.kind == "post-processor" and "penalty" in parity.does
     assert report.seeds == (3,) and report.settings == {"fine-tuning": "none"}
-    assert report.networks[1].facts == {"criterion": "worst-group:selection=single", "ratio": "0.5"}
+    assert report.networks[1].facts == {"criterion": "worst-group:selection=single", "pruning ratio": "0.5"}
 
 
-def test_every_registered_method_is_described() -> None:
-    assert set(CRITERION_FACTS) == {*HOST_CRITERIA, *(n for n, c in IMPORTANCES.items() if "fairtrim" in c.__module__)}
-    assert set(POST_PROCESSOR_FACTS) == set(POST_PROCESSORS)
+def test_every_method_describes_itself() -> None:
+    for kind, names in {
+        "criterion": [*TORCH_PRUNING_CRITERIA, *IMPORTANCES],
+        "post-processor": POST_PROCESSORS,
+    }.items():
+        for name in names:
+            method = method_of(kind, name)
+            assert method.does != "not described here" and method.standing, name
+    unlearning = method_of("post-processor", "counterfactual-unlearning")
+    assert unlearning.source == "FMD: Chen and others, NeurIPS 2023" and "; form 'published' as" in unlearning.standing
+
+
+def test_a_class_that_says_nothing_is_not_described_by_its_parent() -> None:
+    @IMPORTANCES.named("silent")
+    class Silent(MeanDamageImportance):
+        pass
+
+    assert method_of("criterion", "silent").does == "not described here"
+    assert IMPORTANCES.remove("silent") is Silent
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -181,16 +197,16 @@ def test_networks_are_left_as_they_were() -> None:
         ({"latency_rounds": 3}, "latency_rounds=3"),
         ({"samples": -1}, "samples=-1"),
         ({"method": [1]}, "method is a list"),
-        ({"method": {"prund": {"ratio": 0.5}}}, "'prund'"),
+        ({"method": {"prund": {"pruning_ratio": 0.5}}}, "'prund'"),
         ({"method": {"seed": "one"}}, "seeds"),
         ({"damage": 3}, "expected a DamageTable"),
-        ({"data": {"test": batches(), "feature_names": ["a"]}}, "1 feature_names for 5 features"),
-        ({"data": {"test": batches(), "class_names": ["a"]}}, "1 class_names for 2 classes"),
-        ({"data": {"test": [batch[:2] for batch in batches()]}}, "expected .inputs, target, sensitive"),
+        ({"splits": {"test": batches(), "feature_names": ["a"]}}, "1 feature_names for 5 features"),
+        ({"splits": {"test": batches(), "class_names": ["a"]}}, "1 class_names for 2 classes"),
+        ({"splits": {"test": [batch[:2] for batch in batches()]}}, "expected .inputs, target, sensitive"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], words: str) -> None:
-    arguments = {"models": NETWORKS, "data": {"test": batches()}, "n_boot": None, **QUICK, **changes}
+    arguments = {"models": NETWORKS, "splits": {"test": batches()}, "n_boot": None, **QUICK, **changes}
     with pytest.raises(InputError, match=words):
         report_networks(**arguments)
 

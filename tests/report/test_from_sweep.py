@@ -26,9 +26,11 @@ def test_a_sweep_is_told_by_means_over_seeds(swept: tuple[Path, pd.DataFrame]) -
     found = report_sweep(folder, pictures=False)
     assert len(found.networks) == 2 * (1 + 2) and found.seeds == (0, 4)
     for entry in found.networks:
-        criterion, ratio, repair = (entry.facts[name] for name in ("criterion", "ratio", "post-processor"))
+        criterion, ratio, repair = (entry.facts[name] for name in ("criterion", "pruning ratio", "post-processor"))
         runs = table[
-            (table["criterion"] == criterion) & (table["ratio"] == float(ratio)) & (table["post_processor"] == repair)
+            (table["criterion"] == criterion)
+            & (table["pruning_ratio"] == float(ratio))
+            & (table["post_processor"] == repair)
         ]
         assert len(runs) == 2 == entry.n_seeds
         for metric in ("accuracy", "worst_group_accuracy", "equalized_odds_difference"):
@@ -66,7 +68,7 @@ def test_the_pareto_set_of_a_sweep(swept: tuple[Path, pd.DataFrame]) -> None:
 
 
 def test_flags_of_runs_are_taken_apart() -> None:
-    run = {"seed": 1, "criterion": "magnitude", "ratio": 0.5, "parameters": 4, "accuracy": 0.5}
+    run = {"seed": 1, "criterion": "magnitude", "pruning_ratio": 0.5, "parameters": 4, "accuracy": 0.5}
     run |= {
         "worst_group_accuracy": 0.5,
         "people[a]": 3,
@@ -127,6 +129,6 @@ def test_a_sweep_that_is_none(tmp_path: Path) -> None:
         report_sweep(tmp_path, pictures=False)
     with pytest.raises(InputError, match="criterion"):
         report_sweep(pd.DataFrame({"seed": [0]}), pictures=False)
-    whole = {"seed": [0], "criterion": ["dense"], "ratio": [0.0], "post_processor": ["none"], "parameters": [3]}
+    whole = {"seed": [0], "criterion": ["dense"], "pruning_ratio": [0.0], "post_processor": ["none"], "parameters": [3]}
     with pytest.raises(InputError, match="people"):
         report_sweep(pd.DataFrame({**whole, "accuracy": [0.5]}), pictures=False)

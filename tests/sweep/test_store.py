@@ -98,7 +98,12 @@ def test_trained_networks_are_not_trained_again(tmp_path: Path) -> None:
 
 def test_another_sweep_is_refused(tmp_path: Path) -> None:
     quick(network(), splits(), "magnitude", 0.5, folder=tmp_path)
-    others: list[dict[str, Any]] = [{"n_boot": 11}, {"iterative_steps": 2}, {"fine_tune": 1}, {"ignored_layers": ["0"]}]
+    others: list[dict[str, Any]] = [
+        {"n_boot": 11},
+        {"iterative_steps": 2},
+        {"fine_tuning": 1},
+        {"ignored_layers": ["0"]},
+    ]
     for options in (*others, {"latency_rounds": 6}, {"latency_batch_size": 3}):
         with pytest.raises(InputError, match="another"):
             quick(network(), splits(), "magnitude", 0.5, folder=tmp_path, **options)
@@ -157,7 +162,7 @@ def test_the_dense_network_is_kept_before_what_is_measured_against_it(tmp_path: 
 class Broken(ThresholdSelection):
     """A repair that fails."""
 
-    def fit(self, *arguments: Any, **options: Any) -> Any:
+    def repair(self, *arguments: Any, **options: Any) -> Any:
         raise InputError("broken on purpose")
 
 

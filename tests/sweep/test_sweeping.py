@@ -38,7 +38,7 @@ def test_rows_equal_the_same_done_by_hand() -> None:
     )
     models = {"dense": dense, "pruned": pruned, "repaired": repaired.model}
     predictions = predict(models, data.test, sensitive_names=data.sensitive_names, progress=False)
-    rows = table.set_index(["criterion", "ratio", "post_processor"])
+    rows = table.set_index(["criterion", "pruning_ratio", "post_processor"])
     for name, key in {
         "dense": ("dense", 0.0, "none"),
         "pruned": ("worst-group", 0.5, "none"),
@@ -86,13 +86,13 @@ def test_training_and_fine_tuning_of_ones_own() -> None:
         with torch.no_grad():
             model[-1].bias.copy_(torch.tensor([100.0, 0.0]))  # type: ignore[index]
 
-    table = quick(network, splits(), "magnitude", 0.5, seeds=[5], train=train, fine_tune=finish)
+    table = quick(network, splits(), "magnitude", 0.5, seeds=[5], train=train, fine_tuning=finish)
     assert calls == [("train", 5, 12), ("finish", 5, 6)]
     assert "constant classifier" in table["flags"].iloc[1] and table["selection_rate"].iloc[1] == 0
 
 
 def test_fine_tuning_by_epochs() -> None:
-    before, after = (quick(network(), splits(), "magnitude", 0.5, fine_tune=epochs) for epochs in (0, 3))
+    before, after = (quick(network(), splits(), "magnitude", 0.5, fine_tuning=epochs) for epochs in (0, 3))
     assert after["accuracy"].iloc[1] > before["accuracy"].iloc[1]
 
 
@@ -101,7 +101,7 @@ def test_nothing_of_the_callers_changes() -> None:
     state = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     torch.manual_seed(1)
     random = torch.get_rng_state()
-    quick(dense, data, ["random", "taylor", "worst-group"], 0.5, post_processors="threshold-selection", fine_tune=1)
+    quick(dense, data, ["random", "taylor", "worst-group"], 0.5, post_processors="threshold-selection", fine_tuning=1)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, state[name]) for name, tensor in dense.state_dict().items())
     assert dense.training and all(parameter.grad is None for parameter in dense.parameters())
@@ -131,9 +131,9 @@ def test_several_processes_give_the_same_table() -> None:
         ({"post_processors": "parity-fine-tuning:epsilom=1"}, "did you mean 'epsilon'"),
         ({"post_processors": {"none": "threshold-selection"}}, "labelled 'none'"),
         ({"post_processors": {"x": 1}}, "expected a name or a PostProcessor"),
-        ({"ratios": 1.0}, "between 0 and 1"),
-        ({"ratios": [0.5, 0.5]}, "different shares"),
-        ({"ratios": 0.99}, "leaves no channel"),
+        ({"pruning_ratios": 1.0}, "between 0 and 1"),
+        ({"pruning_ratios": [0.5, 0.5]}, "different shares"),
+        ({"pruning_ratios": 0.99}, "leaves no channel"),
         ({"ignored_layers": ["0", "3"]}, "nothing was removed"),
         ({"seeds": 0}, "at least 1"),
         ({"seeds": [1, 1]}, "different seeds"),
@@ -147,7 +147,7 @@ def test_several_processes_give_the_same_table() -> None:
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
-    given = {"criteria": "magnitude", "ratios": 0.5, **options}
+    given = {"criteria": "magnitude", "pruning_ratios": 0.5, **options}
     with pytest.raises(InputError, match=message):
         quick(network(), splits(), **given)
 
@@ -166,10 +166,10 @@ def test_wrong_data_and_models() -> None:
     for needs, message in (
         ({"criteria": "worst-group"}, "needs the split 'scoring'"),
         ({"criteria": "magnitude", "post_processors": "threshold-selection"}, "needs the split 'validation'"),
-        ({"criteria": "magnitude", "fine_tune": 1}, "needs the split 'train'"),
+        ({"criteria": "magnitude", "fine_tuning": 1}, "needs the split 'train'"),
     ):
         with pytest.raises(InputError, match=message):
-            quick(network(), {"test": test}, ratios=0.5, **needs)
+            quick(network(), {"test": test}, pruning_ratios=0.5, **needs)
     with pytest.raises(InputError, match="no sensitive features"):
         quick(network(), {"test": [batch[:2] for batch in test], "scoring": test}, "magnitude", 0.5)
     with pytest.raises(InputError, match="factory gave a str"):
@@ -190,7 +190,7 @@ def test_wrong_data_and_models() -> None:
 
 
 def test_an_error_names_its_run() -> None:
-    with pytest.raises(InputError, match=r"criterion 'magnitude', ratio 0.95, post-processor 'none', seed 0"):
+    with pytest.raises(InputError, match=r"criterion 'magnitude', pruning ratio 0.95, post-processor 'none', seed 0"):
         quick(network(), splits(), "magnitude", 0.95)
 
 
@@ -210,3 +210,29 @@ def test_more_than_two_classes_and_dicts() -> None:
     table = sweep(OfDicts().eval(), data, "worst-group", 0.5, n_boot=5, latency_rounds=6, progress=False)
     assert "equalized_odds_difference" not in table and {"accuracy[0]", "accuracy_low[1]"} <= set(table)
     assert table["macs"].tolist() == [6 * 12 + 12 * 10 + 10 * 3, 6 * 6 + 6 * 5 + 5 * 3]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"ratios": 0.5}, "pruning_ratios="),
+        ({"fine_tune": 1}, "fine_tuning="),
+        ({"learning_rate": 0.1}, "fine_tuning="),
+        ({"data": {}}, "splits="),
+    ],
+)
+def test_old_names_say_the_new_one(old: dict[str, Any], new: str) -> None:
+    with pytest.raises(InputError, match=f"sweep has no {next(iter(old))}=; it is called {new}"):
+        sweep(network(), criteria="magnitude", **old)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(InputError, match=r"sweep has no 'n_bot' \(did you mean 'n_boot'\?\)"):
+        sweep(network(), splits(), "magnitude", n_bot=3)  # type: ignore[call-arg]
+
+
+def test_settings_of_fine_tuning() -> None:
+    by_epochs = quick(network(), splits(), "magnitude", 0.5, fine_tuning=2)
+    same(by_epochs, quick(network(), splits(), "magnitude", 0.5, fine_tuning={"epochs": 2}))
+    slow = quick(network(), splits(), "magnitude", 0.5, fine_tuning={"epochs": 2, "learning_rate": 1e-9})
+    assert slow["changed_predictions"].iloc[1] != by_epochs["changed_predictions"].iloc[1]

@@ -80,7 +80,7 @@ def plot_pareto(
     objectives: Mapping[str, Direction] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Performance against a gap, one marker for each (criterion, ratio, post-processor) of a sweep.
+    """Performance against a gap, one marker for each (criterion, pruning ratio, post-processor) of a sweep.
 
     A large marker is the mean over seeds, small ones are the single seeds, thin lines the means of the seeds' 95 %
     intervals. The shape tells the criterion, the filling the post-processor, the colour how much was removed. The star
@@ -106,18 +106,14 @@ def plot_pareto(
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> run = {"seed": 0, "criterion": "magnitude", "post_processor": "none"}
-        >>> table = pd.DataFrame(
-        ...     [
-        ...         {**run, "ratio": 0.25, "parameters_ratio": 0.7, "accuracy": 0.9, "equalized_odds_difference": 0.2},
-        ...         {**run, "ratio": 0.5, "parameters_ratio": 0.5, "accuracy": 0.8, "equalized_odds_difference": 0.1},
-        ...     ]
-        ... )
+        >>> run = {"seed": 0, "criterion": "magnitude", "pruning_ratio": 0.5, "post_processor": "none"}
+        >>> figures = {"parameters_ratio": 0.3, "accuracy": 0.9, "equalized_odds_difference": 0.2}
+        >>> table = pd.DataFrame([{**run, **figures}])
         >>> ax = plot_pareto(table, ax=Figure().subplots())
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('equalized odds difference  (← better)', 'accuracy  (better →)')
     """
-    _require(frame, ["seed", "criterion", "ratio", "post_processor", x, y, colour])
+    _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor", x, y, colour])
     means = mean_over_seeds(frame)
     pruned = [name for name in dict.fromkeys(frame["criterion"]) if name != _DENSE]
     shapes = {_DENSE: "*", **_choose(pruned, MARKERS, "criteria")}
@@ -284,13 +280,13 @@ def plot_group_metric(
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> run = {"seed": 0, "criterion": "magnitude", "ratio": 0.5, "post_processor": "none"}
+        >>> run = {"seed": 0, "criterion": "magnitude", "pruning_ratio": 0.5, "post_processor": "none"}
         >>> table = pd.DataFrame([{**run, "accuracy": 0.9, "accuracy[a]": 0.95, "accuracy[b]": 0.8}])
         >>> (ax,) = plot_group_metric(table, axes=[Figure().subplots()])
         >>> ax.get_title(), ax.get_ylabel()
         ('magnitude', 'accuracy')
     """
-    _require(frame, ["seed", "criterion", "ratio", "post_processor"])
+    _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor"])
     means = mean_over_seeds(frame)
     groups = [name[len(metric) + 1 : -1] for name in means if name.startswith(f"{metric}[") and name.endswith("]")]
     if not groups:
@@ -312,7 +308,7 @@ def plot_group_metric(
     lines = [*zip([f"{metric}[{g}]" for g in groups], looks, groups, strict=False)]
     lines += [(metric, ("black", "-"), "everybody")] if metric in means else []
     for panel, criterion in zip(panels, criteria, strict=True):
-        here = pd.concat([begins, runs[runs["criterion"] == criterion]]).sort_values("ratio", kind="stable")
+        here = pd.concat([begins, runs[runs["criterion"] == criterion]]).sort_values("pruning_ratio", kind="stable")
         for g, (column, look, label) in enumerate(lines):
             marker = None if column == metric else MARKERS[g % len(MARKERS)]
             _draw_group(panel, here, column, look, label, marker, faint=len(lines) > 5)
@@ -377,7 +373,7 @@ def _draw_group(
 ) -> None:
     """A line, and a band if there are intervals; the line of everybody has no marker."""
     shade, style = look
-    share = 100 * here["ratio"].to_numpy(dtype=float)
+    share = 100 * here["pruning_ratio"].to_numpy(dtype=float)
     low, high = (here.get(_end(column, end), pd.Series(np.nan, here.index)) for end in ("low", "high"))
     if np.isfinite(low).any():
         panel.fill_between(share, low, high, color=shade, alpha=0.07 if faint else 0.16, linewidth=0, zorder=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim import ChangedSamples, DamageTable, InputError, measure_latency, predict
+from fairtrim.arguments import renamed
 from fairtrim.comparison.changed_samples import changed_between
 from fairtrim.comparison.latency import FEWEST_ROUNDS, Latency
 from fairtrim.comparison.network_size import network_size
@@ -29,7 +30,7 @@ from fairtrim_adapters.sweep import DataSplits, versions
 from .caveats import with_caveats
 from .contents import Changed, Data, Figure, Flag, Method, Network, Picture, Table, Timing, figure_of, finite
 from .document import Report
-from .facts import method_of
+from .methods import method_of
 from .pictures import closed_picture, need_matplotlib
 
 __all__ = ["report_networks"]
@@ -39,9 +40,10 @@ _MOST_FEATURES = 16  # in the cell of one sample
 _MOST_IMAGES = 24
 
 
+@renamed(data="splits")
 def report_networks(
     models: Mapping[str, nn.Module],
-    data: DataSplits | Mapping[str, Any],
+    splits: DataSplits | Mapping[str, Any],
     *,
     reference: str | None = None,
     method: Mapping[str, Any] | None = None,
@@ -58,7 +60,7 @@ def report_networks(
 
     Args:
         models: Networks by name, e.g. ``{"dense": ..., "pruned": ...}``; left as they were.
-        data: ``test`` judges; names and description are shown. A dict of the arguments of ``DataSplits`` will do.
+        splits: ``test`` judges; names and description are shown. A dict of the arguments of ``DataSplits`` will do.
         reference: The network that changes are measured from; default the first.
         method: How the networks were made: plain values by name for all of them, and by the name of a network a dict
             of its own. ``criterion`` and ``post_processor`` are looked up, ``seed`` or ``seeds`` recorded:
@@ -87,7 +89,7 @@ def report_networks(
         >>> report.data.people, report.networks[1].name
         ({'a': 1, 'b': 2}, 'pruned')
     """
-    splits = DataSplits.of(data)
+    splits = DataSplits.of(splits)
     reference = _checked_names(models, reference)
     _check_numbers(n_boot, latency_rounds, samples)
     if damage is not None and not isinstance(damage, DamageTable):
