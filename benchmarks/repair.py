@@ -58,7 +58,7 @@ from fairtrim_adapters.aif360 import predict_dataset, to_validation_set
 Labels = npt.NDArray[np.int64]
 
 MEASURES = {
-    "statistical_parity_difference": ("demographic_parity", "Statistical parity difference"),
+    "demographic_parity_difference": ("demographic_parity", "Statistical parity difference"),
     "equal_opportunity_difference": ("true_positive_rate_parity", "Equal opportunity difference"),
     "average_odds_difference": ("equalized_odds", "Average odds difference"),
 }
@@ -212,7 +212,7 @@ def run(task: Task, measure: str, seed: int, *, all_rivals: bool, skip: Sequence
         people = sets["test"]
         pool.people.append((people.target.numpy(), people.group.numpy()))
         pool.labels["as trained", EPSILON].append(decisions(model, people))
-        tuned = ThresholdSelection(epsilon=1.0, margin=0.0).fit(model, sets["validation"], progress=False)
+        tuned = ThresholdSelection(epsilon=1.0, margin=0.0).repair(model, sets["validation"], progress=False)
         pool.labels["as trained, best threshold", EPSILON].append(decisions(tuned.model, people))
         fits: dict[str, tuple[Callable[..., PostProcessor], ValidationSet, ValidationSet | None]] = {
             name: (method, sets["validation"], None) for name, method in METHODS.items() if name not in skip
@@ -222,8 +222,8 @@ def run(task: Task, measure: str, seed: int, *, all_rivals: bool, skip: Sequence
         )  # fmt: skip
         for name, (method, edit, select) in tqdm(fits.items(), desc=f"{task.name}, seed {seed}", leave=False):
             start = time.process_time()
-            repair = method(measure=measure, epsilon=EPSILON, random_state=seed).fit(
-                model, edit, selection_data=select, progress=False
+            repair = method(measure=measure, epsilon=EPSILON, random_state=seed).repair(
+                model, edit, selection_loader=select, progress=False
             )
             pool.seconds[name] += time.process_time() - start
             pool.labels[name, 0.0].append(decisions(repair.model, people))

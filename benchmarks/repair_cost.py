@@ -28,7 +28,8 @@ from scipy.stats import norm
 from sklearn.ensemble import GradientBoostingRegressor
 
 from fairtrim import LayerwiseOptimization, RandomPerturbation, ValidationSet
-from fairtrim.repair.working_copy import Workspace
+from fairtrim.repair.candidates import Candidates
+from fairtrim.repair.working_copy import WorkingCopy
 
 Entries = npt.NDArray[np.float64]
 
@@ -64,8 +65,8 @@ def boosted_trees(loss: Callable[[Entries], float], n_entries: int, evaluations:
 class BoostedTrees(LayerwiseOptimization):
     """The published search in the same method."""
 
-    def _edit(self, workspace: Workspace) -> None:
-        self._search_tensors(workspace, boosted_trees)
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        self._search_tensors(working, candidates, boosted_trees)
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -99,7 +100,7 @@ def main() -> None:
                         model(rows)
 
         def perturbed(model: torch.nn.Module = model, people: ValidationSet = people) -> None:
-            RandomPerturbation(trials=101).fit(model, people, progress=False)
+            RandomPerturbation(trials=101).repair(model, people, progress=False)
 
         passes()
         perturbed()
@@ -111,7 +112,7 @@ def main() -> None:
             "CMA-ES, 20 evaluations": LayerwiseOptimization(random_state=seed, max_evaluations=20),
             "boosted trees, 20 evaluations": BoostedTrees(random_state=seed, max_evaluations=20),
         }.items():
-            spent[name], repair = seconds(partial(method.fit, model, people, progress=False))
+            spent[name], repair = seconds(partial(method.repair, model, people, progress=False))
             phi = repair.performance if repair.within_bound else 0.0
             ratio = spent[name] / spent["CMA-ES, 100 evaluations"]
             searches.append({"seed": seed, "search": name, "CPU s": spent[name], "times the first": ratio, "φ": phi})

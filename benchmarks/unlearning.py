@@ -81,7 +81,7 @@ def run(seed: int, n_pairs: int, removed: list[int]) -> list[dict[str, float | s
     training = time.process_time() - start
     test = adult.test[0], flip(adult.test[0]), adult.test[1]
     people = ValidationSet(x[held], y[held], sensitive[held, 0], ("Female", "Male"))
-    ThresholdSelection(epsilon=1.0, margin=0.0).fit(model, people, inplace=True, progress=False)
+    ThresholdSelection(epsilon=1.0, margin=0.0).repair(model, people, inplace=True, progress=False)
     rows: list[dict[str, float | str]] = [{"method": "given", **figures(model, *test), "CPU s": training}]
     # the first Adam step of a process imports for a second or two: not part of any method's cost
     torch.optim.Adam([nn.Parameter(torch.zeros(1))]).step()
@@ -89,7 +89,7 @@ def run(seed: int, n_pairs: int, removed: list[int]) -> list[dict[str, float | s
     pairs = people.take(torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[:n_pairs])
     for name, form in FORMS.items():
         start = time.process_time()
-        repair = form(seed).set_params(counterfactual=flip).fit(model, pairs, progress=False)
+        repair = form(seed).set_params(counterfactual=flip).repair(model, pairs, progress=False)
         seconds = time.process_time() - start
         rows.append({"method": name, **figures(repair.model, *test), "CPU s": seconds})
     loader = DataLoader(TensorDataset(x[learned], y[learned]), batch_size=1024)

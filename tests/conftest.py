@@ -34,7 +34,7 @@ collect_ignore = [file for file, modules in _NEEDS.items() if not all(map(find_s
 
 # What an extra is called, and a module that it brings; further modules that tests import by themselves.
 _EXTRAS = {"influence": "curvlinops", "search": "cma", "plot": "matplotlib", "aif360": "aif360"}
-_MODULES = (*_EXTRAS.values(), "onnx", "onnxruntime", "onnxscript", "optuna", "skorch", "transformers")
+_MODULES = (*_EXTRAS.values(), "onnx", "onnxruntime", "onnxscript", "skorch", "transformers")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,7 @@ def plain_rates(
     given, target, group = (np.asarray(column) for column in (given, target, group))
     weight = np.ones(len(given)) if weight is None else np.asarray(weight, dtype=np.float64)
     members = [group == g for g in range(n_groups)]
-    if measure == "accuracy_difference":
+    if measure == "accuracy_score_difference":
         return [[share(given == target, member, weight) for member in members]]
     rows = []
     for label in [1] if n_classes == 2 else range(n_classes):
@@ -31,7 +31,7 @@ def plain_rates(
         true_positive = [share(has, member & is_one, weight) for member in members]
         false_positive = [share(has, member & ~is_one, weight) for member in members]
         rows += {
-            "statistical_parity_difference": [selection],
+            "demographic_parity_difference": [selection],
             "equal_opportunity_difference": [true_positive],
             "average_odds_difference": [[(t + f) / 2 for t, f in zip(true_positive, false_positive, strict=True)]],
             "equalized_odds_difference": [true_positive, false_positive],

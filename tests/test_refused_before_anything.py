@@ -38,6 +38,7 @@ from fairtrim_adapters.torch_pruning import (
     denp,
 )
 from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
+from tests.recipe_cases import nested
 from tests.snapshot import Snapshot
 
 N = 40
@@ -53,7 +54,7 @@ def _network() -> Any:
 
 
 class NeverMiner(Miner):
-    def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
+    def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         raise AssertionError("mined before the arguments were looked at")
 
 
@@ -66,14 +67,14 @@ def test_names_beside_a_validation_set(method: Any) -> None:
     names = {"sensitive": {"a": "A", "b": "B"}}
     model = _network()
     before = Snapshot(model)
-    for more in ({}, {"selection_data": people}):
+    for more in ({}, {"selection_loader": people}):
         with pytest.raises(InputError, match=r"no effect on a ValidationSet.*ValidationSet.from_loader\(loader, sens"):
-            method.fit(model, people, sensitive_names=names, progress=False, **more)
+            method.repair(model, people, sensitive_names=names, progress=False, **more)
     before.assert_unchanged()
-    method.fit(model, PEOPLE, sensitive_names=names, progress=False)
+    method.repair(model, PEOPLE, sensitive_names=names, progress=False)
     named = ValidationSet.from_loader(PEOPLE, sensitive_names=names, progress=False)
     if method.edits_on_data:
-        method.fit(model, named, selection_data=PEOPLE, sensitive_names=names, progress=False)
+        method.repair(model, named, selection_loader=PEOPLE, sensitive_names=names, progress=False)
 
 
 IDLE: dict[str, tuple[Callable[[], Any], str]] = {
@@ -127,8 +128,14 @@ IDLE: dict[str, tuple[Callable[[], Any], str]] = {
         "random_state is the seed of the run",
     ),
     "a rate of no training": (
-        lambda: sweep(_network(), {"test": PEOPLE, "scoring": PEOPLE}, "magnitude", 0.5, learning_rate=0.1),
-        "learning_rate=0.1 would have no effect; expected epochs",
+        lambda: sweep(
+            _network(),
+            {"test": PEOPLE, "scoring": PEOPLE},
+            "magnitude",
+            0.5,
+            fine_tuning={"epochs": 0, "learning_rate": 0.1},
+        ),
+        "'learning_rate': 0.1} would have no effect; expected epochs",
     ),
     "an importance with data of its own": (
         lambda: prune_copy(
@@ -147,8 +154,8 @@ def test_options_without_effect(kind: str) -> None:
 
 
 def test_a_share_beside_people_who_select() -> None:
-    with pytest.raises(InputError, match=r"selection_share=0\.3 would have no effect: selection_data= says who"):
-        ParityFineTuning(selection_share=0.3).fit(_network(), PEOPLE, selection_data=PEOPLE, progress=False)
+    with pytest.raises(InputError, match=r"selection_share=0\.3 would have no effect: selection_loader= says who"):
+        ParityFineTuning(selection_share=0.3).repair(_network(), PEOPLE, selection_loader=PEOPLE, progress=False)
 
 
 @pytest.mark.parametrize("option", [{"folder": "sums"}, {"sensitive_names": ["sex"]}, {"max_batches": 2}])
@@ -197,7 +204,7 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "learning rate": ({"learning_rate": -1e-3}, "learning_rate=-0.001; expected above 0"),
     "undefined learning rate": ({"learning_rate": math.nan}, "learning_rate=nan"),
     "contrast": ({"contrastive_weight": -0.1}, "contrastive_weight=-0.1; expected at least 0"),
-    "seed": ({"seed": 0.5}, "seed=0.5; expected a whole number"),
+    "seed": ({"random_state": 0.5}, "random_state=0.5; expected a whole number"),
     "a class of miners": ({"miner": LossMiner}, "miner is the class LossMiner; expected a Miner, such as"),
     "no miner": ({"miner": "loss"}, "miner is a str; expected a Miner"),
     "features": ({"feature_layer": "neck"}, "feature_layer='neck' is not a module"),
@@ -218,8 +225,8 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "no network": ({"model": "resnet"}, "model is a str; expected a trained torch.nn.Module"),
 }
 OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "steps": (denp, {"steps": 0}, "steps=0; expected at least 1"),
-    "half a step": (denp, {"steps": 1.5}, "steps=1.5; expected a whole number"),
+    "steps": (denp, {"iterative_steps": 0}, "iterative_steps=0; expected at least 1"),
+    "half a step": (denp, {"iterative_steps": 1.5}, "iterative_steps=1.5; expected a whole number"),
     "final epochs": (denp, {"final_epochs": -1}, "final_epochs=-1; expected at least 0"),
     "an importance, made": (
         denp,
@@ -233,10 +240,14 @@ OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
         "online=True goes on averaging 1 − p, and AccumulatedConfidence gives other scores",
     ),
     "online losses": (denp, {"online": True, "miner": LossMiner()}, "and LossMiner gives other scores here"),
-    "gates' learning rate": (dcwp, {"gate_learning_rate": 0.0}, "gate_learning_rate=0.0; expected above 0"),
+    "gates' learning rate": (
+        dcwp,
+        {"gate_learning_rate": 0.0},
+        "learning_rate=0.0; .* rate at which gates are learned",
+    ),
     "weight of the mined": (dcwp, {"upweight": 0.0}, "upweight=0.0; expected above 0"),
     "no iterations": (dcwp, {"iterations": 0}, "iterations=0; expected at least 1"),
-    "cost": (dcwp, {"cost": "latency"}, "cost='latency'; expected 'channels'"),
+    "cost": (dcwp, {"cost": "latency"}, "cost='latency'; expected one of 'channels'"),
     "weight of the cost": (dcwp, {"cost_weight": -1.0}, "cost_weight=-1.0; expected at least 0"),
     "no ratio, in words": (dcwp, {"pruning_ratio": 0.0}, "or None for the closed gates"),
 }
@@ -252,7 +263,7 @@ def test_recipes_refuse_before_they_mine(kind: str) -> None:
     model = _network()
     before = Snapshot(model)
     with pytest.raises(InputError, match=message):
-        recipe(**{"model": model, "loader": LOADER, "miner": NeverMiner(), "progress": False, **options})
+        recipe(**nested({"model": model, "loader": LOADER, "miner": NeverMiner(), "progress": False, **options}))
     before.assert_unchanged()
 
 
@@ -350,8 +361,10 @@ def test_the_critic_learns_at_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch.optim, "Adam", noting)
     small: dict[str, Any] = {"epochs": 1, "critic_steps": 1, "actor_steps": 1, "epsilon": 0.9}
-    AdversarialFineTuning(**small).fit(_network(), PEOPLE, progress=False)
-    AdversarialFineTuning(critic_learning_rate=0.5, learning_rate=0.25, **small).fit(_network(), PEOPLE, progress=False)
+    AdversarialFineTuning(**small).repair(_network(), PEOPLE, progress=False)
+    AdversarialFineTuning(critic_learning_rate=0.5, learning_rate=0.25, **small).repair(
+        _network(), PEOPLE, progress=False
+    )
     assert rates == [1e-3, 1e-4, 0.5, 0.25]
     for wrong in (0.0, math.nan):
         with pytest.raises(InputError, match=f"critic_learning_rate={wrong}"):

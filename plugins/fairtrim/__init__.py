@@ -17,14 +17,9 @@ from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .files.checkpoint import load_pruned, save_pruned
 from .measures.counterfactual_bias import counterfactual_bias
-from .mining.miner import (
-    EpochEnsemble,
-    GeneralizedCrossEntropyMiner,
-    LossMiner,
-    MinedSamples,
-    Miner,
-    MisclassifiedMiner,
-)
+from .mining.mined_samples import MinedSamples
+from .mining.miner import MINERS, Miner
+from .mining.trained_miners import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MisclassifiedMiner
 from .network.fine_tuning import fine_tune
 from .network.recalibration import recalibrate_batchnorm
 from .processes import share_of_process
@@ -32,7 +27,7 @@ from .repair.adversarial_fine_tuning import AdversarialFineTuning
 from .repair.bias_gradient_descent import BiasGradientDescent
 from .repair.layerwise_optimization import LayerwiseOptimization
 from .repair.parity_fine_tuning import ParityFineTuning
-from .repair.post_processor import PostProcessor
+from .repair.post_processor import POST_PROCESSORS, PostProcessor
 from .repair.random_perturbation import RandomPerturbation
 from .repair.repaired_network import OperatingPoint, Repair
 from .repair.threshold_selection import ThresholdSelection
@@ -42,6 +37,8 @@ from .unlearning.influence import BiasInfluence, influence_on_bias, unlearn_samp
 __version__ = "0.1.0"
 
 __all__ = [
+    "MINERS",
+    "POST_PROCESSORS",
     "AdversarialFineTuning",
     "BiasGradientDescent",
     "BiasInfluence",

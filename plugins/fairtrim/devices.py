@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
-__all__ = ["map_tensors", "model_device", "to_device"]
+__all__ = ["floating_type", "map_tensors", "model_device", "to_device"]
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -57,6 +57,19 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map_tensors(entry, function) for entry in value)
     return value
+
+
+def floating_type(model: nn.Module) -> torch.dtype:
+    """Floating-point type of the network's parameters and buffers, and so of what it takes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        That of the first; torch's default for a network without any.
+    """
+    types = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return next(types, torch.get_default_dtype())
 
 
 def to_device(value: Any, device: torch.device) -> Any:

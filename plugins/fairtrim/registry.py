@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -63,7 +63,7 @@ class Registry(Mapping[str, type[Any]]):
 
     Args:
         kind: What messages call a member.
-        package: The package whose modules hold members: classes with a ``name`` of their own.
+        packages: The package, or packages, whose modules hold members: classes with a ``name`` of their own.
         base: What a member is a subclass of.
         group: Entry-point group of other packages.
 
@@ -73,9 +73,11 @@ class Registry(Mapping[str, type[Any]]):
         'ParityFineTuning'
     """
 
-    def __init__(self, kind: str, package: str, base: type, group: str) -> None:
+    def __init__(self, kind: str, packages: str | Sequence[str], base: type, group: str) -> None:
         self.kind, self.base, self.group = kind, base, group
-        self._package = package
+        owner = base.__module__.partition(".")[0]
+        self._base = base.__qualname__ if owner == "fairtrim" else f"{owner}'s {base.__qualname__}"
+        self._packages = (packages,) if isinstance(packages, str) else tuple(packages)
         self._known: dict[str, type[Any]] = {}
         self._read = False
         self._announced: dict[str, list[EntryPoint]] | None = None
@@ -93,7 +95,7 @@ class Registry(Mapping[str, type[Any]]):
         Raises:
             InputError: The name is taken by another class or malformed, or the class is of another kind.
         """
-        self._read_package()
+        self._read_packages()
         return self._add(cls, getattr(cls, "name", None) if name is None else name)
 
     def named(self, name: str) -> Callable[[Method], Method]:
@@ -131,21 +133,21 @@ class Registry(Mapping[str, type[Any]]):
         if not isinstance(name, str) or name != name.lower() or not all(part.isalnum() for part in name.split("-")):
             raise InputError(f"{self.kind} name {name!r}; expected lower-case words joined by hyphens")
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
-            raise InputError(f"{self.kind} {name!r} is {cls!r}; expected a subclass of {self.base.__qualname__}")
+            raise InputError(f"{self.kind} {name!r} is {cls!r}; expected a subclass of {self._base}")
         if (known := self._known.get(name, cls)) is not cls:
             raise InputError(f"{self.kind} name {name!r} is taken by {known.__qualname__}; choose another")
         self._known[name] = cls
         return cls
 
-    def _read_package(self) -> None:
+    def _read_packages(self) -> None:
         if self._read:
             return
         self._read = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-            for cls in _own_classes(importlib.import_module(module.name)):
-                if issubclass(cls, self.base) and "name" in vars(cls):
-                    self._add(cls, vars(cls)["name"])
+        for name in self._packages:
+            for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
+                for cls in _own_classes(importlib.import_module(module.name)):
+                    if issubclass(cls, self.base) and "name" in vars(cls):
+                        self._add(cls, vars(cls)["name"])
 
     def announced(self) -> dict[str, list[EntryPoint]]:
         """Entry points of other packages by name.
@@ -160,7 +162,7 @@ class Registry(Mapping[str, type[Any]]):
         return self._announced
 
     def __getitem__(self, name: str) -> type[Any]:
-        self._read_package()
+        self._read_packages()
         if name in self._known:
             return self._known[name]
         if name not in self.announced():
@@ -185,11 +187,11 @@ class Registry(Mapping[str, type[Any]]):
             ) from error
 
     def __contains__(self, name: object) -> bool:
-        self._read_package()
+        self._read_packages()
         return name in self._known or name in self.announced()
 
     def __iter__(self) -> Iterator[str]:
-        self._read_package()
+        self._read_packages()
         return iter({**self._known, **self.announced()})
 
     def __len__(self) -> int:
@@ -201,7 +203,9 @@ class Registry(Mapping[str, type[Any]]):
         Returns:
             The classes.
         """
-        own = {name for name, cls in self._known.items() if cls.__module__.startswith(f"{self._package}.")}
+        self._read_packages()
+        ours = tuple(f"{package}." for package in self._packages)
+        own = {name for name, cls in self._known.items() if cls.__module__.startswith(ours)}
         for name, found in self.announced().items():
             if name in own:
                 packages = ", ".join(map(_package_of, found))

@@ -342,7 +342,7 @@ MEASURES: dict[str, Callable[[ClassificationMetric], float]] = {
     "statistical_parity_difference": lambda metric: metric.statistical_parity_difference(),
     "equal_opportunity_difference": lambda metric: metric.equal_opportunity_difference(),
     "average_odds_difference": lambda metric: metric.average_odds_difference(),
-    "accuracy_difference": lambda metric: -metric.error_rate_difference(),
+    "accuracy_score_difference": lambda metric: -metric.error_rate_difference(),
 }
 
 

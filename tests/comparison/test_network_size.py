@@ -1,4 +1,4 @@
-"""Multiply-accumulate operations in closed form, of layers too that torch runs in one piece."""
+"""Parameters and multiply-accumulates: those of closed forms."""
 
 from __future__ import annotations
 

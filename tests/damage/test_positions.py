@@ -510,9 +510,9 @@ def test_methods_of_one_label_a_sample_say_so() -> None:
         {"input_ids": entry["input_ids"]}, torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 1, 0, 0, 1]), ("a", "b")
     )
     with pytest.raises(FairtrimError, match=r"one label a sample|integer labels|scores of shape"):
-        ParityFineTuning().fit(model, people, progress=False)
+        ParityFineTuning().repair(model, people, progress=False)
     with pytest.raises(InputError, match=r"expected integer labels \(N,\)"):
-        LossMiner().fit(model, loader, progress=False)
+        LossMiner().mine(model, loader, progress=False)
     with pytest.raises(InputError, match=r"expected integer labels \(N,\)"):
         fine_tune(model, loader, progress=False)
     before.assert_unchanged()

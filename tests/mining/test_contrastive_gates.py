@@ -115,7 +115,7 @@ def test_learned_gates_equal_a_loop_by_hand(costs: dict[str, Tensor] | None) -> 
         initial=0.4,
         cost_weight=0.9,
         costs=costs,
-        generator=_generator(),
+        random_state=_generator(),
         progress=False,
     )
     generator = _generator()
@@ -233,7 +233,7 @@ def test_repeats_itself_by_the_generator() -> None:
     model, samples = case.model(), IndexedSamples(_loader(case))
     groups = case.plan(model).groups
     runs = [
-        learn_gates(model, samples, groups, OBJECTIVE, iterations=3, generator=_generator(seed), progress=False)
+        learn_gates(model, samples, groups, OBJECTIVE, iterations=3, random_state=_generator(seed), progress=False)
         for seed in (1, 1, 2)
     ]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
@@ -396,7 +396,7 @@ def test_slopes_equal_finite_differences_of_the_objective(name: str, contrastive
         conflicting=FLAGS, upweight=1.0, contrastive_weight=contrastive_weight, temperature=0.3
     )
     groups = case.plan(model).groups
-    slopes = gate_slopes(model, samples, groups, objective, generator=_generator(), progress=False)
+    slopes = gate_slopes(model, samples, groups, objective, random_state=_generator(), progress=False)
     drawn = list(samples.shuffled(CPU, _generator(), torch.ones(N, dtype=torch.float64)))
     head = case.head(model)
 
@@ -432,7 +432,7 @@ def test_slopes_of_one_large_batch_equal_autograd() -> None:
     model, samples = case.model().eval(), IndexedSamples(_loader(case, batch_size=N))
     groups = case.plan(model).groups
     objective = ContrastiveObjective(conflicting=FLAGS, upweight=5.0, contrastive_weight=0.0, loss_fn=negative_margin)
-    slopes = gate_slopes(model, samples, groups, objective, generator=_generator(), progress=False)
+    slopes = gate_slopes(model, samples, groups, objective, random_state=_generator(), progress=False)
     ((_, batch),) = samples.shuffled(CPU, _generator(), torch.where(FLAGS, 5.0, 1.0).double())
     gates = {g.name: torch.ones(g.size, dtype=torch.float64, requires_grad=True) for g in groups}
     with explicit_gates(model, groups, gates):
@@ -447,7 +447,7 @@ def test_forms_of_the_importance() -> None:
     model = case.model()
     groups, samples = case.plan(model).groups, IndexedSamples(_loader(case))
     mined = MinedSamples(FLAGS.double(), case.batch(N)[1], FLAGS)
-    slopes = gate_slopes(model, samples, groups, OBJECTIVE, generator=_generator(0), progress=False)
+    slopes = gate_slopes(model, samples, groups, OBJECTIVE, random_state=_generator(0), progress=False)
     expected = torch.cat([slopes[group.name] for group in groups])
     for form, of_form in (("first-order", expected), ("first-order-magnitude", expected.abs())):
         for given in (FLAGS, mined):
@@ -668,8 +668,8 @@ def test_errors_leave_no_trace(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ContrastiveImportance(FLAGS, form="hard"), "form='hard'; expected 'gates', 'first-order' or"),  # type: ignore
-        (lambda: ContrastiveImportance(FLAGS, cost="latency"), "cost='latency'; expected 'channels'"),  # type: ignore
+        (lambda: ContrastiveImportance(FLAGS, form="hard"), "form='hard'; expected one of 'gates', 'first-order', "),  # type: ignore
+        (lambda: ContrastiveImportance(FLAGS, cost="latency"), "cost='latency'; expected one of 'channels'"),  # type: ignore
         (lambda: AccumulatedConfidenceImportance(FLAGS, selection="both"), "selection='both'"),  # type: ignore
         (lambda: AccumulatedConfidenceImportance(FLAGS, beta=1.0), "beta=1.0"),
         (lambda: ContrastiveImportance(FLAGS, normalizer="mean"), "normalizer='mean' .*reverses"),

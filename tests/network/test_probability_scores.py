@@ -233,7 +233,7 @@ def test_miners_and_gates_refuse_probabilities() -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=20)
     model = nn.Sequential(*Ending(2).body, nn.Softmax(1))
     with pytest.raises(InputError, match=SHARES):
-        LossMiner(epochs=1).fit(model, loader, progress=False)
+        LossMiner(epochs=1).mine(model, loader, progress=False)
     samples = IndexedSamples(loader)
     flags = torch.arange(60) < 6
     objective = ContrastiveObjective(conflicting=flags, contrastive_weight=0.0)

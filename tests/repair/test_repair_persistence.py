@@ -77,7 +77,7 @@ def _people(case: Case, n_classes: int, n_samples: int = 113) -> ValidationSet:
 def _repair(name: str, model: nn.Module) -> tuple[Repair, ValidationSet]:
     case, method = CASES[name]
     people = _people(case, 3 if name == "three classes" else 2)
-    return method.fit(model, people, progress=False), people
+    return method.repair(model, people, progress=False), people
 
 
 @pytest.fixture(scope="module", params=CASES)

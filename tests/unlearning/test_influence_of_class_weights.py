@@ -59,7 +59,12 @@ def test_influence_with_weights_is_that_of_copies(n_outputs: int) -> None:
     model, x, target, weights, copies = _case(n_outputs)
     held, labels = _rows(60, max(2, n_outputs), 2)
     people = ValidationSet(held, labels, torch.arange(60) % 2, ("a", "b"))
-    options: dict[str, Any] = {"measure": "accuracy_difference", "ridge": 0.01, "newton_steps": 50, "progress": False}
+    options: dict[str, Any] = {
+        "measure": "accuracy_score_difference",
+        "ridge": 0.01,
+        "newton_steps": 50,
+        "progress": False,
+    }
     found = influence_on_bias(model, _loader(x, target), people, class_weights=weights, **options)
     every = _loader(x.repeat_interleave(copies, 0), target.repeat_interleave(copies))
     expected = influence_on_bias(model, every, people, **options)
@@ -82,5 +87,5 @@ def test_class_weights_need_the_closed_form() -> None:
     people = ValidationSet(x, target, torch.arange(50) % 2, ("a", "b"))
     with pytest.raises(InputError, match="class_weights with layers='all'; expected layers='output'"):
         influence_on_bias(
-            model, _loader(x, target), people, measure="accuracy_difference", layers="all", class_weights=weights
+            model, _loader(x, target), people, measure="accuracy_score_difference", layers="all", class_weights=weights
         )

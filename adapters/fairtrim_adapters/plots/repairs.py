@@ -39,10 +39,10 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
         >>> from fairtrim import ThresholdSelection
         >>> x = torch.linspace(-1, 1, 60)[:, None]
         >>> people = [(x, (x[:, 0] > 0.3).long(), ["a", "b", "b"] * 20)]
-        >>> repair = ThresholdSelection(epsilon=0.2).fit(torch.nn.Linear(1, 1), people, progress=False)
+        >>> repair = ThresholdSelection(epsilon=0.2).repair(torch.nn.Linear(1, 1), people, progress=False)
         >>> ax = plot_trade_off({"threshold": repair}, ax=Figure().subplots())
         >>> ax.get_xlabel(), ax.get_ylabel()
-        ('|statistical parity difference|, selection people', 'balanced accuracy')
+        ('|demographic parity difference|, selection people', 'balanced accuracy')
     """
     if not repairs:
         raise InputError("no repairs to draw; expected at least one, by name")

@@ -325,5 +325,5 @@ class ValidationSet:
                     raise InputError(
                         f"the sensitive group {name!r} has nobody {kind} label {label} in the validation data, so its "
                         f"rate is undefined; expected some for {measure}: use more people, or "
-                        "statistical_parity_difference"
+                        "demographic_parity_difference"
                     )

@@ -8,55 +8,40 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from fairtrim.measures.scores import probabilities
-
 from .group_counts import GroupCounts, bias, rates
 
 __all__ = ["balancing_weights", "differences", "proxy_bias"]
 
 
-def proxy_bias(
-    measure: str, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None = None
-) -> Tensor:
-    """The bias of probabilities; for statistical parity Marcinkevics et al.'s μ_SPD (MLHC 2022).
+def proxy_bias(measure: str, counts: GroupCounts) -> Tensor:
+    """The bias of probabilities; for demographic parity Marcinkevics et al.'s μ_SPD (MLHC 2022).
 
     Args:
         measure: The bias measure.
-        scores: (N, K).
-        target: (N,).
-        group: (N,).
-        n_groups: G.
-        weight: (N,), or None.
+        counts: Confusion counts of probabilities, of G groups.
 
     Returns:
         A scalar: group 0 minus group 1 for two groups, else the largest difference; differentiable.
 
     Example:
-        >>> scores, target, group = torch.tensor([[0.0], [0.0]]), torch.tensor([0, 1]), torch.tensor([0, 1])
-        >>> float(proxy_bias("statistical_parity_difference", scores, target, group, n_groups=2))
+        >>> of_label_1 = torch.tensor([[0.5], [0.5]])
+        >>> counts = GroupCounts.of(of_label_1, torch.tensor([0, 1]), torch.tensor([0, 1]), n_groups=2)
+        >>> float(proxy_bias("demographic_parity_difference", counts))
         0.0
     """
-    counts = GroupCounts.of(probabilities(scores), target, group, n_groups=n_groups, weight=weight)
-    return bias(measure, counts, signed=n_groups == 2)
+    return bias(measure, counts, signed=counts.n_groups == 2)
 
 
-def differences(
-    measure: str, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None = None
-) -> Tensor:
+def differences(measure: str, counts: GroupCounts) -> Tensor:
     """Differences of every rate between every two sensitive groups, of probabilities.
 
     Args:
         measure: The bias measure.
-        scores: (N, K).
-        target: (N,).
-        group: (N,).
-        n_groups: G.
-        weight: (N,), or None.
+        counts: Confusion counts of probabilities, of G groups.
 
     Returns:
         One entry a rate and pair of groups, without those that are undefined here; differentiable.
     """
-    counts = GroupCounts.of(probabilities(scores), target, group, n_groups=n_groups, weight=weight)
     undefined = rates(measure, counts).detach().isnan()
     # a missing cell divides 0 by 0, whose gradient is NaN even where the value is left out
     spoilt = undefined.any(0)
@@ -69,7 +54,7 @@ def differences(
     return torch.cat(
         [
             (of_groups[:, g] - of_groups[:, h])[~(undefined[:, g] | undefined[:, h])]
-            for g, h in combinations(range(n_groups), 2)
+            for g, h in combinations(range(counts.n_groups), 2)
         ]
     )
 

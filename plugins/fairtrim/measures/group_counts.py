@@ -6,15 +6,25 @@ differentiable proxies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import did_you_mean
 from fairtrim.errors import InputError
 
-__all__ = ["BIAS_MEASURES", "PERFORMANCE_MEASURES", "GroupCounts", "bias", "needs_labels", "performance", "rates"]
+__all__ = [
+    "BIAS_MEASURES",
+    "PERFORMANCE_MEASURES",
+    "GroupCounts",
+    "bias",
+    "canonical_measure",
+    "needs_labels",
+    "performance",
+    "rates",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,11 @@ class GroupCounts:
         )
 
     @property
+    def n_groups(self) -> int:
+        """G."""
+        return int(self.positive.shape[1])
+
+    @property
     def n_labels(self) -> int:
         """Length of the class axis: 1 for two classes, else K."""
         return int(self.positive.shape[0])
@@ -103,17 +118,51 @@ def _accuracy(counts: GroupCounts) -> Tensor:
 
 
 BIAS_MEASURES: dict[str, tuple[Callable[[GroupCounts], Tensor], ...]] = {
-    "statistical_parity_difference": (_selection,),
+    "demographic_parity_difference": (_selection,),
     "equal_opportunity_difference": (_true_positive,),
     "average_odds_difference": (lambda counts: (_true_positive(counts) + _false_positive(counts)) / 2,),
     "equalized_odds_difference": (_true_positive, _false_positive),
-    "accuracy_difference": (_accuracy,),
+    "accuracy_score_difference": (_accuracy,),
 }
 """The group rates whose differences are the bias, by the name of the measure.
 
-The first three are AIF360's (unprivileged minus privileged); the first two, and the fourth as the larger of two gaps,
-Fairlearn's ``demographic_parity_difference``, ``equal_opportunity_difference`` and ``equalized_odds_difference``; the
-last is the gap between the groups' accuracies."""
+The names are Fairlearn's; ``average_odds_difference`` is AIF360's. Where two sides are named the sign is AIF360's,
+unprivileged minus privileged."""
+
+_SAME = {"statistical_parity_difference": "demographic_parity_difference"}
+"""AIF360's names of the same measures."""
+
+_FORMER = {"accuracy_difference": "accuracy_score_difference"}
+"""What measures used to be called here."""
+
+
+def canonical_measure(name: str, others: Sequence[str] = ()) -> str:
+    """The one name of a bias measure, for whichever of its names is given.
+
+    Args:
+        name: Fairlearn's name, or AIF360's.
+        others: Further names that are allowed, as they are.
+
+    Returns:
+        A name of ``BIAS_MEASURES``, or of the others.
+
+    Raises:
+        InputError: There is no such measure.
+
+    Example:
+        >>> canonical_measure("statistical_parity_difference"), canonical_measure("equalized_odds_difference")
+        ('demographic_parity_difference', 'equalized_odds_difference')
+    """
+    if name in _FORMER:
+        raise InputError(f"measure={name!r} is called {_FORMER[name]!r}")
+    known = [*BIAS_MEASURES, *others]
+    measure = _SAME.get(name, name)
+    if measure not in known:
+        raise InputError(
+            f"measure={name!r} is not a bias measure{did_you_mean(name, [*known, *_SAME])}; expected one of {known}"
+        )
+    return measure
+
 
 _NEEDED_LABELS = {
     "equal_opportunity_difference": (True, False),
@@ -138,18 +187,13 @@ def rates(measure: str, counts: GroupCounts) -> Tensor:
     """The group rates that a bias measure compares.
 
     Args:
-        measure: One of ``BIAS_MEASURES``.
+        measure: One of ``BIAS_MEASURES``, under any of its names.
         counts: The counts.
 
     Returns:
         (..., R, G): R rates, among them one for each label, of G groups.
-
-    Raises:
-        InputError: There is no such measure.
     """
-    if measure not in BIAS_MEASURES:
-        raise InputError(f"measure={measure!r} is not a bias measure; expected one of {list(BIAS_MEASURES)}")
-    parts = [rate(counts) for rate in BIAS_MEASURES[measure]]
+    parts = [rate(counts) for rate in BIAS_MEASURES[canonical_measure(measure)]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
@@ -166,13 +210,13 @@ def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:
         (...): at least 0 unless ``signed``; NaN where a group has nobody that a rate is defined for.
 
     Raises:
-        InputError: There is no such measure, or ``signed`` and not two groups.
+        InputError: ``signed``, and there are not two groups.
 
     Example:
         >>> counts = GroupCounts.of(
         ...     torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1]), n_groups=2
         ... )
-        >>> float(bias("statistical_parity_difference", counts, signed=True))
+        >>> float(bias("demographic_parity_difference", counts, signed=True))
         0.5
     """
     of_groups = rates(measure, counts)

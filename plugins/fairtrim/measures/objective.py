@@ -5,7 +5,7 @@ Savani, White, Govindarajulu (NeurIPS 2020), section 3: φ(θ, τ) = ρ if |μ| 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import positive_margin
 
-from .group_counts import BIAS_MEASURES, PERFORMANCE_MEASURES, GroupCounts, bias, performance
+from .group_counts import PERFORMANCE_MEASURES, GroupCounts, bias, canonical_measure, performance
 from .threshold_sweep import ThresholdSweep
 
 __all__ = ["COUNTERFACTUAL_MEASURES", "Decisions", "Objective", "non_dominated"]
@@ -63,6 +63,20 @@ class Decisions:
     eligible: Tensor
 
 
+def _of_own(
+    scores: Tensor, target: Tensor, group: Tensor, n_groups: int, weight: Tensor | None
+) -> tuple[GroupCounts, Tensor]:
+    """Counts of what scores decide by themselves, in one row, and whether everybody gets the same label, (1,)."""
+    if scores.shape[1] > 2:
+        given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
+    else:
+        given = (positive_margin(scores) > 0).double()[:, None]
+    counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
+    counts = replace(counts, true_positive=counts.true_positive[None], false_positive=counts.false_positive[None])
+    counted = given if weight is None else given[weight.to(given.device) > 0]
+    return counts, (counted == counted[:1]).all()[None]
+
+
 @dataclass(frozen=True)
 class Objective:
     """φ: the performance of decisions whose bias is within the bound.
@@ -70,7 +84,8 @@ class Objective:
     Decisions that give everybody the same label have no bias and no use: they never count as within the bound.
 
     Args:
-        measure: Bias measure μ, one of ``BIAS_MEASURES`` or ``COUNTERFACTUAL_MEASURES`` (NaN in what is computed here).
+        measure: Bias measure μ, one of ``BIAS_MEASURES`` under any of its names, of which Fairlearn's is kept, or of
+            ``COUNTERFACTUAL_MEASURES`` (NaN in what is computed here).
         epsilon: Bound ε on |μ|.
         margin: Safety margin: |μ| < ε − margin is asked for.
         performance: Performance measure ρ, one of ``PERFORMANCE_MEASURES``.
@@ -79,20 +94,18 @@ class Objective:
         InputError: A name is unknown, or no bias could be within the bound.
 
     Example:
-        >>> objective = Objective("statistical_parity_difference", epsilon=0.05)
+        >>> objective = Objective("demographic_parity_difference", epsilon=0.05)
         >>> objective.phi(torch.tensor([0.01, -0.2]), torch.tensor([0.7, 0.8])).tolist()
         [0.699999988079071, 0.0]
     """
 
-    measure: str = "statistical_parity_difference"
+    measure: str = "demographic_parity_difference"
     epsilon: float = 0.05
     margin: float = 0.0
     performance: str = "balanced_accuracy"
 
     def __post_init__(self) -> None:
-        known = [*BIAS_MEASURES, *COUNTERFACTUAL_MEASURES]
-        if self.measure not in known:
-            raise InputError(f"measure={self.measure!r} is not a bias measure; expected one of {known}")
+        object.__setattr__(self, "measure", canonical_measure(self.measure, COUNTERFACTUAL_MEASURES))
         if self.performance not in PERFORMANCE_MEASURES:
             raise InputError(
                 f"performance={self.performance!r} is not a performance measure; expected one of "
@@ -122,7 +135,15 @@ class Objective:
         return torch.where(bias.abs() < self.bound, performance, 0.0)
 
     def decisions(
-        self, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None, signed: bool
+        self,
+        scores: Tensor,
+        target: Tensor,
+        group: Tensor,
+        *,
+        n_groups: int,
+        weight: Tensor | None,
+        signed: bool,
+        own: bool = False,
     ) -> Decisions:
         """Bias and performance at every threshold.
 
@@ -133,58 +154,27 @@ class Objective:
             n_groups: G.
             weight: Sample weights, (N,), or None.
             signed: Group 0 minus group 1 instead of the largest difference.
+            own: Only what scores decide by themselves: the largest one, or the logit's sign. More than two classes
+                have nothing else.
 
         Returns:
-            One row a threshold for two classes, a single row otherwise.
+            One row a threshold; a single row for what scores decide by themselves.
         """
-        if scores.shape[1] > 2:
-            return self.own_decisions(scores, target, group, n_groups=n_groups, weight=weight, signed=signed)
-        sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)
-        selected = (sweep.counts.true_positive + sweep.counts.false_positive).sum((-2, -1))
-        constant = (selected == 0) | (selected >= selected[-1])  # by weight: people without any don't count
-        return Decisions(
-            sweep.threshold,
-            bias(self.measure, sweep.counts, signed=signed),
-            performance(self.performance, sweep.counts),
-            constant,
-            ~constant,
-        )
-
-    def own_decisions(
-        self, scores: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None, signed: bool
-    ) -> Decisions:
-        """Bias and performance of what scores decide by themselves: the largest one, or the logit's sign.
-
-        Args:
-            scores: Class scores, (N, K) or a single logit (N, 1).
-            target: Labels, (N,).
-            group: Sensitive groups, (N,).
-            n_groups: G.
-            weight: Sample weights, (N,), or None.
-            signed: Group 0 minus group 1 instead of the largest difference.
-
-        Returns:
-            A single row.
-        """
-        if scores.shape[1] > 2:
-            given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
+        if own or scores.shape[1] > 2:
+            threshold = torch.zeros(1, dtype=torch.float64)
+            counts, constant = _of_own(scores, target, group, n_groups, weight)
         else:
-            given = (positive_margin(scores) > 0).double()[:, None]
-        counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
-        counted = given if weight is None else given[weight.to(given.device) > 0]
-        constant = (counted == counted[:1]).all()[None]
+            sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)
+            threshold, counts = sweep.threshold, sweep.counts
+            selected = (counts.true_positive + counts.false_positive).sum((-2, -1))
+            constant = (selected == 0) | (selected >= selected[-1])  # by weight: people without any don't count
+        useful = performance(self.performance, counts)
         measured = (
-            bias(self.measure, counts, signed=signed)[None]
-            if self.measure in BIAS_MEASURES
-            else torch.full((1,), torch.nan, dtype=torch.float64)
+            torch.full_like(useful, torch.nan)
+            if self.measure in COUNTERFACTUAL_MEASURES
+            else bias(self.measure, counts, signed=signed)
         )
-        return Decisions(
-            torch.zeros(1, dtype=torch.float64),
-            measured,
-            performance(self.performance, counts)[None],
-            constant,
-            ~constant,
-        )
+        return Decisions(threshold, measured, useful, constant, ~constant)
 
     def best(self, decisions: Decisions) -> int:
         """Position of the decisions with the largest φ; if none is within the bound, of those with the least bias.

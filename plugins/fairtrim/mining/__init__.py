@@ -1,17 +1,18 @@
 """Bias-conflicting samples and gates, found without labels of people."""
 
-from .miner import (
+from .mined_samples import MinedSamples
+from .miner import MINERS, Miner, Trace, label_probabilities
+from .trained_miners import (
     EpochEnsemble,
     GeneralizedCrossEntropyMiner,
     LossMiner,
-    MinedSamples,
-    Miner,
     MisclassifiedMiner,
-    Trace,
-    label_probabilities,
+    TrainedMiner,
+    TrainingMiner,
 )
 
 __all__ = [
+    "MINERS",
     "EpochEnsemble",
     "GeneralizedCrossEntropyMiner",
     "LossMiner",
@@ -19,5 +20,7 @@ __all__ = [
     "Miner",
     "MisclassifiedMiner",
     "Trace",
+    "TrainedMiner",
+    "TrainingMiner",
     "label_probabilities",
 ]

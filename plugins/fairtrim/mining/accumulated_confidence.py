@@ -10,21 +10,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fairtrim.arguments import require_number
-from fairtrim.data.batches import ForwardFunction, LossFunction
+from fairtrim.arguments import renamed, require_number
+from fairtrim.data.batches import LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
-from fairtrim.network.fine_tuning import fine_tune
 from fairtrim.network.losses import generalized_cross_entropy
 
-from .miner import MinedSamples, Miner, Trace, label_probabilities
+from .mined_samples import MinedSamples
+from .miner import Trace
+from .trained_miners import TrainingMiner
 
 __all__ = ["AccumulatedConfidence", "Accumulation", "GradualPruning", "accumulated"]
 
@@ -56,52 +57,47 @@ def accumulated(trace: Trace, dense: Tensor, accumulate: Accumulation) -> Tensor
     return 1 - trace.correct.double().mean(0)
 
 
+@renamed(seed="random_state")
 @dataclass(frozen=True, kw_only=True)
-class AccumulatedConfidence(Miner):
+class AccumulatedConfidence(TrainingMiner):
     """Prune a copy of a trained network gradually, retrain it shortly after each level, and add up its confidence.
 
     Without the short training the scores say little; with it the pruning criterion matters little (random channels
-    do). The network may be trained to the end: no epoch has to be chosen.
+    do). The network may be trained to the end: no epoch has to be chosen. The other settings are those of
+    ``TrainingMiner``; ``epochs`` and ``learning_rate`` are of the training after each level, and each repeat takes the
+    next ``random_state``.
 
     Args:
         prune: How to remove channels up to the next level; an adapter of a pruner makes one.
         levels: Shares of the channels, increasing.
-        epochs: Of training after each level.
-        learning_rate: Of that training.
-        loss_fn: Of that training; generalised cross-entropy keeps to the shortcut.
+        loss_fn: Of the training after each level; generalised cross-entropy keeps to the shortcut.
         accumulate: ``"confidence"``, ``"drop"`` or ``"correctness"``; see ``accumulated``.
         repeats: How many times to prune from the start, with other random channels and another order of the samples;
             the confidences are averaged over all.
         n_jobs: How many of those at a time, through joblib; None leaves it to ``joblib.parallel_config``, by default
             one. A Dask or Ray cluster is such a configuration.
-        seed: Of the pruning and the order of the samples; each repeat takes the next.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
 
     Raises:
         InputError: A number or a choice is out of range.
     """
 
+    least_epochs: ClassVar[int] = 0
+
     prune: GradualPruning
-    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     epochs: int = 1
-    learning_rate: float = 1e-3
+    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     loss_fn: LossFunction = generalized_cross_entropy
     accumulate: Accumulation = "confidence"
     repeats: int = 1
     n_jobs: int | None = None
-    seed: int = 0
-    forward_fn: ForwardFunction | None = None
-    output_transform: Callable[[Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = list(self.levels)
         if not levels or levels != sorted(set(levels)) or not levels[0] > 0 or not levels[-1] < 1:
             raise InputError(f"levels={levels}; expected increasing shares between 0 and 1, both excluded")
         if self.accumulate not in ("confidence", "drop", "correctness"):
             raise InputError(f"accumulate={self.accumulate!r}; expected 'confidence', 'drop' or 'correctness'")
-        require_number("epochs", self.epochs, at_least=0, whole=True)
-        require_number("learning_rate", self.learning_rate, above=0)
         require_number("repeats", self.repeats, at_least=1, whole=True)
         if self.n_jobs == 0:
             raise InputError("n_jobs=0; expected how many run at a time, -1 for one a core, or None")
@@ -117,9 +113,12 @@ class AccumulatedConfidence(Miner):
         Returns:
             The trace, one row a repeat and level, and the confidence of the unpruned network, (N,).
         """
-        dense, _, target = label_probabilities(model, IndexedSamples(loader), self.forward_fn, self.output_transform)
+        dense, _, target = self._seen(model, IndexedSamples(loader))
+        seed = self.random_state
+        if isinstance(seed, torch.Generator):
+            seed = int(torch.randint(2**31, (), generator=seed))
         repeats = Parallel(n_jobs=self.n_jobs)(
-            delayed(self._repeat)(model, loader, self.seed + r, progress) for r in range(self.repeats)
+            delayed(self._repeat)(model, loader, seed + r, progress) for r in range(self.repeats)
         )
         rows = [row for of_repeat in repeats for row in of_repeat]
         probability, correct = (torch.stack(column) for column in zip(*rows, strict=True))
@@ -133,21 +132,11 @@ class AccumulatedConfidence(Miner):
         shrinking = copy.deepcopy(model)
         rows = []
         for _ in self.prune(shrinking, samples, list(self.levels), generator):
-            fine_tune(
-                shrinking,
-                samples,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                loss_fn=self.loss_fn,
-                forward_fn=self.forward_fn,
-                output_transform=self.output_transform,
-                random_state=generator,
-                progress=progress,
-            )
-            rows.append(label_probabilities(shrinking, samples, self.forward_fn, self.output_transform)[:2])
+            self._train(shrinking, samples, self.loss_fn, generator, progress)
+            rows.append(self._seen(shrinking, samples)[:2])
         return rows
 
-    def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
-        """Score every sample; see ``Miner.fit``."""
+    def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
+        """Score every sample; see ``Miner.mine``."""
         trace, dense = self.trace(model, loader, progress=progress)
         return MinedSamples(accumulated(trace, dense, self.accumulate), trace.target)

@@ -7,15 +7,16 @@ dependency group has one, shared by all coupled layers, so that closing gates an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fairtrim.arguments import RandomState, random_generator, renamed, require_known
 from fairtrim.damage.channel_groups import ChannelGroup
 from fairtrim.damage.gates import explicit_gates
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
@@ -25,12 +26,20 @@ from fairtrim.errors import InputError
 from fairtrim.network.losses import contrastive_loss, require_class_scores
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
-from fairtrim.network.scored_network import class_scores
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
-from .miner import require_some_mined
+from .mined_samples import require_some_mined
 
-__all__ = ["ContrastiveObjective", "Cost", "channel_costs", "gate_slopes", "learn_gates", "straight_through"]
+__all__ = [
+    "ContrastiveObjective",
+    "Cost",
+    "GateLearning",
+    "channel_costs",
+    "gate_slopes",
+    "learn_gates",
+    "straight_through",
+]
 
 Cost = Literal["parameters", "macs"]
 
@@ -80,7 +89,7 @@ class ContrastiveObjective:
     loss_fn: LossFunction = F.cross_entropy
     feature_layer: str | None = None
     forward_fn: ForwardFunction | None = None
-    output_transform: Callable[[Any], Tensor] | None = None
+    output_transform: OutputTransform | None = None
 
     def __post_init__(self) -> None:
         if self.upweight <= 0 or self.contrastive_weight < 0:
@@ -95,6 +104,17 @@ class ContrastiveObjective:
         """Sampling weights, (N,)."""
         return torch.where(self.conflicting.bool(), self.upweight, 1.0).double()
 
+    def network(self, model: nn.Module) -> ScoredNetwork:
+        """A network that is called as this objective says.
+
+        Args:
+            model: The network, or a gated one.
+
+        Returns:
+            It, callable.
+        """
+        return ScoredNetwork(model, self.forward_fn, self.output_transform)
+
     def check(self, model: nn.Module, samples: IndexedSamples) -> None:
         """Refuse flags and scores that don't belong here, before anything is learned.
 
@@ -108,10 +128,9 @@ class ContrastiveObjective:
         samples.check_flags(self.conflicting)
         if self.loss_fn is not F.cross_entropy:
             return
-        seen = ProbabilityScores()
+        seen, network = ProbabilityScores(), self.network(model)
         with preserved_model(model), preserved_random_state(), torch.no_grad():
-            batch = samples.first(model_device(model))
-            seen.add(class_scores(model, batch, self.forward_fn, self.output_transform))
+            seen.add(network.scores(samples.first(network.device)))
         if seen.shares:
             refuse_shares("the network")
 
@@ -131,7 +150,7 @@ class ContrastiveObjective:
             InputError: It is not finite.
         """
         with tap.attached() if self.contrastive_weight else nullcontext():
-            scores = class_scores(model, batch, self.forward_fn, self.output_transform)
+            scores = self.network(model).scores(batch)
             if self.loss_fn is F.cross_entropy:
                 require_class_scores(scores)
             loss = self.loss_fn(scores, batch.target).mean()
@@ -144,38 +163,49 @@ class ContrastiveObjective:
         return loss
 
 
+class GateLearning(TypedDict, total=False):
+    """How gates are learned. Iterations, learning rate and initial value are the authors'; the cost's weight is ours.
+
+    Attributes:
+        iterations: Steps of Adam; default 2000.
+        learning_rate: Of Adam; default 1e-2.
+        initial: π at the start; default 1.5.
+        cost_weight: λ, with costs that sum to 1: what closing every gate is worth, in units of the loss; default 0.1.
+    """
+
+    iterations: int
+    learning_rate: float
+    initial: float
+    cost_weight: float
+
+
+@renamed(generator="random_state")
 def learn_gates(
     model: nn.Module,
     samples: IndexedSamples,
     channel_groups: Sequence[ChannelGroup],
     objective: ContrastiveObjective,
     *,
-    iterations: int = 2000,
-    learning_rate: float = 1e-2,
-    initial: float = 1.5,
-    cost_weight: float = 0.1,
     costs: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    random_state: RandomState = 0,
     progress: bool = True,
+    **learning: Unpack[GateLearning],
 ) -> dict[str, Tensor]:
     """Gate logits π that minimise E[objective] + λ Σ_c cost_c σ(π_c), weights frozen.
 
     Gates are drawn with P(open) = σ(π) at every iteration and learned straight through (the authors' code feeds a
     probability where the Gumbel-sigmoid wants a logit, and its sparsity term is Σπ). Weights and BatchNorm statistics
-    don't change. Iterations, learning rate and initial value are the authors'; λ is ours.
+    don't change.
 
     Args:
         model: The network; left as it was.
         samples: The dataset.
         channel_groups: Its channel groups.
         objective: The loss and the mined samples.
-        iterations: Steps of Adam.
-        learning_rate: Of Adam.
-        initial: π at the start.
-        cost_weight: λ, with costs that sum to 1: what closing every gate is worth, in units of the loss.
         costs: What each channel costs, by group; default every channel the same. See ``channel_costs``.
-        generator: Source of randomness; default a new one, seeded with 0.
+        random_state: Seed, or a torch.Generator.
         progress: Show a progress bar.
+        learning: See ``GateLearning``.
 
     Returns:
         π of every group by name, (C,) float64 on the CPU; open where π ≥ 0.
@@ -183,22 +213,24 @@ def learn_gates(
     Raises:
         InputError: The data or an argument is wrong.
     """
+    require_known("learning", learning, GateLearning.__annotations__)
+    iterations, learning_rate = learning.get("iterations", 2000), learning.get("learning_rate", 1e-2)
+    cost_weight = learning.get("cost_weight", 0.1)
     if iterations < 1 or learning_rate <= 0 or cost_weight < 0:
         raise InputError(
             f"iterations={iterations}, learning_rate={learning_rate}, cost_weight={cost_weight}; expected at least 1, "
             "a positive number, and one of at least 0"
         )
     objective.check(model, samples)
-    generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    device = model_device(model)
-    logits = {g.name: torch.full((g.size,), initial, device=device, requires_grad=True) for g in channel_groups}
+    generator, device = random_generator(random_state), model_device(model)
+    start = learning.get("initial", 1.5)
+    logits = {g.name: torch.full((g.size,), start, device=device, requires_grad=True) for g in channel_groups}
     every = costs or {group.name: torch.ones(group.size) for group in channel_groups}
     total = sum(float(every[name].sum()) for name in logits)
     shares = {name: every[name].to(device, torch.float32) / total for name in logits}
     optimizer = torch.optim.Adam(list(logits.values()), lr=learning_rate)
     tap = FeatureTap(model, objective.feature_layer)
-    with preserved_random_state(), preserved_model(model), torch.enable_grad():
-        model.requires_grad_(False)
+    with _frozen(model):
         bar = tqdm(range(iterations), desc="gates", leave=False, disable=not progress)
         draws = _endless(samples, device, generator, objective.weights)
         for _ in bar:
@@ -216,20 +248,30 @@ def learn_gates(
     return {name: pi.detach().double().cpu() for name, pi in logits.items()}
 
 
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Gradients of gates and not of weights, for the length of the block."""
+    with preserved_random_state(), preserved_model(model), torch.enable_grad():
+        model.requires_grad_(False)
+        yield
+
+
 def _endless(
     samples: IndexedSamples, device: torch.device, generator: torch.Generator, weights: Tensor
 ) -> Iterator[tuple[Tensor, Batch]]:
+    """Epoch after epoch of batches drawn by weight."""
     while True:
         yield from samples.shuffled(device, generator, weights)
 
 
+@renamed(generator="random_state")
 def gate_slopes(
     model: nn.Module,
     samples: IndexedSamples,
     channel_groups: Sequence[ChannelGroup],
     objective: ContrastiveObjective,
     *,
-    generator: torch.Generator | None = None,
+    random_state: RandomState = 0,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """−∂L/∂z_c at open gates, from one pass: how much the objective rises, to first order, when channel c goes.
@@ -239,22 +281,17 @@ def gate_slopes(
         samples: The dataset; N of its samples are drawn by the objective's weights.
         channel_groups: Its channel groups.
         objective: The loss and the mined samples.
-        generator: Source of randomness; default a new one, seeded with 0.
+        random_state: Seed, or a torch.Generator.
         progress: Show a progress bar.
 
     Returns:
         By group, (C,) float64 on the CPU.
-
-    Raises:
-        InputError: The data is wrong.
     """
     objective.check(model, samples)
-    generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    device = model_device(model)
+    generator, device = random_generator(random_state), model_device(model)
     slopes = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in channel_groups}
     tap = FeatureTap(model, objective.feature_layer)
-    with preserved_random_state(), preserved_model(model), torch.enable_grad():
-        model.requires_grad_(False)
+    with _frozen(model):
         batches = samples.shuffled(device, generator, objective.weights)
         for indices, batch in tqdm(batches, total=len(samples), desc="gate slopes", leave=False, disable=not progress):
             gates = {g.name: torch.ones(g.size, device=device, requires_grad=True) for g in channel_groups}
@@ -336,7 +373,7 @@ def _weight_uses(model: nn.Module, batch: Batch, forward_fn: ForwardFunction | N
     handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, layers)]
     try:
         with preserved_random_state(), preserved_model(model), torch.no_grad():
-            class_scores(model, batch, forward_fn, lambda output: torch.zeros(len(batch), 1))
+            ScoredNetwork(model, forward_fn).output(batch.inputs, index=batch.index)
     finally:
         for handle in handles:
             handle.remove()

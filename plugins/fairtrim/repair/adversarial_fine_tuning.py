@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError
-from fairtrim.measures.group_counts import GroupCounts, bias
+from fairtrim.measures.group_counts import bias
 from fairtrim.measures.scores import label_losses
 from fairtrim.preservation import preserved_random_state
+from fairtrim.registry import Standing
 
+from .candidates import Candidates
 from .post_processor import PostProcessor
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
 __all__ = ["AdversarialFineTuning"]
 
@@ -44,9 +47,16 @@ class AdversarialFineTuning(PostProcessor):
         >>> x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
         >>> people = [(x, (x[:, 0] > 0).long(), ["a", "b"] * 150)]
         >>> method = AdversarialFineTuning(epochs=1, critic_steps=3, actor_steps=3, epsilon=0.2)
-        >>> len(method.fit(torch.nn.Linear(3, 2), people, progress=False).history)
+        >>> len(method.repair(torch.nn.Linear(3, 2), people, progress=False).history)
         2
     """
+
+    name: ClassVar[str] = "adversarial-fine-tuning"
+    does: ClassVar[str] = "trains all layers against a critic that predicts a batch's bias"
+    source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
+    link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
+    standing: ClassVar[Standing] = "published"
+    remark: ClassVar[str] = "the critic's size and its weight are ours"
 
     epochs: int = 32
     critic_steps: int = 201
@@ -57,11 +67,7 @@ class AdversarialFineTuning(PostProcessor):
     strength: float = 10.0
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         steps = {name: getattr(self, name) for name in ("epochs", "critic_steps", "actor_steps")}
         positive = self.learning_rate, self.critic_learning_rate, self.strength
@@ -72,82 +78,71 @@ class AdversarialFineTuning(PostProcessor):
                 f"strength={self.strength}; expected positive numbers and batches of at least 2"
             )
 
-    def _edit(self, workspace: Workspace) -> None:
-        size = min(self.training_batch_size, len(workspace.edit))
-        rows, batch = self._batch(workspace, size)
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        size = min(self.training_batch_size, len(working.people))
+        _, batch = self._batch(working, size)
         with torch.no_grad():
-            width = workspace.features(batch)[0].shape[1]
-        critic = self._critic(size * width, workspace)
+            width = working.features(batch)[0].shape[1]
+        critic = self._critic(size * width, working)
         watch = torch.optim.Adam(critic.parameters(), lr=self.critic_learning_rate)
-        act = torch.optim.Adam(workspace.trainable(), lr=self.learning_rate)
-        with workspace.bar(self.epochs * (self.critic_steps + self.actor_steps), "adversarial fine-tuning") as bar:
+        act = torch.optim.Adam(working.trainable(), lr=self.learning_rate)
+        with working.bar(self.epochs * (self.critic_steps + self.actor_steps), "adversarial fine-tuning") as bar:
             for epoch in range(self.epochs):
-                for _ in range(self.critic_steps):
-                    if workspace.exhausted():
+                for step in range(self.critic_steps + self.actor_steps):
+                    if candidates.exhausted():
                         return
-                    rows, batch = self._batch(workspace, size)
-                    with torch.no_grad():
-                        features, scores = workspace.features(batch)
-                        truth = self._batch_bias(workspace, scores, rows)
-                    error = F.mse_loss(critic(features.flatten()[None])[0, 0], truth.to(features))
-                    watch.zero_grad()
-                    error.backward()  # type: ignore[no-untyped-call]
-                    watch.step()
+                    rows, batch = self._batch(working, size)
+                    if step < self.critic_steps:
+                        self._step(watch, self._critic_loss(working, critic, rows, batch))
+                    else:
+                        self._step(act, self._actor_loss(working, critic, rows, batch, candidates.objective.bound))
                     bar.update()
-                for _ in range(self.actor_steps):
-                    if workspace.exhausted():
-                        return
-                    rows, batch = self._batch(workspace, size)
-                    features, scores = workspace.features(batch)
-                    suspected = critic(features.flatten()[None])[0, 0].abs()
-                    factor = (self.strength * (suspected - workspace.objective.bound) + 1).clamp(min=1)
-                    own = None if workspace.edit.weight is None else workspace.edit.weight[rows].to(scores)
-                    loss = factor * self._cross_entropy(scores, batch.target, own)
-                    act.zero_grad()
-                    loss.backward()
-                    act.step()
-                    bar.update()
-                workspace.offer(epoch=epoch)
+                candidates.offer(epoch=epoch)
 
-    def _critic(self, n_inputs: int, workspace: Workspace) -> nn.Module:
-        seed = int(torch.randint(2**31, (), generator=workspace.generator))
+    @staticmethod
+    def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """One step down a loss."""
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def _critic_loss(self, working: WorkingCopy, critic: nn.Module, rows: Tensor, batch: Batch) -> Tensor:
+        """Squared error of the predicted bias of a batch."""
+        with torch.no_grad():
+            features, scores = working.features(batch)
+            decided = scores > 0 if scores.shape[1] == 1 else (scores[:, 1] > scores[:, 0])[:, None]
+            counts = working.counts(decided.cpu().double(), rows)
+            truth = bias(self.measure, counts, signed=counts.n_groups == 2)
+        return F.mse_loss(critic(features.flatten()[None])[0, 0], truth.to(features))
+
+    def _actor_loss(self, working: WorkingCopy, critic: nn.Module, rows: Tensor, batch: Batch, bound: float) -> Tensor:
+        """max(1, λ(|critic| − bound) + 1) · cross-entropy."""
+        features, scores = working.features(batch)
+        suspected: Tensor = critic(features.flatten()[None])[0, 0].abs()
+        factor = (self.strength * (suspected - bound) + 1).clamp(min=1)
+        losses, weight = label_losses(scores, batch.target), working.people.weight
+        if weight is None:
+            return factor * losses.mean()
+        own = weight[rows].to(scores)
+        return factor * ((losses * own).sum() / own.sum())
+
+    def _critic(self, n_inputs: int, working: WorkingCopy) -> nn.Module:
+        seed = int(torch.randint(2**31, (), generator=working.generator))
         with preserved_random_state():
             torch.manual_seed(seed)
             critic = nn.Sequential(nn.Linear(n_inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-        like = workspace.head.module.weight
+        like = working.head.module.weight
         return critic.to(device=like.device, dtype=like.dtype)
 
-    def _batch(self, workspace: Workspace, size: int) -> tuple[Tensor, Batch]:
+    def _batch(self, working: WorkingCopy, size: int) -> tuple[Tensor, Batch]:
         """A batch that the bias is defined for; drawn again as long as a group or a label of a group is missing."""
-        people = workspace.edit
+        people = working.people
         for _ in range(_REDRAWS):
-            rows = torch.randperm(len(people), generator=workspace.generator)[:size]
-            given = torch.ones(size, 1)
-            own = None if people.weight is None else people.weight[rows]
-            counts = GroupCounts.of(
-                given, people.target[rows], people.group[rows], n_groups=people.n_groups, weight=own
-            )
-            if bool(torch.isfinite(bias(self.measure, counts))):
+            rows = torch.randperm(len(people), generator=working.generator)[:size]
+            if bool(torch.isfinite(bias(self.measure, working.counts(torch.ones(size, 1), rows)))):
                 chosen = people.take(rows)
-                return rows, next(batch for _, batch in chosen.batches(size, workspace.device))
+                return rows, next(batch for _, batch in chosen.batches(size, working.device))
         raise InputError(
             f"none of {_REDRAWS} batches of {size} people holds every sensitive group that {self.measure} compares; "
             "expected a larger training_batch_size"
         )
-
-    def _batch_bias(self, workspace: Workspace, scores: Tensor, rows: Tensor) -> Tensor:
-        people = workspace.edit
-        decided = scores > 0 if scores.shape[1] == 1 else (scores[:, 1] > scores[:, 0])[:, None]
-        counts = GroupCounts.of(
-            decided.cpu().double(),
-            people.target[rows],
-            people.group[rows],
-            n_groups=people.n_groups,
-            weight=None if people.weight is None else people.weight[rows],
-        )
-        return bias(self.measure, counts, signed=people.n_groups == 2)
-
-    @staticmethod
-    def _cross_entropy(scores: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        losses = label_losses(scores, target)
-        return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import proxy_bias
+from fairtrim.measures.scores import probabilities
+from fairtrim.registry import Standing
 
+from .candidates import Candidates
 from .post_processor import PostProcessor
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
 __all__ = ["BiasGradientDescent"]
 
@@ -34,10 +38,16 @@ class BiasGradientDescent(PostProcessor):
     Example:
         >>> x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
         >>> people = [(x, (x[:, 0] > 0).long(), (x[:, 1] + x[:, 0] > 0).long())]
-        >>> repair = BiasGradientDescent(epochs=2, epsilon=0.2).fit(torch.nn.Linear(3, 2), people, progress=False)
+        >>> repair = BiasGradientDescent(epochs=2, epsilon=0.2).repair(torch.nn.Linear(3, 2), people, progress=False)
         >>> repair.within_bound
         True
     """
+
+    name: ClassVar[str] = "bias-gradient-descent"
+    does: ClassVar[str] = "moves all layers down the bias itself while the performance stays above a floor"
+    source: ClassVar[str] = "Marcinkevics, Ozkan, Vogt, MLHC 2022"
+    standing: ClassVar[Standing] = "published"
+    remark: ClassVar[str] = "optimizer and step are ours"
 
     epochs: int = 10
     learning_rate: float = 1e-3
@@ -46,11 +56,7 @@ class BiasGradientDescent(PostProcessor):
     performance_floor: float | None = None
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if min(self.epochs, self.evaluate_every) < 1 or self.training_batch_size < 2 or not self.learning_rate > 0:
             raise InputError(
@@ -61,34 +67,23 @@ class BiasGradientDescent(PostProcessor):
         if self.performance_floor is not None and not 0 <= self.performance_floor <= 1:
             raise InputError(f"performance_floor={self.performance_floor}; expected a performance in [0, 1], or None")
 
-    def _set_up(self, workspace: Workspace) -> None:
-        workspace.performance_floor = self.performance_floor
+    def _set_up(self, working: WorkingCopy, candidates: Candidates) -> None:
+        candidates.performance_floor = self.performance_floor
 
-    def _edit(self, workspace: Workspace) -> None:
-        people = workspace.edit
-        start = proxy_bias(
-            self.measure,
-            workspace.scores(people),
-            people.target,
-            people.group,
-            n_groups=people.n_groups,
-            weight=people.weight,
-        )
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        people = working.people
+        start = proxy_bias(self.measure, working.counts(probabilities(working.scores(people))))
         sign = 1.0 if float(start) >= 0 else -1.0
-        optimizer = torch.optim.Adam(workspace.trainable(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(working.trainable(), lr=self.learning_rate)
         per_epoch = -(-len(people) // self.training_batch_size)
         step = 0
-        with workspace.bar(self.epochs * per_epoch, "bias gradient descent") as bar:
+        with working.bar(self.epochs * per_epoch, "bias gradient descent") as bar:
             for epoch in range(self.epochs):
-                for rows, batch in people.batches(self.training_batch_size, workspace.device, workspace.generator):
-                    if workspace.exhausted():
+                for rows, batch in people.batches(self.training_batch_size, working.device, working.generator):
+                    if candidates.exhausted():
                         return
-                    group = people.group[rows].to(workspace.device)
-                    scores = workspace.forward(batch)
-                    own = None if people.weight is None else people.weight[rows].to(scores)
-                    slope = sign * proxy_bias(
-                        self.measure, scores, batch.target, group, n_groups=people.n_groups, weight=own
-                    )
+                    counts = working.counts(probabilities(working.forward(batch)), rows)
+                    slope = sign * proxy_bias(self.measure, counts)
                     bar.update()
                     step += 1
                     if bool(torch.isfinite(slope)):  # else a group is missing in the batch
@@ -96,4 +91,4 @@ class BiasGradientDescent(PostProcessor):
                         slope.backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                     if step % self.evaluate_every == 0 or step == self.epochs * per_epoch:
-                        workspace.offer(epoch=epoch, step=step)
+                        candidates.offer(epoch=epoch, step=step)

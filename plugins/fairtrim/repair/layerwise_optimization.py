@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
+from fairtrim.measures.objective import Objective
+from fairtrim.registry import Standing
 
+from .candidates import Candidates, decisions_of
 from .post_processor import PostProcessor
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
 __all__ = ["LayerwiseOptimization"]
 
 _FULL_COVARIANCE = 100  # entries; above, CMA-ES keeps a diagonal one: memory and time grow with the square
-_OPTUNA_ENTRIES = 512
 
 Search = Callable[[Callable[[npt.NDArray[np.float64]], float], int, int, int], None]
 """Minimises ``loss(entries)`` over [−1, 1]^d, from 0: (loss, d, evaluations, seed)."""
@@ -39,7 +41,6 @@ class LayerwiseOptimization(PostProcessor):
         tensors: How many of the last parameters to search over; the authors' 5.
         width: Half width of the box in standard deviations of the tensor; the authors' 2.2.
         max_evaluations: Evaluations of φ for each tensor.
-        search: ``cma``, or ``optuna`` (tree-structured Parzen estimators, for tensors of up to 512 entries).
 
     Raises:
         InputError: A setting is out of range, or the library for the search is not installed.
@@ -48,83 +49,78 @@ class LayerwiseOptimization(PostProcessor):
         >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
         >>> people = [(x, (x[:, 0] > 0).long(), ["a", "b"] * 30)]
         >>> method = LayerwiseOptimization(tensors=1, max_evaluations=20, epsilon=0.2)
-        >>> method.fit(torch.nn.Linear(3, 2), people, progress=False).within_bound
+        >>> method.repair(torch.nn.Linear(3, 2), people, progress=False).within_bound
         True
     """
+
+    name: ClassVar[str] = "layerwise-optimization"
+    does: ClassVar[str] = "searches one weight tensor at a time for performance within the bound on the bias"
+    source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
+    link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
+    standing: ClassVar[Standing] = "published"
+    remark: ClassVar[str] = "boosted trees are published; CMA-ES is ours"
 
     tensors: int = 5
     width: float = 2.2
     max_evaluations: int = 100
-    search: str = "cma"
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.tensors < 1 or self.max_evaluations < 1 or not self.width > 0:
             raise InputError(
                 f"tensors={self.tensors}, max_evaluations={self.max_evaluations}, width={self.width}; expected "
                 "positive numbers"
             )
-        if self.search not in _SEARCHES:
-            raise InputError(f"search={self.search!r}; expected one of {list(_SEARCHES)}")
 
-    def _edit(self, workspace: Workspace) -> None:
-        self._search_tensors(workspace, _SEARCHES[self.search]())
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        self._search_tensors(working, candidates, _cma_search())
 
-    def _search_tensors(self, workspace: Workspace, search: Search) -> None:
-        named = [(name, p) for name, p in workspace.model.named_parameters() if p.is_floating_point()][-self.tensors :]
-        large = [f"{name} ({p.numel()} entries)" for name, p in named if p.numel() > _OPTUNA_ENTRIES]
-        if self.search == "optuna" and large:
-            raise InputError(
-                f"search='optuna' takes tensors of up to {_OPTUNA_ENTRIES} entries; got {', '.join(large)}: expected "
-                "search='cma', or fewer tensors="
-            )
-        with workspace.bar(len(named) * self.max_evaluations, "layer-wise optimisation") as bar:
+    def _search_tensors(self, working: WorkingCopy, candidates: Candidates, search: Search) -> None:
+        named = [(name, p) for name, p in working.model.named_parameters() if p.is_floating_point()][-self.tensors :]
+        with working.bar(len(named) * self.max_evaluations, "layer-wise optimisation") as bar:
             for name, parameter in reversed(named):
                 original = parameter.detach().clone()
                 try:
-                    self._search_tensor(workspace, search, name, parameter, bar)
+                    self._search_tensor(working, candidates, search, name, parameter, bar)
                 except _Exhausted:
                     return
                 finally:
                     with torch.no_grad():
                         parameter.copy_(original)
 
-    def _search_tensor(self, workspace: Workspace, search: Search, name: str, parameter: Tensor, bar: Any) -> None:
+    def _search_tensor(
+        self, working: WorkingCopy, candidates: Candidates, search: Search, name: str, parameter: Tensor, bar: Any
+    ) -> None:
         original = parameter.detach().clone()
         box = self.width * original.double().std(correction=0)
         if not bool(box > 0):  # one entry, or all alike: in the size of the entries themselves
             box = self.width * original.double().abs().mean().clamp(min=1e-3)
-        best = self._loss(workspace)
+        best = self._loss(working, candidates.objective)
 
         def loss(entries: npt.NDArray[np.float64]) -> float:
             nonlocal best
-            if workspace.exhausted():
+            if candidates.exhausted():
                 raise _Exhausted
             move = box.cpu() * torch.from_numpy(np.ascontiguousarray(entries)).reshape(original.shape)
             with torch.no_grad():
                 parameter.copy_(original + move.to(original))
-            value = self._loss(workspace)
+            value = self._loss(working, candidates.objective)
             if value < best:
                 best = value
-                workspace.offer(tensor=name, edit_loss=value)
+                candidates.offer(tensor=name, edit_loss=value)
             bar.update()
             return value
 
-        seed = int(torch.randint(2**31, (), generator=workspace.generator))
+        seed = int(torch.randint(2**31, (), generator=working.generator))
         search(loss, parameter.numel(), self.max_evaluations, seed)
 
-    def _loss(self, workspace: Workspace) -> float:
+    def _loss(self, working: WorkingCopy, objective: Objective) -> float:
         """−φ of the best threshold on the edit people; the least bias (at least 0) where none is within the bound."""
-        people, objective = workspace.edit, workspace.objective
-        scores = workspace.scores(people)
+        scores = working.scores(working.people)
         if not bool(torch.isfinite(scores).all()):
             return 2.0  # worse than any bias
-        decisions = workspace.decisions(people, scores)
+        decisions = decisions_of(objective, working.people, scores)
         best = objective.best(decisions)
         bias, useful = float(decisions.bias[best].abs()), float(decisions.performance[best])
         return -useful if bias < objective.bound and bool(decisions.eligible[best]) else bias
@@ -138,7 +134,7 @@ def _cma_search() -> Search:
     try:
         import cma
     except ImportError:
-        raise InputError("search='cma' needs the package cma: pip install 'fairtrim[search]'") from None
+        raise InputError("LayerwiseOptimization needs the package cma: pip install 'fairtrim[search]'") from None
 
     def search(loss: Callable[[npt.NDArray[np.float64]], float], n_entries: int, evaluations: int, seed: int) -> None:
         randomness = np.random.default_rng(seed)  # its own: the library would seed numpy's global state
@@ -155,36 +151,11 @@ def _cma_search() -> Search:
         strategy = cma.CMAEvolutionStrategy(start, 0.3, options)
         spent = 0
         while not strategy.stop() and spent < evaluations:
-            candidates = strategy.ask()[: max(1, evaluations - spent)]
-            values = [loss(np.asarray(candidate)[:n_entries]) for candidate in candidates]
+            asked = strategy.ask()[: max(1, evaluations - spent)]
+            values = [loss(np.asarray(entries)[:n_entries]) for entries in asked]
             spent += len(values)
             if len(values) < strategy.popsize:
                 break
-            strategy.tell(candidates, values)
+            strategy.tell(asked, values)
 
     return search
-
-
-def _optuna_search() -> Search:
-    try:
-        import optuna
-    except ImportError:
-        raise InputError("search='optuna' needs the package optuna: pip install optuna") from None
-
-    def search(loss: Callable[[npt.NDArray[np.float64]], float], n_entries: int, evaluations: int, seed: int) -> None:
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-        try:
-            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-            study.enqueue_trial({f"entry_{i}": 0.0 for i in range(n_entries)})
-            study.optimize(
-                lambda trial: loss(np.array([trial.suggest_float(f"entry_{i}", -1, 1) for i in range(n_entries)])),
-                n_trials=evaluations,
-            )
-        finally:
-            optuna.logging.set_verbosity(verbosity)
-
-    return search
-
-
-_SEARCHES: dict[str, Callable[[], Search]] = {"cma": _cma_search, "optuna": _optuna_search}

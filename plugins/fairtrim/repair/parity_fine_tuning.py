@@ -11,10 +11,12 @@ from torch import Tensor
 
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import balancing_weights, differences
-from fairtrim.measures.scores import label_losses
+from fairtrim.measures.scores import label_losses, probabilities
+from fairtrim.registry import Standing
 
+from .candidates import Candidates
 from .post_processor import PostProcessor
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
 __all__ = ["ParityFineTuning"]
 
@@ -44,10 +46,15 @@ class ParityFineTuning(PostProcessor):
         >>> sensitive = (x[:, 1] + x[:, 0] > 0).long()  # what the network leans on is unevenly shared
         >>> people = [(x, (x[:, 0] + 0.3 * x[:, 2] > 0).long(), sensitive)]
         >>> given = torch.nn.Linear(3, 2)
-        >>> repair = ParityFineTuning(epsilon=0.1).fit(given, people, progress=False)
+        >>> repair = ParityFineTuning(epsilon=0.1).repair(given, people, progress=False)
         >>> repair.within_bound
         True
     """
+
+    name: ClassVar[str] = "parity-fine-tuning"
+    does: ClassVar[str] = "edits the output layer, or all layers, under a penalty on the bias between sensitive groups"
+    source: ClassVar[str] = "fairtrim"
+    standing: ClassVar[Standing] = "ours"
 
     layers: str = "output"
     penalties: Sequence[float] | None = None
@@ -59,11 +66,7 @@ class ParityFineTuning(PostProcessor):
     multiclass: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.layers not in ("output", "all"):
             raise InputError(f"layers={self.layers!r}; expected 'output' or 'all'")
@@ -87,72 +90,69 @@ class ParityFineTuning(PostProcessor):
             return (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
         return (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0)
 
-    def _sample_weights(self, workspace: Workspace) -> Tensor:
-        people = workspace.edit
+    def _sample_weights(self, working: WorkingCopy) -> Tensor:
+        people = working.people
         if self.performance == "balanced_accuracy":
-            return balancing_weights(people.target, workspace.n_classes, people.weight)
+            return balancing_weights(people.target, working.n_classes, people.weight)
         return people.mass * len(people) / people.mass.sum()
 
-    def _edit(self, workspace: Workspace) -> None:
-        weights = self._sample_weights(workspace)
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        weights = self._sample_weights(working)
         if self.layers == "output":
-            self._fit_output_layer(workspace, weights)
+            self._fit_output_layer(working, candidates, weights)
         else:
-            self._fit_all_layers(workspace, weights)
+            self._fit_all_layers(working, candidates, weights)
 
-    def _loss(self, workspace: Workspace, scores: Tensor, rows: Tensor, weights: Tensor, penalty: float) -> Tensor:
-        people = workspace.edit
-        target, group = people.target[rows].to(scores.device), people.group[rows].to(scores.device)
-        losses = label_losses(scores, target)
+    def _loss(self, working: WorkingCopy, scores: Tensor, rows: Tensor, weights: Tensor, penalty: float) -> Tensor:
+        losses = label_losses(scores, working.people.target[rows].to(scores.device))
         loss = (losses * weights[rows].to(losses)).mean()
         if penalty:
-            own = None if people.weight is None else people.weight[rows].to(scores)
-            gaps = differences(self.measure, scores, target, group, n_groups=people.n_groups, weight=own)
+            gaps = differences(self.measure, working.counts(probabilities(scores), rows))
             loss = loss + penalty * gaps.square().sum()
         return loss
 
-    def _fit_output_layer(self, workspace: Workspace, weights: Tensor) -> None:
-        features = workspace.all_features(workspace.edit)
+    def _fit_output_layer(self, working: WorkingCopy, candidates: Candidates, weights: Tensor) -> None:
+        features = working.all_features(working.people)
         rows = torch.arange(len(features))
-        given = workspace.head.theta()
+        given = working.head.theta()
         scale = self.ridge / given.square().sum().clamp(min=1e-12)
         weight = given.clone().requires_grad_(True)
         path = self._path()
-        with workspace.bar(len(path), "parity fine-tuning") as bar:
+        with working.bar(len(path), "parity fine-tuning") as bar:
             for penalty in path:
-                if workspace.exhausted():
+                if candidates.exhausted():
                     break
                 optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
                 def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
                     optimizer.zero_grad()
                     scores = features @ weight[:, :-1].T + weight[:, -1]
-                    loss = self._loss(workspace, scores, rows, weights, penalty)
+                    loss = self._loss(working, scores, rows, weights, penalty)
                     loss = loss + scale * (weight - given).square().sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss
 
                 optimizer.step(closure)  # type: ignore[no-untyped-call]
-                workspace.head.write(weight.detach())
-                workspace.offer(penalty=penalty)
+                working.head.write(weight.detach())
+                candidates.offer(penalty=penalty)
                 bar.update()
 
-    def _fit_all_layers(self, workspace: Workspace, weights: Tensor) -> None:
+    def _fit_all_layers(self, working: WorkingCopy, candidates: Candidates, weights: Tensor) -> None:
         path = self._path()
-        parameters = workspace.trainable()
-        with workspace.bar(len(path) * self.epochs, "parity fine-tuning") as bar:
+        parameters = working.trainable()
+        with working.bar(len(path) * self.epochs, "parity fine-tuning") as bar:
             for penalty in path:
-                workspace.restore()
+                working.restore()
                 optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
                 for epoch in range(self.epochs):
-                    if workspace.exhausted():
+                    if candidates.exhausted():
                         return
-                    batches = workspace.edit.batches(self.training_batch_size, workspace.device, workspace.generator)
+                    batches = working.people.batches(self.training_batch_size, working.device, working.generator)
                     for rows, batch in batches:
                         if len(rows) < 2:
                             continue
                         optimizer.zero_grad()
-                        self._loss(workspace, workspace.forward(batch), rows, weights, penalty).backward()  # type: ignore[no-untyped-call]
+                        self._loss(working, working.forward(batch), rows, weights, penalty).backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
-                    workspace.offer(penalty=penalty, epoch=epoch)
+                    candidates.offer(penalty=penalty, epoch=epoch)
                     bar.update()

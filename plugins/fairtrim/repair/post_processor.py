@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fairtrim.arguments import RandomState, Renamed, random_generator, renamed
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.sensitive_groups import SensitiveNames, match_groups
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import BIAS_MEASURES
 from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_random_state
+from fairtrim.registry import Described, Registry
 
+from .candidates import Candidates
 from .repaired_network import Repair, edited
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
-__all__ = ["PostProcessor"]
+__all__ = ["POST_PROCESSORS", "PostProcessor"]
 
 
 @dataclass(kw_only=True)
-class PostProcessor(ABC):
+class PostProcessor(Described, ABC):
     """A method that repairs a trained network on a small validation set.
+
+    One that says what it is can be found by name in ``fairtrim.POST_PROCESSORS``: with ``name``, ``does``, ``standing``
+    and the other class variables of ``fairtrim.registry.Described``.
 
     ``get_params`` and ``set_params`` make it a citizen of scikit-learn's ``clone`` and ``GridSearchCV``.
 
     Args:
-        measure: Bias measure, one of ``fairtrim.measures.group_counts.BIAS_MEASURES``; for more than two sensitive
-            groups of the worst pair.
+        measure: Bias measure, one of ``fairtrim.measures.group_counts.BIAS_MEASURES``, by Fairlearn's name or AIF360's;
+            for more than two sensitive groups of the worst pair.
         epsilon: Bound on the absolute bias.
         margin: Safety margin: |bias| < epsilon − margin is asked for on the selection people.
         performance: ``balanced_accuracy``, ``accuracy`` or ``f1``.
@@ -53,7 +59,7 @@ class PostProcessor(ABC):
         (True, 0.2)
     """
 
-    measure: str = "statistical_parity_difference"
+    measure: str = "demographic_parity_difference"
     epsilon: float = 0.05
     margin: float = 0.01
     performance: str = "balanced_accuracy"
@@ -62,7 +68,9 @@ class PostProcessor(ABC):
     max_seconds: float | None = None
     patience: int | None = None
     batch_size: int = 1024
-    random_state: int | torch.Generator = 0
+    random_state: RandomState = 0
+
+    fit = Renamed("repair")
 
     edits_on_data: ClassVar[bool] = True
     """Whether the edit sees people, who then must not be the ones it is judged by."""
@@ -70,8 +78,8 @@ class PostProcessor(ABC):
     """Whether the method is defined for more than two classes."""
 
     @abstractmethod
-    def _edit(self, workspace: Workspace) -> None:
-        """Change ``workspace.model`` in as many ways as the method knows, and offer each."""
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        """Change ``working.model`` in as many ways as the method knows, and offer each: ``candidates.offer()``."""
 
     def _compares_groups(self) -> bool:
         """Whether the measure compares sensitive groups, so that the people need them."""
@@ -81,8 +89,8 @@ class PostProcessor(ABC):
         """The people with whatever else the method needs of them."""
         return people
 
-    def _set_up(self, workspace: Workspace) -> None:
-        """Change how the workspace judges, before the first candidate."""
+    def _set_up(self, working: WorkingCopy, candidates: Candidates) -> None:
+        """Change how candidates are judged, before the first one."""
         return
 
     def check(self) -> None:
@@ -99,8 +107,7 @@ class PostProcessor(ABC):
             )
         if not 0 < self.selection_share < 1:
             raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1)")
-        if not isinstance(self.random_state, int | np.integer | torch.Generator):
-            raise InputError(f"random_state={self.random_state!r}; expected a whole number or a torch.Generator")
+        random_generator(self.random_state)
         for name in ("max_seconds", "patience", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -154,15 +161,16 @@ class PostProcessor(ABC):
             setattr(self, name, value)
         return self
 
-    def fit(
+    @renamed(data="loader", selection_data="selection_loader")
+    def repair(
         self,
         model: nn.Module,
-        data: Iterable[Any] | ValidationSet,
+        loader: Iterable[Any] | ValidationSet,
         *,
-        selection_data: Iterable[Any] | ValidationSet | None = None,
+        selection_loader: Iterable[Any] | ValidationSet | None = None,
         sensitive_names: SensitiveNames | None = None,
         forward_fn: ForwardFunction | None = None,
-        output_transform: Callable[[Any], Tensor] | None = None,
+        output_transform: OutputTransform | None = None,
         inplace: bool = False,
         progress: bool = True,
     ) -> Repair:
@@ -172,9 +180,9 @@ class PostProcessor(ABC):
             model: The trained network, which returns logits (N, 2) or one logit; (N, K) for methods that are defined
                 for more classes. Untouched unless ``inplace``. Fine-tuning of all layers leaves frozen parameters as
                 they are; the other methods edit what they name. BatchNorm keeps its statistics.
-            data: Validation people: a loader of (inputs, target, sensitive) or a ``ValidationSet``; best not the
+            loader: Validation people: a loader of (inputs, target, sensitive) or a ``ValidationSet``; best not the
                 training data.
-            selection_data: Other people who select the candidate and the threshold; default a share of ``data``.
+            selection_loader: Other people who select the candidate and the threshold; default a share of the first.
             sensitive_names: Names of the sensitive features and of their values, for loaders; a ``ValidationSet`` has
                 its own.
             forward_fn: How to call the network.
@@ -193,134 +201,139 @@ class PostProcessor(ABC):
         self.check()
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-        sources = [data] if selection_data is None else [data, selection_data]
-        if sensitive_names is not None and all(isinstance(source, ValidationSet) for source in sources):
+        generator = random_generator(self.random_state)
+        sources = [loader] if selection_loader is None else [loader, selection_loader]
+        parts = self._parts(self._read(sources, sensitive_names, progress), generator)
+        with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
+            working = WorkingCopy(
+                ScoredNetwork(model, forward_fn, output_transform),
+                parts.edit,
+                generator=generator,
+                batch_size=self.batch_size,
+                progress=progress,
+            )
+            candidates = Candidates(
+                working, parts.selection, self.objective(), max_seconds=self.max_seconds, patience=self.patience
+            )
+            self._check_parts(parts, working.n_classes)
+            self._set_up(working, candidates)
+            candidates.offer(step="as given")
+            before = candidates.own_decisions()
+            with torch.enable_grad():
+                self._edit(working, candidates)
+            return _finished(candidates, model, parts, before, inplace=inplace)
+
+    def _read(
+        self, sources: Sequence[Iterable[Any] | ValidationSet], names: SensitiveNames | None, progress: bool
+    ) -> list[ValidationSet]:
+        """The people of one loader, or of two."""
+        if names is not None and all(isinstance(source, ValidationSet) for source in sources):
             raise InputError(
-                f"sensitive_names={sensitive_names!r} has no effect on a ValidationSet, which names its groups itself; "
+                f"sensitive_names={names!r} has no effect on a ValidationSet, which names its groups itself; "
                 "expected it where the set is made: ValidationSet.from_loader(loader, sensitive_names=...)"
             )
+        if len(sources) > 1:
+            self._refuse_idle(["selection_share"], "selection_loader= says who selects; leave one of the two out")
+        return [self._people(source, names, progress) for source in sources]
 
-        def people(source: Iterable[Any] | ValidationSet) -> ValidationSet:
-            if not isinstance(source, ValidationSet):
-                source = ValidationSet.from_loader(
-                    source,
-                    sensitive_names=sensitive_names,
-                    privileged=self.privileged,
-                    require_sensitive=self._compares_groups(),
-                    progress=progress,
+    def _people(
+        self, source: Iterable[Any] | ValidationSet, names: SensitiveNames | None, progress: bool
+    ) -> ValidationSet:
+        """The people of a loader, with the sides that ``privileged`` names and whatever else the method needs."""
+        if not isinstance(source, ValidationSet):
+            source = ValidationSet.from_loader(
+                source,
+                sensitive_names=names,
+                privileged=self.privileged,
+                require_sensitive=self._compares_groups(),
+                progress=progress,
+            )
+        elif self.privileged is not None:
+            composite = source.sides and source.groups[1] == "privileged"  # of several values, whose names are gone
+            if (
+                source.sides
+                and not composite
+                and match_groups(self.privileged, source.groups, None, "privileged") != [1]
+            ):
+                raise InputError(
+                    f"privileged={self.privileged!r}, but in the data the privileged side is {source.groups[1]!r}; "
+                    "expected the same, or privileged=None"
                 )
-            elif self.privileged is not None:
-                composite = source.sides and source.groups[1] == "privileged"  # of several values, whose names are gone
-                if (
-                    source.sides
-                    and not composite
-                    and match_groups(self.privileged, source.groups, None, "privileged") != [1]
-                ):
-                    raise InputError(
-                        f"privileged={self.privileged!r}, but in the data the privileged side is {source.groups[1]!r}; "
-                        "expected the same, or privileged=None"
-                    )
-                source = source if source.sides else source.with_sides(self.privileged)
-            if len(source) == 0:
-                raise InputError("the validation data hold nobody; expected people of every sensitive group and label")
-            return self._prepared(source)
+            source = source if source.sides else source.with_sides(self.privileged)
+        if len(source) == 0:
+            raise InputError("the validation data hold nobody; expected people of every sensitive group and label")
+        return self._prepared(source)
 
-        if selection_data is not None:
-            self._refuse_idle(["selection_share"], "selection_data= says who selects; leave one of the two out")
-        generator = self._generator()
-        everyone = people(data)
-        if selection_data is not None:
-            edit, selection = everyone, people(selection_data)
+    def _parts(self, people: Sequence[ValidationSet], generator: torch.Generator) -> _Parts:
+        """Who is edited on, and who selects."""
+        edit, selection = people[0], people[-1]
+        if len(people) > 1:
             if edit.groups != selection.groups:
                 raise InputError(
                     f"the selection data have the sensitive groups {list(selection.groups)}; "
                     f"expected {list(edit.groups)}"
                 )
-            rows = torch.arange(len(edit) if self.edits_on_data else 0), torch.arange(len(selection))
+            edit_rows, rows = torch.arange(len(edit) if self.edits_on_data else 0), torch.arange(len(selection))
         elif self.edits_on_data:
-            rows = everyone.split(1 - self.selection_share, generator)
-            edit, selection = everyone.take(rows[0]), everyone.take(rows[1])
+            edit_rows, rows = edit.split(1 - self.selection_share, generator)
+            edit, selection = edit.take(edit_rows), edit.take(rows)
         else:
-            edit = selection = everyone
-            rows = torch.empty(0, dtype=torch.int64), torch.arange(len(everyone))
+            edit_rows, rows = torch.empty(0, dtype=torch.int64), torch.arange(len(edit))
         for part in (edit, selection):
             part.check_not_empty()
-        with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
-            workspace = Workspace(
-                model,
-                edit,
-                selection,
-                self.objective(),
-                generator=generator,
-                forward_fn=forward_fn,
-                output_transform=output_transform,
-                batch_size=self.batch_size,
-                max_seconds=self.max_seconds,
-                patience=self.patience,
-                progress=progress,
+        return _Parts(edit, selection, edit_rows, rows)
+
+    def _check_parts(self, parts: _Parts, n_classes: int) -> None:
+        """Refuse a network of too many classes, and people whom the measure can't be computed for."""
+        if n_classes > 2 and not self.multiclass:
+            able = sorted(method.__name__ for method in POST_PROCESSORS.loaded().values() if method.multiclass)
+            raise InputError(
+                f"the network has {n_classes} classes and {type(self).__name__} is defined for two; expected two, or "
+                f"one of {able}"
             )
-            if workspace.n_classes > 2 and not self.multiclass:
-                raise InputError(
-                    f"the network has {workspace.n_classes} classes and {type(self).__name__} is defined for two; "
-                    f"expected two, or one of {_multiclass_methods(PostProcessor)}"
-                )
-            for part in {id(edit): edit, id(selection): selection}.values():
-                part.check(self.measure if self._compares_groups() else None, workspace.n_classes)
-            self._set_up(workspace)
-            workspace.offer(step="as given")
-            before = workspace.own_decisions()
-            with torch.enable_grad():
-                self._edit(workspace)
-            return _finished(workspace, model, rows, before, inplace=inplace)
-
-    def _generator(self) -> torch.Generator:
-        if isinstance(self.random_state, torch.Generator):
-            return self.random_state
-        return torch.Generator().manual_seed(int(self.random_state))
+        for part in {id(part): part for part in (parts.edit, parts.selection)}.values():
+            part.check(self.measure if self._compares_groups() else None, n_classes)
 
 
-def _multiclass_methods(base: Any) -> list[str]:
-    found = []
-    for method in base.__subclasses__():
-        found += ([method.__name__] if method.multiclass else []) + _multiclass_methods(method)
-    return sorted(found)
+POST_PROCESSORS = Registry(
+    "post-processor", ("fairtrim.repair", "fairtrim.unlearning"), PostProcessor, "fairtrim.post_processors"
+)
+"""Post-processors by name, e.g. ``POST_PROCESSORS["parity-fine-tuning"]``; other packages' too, by the entry-point
+group ``fairtrim.post_processors``."""
+
+
+class _Parts(NamedTuple):
+    """Who is edited on and who selects, with their rows in the data."""
+
+    edit: ValidationSet
+    selection: ValidationSet
+    edit_rows: Tensor
+    selection_rows: Tensor
 
 
 def _finished(
-    workspace: Workspace,
-    model: nn.Module,
-    rows: tuple[Tensor, Tensor],
-    before: tuple[float, float, bool],
-    *,
-    inplace: bool,
+    candidates: Candidates, model: nn.Module, parts: _Parts, before: tuple[float, float, bool], *, inplace: bool
 ) -> Repair:
-    point = workspace.chosen
+    """What was chosen, written into a network and judged once more."""
+    point, objective, working = candidates.chosen, candidates.objective, candidates.working
     assert point is not None
-    workspace.restore()
-    template, head = workspace.model, workspace.head.name
-    for original, copied in zip(model.modules(), template.modules(), strict=True):
-        copied.training = original.training
-    for mine, theirs in zip(template.parameters(), model.parameters(), strict=True):
-        mine.requires_grad_(theirs.requires_grad)
-        mine.grad = None
-    repaired = edited(template, head, workspace.states[point.candidate], point.margin_threshold)
-    bias, performance, constant = workspace.own_decisions(repaired)
-    within = abs(bias) < workspace.objective.bound and not constant
-    flags = list(workspace.flags)
+    working.restore()
+    template = working.model
+    _made_alike(template, model)
+    repaired = edited(template, working.head.name, candidates.states[point.candidate], point.margin_threshold)
+    bias, performance, constant = candidates.own_decisions(repaired)
+    within = abs(bias) < objective.bound and not constant
+    flags = list(candidates.flags)
     if constant:
         flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
     elif not within:
-        what = f"|{workspace.objective.measure}| = {abs(bias):.4f} on the selection people"
-        flags.append(f"bound not met: {what}; asked for: below {workspace.objective.bound:g}")
-    floor = workspace.performance_floor
+        what = f"|{objective.measure}| = {abs(bias):.4f} on the selection people"
+        flags.append(f"bound not met: {what}; asked for: below {objective.bound:g}")
+    floor = candidates.performance_floor
     if floor is not None and performance < floor - 1e-9:
-        flags.append(f"no candidate has {workspace.objective.performance} of at least {floor:g}")
+        flags.append(f"no candidate has {objective.performance} of at least {floor:g}")
     if inplace:
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in repaired.named_parameters():
-                if not torch.equal(value, parameters[name]):
-                    parameters[name].copy_(value)
+        _write(repaired, model)
     return Repair(
         model=model if inplace else repaired,
         chosen=point,
@@ -330,12 +343,30 @@ def _finished(
         bias_before=before[0],
         performance_before=before[1],
         flags=tuple(flags),
-        history=tuple(workspace.history),
-        trade_off=workspace.front(),
-        edit_rows=rows[0],
-        selection_rows=rows[1],
-        objective=workspace.objective,
-        _states=workspace.states,
+        history=tuple(candidates.history),
+        trade_off=candidates.front(),
+        edit_rows=parts.edit_rows,
+        selection_rows=parts.selection_rows,
+        objective=objective,
+        _states=candidates.states,
         _template=template,
-        _head=head,
+        _head=working.head.name,
     )
+
+
+def _made_alike(copied: nn.Module, model: nn.Module) -> None:
+    """Give a copy the training flags and trainable parameters of the caller's network, and no gradients."""
+    for original, module in zip(model.modules(), copied.modules(), strict=True):
+        module.training = original.training
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+        mine.grad = None
+
+
+def _write(repaired: nn.Module, model: nn.Module) -> None:
+    """Put the parameters that were changed into the caller's network."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in repaired.named_parameters():
+            if not torch.equal(value, parameters[name]):
+                parameters[name].copy_(value)

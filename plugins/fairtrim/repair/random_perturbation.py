@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 
 from fairtrim.errors import InputError
+from fairtrim.registry import Standing
 
+from .candidates import Candidates
 from .post_processor import PostProcessor
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
 __all__ = ["RandomPerturbation"]
 
@@ -29,10 +31,18 @@ class RandomPerturbation(PostProcessor):
     Example:
         >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
         >>> people = [(x, (x[:, 0] > 0).long(), ["a", "b"] * 30)]
-        >>> repair = RandomPerturbation(trials=5, epsilon=0.2).fit(torch.nn.Linear(3, 2), people, progress=False)
+        >>> repair = RandomPerturbation(trials=5, epsilon=0.2).repair(torch.nn.Linear(3, 2), people, progress=False)
         >>> len(repair.history)  # the network as given, and five trials
         6
     """
+
+    name: ClassVar[str] = "random-perturbation"
+    does: ClassVar[str] = (
+        "multiplies every weight by noise, many times, and keeps the best within the bound on the bias"
+    )
+    source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
+    link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
+    standing: ClassVar[Standing] = "published"
 
     trials: int = 101
     deviation: float = 0.1
@@ -40,25 +50,21 @@ class RandomPerturbation(PostProcessor):
     edits_on_data: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.trials < 1 or not self.deviation > 0:
             raise InputError(
                 f"trials={self.trials}, deviation={self.deviation}; expected at least 1 trial and a positive deviation"
             )
 
-    def _edit(self, workspace: Workspace) -> None:
-        entries = [(p, p.detach().clone()) for p in workspace.model.parameters() if p.is_floating_point()]
-        with workspace.bar(self.trials, "random perturbation") as bar, torch.no_grad():
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        entries = [(p, p.detach().clone()) for p in working.model.parameters() if p.is_floating_point()]
+        with working.bar(self.trials, "random perturbation") as bar, torch.no_grad():
             for trial in range(self.trials):
-                if workspace.exhausted():
+                if candidates.exhausted():
                     break
                 for parameter, original in entries:
-                    noise = torch.randn(original.shape, generator=workspace.generator).to(original)
+                    noise = torch.randn(original.shape, generator=working.generator).to(original)
                     parameter.copy_(original * (1 + self.deviation * noise))
-                workspace.offer(trial=trial)
+                candidates.offer(trial=trial)
                 bar.update()

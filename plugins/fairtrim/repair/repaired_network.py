@@ -90,7 +90,8 @@ class Repair:
         history: One entry a candidate: its number, details of the method, and its best operating point.
         trade_off: The points that none beats, by increasing bias, over all candidates and thresholds.
         edit_rows: Rows of the data that the edit has seen, (M,); none for methods whose edit sees no data.
-        selection_rows: Rows of the data that candidate and threshold were selected on (of ``selection_data`` if given).
+        selection_rows: Rows of the data that candidate and threshold were selected on (of
+            ``selection_loader`` if given).
         objective: What was maximised.
 
     Example:
@@ -100,7 +101,7 @@ class Repair:
         >>> given = nn.Linear(1, 1)
         >>> with torch.no_grad():
         ...     _ = given.weight.fill_(1.0), given.bias.zero_()
-        >>> repair = ThresholdSelection(epsilon=1.0).fit(given, people, progress=False)
+        >>> repair = ThresholdSelection(epsilon=1.0).repair(given, people, progress=False)
         >>> round(repair.model.bias.item(), 2), repair.performance  # the threshold became the bias
         (-0.31, 1.0)
     """
@@ -143,7 +144,7 @@ class Repair:
             >>> from fairtrim import RandomPerturbation
             >>> x = torch.linspace(-1, 1, 60)[:, None]
             >>> people = [(x, (x[:, 0] > 0).long(), ["a", "b", "b"] * 20)]
-            >>> repair = RandomPerturbation(trials=2).fit(nn.Linear(1, 2), people, progress=False)
+            >>> repair = RandomPerturbation(trials=2).repair(nn.Linear(1, 2), people, progress=False)
             >>> type(repair.model_at(0.5)).__name__
             'Linear'
         """

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fairtrim.registry import Standing
+
+from .candidates import Candidates
 from .post_processor import PostProcessor
-from .working_copy import Workspace
+from .working_copy import WorkingCopy
 
 __all__ = ["ThresholdSelection"]
 
@@ -25,11 +28,15 @@ class ThresholdSelection(PostProcessor):
         >>> given = torch.nn.Linear(1, 1)
         >>> with torch.no_grad():
         ...     _ = given.weight.fill_(1.0), given.bias.zero_()
-        >>> ThresholdSelection(epsilon=1.0).fit(given, people, progress=False).performance
+        >>> ThresholdSelection(epsilon=1.0).repair(given, people, progress=False).performance
         1.0
     """
 
+    name: ClassVar[str] = "threshold-selection"
+    does: ClassVar[str] = "moves the threshold that all people share until the bias is within its bound"
+    standing: ClassVar[Standing] = "baseline"
+
     edits_on_data: ClassVar[bool] = False
 
-    def _edit(self, workspace: Workspace) -> None:
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         return

@@ -15,11 +15,12 @@ from fairtrim.devices import map_tensors
 from fairtrim.errors import InputError
 from fairtrim.measures.counterfactual_bias import CounterfactualBias, counterfactual_bias
 from fairtrim.measures.differentiable_bias import balancing_weights
-from fairtrim.measures.group_counts import BIAS_MEASURES
-from fairtrim.measures.objective import Decisions, Objective
+from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Decisions, Objective
 from fairtrim.measures.scores import centred, label_losses, labels_of
+from fairtrim.registry import Standing
+from fairtrim.repair.candidates import Candidates, decisions_of
 from fairtrim.repair.post_processor import PostProcessor
-from fairtrim.repair.working_copy import Workspace
+from fairtrim.repair.working_copy import WorkingCopy
 
 from .output_layer_problem import LastLayer, damped_cholesky
 
@@ -72,10 +73,17 @@ class CounterfactualUnlearning(PostProcessor):
         >>> x[:, 2] = (x[:, 2] > 0).float()
         >>> from fairtrim import ColumnFlip
         >>> method = CounterfactualUnlearning(counterfactual=ColumnFlip(binary={2: (0.0, 1.0)}))
-        >>> repair = method.fit(torch.nn.Linear(3, 2), [(x, (x[:, 0] > 0).long())], progress=False)
+        >>> repair = method.repair(torch.nn.Linear(3, 2), [(x, (x[:, 0] > 0).long())], progress=False)
         >>> repair.bias <= repair.bias_before
         True
     """
+
+    name: ClassVar[str] = "counterfactual-unlearning"
+    does: ClassVar[str] = "lessens how much predictions change when an attribute is flipped, from a few pairs"
+    source: ClassVar[str] = "FMD: Chen and others, NeurIPS 2023"
+    link: ClassVar[str] = "https://arxiv.org/abs/2310.12560"
+    standing: ClassVar[Standing] = "ours"
+    remark: ClassVar[str] = "form 'published' as published; consistency is ours"
 
     measure: str = "counterfactual_flips"
     epsilon: float | None = None  # type: ignore[assignment]
@@ -94,11 +102,7 @@ class CounterfactualUnlearning(PostProcessor):
     multiclass: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.form not in ("consistency", "published") or self.layers not in ("output", "all"):
             raise InputError(
@@ -135,7 +139,7 @@ class CounterfactualUnlearning(PostProcessor):
         return Objective(self.measure, epsilon, margin, self.performance)
 
     def _compares_groups(self) -> bool:
-        return self.measure in BIAS_MEASURES
+        return self.measure not in COUNTERFACTUAL_MEASURES
 
     def _prepared(self, people: ValidationSet) -> ValidationSet:
         if people.counterfactual is not None:
@@ -149,12 +153,12 @@ class CounterfactualUnlearning(PostProcessor):
             )
         return replace(people, inputs=people.inputs[0], counterfactual=people.inputs[1])
 
-    def _set_up(self, workspace: Workspace) -> None:
+    def _set_up(self, working: WorkingCopy, candidates: Candidates) -> None:
         if self._compares_groups():
             return
-        judge = _PairJudge(self, workspace)
-        workspace.judge = workspace.judge_own = judge
-        workspace.performance_floor = 0.0
+        judge = _PairJudge(self, working, candidates)
+        candidates.judge = candidates.judge_own = judge
+        candidates.performance_floor = 0.0
 
     def _path(self) -> tuple[float, ...]:
         if self.strengths is not None:
@@ -165,18 +169,18 @@ class CounterfactualUnlearning(PostProcessor):
             return (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
         return (1.0, 3.0, 10.0, 30.0)
 
-    def _edit(self, workspace: Workspace) -> None:
+    def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         if self.layers == "all":
-            self._fine_tune(workspace)
+            self._fine_tune(working, candidates)
         else:
-            self._solve(workspace)
-        if workspace.chosen is not None and workspace.chosen.candidate == 0:
-            workspace.flags.append(f"the network is returned as it was given: {self._why_not(workspace)}")
+            self._solve(working, candidates)
+        if candidates.chosen is not None and candidates.chosen.candidate == 0:
+            candidates.flags.append(f"the network is returned as it was given: {self._why_not(candidates)}")
 
-    def _why_not(self, workspace: Workspace) -> str:
+    def _why_not(self, candidates: Candidates) -> str:
         """Why no candidate is better than the network as it was given."""
-        given, *others = workspace.history
-        judge = workspace.judge
+        given, *others = candidates.history
+        judge = candidates.judge
         n_judged = sum(not math.isnan(entry["bias"]) for entry in others)
         reasons = iter(judge.reasons[len(judge.reasons) - n_judged :] if isinstance(judge, _PairJudge) else ())
         refused: dict[str, list[float]] = {}
@@ -194,23 +198,23 @@ class CounterfactualUnlearning(PostProcessor):
             f"{why} (strength {', '.join(f'{strength:g}' for strength in which)})" for why, which in refused.items()
         )
 
-    def _solve(self, workspace: Workspace) -> None:
-        people = workspace.edit
-        given = workspace.head.theta()
+    def _solve(self, working: WorkingCopy, candidates: Candidates) -> None:
+        people = working.people
+        given = working.head.theta()
         single = len(given) == 1
-        sides = [workspace.all_features(side) for side in (people, people.flipped())]
+        sides = [working.all_features(side) for side in (people, people.flipped())]
         here, there = (LastLayer.of(h, people.target, single_logit=single, weight=people.weight) for h in sides)
         if self.form == "consistency":
             moved = self._consistent(here, there, given)
         else:
             moved = self._published(here, there, given)
         path = self._path()
-        with workspace.bar(len(path), "counterfactual unlearning") as bar:
+        with working.bar(len(path), "counterfactual unlearning") as bar:
             for strength in path:
-                if workspace.exhausted():
+                if candidates.exhausted():
                     break
-                workspace.head.write(moved(strength))
-                workspace.offer(strength=strength)
+                working.head.write(moved(strength))
+                candidates.offer(strength=strength)
                 bar.update()
 
     def _damped(self, hessian: Tensor, default: float) -> Tensor:
@@ -255,26 +259,26 @@ class CounterfactualUnlearning(PostProcessor):
         step = torch.linalg.solve(hessian, (z.gradient(given) - z_bar.gradient(given)).reshape(-1)).reshape(given.shape)
         return lambda strength: given + strength * step
 
-    def _fine_tune(self, workspace: Workspace) -> None:
-        people, flipped = workspace.edit, workspace.edit.flipped()
+    def _fine_tune(self, working: WorkingCopy, candidates: Candidates) -> None:
+        people, flipped = working.people, working.people.flipped()
         with torch.no_grad():
-            own = workspace.scores(people)
+            own = working.scores(people)
         mass = people.mass / people.mass.sum()
         spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
-        parameters = workspace.trainable()
+        parameters = working.trainable()
         path = self._path()
-        with workspace.bar(len(path) * self.epochs, "counterfactual unlearning") as bar:
+        with working.bar(len(path) * self.epochs, "counterfactual unlearning") as bar:
             for strength in path:
-                workspace.restore()
+                working.restore()
                 optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
                 for _ in range(self.epochs):
-                    if workspace.exhausted():
+                    if candidates.exhausted():
                         return
-                    order = torch.randperm(len(people), generator=workspace.generator)
+                    order = torch.randperm(len(people), generator=working.generator)
                     for rows in torch.split(order, self.training_batch_size):
                         chosen = (side.take(rows) for side in (people, flipped))
-                        sides = [next(side.batches(len(rows), workspace.device))[1] for side in chosen]
-                        here, there = (workspace.forward(side) for side in sides)
+                        sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]
+                        here, there = (working.forward(side) for side in sides)
                         own_here = own[rows].to(here)
                         wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
                         losses = label_losses(here, wanted)
@@ -287,7 +291,7 @@ class CounterfactualUnlearning(PostProcessor):
                         loss.backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                     bar.update()
-                workspace.offer(strength=strength)
+                candidates.offer(strength=strength)
 
 
 class _PairJudge:
@@ -295,28 +299,27 @@ class _PairJudge:
 
     Args:
         method: The settings.
-        workspace: Where the candidates are.
+        working: The copy that is edited.
+        candidates: Who selects, and by what.
 
     Attributes:
         reasons: Why each candidate that was judged may not be chosen; empty if it may.
     """
 
-    def __init__(self, method: CounterfactualUnlearning, workspace: Workspace) -> None:
-        self.method, self.workspace = method, workspace
-        self.people, self.flipped = workspace.selection, workspace.selection.flipped()
+    def __init__(self, method: CounterfactualUnlearning, working: WorkingCopy, candidates: Candidates) -> None:
+        self.method, self.working, self.objective = method, working, candidates.objective
+        self.people, self.flipped = candidates.selection, candidates.selection.flipped()
         self.given: tuple[CounterfactualBias, float, Tensor] | None = None
         self.reasons: list[str] = []
         weight = self.people.mass
         if method.performance == "balanced_accuracy":
-            weight = balancing_weights(self.people.target, workspace.n_classes, weight)
+            weight = balancing_weights(self.people.target, working.n_classes, weight)
         self.share = weight / weight.sum()
 
     def __call__(self, scores: Tensor) -> Decisions:
         method, people = self.method, self.people
-        own = self.workspace.objective.own_decisions(
-            scores, people.target, torch.zeros_like(people.group), n_groups=1, weight=people.weight, signed=False
-        )
-        flipped = self.workspace.scores(self.flipped)
+        own = decisions_of(self.objective, replace(people, group=torch.zeros_like(people.group)), scores, own=True)
+        flipped = self.working.scores(self.flipped)
         if not bool(torch.isfinite(flipped).all()):
             if self.given is None:
                 raise InputError(

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
+from fairtrim.arguments import renamed
+from fairtrim.data.batches import Batch, ForwardFunction, map_tensors
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.data.labels import require_labels
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.differentiable_bias import proxy_bias
-from fairtrim.measures.group_counts import BIAS_MEASURES
-from fairtrim.measures.scores import two_or_more
+from fairtrim.measures.group_counts import GroupCounts, canonical_measure
+from fairtrim.measures.scores import probabilities, two_or_more
 from fairtrim.network.output_layer import LinearHead, find_head
-from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .output_layer_problem import LastLayer
@@ -80,9 +82,10 @@ class BiasInfluence:
         return float(-self.scores[rows].sum() / len(self.scores))
 
 
+@renamed(train_loader="loader")
 def influence_on_bias(
     model: nn.Module,
-    train_loader: Any,
+    loader: Any,
     people: ValidationSet,
     *,
     measure: str = "counterfactual_bias",
@@ -93,14 +96,14 @@ def influence_on_bias(
     damping: float = 1e-3,
     max_iterations: int = 100,
     forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
+    output_transform: OutputTransform | None = None,
     progress: bool = True,
 ) -> BiasInfluence:
     """Influence of every training sample on a bias.
 
     Args:
         model: The trained network; left as it was.
-        train_loader: A DataLoader of (inputs, target, ...) over a dataset with indices.
+        loader: A DataLoader of (inputs, target, ...) over a dataset with indices.
         people: Whom the bias is measured on: with ``counterfactual`` inputs for ``counterfactual_bias``, with sensitive
             groups for the other measures.
         measure: ``counterfactual_bias``, the mean of |p(y|x) − p(y|x̄)|, or one of ``BIAS_MEASURES``, of probabilities
@@ -128,18 +131,17 @@ def influence_on_bias(
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-        >>> train_loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=20)
+        >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=20)
         >>> people = ValidationSet.from_loader([(x, (x[:, 0] > 0).long(), ["a", "b"] * 25)], progress=False)
         >>> influence = influence_on_bias(
-        ...     nn.Linear(2, 2), train_loader, people, measure="accuracy_difference", ridge=0.1, progress=False
+        ...     nn.Linear(2, 2), loader, people, measure="accuracy_score_difference", ridge=0.1, progress=False
         ... )
         >>> influence.scores.shape
         torch.Size([50])
     """
     if layers not in ("output", "all"):
         raise InputError(f"layers={layers!r}; expected 'output' or 'all'")
-    if measure != "counterfactual_bias" and measure not in BIAS_MEASURES:
-        raise InputError(f"measure={measure!r}; expected one of {['counterfactual_bias', *BIAS_MEASURES]}")
+    measure = canonical_measure(measure, ["counterfactual_bias"])
     if not isinstance(people, ValidationSet):
         raise InputError(
             f"people is a {type(people).__name__}; expected a ValidationSet: ValidationSet.from_loader(loader)"
@@ -157,10 +159,11 @@ def influence_on_bias(
         )
     if layers == "all" and class_weights is not None:
         raise InputError("class_weights with layers='all'; expected layers='output', or equal weights")
-    samples = IndexedSamples(train_loader)
-    network = _Network(model, forward_fn, output_transform)
-    with preserved_model(model), preserved_random_state(train_loader):
-        head = network.head(samples.first(network.device))
+    samples = IndexedSamples(loader)
+    network = ScoredNetwork(model, forward_fn, output_transform)
+    network.check()
+    with preserved_model(model), preserved_random_state(loader):
+        head = _head(network, samples)
         people.check(None if measure == "counterfactual_bias" else measure, max(2, head.module.out_features))
         if layers == "all":
             with warnings.catch_warnings():
@@ -172,7 +175,13 @@ def influence_on_bias(
         problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
         theta = problem.refitted(theta, max_steps=newton_steps)
         sides = [people] if people.counterfactual is None else [people, people.flipped()]
-        fixed = [LastLayer.of(network.features(side, head), side.target) for side in sides]
+        fixed = [
+            LastLayer.of(
+                torch.cat([_batch_features(network, batch, head) for _, batch in side.batches(1024, network.device)]),
+                side.target,
+            )
+            for side in sides
+        ]
         moving = theta.clone().requires_grad_(True)
         with torch.enable_grad():
             value = _bias(measure, [side.scores(moving) for side in fixed], people)
@@ -184,9 +193,10 @@ def influence_on_bias(
         return BiasInfluence(scores, float(value.detach()), measure)
 
 
+@renamed(train_loader="loader")
 def unlearn_samples(
     model: nn.Module,
-    train_loader: Any,
+    loader: Any,
     rows: Tensor,
     *,
     counterfactual: Callable[[Any], Any] | None = None,
@@ -194,7 +204,7 @@ def unlearn_samples(
     class_weights: Tensor | None = None,
     ridge: float = 1e-4,
     forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
+    output_transform: OutputTransform | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Refit the output layer as if training samples had not been there, or had been their counterfactuals.
@@ -205,7 +215,7 @@ def unlearn_samples(
 
     Args:
         model: The trained network; left as it was.
-        train_loader: A DataLoader of (inputs, target, ...) over a dataset with indices.
+        loader: A DataLoader of (inputs, target, ...) over a dataset with indices.
         rows: Positions of the samples to unlearn.
         counterfactual: Inputs -> the inputs with the attribute flipped, put in the place of the samples; None leaves
             them out.
@@ -233,7 +243,7 @@ def unlearn_samples(
         >>> torch.allclose(unlearned(x).softmax(1), never_seen(x).softmax(1), atol=1e-4)
         True
     """
-    samples = IndexedSamples(train_loader)
+    samples = IndexedSamples(loader)
     gone = torch.zeros(samples.n_samples, dtype=torch.bool)
     rows = torch.as_tensor(rows)
     rows = rows.reshape(-1) if rows.numel() else rows.reshape(-1).long()
@@ -247,9 +257,10 @@ def unlearn_samples(
     if bool(gone.all()) and counterfactual is None:
         raise InputError(f"all {samples.n_samples} samples are to be unlearned; expected some to stay")
     repaired = copy.deepcopy(model)
-    network = _Network(repaired, forward_fn, output_transform)
-    with preserved_model(repaired), preserved_random_state(train_loader):
-        head = network.head(samples.first(network.device))
+    network = ScoredNetwork(repaired, forward_fn, output_transform)
+    network.check()
+    with preserved_model(repaired), preserved_random_state(loader):
+        head = _head(network, samples)
         problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
         theta = problem.refitted(theta)
         weight = torch.ones(len(gone), dtype=torch.float64) if problem.weight is None else problem.weight
@@ -270,26 +281,20 @@ def unlearn_samples(
     return repaired
 
 
-@dataclass(frozen=True)
-class _Network(ScoredNetwork):
-    """A network whose samples are independent, and the inputs of its output layer."""
+def _head(network: ScoredNetwork, samples: IndexedSamples) -> LinearHead:
+    """The output layer of a network."""
+    return find_head(network, samples.first(network.device))
 
-    def __post_init__(self) -> None:
-        self.check()
 
-    def head(self, batch: Batch) -> LinearHead:
-        return find_head(self, batch)
-
-    def batch_features(self, batch: Batch, head: LinearHead) -> Tensor:
-        with torch.no_grad():
-            return head.features(self, batch)[0].cpu().double()
-
-    def features(self, people: ValidationSet, head: LinearHead) -> Tensor:
-        return torch.cat([self.batch_features(batch, head) for _, batch in people.batches(1024, self.device)])
+def _batch_features(network: ScoredNetwork, batch: Batch, head: LinearHead) -> Tensor:
+    """Inputs of the output layer, (N, D) float64 on the CPU."""
+    with torch.no_grad():
+        features, _ = head.features(network, batch)
+        return features.cpu().double()
 
 
 def _last_layer(
-    network: _Network,
+    network: ScoredNetwork,
     samples: IndexedSamples,
     head: LinearHead,
     ridge: float,
@@ -308,7 +313,7 @@ def _last_layer(
         if counterfactual is not None:
             batch = Batch(counterfactual(batch.inputs), batch.target, None, batch.index)
         _check_labels(batch, head.module.out_features)
-        features.append(network.batch_features(batch, head))
+        features.append(_batch_features(network, batch, head))
         targets.append(batch.target.cpu())
     theta = head.theta()
     target = torch.cat(targets)
@@ -318,17 +323,16 @@ def _last_layer(
 
 
 def _check_labels(batch: Batch, n_outputs: int) -> None:
-    low, high, n_classes = int(batch.target.min()), int(batch.target.max()), max(2, n_outputs)
-    if low < 0 or high >= n_classes:
-        raise InputError(f"training labels reach from {low} to {high}; expected 0 to {n_classes - 1}")
+    require_labels(batch.target, n_outputs, what="training labels")
 
 
 def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
     """B as a differentiable function of the scores of the people, and of their counterfactuals."""
     if measure != "counterfactual_bias":
-        return proxy_bias(
-            measure, sides[0], people.target, people.group, n_groups=people.n_groups, weight=people.weight
-        ).abs()
+        counts = GroupCounts.of(
+            probabilities(sides[0]), people.target, people.group, n_groups=people.n_groups, weight=people.weight
+        )
+        return proxy_bias(measure, counts).abs()
     of_label = [two_or_more(scores).softmax(1).gather(1, people.target[:, None]) for scores in sides]
     change = (of_label[0] - of_label[1]).abs().squeeze(1)
     weight = people.mass.to(change)
@@ -336,7 +340,7 @@ def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
 
 
 def _influence_of_all_layers(
-    network: _Network,
+    network: ScoredNetwork,
     samples: IndexedSamples,
     people: ValidationSet,
     measure: str,
@@ -406,7 +410,9 @@ def _influence_of_all_layers(
 
 
 def _length(inputs: Any) -> int:
-    return len(tensors_of(inputs)[0])
+    lengths: list[int] = []
+    map_tensors(inputs, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
+    return lengths[0]
 
 
 class _Scores(nn.Module):
@@ -416,7 +422,7 @@ class _Scores(nn.Module):
         network: The network and how to call it.
     """
 
-    def __init__(self, network: _Network) -> None:
+    def __init__(self, network: ScoredNetwork) -> None:
         super().__init__()
         self.model = network.model
         self._network = network
@@ -437,7 +443,7 @@ class _Entries:
 
 
 def _directional(
-    network: _Network, named: dict[str, nn.Parameter], direction: dict[str, Tensor], batch: Batch
+    network: ScoredNetwork, named: dict[str, nn.Parameter], direction: dict[str, Tensor], batch: Batch
 ) -> Tensor:
     """∇ℓ(z_k)ᵀ v of every sample of a batch, in one forward pass with tangents."""
     module = _Scores(network)

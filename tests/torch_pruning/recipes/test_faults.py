@@ -185,14 +185,14 @@ def _fit(name: str) -> Run:
 
 def _repair(method: Any) -> Run:
     def run(setting: Setting) -> Tensor:
-        repair = method.fit(setting.model, _batches(setting), inplace=False, progress=False, **setting.options)
+        repair = method.repair(setting.model, _batches(setting), inplace=False, progress=False, **setting.options)
         return _flat(repair.model.parameters())
 
     return run
 
 
 def _miner(miner: Any) -> Run:
-    return lambda setting: miner.fit(setting.model, setting.loader, progress=False).scores
+    return lambda setting: miner.mine(setting.model, setting.loader, progress=False).scores
 
 
 def _recalibrate(setting: Setting) -> Tensor:
@@ -308,7 +308,7 @@ def test_repairs_in_place(name: str) -> None:
     """The caller's own network is worked on: it gets its weights back."""
 
     def run(setting: Setting) -> Tensor:
-        REPAIRS[name].fit(setting.model, _batches(setting), inplace=True, progress=False)
+        REPAIRS[name].repair(setting.model, _batches(setting), inplace=True, progress=False)
         return _flat(setting.model.parameters())
 
     setting = Setting("network", 2)
@@ -365,7 +365,7 @@ DEADLY: dict[str, Callable[[nn.Module, Any], Any]] = {
     "collect_weight_saliency": lambda m, loader: collect_weight_saliency(m, loader, GROUPS, progress=False),
     "predict": lambda m, loader: predict(m, loader, progress=False),
     "recalibrate_batchnorm": lambda m, loader: recalibrate_batchnorm(m, loader, progress=False),
-    "miner": lambda m, loader: LossMiner(epochs=1).fit(m, loader, progress=False),
+    "miner": lambda m, loader: LossMiner(epochs=1).mine(m, loader, progress=False),
 }
 
 
@@ -426,7 +426,7 @@ def test_second_error_while_the_first_is_handled(name: str, what: str, monkeypat
 @pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tmp_path: Path) -> None:
     """At forward passes from the first to the last: in mining, pruning, fine-tuning, and what is noted of it."""
-    options: dict[str, Any] = {"seed": 4, "learning_rate": 0.01, "cut": {"share_per_class": 0.15}}
+    options: dict[str, Any] = {"random_state": 4, "learning_rate": 0.01, "cut": {"share_per_class": 0.15}}
     if own_miner:
         options["miner"] = None
 
@@ -461,7 +461,7 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_go_on_from_every_save(recipe: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"seed": 4, "learning_rate": 0.01}
+    options: dict[str, Any] = {"random_state": 4, "learning_rate": 0.01}
     whole = run_recipe(recipe, mlp(), data_of_recipes(), **options)
     save, n_saves = Resumption.save, {"denp": 5, "dcwp": 4}[recipe]  # mining, and each row of the history
     for call in range(1, n_saves + 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import weakref
 from abc import abstractmethod
@@ -17,9 +16,12 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
+from fairtrim.arguments import did_you_mean
 from fairtrim.damage import CollectionOptions
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.processes import Processes
+from fairtrim.registry import Described
 from fairtrim.selection.ranking import Selection, break_ties
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph, correct_group, correct_pruner
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import consumers, group_name
@@ -28,7 +30,7 @@ from fairtrim_adapters.torch_pruning.verification.verified import is_stream, ver
 
 from .pruning_report import PruningReport, pruning_report
 
-__all__ = ["ChannelImportance", "CollectOptions", "Normalizer"]
+__all__ = ["ChannelImportance", "CollectOptions", "ImportanceOptions", "Normalizer"]
 
 Normalizer = Literal["gaussian", "standarization"] | Callable[[Tensor], Tensor] | None
 
@@ -52,6 +54,22 @@ class CollectOptions(CollectionOptions, total=False):
     after_step: Callable[[nn.Module], Any] | None
 
 
+class ImportanceOptions(CollectOptions, total=False):
+    """Options of every importance's constructor; see ``ChannelImportance`` and ``CollectOptions``.
+
+    Attributes:
+        model: The network, for the self-collecting form.
+        loader: Batches of (inputs, target, sensitive), for the self-collecting form.
+        normalizer: None, ``"gaussian"``, ``"standarization"`` or a function that keeps the order.
+
+    Example: see ``ChannelImportance``, which takes them one by one.
+    """
+
+    model: nn.Module | None
+    loader: Iterable[Any] | None
+    normalizer: Normalizer
+
+
 class _Fingerprint:
     """Recognises a network whose parameters or buffers were replaced or changed in place."""
 
@@ -70,18 +88,19 @@ class _Fingerprint:
         )
 
 
-class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
+class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[misc]
     """An importance that scores the whole network at once, for the pruner's next step.
 
     Two ways to feed it. Explicit: construct it, hand it to a pruner, and call ``fit(pruner, loader)`` before each
     ``pruner.step()``. Self-collecting: construct it with ``model=`` and ``loader=``; it fits itself when the
     pruner first asks, and again when the network has changed. Subclasses say how channels are ranked (``_rank``) and
-    which of them are better gone (``_negative``).
+    which of them are better gone (``_negative``); one with a ``name`` also what it ``does`` and its ``standing``,
+    and is found by that name (see ``fairtrim.registry.Described``).
 
     Args:
         model: The network, for the self-collecting form.
         loader: Batches of (inputs, target, sensitive), for the self-collecting form.
-        normalizer: None, ``"gaussian"`` or ``"standarization"``, the host's names, or an order-preserving
+        normalizer: None, ``"gaussian"`` or ``"standarization"``, Torch-Pruning's names, or an order-preserving
             function. Others reverse or scramble signed scores and are refused.
         options: See ``CollectOptions``.
 
@@ -177,7 +196,9 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         if not plan.groups:
             return
         given, once = loader, is_stream(loader)
-        plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, options)
+        network = ScoredNetwork(graph.model, options.get("forward_fn"), options.get("output_transform"))
+        trial = {name: options.get(name) for name in ("after_step", "distributed")}
+        plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, network, **trial)
         reading = {name: value for name, value in options.items() if name != "after_step"}
         selection, table = self._rank(graph.model, plan, loader, reading)
         if not bool(torch.isfinite(selection.scores).all()):
@@ -399,9 +420,7 @@ def _check_options(options: Mapping[str, Any], importance: type[Any], *, constru
             continue
         if name in of_constructor:
             raise InputError(f"{name} belongs to the constructor: {importance.__name__}({name}=...)")
-        near = difflib.get_close_matches(name, choices, 1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(f"unknown argument {name!r}{meant}; expected some of {choices}")
+        raise InputError(f"unknown argument {name!r}{did_you_mean(name, choices)}; expected some of {choices}")
     for name, reason in importance.idle_options.items():
         if options.get(name) is not None:
             raise InputError(f"{name}= would have no effect on {importance.__name__}: {reason}")

@@ -1,0 +1,199 @@
+"""What a miner found: a score for each training sample, and the ways to cut a set from the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import WeightedRandomSampler
+
+from fairtrim.arguments import RandomState, random_generator, renamed, require_known, require_number
+from fairtrim.errors import InputError
+
+__all__ = ["MinedSamples", "check_cut", "require_some_mined"]
+
+MAD_TO_DEVIATION = 1.4826
+"""A normal distribution's standard deviation, in median absolute deviations."""
+
+
+@dataclass(frozen=True)
+class MinedSamples:
+    """One score for each training sample, by its index in the dataset.
+
+    Attributes:
+        scores: Larger = more likely bias-conflicting, (N,) float64.
+        target: Labels, (N,).
+        cut: The miner's own decision, (N,) bool; None where it has none and the robust cut decides.
+
+    Example:
+        >>> mined = MinedSamples(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3]), target=torch.tensor([0, 0, 0, 1, 1]))
+        >>> chosen = mined.conflicting(share_per_class=0.4)
+        >>> chosen.tolist()
+        [False, True, False, True, False]
+        >>> mined.sample_weights(chosen).tolist()  # the two make half of the draws: 5 / 4 each
+        [0.8333333333333333, 1.25, 0.8333333333333333, 1.25, 0.8333333333333333]
+    """
+
+    scores: Tensor
+    target: Tensor
+    cut: Tensor | None = None
+
+    def __repr__(self) -> str:
+        low, high = float(self.scores.min()), float(self.scores.max())
+        n_classes = len(torch.unique(self.target))
+        return f"MinedSamples({len(self.scores)} samples, {n_classes} classes, scores {low:.3g} to {high:.3g})"
+
+    def conflicting(
+        self,
+        *,
+        threshold: float | None = None,
+        share_per_class: float | None = None,
+        deviations: float | None = None,
+    ) -> Tensor:
+        """The samples taken for bias-conflicting.
+
+        Args:
+            threshold: Those with a score above it.
+            share_per_class: This share of every class, those with the highest scores (at least one a class).
+            deviations: Those k robust deviations above the median of their class: score > median + k·1.4826·MAD. The
+                default where the miner has no decision of its own, with k = 10.
+
+        Returns:
+            (N,) bool.
+
+        Raises:
+            InputError: More than one way is asked for, or a number is out of range.
+        """
+        given = {"threshold": threshold, "share_per_class": share_per_class, "deviations": deviations}
+        asked = check_cut(given)
+        if threshold is not None:
+            return self.scores > threshold
+        if share_per_class is not None:
+            return self._by_class(lambda scores: _highest(scores, share_per_class))
+        if not asked and self.cut is not None:
+            return self.cut
+        k = 10.0 if deviations is None else deviations
+        return self._by_class(lambda scores: _outlying(scores, k))
+
+    def _by_class(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        chosen = torch.zeros(len(self.scores), dtype=torch.bool)
+        for label in torch.unique(self.target).tolist():
+            members = self.target == label
+            chosen[members] = choose(self.scores[members])
+        return chosen
+
+    def sample_weights(self, conflicting: Tensor | None = None, *, mass: float = 0.5, soft: bool = False) -> Tensor:
+        """Sampling weights that show the conflicting samples more often.
+
+        Args:
+            conflicting: The mined set, (N,) bool; default ``conflicting()``.
+            mass: Share of the draws that fall on the mined set: ½ makes it half of every batch.
+            soft: Weights ∝ score in place of a set.
+
+        Returns:
+            (N,) float64 of mean 1.
+
+        Raises:
+            InputError: No sample was mined, or all were.
+        """
+        if soft:
+            weights = self.scores - min(0.0, float(self.scores.min()))
+            if not float(weights.sum()) > 0:
+                raise InputError("every score is 0; there is nothing to weight by")
+            return weights / weights.mean()
+        if not 0 < mass < 1:
+            raise InputError(f"mass={mass}; expected a share between 0 and 1")
+        chosen = self.conflicting() if conflicting is None else conflicting
+        require_some_mined(chosen)
+        if len(chosen) != len(self.scores):
+            raise InputError(f"{len(chosen)} flags for {len(self.scores)} samples; expected one for each")
+        n_chosen = int(chosen.sum())
+        n_others = len(chosen) - n_chosen
+        weights = torch.full((len(chosen),), (1 - mass) / n_others, dtype=torch.float64)
+        weights[chosen] = mass / n_chosen
+        return weights * len(chosen)
+
+    @renamed(generator="random_state")
+    def sampler(
+        self, weights: Tensor | None = None, *, random_state: RandomState | None = None
+    ) -> WeightedRandomSampler:
+        """A sampler for a DataLoader over the same dataset, in any training loop.
+
+        Args:
+            weights: Default ``sample_weights()``.
+            random_state: Seed, or a torch.Generator; None leaves it to torch.
+
+        Returns:
+            It draws N samples an epoch, with replacement.
+        """
+        weights = self.sample_weights() if weights is None else weights
+        generator = None if random_state is None else random_generator(random_state)
+        return WeightedRandomSampler(weights.tolist(), len(weights), generator=generator)
+
+
+def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:
+    """Refuse what ``MinedSamples.conflicting`` would refuse, before anything is mined.
+
+    Args:
+        cut: Its arguments.
+
+    Returns:
+        Those that are not None.
+
+    Raises:
+        InputError: One is unknown, no number or out of range, or there are several.
+
+    Example:
+        >>> check_cut({"share_per_class": 0.1, "threshold": None})
+        {'share_per_class': 0.1}
+    """
+    if not isinstance(cut, Mapping):
+        raise InputError(f"cut is a {type(cut).__name__}; expected a dict such as {{'share_per_class': 0.1}}")
+    require_known("cut", cut, ("threshold", "share_per_class", "deviations"))
+    asked = {name: value for name, value in cut.items() if value is not None}
+    if len(asked) > 1:
+        raise InputError("expected one of threshold=, share_per_class= and deviations=, not several")
+    for name, value in asked.items():
+        require_number(name, value, remedy={"share_per_class": ", a share between 0 and 1"}.get(name, ""))
+        if name == "share_per_class" and not 0 < value < 1:
+            raise InputError(f"share_per_class={value}; expected a share between 0 and 1")
+        if name == "deviations" and value <= 0:
+            raise InputError(f"deviations={value}; expected a positive number")
+    return asked
+
+
+def require_some_mined(conflicting: Tensor, remedy: str = "conflicting(share_per_class=...)") -> None:
+    """Refuse a mined set that says nothing, or is none.
+
+    Args:
+        conflicting: The mined set, (N,) bool.
+        remedy: How the caller chooses the set.
+
+    Raises:
+        InputError: It is empty, everything, or no flags.
+    """
+    if not isinstance(conflicting, Tensor) or conflicting.ndim != 1 or conflicting.dtype != torch.bool:
+        shaped = isinstance(conflicting, Tensor)
+        got = f"{conflicting.dtype} of shape {tuple(conflicting.shape)}" if shaped else type(conflicting).__name__
+        raise InputError(f"the mined set is {got}; expected one flag for each sample, (N,) torch.bool")
+    n_chosen = int(conflicting.sum())
+    if n_chosen in (0, len(conflicting)):
+        found = "no sample was" if n_chosen == 0 else f"all {n_chosen} samples were"
+        raise InputError(
+            f"{found} mined as bias-conflicting; expected some: choose the set with {remedy}, with the share you expect"
+        )
+
+
+def _highest(scores: Tensor, share: float) -> Tensor:
+    n_chosen = max(1, round(share * len(scores)))
+    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen[scores.argsort(descending=True, stable=True)[:n_chosen]] = True
+    return chosen
+
+
+def _outlying(scores: Tensor, k: float) -> Tensor:
+    median = scores.quantile(0.5)
+    deviation = MAD_TO_DEVIATION * (scores - median).abs().quantile(0.5)
+    return scores > median + k * max(float(deviation), 1e-6)

@@ -1,0 +1,298 @@
+"""Miners that train a network of their own and watch what it learns late."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fairtrim.arguments import RandomState, random_generator, renamed, require_number
+from fairtrim.data.batches import ForwardFunction, LossFunction
+from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import model_device
+from fairtrim.errors import InputError
+from fairtrim.network.fine_tuning import fine_tune, reinitialized
+from fairtrim.network.losses import generalized_cross_entropy
+from fairtrim.network.scored_network import OutputTransform
+from fairtrim.preservation import seeded
+from fairtrim.registry import Standing
+
+from .mined_samples import MinedSamples
+from .miner import Miner, Trace, label_probabilities
+
+__all__ = [
+    "EpochEnsemble",
+    "GeneralizedCrossEntropyMiner",
+    "LossMiner",
+    "MisclassifiedMiner",
+    "TrainedMiner",
+    "TrainingMiner",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMiner(Miner):
+    """What miners share that train a network and watch it.
+
+    Args:
+        epochs: Of the training.
+        learning_rate: Of the training, at the start.
+        random_state: Of weights, channels and order: a seed, from which every call draws alike, or a torch.Generator,
+            which goes on drawing.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    epochs: int
+    learning_rate: float = 1e-3
+    random_state: RandomState = 0
+    forward_fn: ForwardFunction | None = None
+    output_transform: OutputTransform | None = None
+
+    least_epochs: ClassVar[int] = 1
+    """How short the training may be."""
+
+    def __post_init__(self) -> None:
+        require_number("epochs", self.epochs, at_least=self.least_epochs, whole=True)
+        require_number("learning_rate", self.learning_rate, above=0)
+        random_generator(self.random_state)
+
+    def _seen(self, model: nn.Module, samples: IndexedSamples) -> tuple[Tensor, Tensor, Tensor]:
+        """What a network says of every sample; see ``label_probabilities``."""
+        return label_probabilities(model, samples, self.forward_fn, self.output_transform)
+
+    def _train(
+        self,
+        model: nn.Module,
+        samples: IndexedSamples,
+        loss_fn: LossFunction,
+        generator: torch.Generator,
+        progress: bool,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train with the settings that miners share."""
+        fine_tune(
+            model,
+            samples,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            loss_fn=loss_fn,
+            forward_fn=self.forward_fn,
+            output_transform=self.output_transform,
+            random_state=generator,
+            after_epoch=after_epoch,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedMiner(TrainingMiner):
+    """Trains a new network of the same architecture and watches it, epoch after epoch.
+
+    Args:
+        network: Builds a new network; default a copy of the model with new weights.
+
+    Raises:
+        InputError: The network is no function.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> miners = MisclassifiedMiner, LossMiner, EpochEnsemble, GeneralizedCrossEntropyMiner
+        >>> for miner in miners:
+        ...     mined = miner(learning_rate=0.2).mine(nn.Linear(1, 2), loader, progress=False)
+        ...     print(miner.__name__, int(mined.scores.argmax()))
+        MisclassifiedMiner 18
+        LossMiner 18
+        EpochEnsemble 18
+        GeneralizedCrossEntropyMiner 18
+    """
+
+    network: Callable[[], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network is not None and not callable(self.network):
+            raise InputError(f"network is a {type(self.network).__name__}; expected a function that builds a new one")
+
+    @abstractmethod
+    def _loss(self) -> LossFunction:
+        """What the network is trained with."""
+
+    @abstractmethod
+    def _mined(self, trace: Trace) -> MinedSamples:
+        """From what the network said after each epoch to scores."""
+
+    def _fresh(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
+        """A network with new weights."""
+        if self.network is None:
+            return reinitialized(model, generator)
+        with seeded(generator):
+            fresh = self.network()
+        if not isinstance(fresh, nn.Module):
+            raise InputError(f"network() gave a {type(fresh).__name__}; expected a torch.nn.Module")
+        return fresh.to(model_device(model))
+
+    def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
+        """Score every sample; see ``Miner.mine``."""
+        samples, generator = IndexedSamples(loader), random_generator(self.random_state)
+        fresh = self._fresh(model, generator)
+        self._seen(fresh, samples)  # refuse data before training
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._train(
+            fresh,
+            samples,
+            self._loss(),
+            generator,
+            progress,
+            after_epoch=lambda _: rows.append(self._seen(fresh, samples)),
+        )
+        probability, correct, target = (list(column) for column in zip(*rows, strict=True))
+        return self._mined(Trace(torch.stack(probability), torch.stack(correct), target[0]))
+
+
+@renamed(seed="random_state")
+@dataclass(frozen=True, kw_only=True)
+class GeneralizedCrossEntropyMiner(TrainedMiner):
+    """What a network trained with generalised cross-entropy gets wrong: DCWP's stages 1 and 2 (and LfF's idea).
+
+    Its other settings are those of ``TrainedMiner``.
+
+    Args:
+        q: Of the loss.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    name: ClassVar[str] = "generalized-cross-entropy"
+    does: ClassVar[str] = "mines what a network trained with generalised cross-entropy gets wrong"
+    source: ClassVar[str] = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
+    link: ClassVar[str] = "https://arxiv.org/abs/2210.05247"
+    standing: ClassVar[Standing] = "published"
+
+    epochs: int = 10
+    q: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("q", self.q, above=0)
+
+    def _loss(self) -> LossFunction:
+        return lambda scores, target: generalized_cross_entropy(scores, target, q=self.q)
+
+    def _mined(self, trace: Trace) -> MinedSamples:
+        return MinedSamples(1 - trace.probability[-1], trace.target, ~trace.correct[-1])
+
+
+@renamed(seed="random_state")
+@dataclass(frozen=True, kw_only=True)
+class EpochEnsemble(TrainedMiner):
+    """Mean of 1 − p(y|x) over the epochs of a network that trains on what it is already sure of (DCWP's variant).
+
+    Samples with p(y|x) ≤ ``confidence`` get no gradient, so the network stays biased; mined are those whose mean is
+    above ``cut``. Both numbers are the authors', but 0.05 would leave out everything where there are 20 classes or
+    more: there it is half of an even guess. The other settings are those of ``TrainedMiner``.
+
+    Args:
+        confidence: Probability of the label above which a sample counts; None for min(0.05, 1/(2K)).
+        cut: Of the miner's own decision.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    name: ClassVar[str] = "epoch-ensemble"
+    does: ClassVar[str] = (
+        "mines what a network that trains on what it is already sure of gives a low probability, over its epochs"
+    )
+    source: ClassVar[str] = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
+    link: ClassVar[str] = "https://arxiv.org/abs/2210.05247"
+    standing: ClassVar[Standing] = "published"
+    remark: ClassVar[str] = "the confidence for 20 classes or more is ours"
+
+    epochs: int = 10
+    confidence: float | None = None
+    cut: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.confidence is not None:
+            require_number("confidence", self.confidence, above=0, below=1)
+        require_number("cut", self.cut, above=0, below=1)
+
+    def _loss(self) -> LossFunction:
+        def confident(scores: Tensor, target: Tensor) -> Tensor:
+            losses = F.cross_entropy(scores, target, reduction="none")
+            confidence = min(0.05, 0.5 / scores.shape[1]) if self.confidence is None else self.confidence
+            sure = (losses.detach() < -math.log(confidence)).to(losses.dtype)
+            return (sure * losses).sum() / sure.sum().clamp_min(1)
+
+        return confident
+
+    def _mined(self, trace: Trace) -> MinedSamples:
+        scores = 1 - trace.probability.mean(0)
+        return MinedSamples(scores, trace.target, scores > self.cut)
+
+
+@renamed(seed="random_state")
+@dataclass(frozen=True, kw_only=True)
+class LossMiner(TrainedMiner):
+    """The training loss after a few epochs: the baseline, good if the epoch is well chosen.
+
+    Its settings are those of ``TrainedMiner``.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    name: ClassVar[str] = "loss"
+    does: ClassVar[str] = "mines what has a large training loss after a few epochs"
+    standing: ClassVar[Standing] = "baseline"
+
+    epochs: int = 3
+
+    def _loss(self) -> LossFunction:
+        return F.cross_entropy
+
+    def _mined(self, trace: Trace) -> MinedSamples:
+        return MinedSamples(-trace.probability[-1].clamp_min(torch.finfo(torch.float64).tiny).log(), trace.target)
+
+
+@renamed(seed="random_state")
+@dataclass(frozen=True, kw_only=True)
+class MisclassifiedMiner(TrainedMiner):
+    """What a network gets wrong after a few epochs of ordinary training: JTT's set (Liu et al., ICML 2021).
+
+    Its settings are those of ``TrainedMiner``.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    name: ClassVar[str] = "misclassified"
+    does: ClassVar[str] = "mines what a network gets wrong after a few epochs of ordinary training"
+    source: ClassVar[str] = "JTT: Liu and others, ICML 2021"
+    link: ClassVar[str] = "https://arxiv.org/abs/2107.09044"
+    standing: ClassVar[Standing] = "published"
+
+    epochs: int = 3
+
+    def _loss(self) -> LossFunction:
+        return F.cross_entropy
+
+    def _mined(self, trace: Trace) -> MinedSamples:
+        wrong = ~trace.correct[-1]
+        return MinedSamples(wrong.double(), trace.target, wrong)

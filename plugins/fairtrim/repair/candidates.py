@@ -1,0 +1,194 @@
+"""The record of the candidates that a post-processor offers: judged, the best one chosen, within a budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairtrim.data.validation_set import ValidationSet
+from fairtrim.errors import InputError
+from fairtrim.measures.objective import Decisions, Objective, non_dominated
+from fairtrim.preservation import preserved_model
+
+from .repaired_network import OperatingPoint
+from .working_copy import WorkingCopy
+
+__all__ = ["Candidates", "decisions_of"]
+
+
+def decisions_of(objective: Objective, people: ValidationSet, scores: Tensor, *, own: bool = False) -> Decisions:
+    """Bias and performance of some people at every threshold.
+
+    Args:
+        objective: What is measured.
+        people: The people.
+        scores: Their scores, (N, K).
+        own: Only what the scores decide by themselves.
+
+    Returns:
+        One row a threshold, or a single one.
+    """
+    return objective.decisions(
+        scores,
+        people.target,
+        people.group,
+        n_groups=people.n_groups,
+        weight=people.weight,
+        signed=people.sides,
+        own=own,
+    )
+
+
+class Candidates:
+    """The candidates that a method offers, and which of them is the best for the selection people.
+
+    Args:
+        working: The copy that the method edits.
+        selection: People who select among candidates and thresholds.
+        objective: What to maximise.
+        max_seconds: Time budget, or None.
+        patience: Stop after so many candidates without a better φ, or None.
+
+    Attributes:
+        history: An entry for each candidate.
+        chosen: The best operating point so far.
+        states: Changed weights of the candidates that may still be wanted, by number.
+        flags: What a user should know.
+        judge: Scores on the selection people -> what they can decide; by default at every threshold.
+        judge_own: Scores on the selection people -> what they decide by themselves.
+        performance_floor: Choose the least bias among decisions that perform at least so well, instead of by φ.
+    """
+
+    def __init__(
+        self,
+        working: WorkingCopy,
+        selection: ValidationSet,
+        objective: Objective,
+        *,
+        max_seconds: float | None = None,
+        patience: int | None = None,
+    ) -> None:
+        self.working, self.selection, self.objective, self.patience = working, selection, objective, patience
+        self.states: dict[int, dict[str, Tensor]] = {}
+        self.history: list[dict[str, Any]] = []
+        self.chosen: OperatingPoint | None = None
+        self.flags: list[str] = []
+        self.judge: Callable[[Tensor], Decisions] = partial(decisions_of, objective, selection)
+        self.judge_own: Callable[[Tensor], Decisions] = partial(decisions_of, objective, selection, own=True)
+        self.performance_floor: float | None = None
+        self._front = torch.empty(0, 4, dtype=torch.float64)  # |bias| is column 3; candidate, threshold, bias first
+        self._front_performance = torch.empty(0, dtype=torch.float64)
+        self._chosen_key = (-math.inf, -math.inf, -math.inf)
+        self._last_gain = 0
+        self._started = time.monotonic()
+        self._deadline = math.inf if max_seconds is None else self._started + max_seconds
+
+    def own_decisions(self, model: nn.Module | None = None) -> tuple[float, float, bool]:
+        """What a network's scores decide by themselves: the largest one, or the logit's sign.
+
+        Args:
+            model: A network like the working copy, which is used for good; None for the working copy as it is.
+
+        Returns:
+            Bias and performance on the selection people, and whether everybody gets the same label.
+        """
+        if model is not None:
+            self.working.use(model)
+        with preserved_model(self.working.model):
+            decisions = self.judge_own(self.working.scores(self.selection))
+        return float(decisions.bias[0]), float(decisions.performance[0]), bool(decisions.constant[0])
+
+    def offer(self, **detail: Any) -> OperatingPoint | None:
+        """Judge the working copy at every threshold on the selection people and keep what is worth keeping.
+
+        Args:
+            detail: What the method wants in the history.
+
+        Returns:
+            The candidate's best operating point; None if a score is not finite, which is flagged.
+
+        Raises:
+            InputError: The network as it was given has scores that are not finite.
+        """
+        number = len(self.history)
+        entry = {"candidate": number, **detail, "seconds": time.monotonic() - self._started}
+        scores = self.working.scores(self.selection)
+        if not bool(torch.isfinite(scores).all()):
+            if number == 0:
+                raise InputError("scores are not finite; the network itself gives them: look at its inputs")
+            self.history.append({**entry, "threshold": math.nan, "bias": math.nan, "performance": math.nan})
+            self._flag("some candidates had scores that are not finite and were left out; take smaller steps")
+            return None
+        decisions = self.judge(scores)
+        best, key = self._best(decisions)
+        point = OperatingPoint(
+            number, float(decisions.threshold[best]), float(decisions.bias[best]), float(decisions.performance[best])
+        )
+        self.history.append(
+            {**entry, "threshold": point.threshold, "bias": point.bias, "performance": point.performance}
+        )
+        if self.chosen is None or key > self._chosen_key:
+            self.chosen, self._chosen_key, self._last_gain = point, key, number
+        self._merge(number, decisions)
+        alive = {0, self.chosen.candidate, *map(int, self._front[:, 0].tolist())}
+        if number in alive:
+            self.states[number] = self.working.changed()
+        self.states = {candidate: state for candidate, state in self.states.items() if candidate in alive}
+        return point
+
+    def _best(self, decisions: Decisions) -> tuple[int, tuple[float, float, float]]:
+        """Position of a candidate's best decisions, and what they are compared with those of other candidates by."""
+        if self.performance_floor is None:
+            best = self.objective.best(decisions)
+            enough = abs(float(decisions.bias[best])) < self.objective.bound
+        else:
+            best = self.objective.least_biased(decisions, self.performance_floor)
+            enough = float(decisions.performance[best]) >= self.performance_floor
+        size, useful = abs(float(decisions.bias[best])), float(decisions.performance[best])
+        if not bool(decisions.eligible[best]):
+            return best, (-1.0, 0.0, 0.0)  # the first, the network as it was given, stays
+        if self.performance_floor is None:
+            return best, (1.0, useful, -size) if enough else (0.0, -size, useful)
+        return best, (1.0, -size, useful) if enough else (0.0, useful, -size)
+
+    def _merge(self, number: int, decisions: Decisions) -> None:
+        """Take the candidate's points into the front; most are beaten by it and never sorted."""
+        size, useful = decisions.bias.abs(), decisions.performance
+        place = torch.searchsorted(self._front[:, 3].contiguous(), size, right=True)
+        best_before = torch.cat([useful.new_full((1,), -torch.inf), self._front_performance])[place]
+        rows = (decisions.eligible & (useful > best_before)).nonzero().squeeze(1)
+        if not len(rows):
+            return
+        points = torch.stack([torch.full_like(size, number), decisions.threshold, decisions.bias, size], 1)[rows]
+        front, merged = torch.cat([self._front, points]), torch.cat([self._front_performance, useful[rows]])
+        kept = non_dominated(front[:, 3], merged)
+        self._front, self._front_performance = front[kept], merged[kept]
+
+    def exhausted(self) -> bool:
+        """Whether a budget is used up: time, or candidates without a gain."""
+        if time.monotonic() >= self._deadline:
+            self._flag("stopped by the time budget (max_seconds)")
+            return True
+        if self.patience is not None and len(self.history) - 1 - self._last_gain >= self.patience:
+            self._flag(f"stopped early: {self.patience} candidates without a gain")
+            return True
+        return False
+
+    def _flag(self, text: str) -> None:
+        if text not in self.flags:
+            self.flags.append(text)
+
+    def front(self) -> tuple[OperatingPoint, ...]:
+        """The points that none beats, by increasing bias."""
+        return tuple(
+            OperatingPoint(int(candidate), threshold, bias, performance)
+            for (candidate, threshold, bias, _), performance in zip(
+                self._front.tolist(), self._front_performance.tolist(), strict=True
+            )
+        )
