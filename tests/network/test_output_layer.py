@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fairtrim import UnsupportedModelError
 from fairtrim.data.batches import Batch
 from fairtrim.network.output_layer import FeatureTap
-from fairtrim.network.scored_network import class_scores
+from fairtrim.network.scored_network import ScoredNetwork
 from tests.networks import CASES
 from tests.snapshot import Snapshot
 
@@ -19,7 +19,7 @@ from tests.snapshot import Snapshot
 def _tapped(model: nn.Module, x: Tensor, feature_layer: str | None = None, **options: Any) -> tuple[Tensor, str | None]:
     tap = FeatureTap(model, feature_layer)
     with tap.attached():
-        scores = class_scores(model, Batch(x, torch.zeros(len(x)), None, 0), **options)
+        scores = ScoredNetwork(model, **options).scores(Batch(x, torch.zeros(len(x)), None, 0))
         return tap.features(scores), tap.head(scores)
 
 

@@ -11,7 +11,7 @@ from fairtrim import (
     UnsupportedModelError,
 )
 from fairtrim.data.batches import Batch
-from fairtrim.network.scored_network import check_network, class_scores
+from fairtrim.network.scored_network import ScoredNetwork
 
 
 def test_words_for_wrappers_and_surplus_keys() -> None:
@@ -20,7 +20,7 @@ def test_words_for_wrappers_and_surplus_keys() -> None:
             return ids[:, :2].double()
 
     with pytest.raises(UnsupportedModelError, match=r"wrapped in DataParallel.* expected the network itself"):
-        check_network(nn.DataParallel(nn.Linear(2, 2)))
+        ScoredNetwork(nn.DataParallel(nn.Linear(2, 2))).check()
     batch = Batch({"ids": torch.ones(2, 3), "idx": torch.arange(2)}, torch.tensor([0, 1]), None, 0)
     with pytest.raises(InputError, match=r"a dict with \['idx'\], which the network's forward doesn't take"):
-        class_scores(Named(), batch)
+        ScoredNetwork(Named()).scores(batch)
