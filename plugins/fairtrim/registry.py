@@ -78,6 +78,7 @@ class Registry(Mapping[str, type[Any]]):
         self._packages = (packages,) if isinstance(packages, str) else tuple(packages)
         self._known: dict[str, type[Any]] = {}
         self._read = False
+        self._own: set[str] = set()
         self._announced: dict[str, list[EntryPoint]] | None = None
 
     def add(self, cls: Method, name: str | None = None) -> Method:
@@ -146,6 +147,7 @@ class Registry(Mapping[str, type[Any]]):
                 for cls in _own_classes(importlib.import_module(module.name)):
                     if issubclass(cls, self.base) and "name" in vars(cls):
                         self._add(cls, vars(cls)["name"])
+                        self._own.add(vars(cls)["name"])
 
     def announced(self) -> dict[str, list[EntryPoint]]:
         """Entry points of other packages by name.
@@ -202,10 +204,8 @@ class Registry(Mapping[str, type[Any]]):
             The classes.
         """
         self._read_packages()
-        ours = tuple(f"{package}." for package in self._packages)
-        own = {name for name, cls in self._known.items() if cls.__module__.startswith(ours)}
         for name, found in self.announced().items():
-            if name in own:
+            if name in self._own:
                 packages = ", ".join(map(_package_of, found))
                 warnings.warn(
                     f"left out: {packages} announces {name!r}, which is fairtrim's own; rename it", stacklevel=3
