@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .arguments import did_you_mean
+from .arguments import Renamed, did_you_mean
 from .errors import InputError
 
 __all__ = ["Described", "Registry", "Standing"]
@@ -30,6 +30,9 @@ class Described:
         link: Where that can be read.
         standing: ``published``, ``reconstruction`` (only the idea is public), ``ours`` or ``baseline``.
         remark: Where it departs from its source.
+
+    Raises:
+        InputError: A subclass has a name and doesn't say the rest, or implements a method under its former name.
     """
 
     name: ClassVar[str]
@@ -45,6 +48,10 @@ class Described:
             for entry in ("does", "standing"):
                 if entry not in vars(cls):
                     raise InputError(f"{cls.__qualname__} has the name {cls.name!r} and no {entry!r}; expected both")
+        for old in vars(cls):
+            former = next((vars(base)[old] for base in cls.__mro__[1:] if old in vars(base)), None)
+            if isinstance(former, Renamed) and former.new not in vars(cls):
+                raise InputError(f"{cls.__qualname__} implements {old}; expected {former.new}, as it is called now")
 
 
 class _UnknownMethodError(InputError, KeyError):

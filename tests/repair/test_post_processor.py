@@ -262,6 +262,12 @@ def test_sides_of_several_values_named_twice() -> None:
 def test_what_repair_used_to_be_called() -> None:
     with pytest.raises(AttributeError, match="RandomPerturbation has no fit; it is called repair"):
         RandomPerturbation().fit(begun_network(), some_people())
+    with pytest.raises(InputError, match="Old implements fit; expected repair, as it is called now"):
+
+        class Old(RandomPerturbation):
+            def fit(self, *arguments: Any, **options: Any) -> Any:
+                raise NotImplementedError
+
     for old, new in (("data", "loader"), ("selection_data", "selection_loader")):
         with pytest.raises(InputError, match=f"has no {old}=; it is called {new}="):
             RandomPerturbation().repair(begun_network(), **{old: some_people()})

@@ -275,7 +275,7 @@ def test_the_dense_network_is_kept_before_what_is_measured_against_it(tmp_path: 
 class Broken(ThresholdSelection):
     """A repair that fails."""
 
-    def fit(self, *arguments: Any, **options: Any) -> Any:
+    def repair(self, *arguments: Any, **options: Any) -> Any:
         raise InputError("broken on purpose")
 
 
