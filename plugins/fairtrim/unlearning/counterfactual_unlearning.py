@@ -83,7 +83,7 @@ class CounterfactualUnlearning(PostProcessor):
     source: ClassVar[str] = "FMD: Chen and others, NeurIPS 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2310.12560"
     standing: ClassVar[Standing] = "ours"
-    remark: ClassVar[str] = "form 'published' as published; consistency is ours"
+    remark: ClassVar[str] = "form 'published' as published"
 
     measure: str = "counterfactual_flips"
     epsilon: float | None = None  # type: ignore[assignment]
