@@ -133,28 +133,30 @@ def run(seed: int, adult: Adult, ratios: list[float]) -> list[dict[str, Any]]:
     dense = network(adult.train[0].shape[1])
     train(dense, adult.train, epochs=10, seed=seed)
     untouched = {"seed": seed, "criterion": "dense", "epochs": 0, **measure(dense, adult)}
-    rows = [{"ratio": ratio, **untouched} for ratio in ratios]
+    rows = [{"pruning_ratio": ratio, **untouched} for ratio in ratios]
     for ratio, name in [(ratio, name) for ratio in ratios for name in CRITERIA]:
         model = prune(dense, name, scoring, ratio)
-        rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 0, **measure(model, adult)})
+        rows.append({"seed": seed, "pruning_ratio": ratio, "criterion": name, "epochs": 0, **measure(model, adult)})
         train(model, adult.train, epochs=1, seed=seed)
-        rows.append({"seed": seed, "ratio": ratio, "criterion": name, "epochs": 1, **measure(model, adult)})
+        rows.append({"seed": seed, "pruning_ratio": ratio, "criterion": name, "epochs": 1, **measure(model, adult)})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8])
+    parser.add_argument("--pruning-ratios", type=float, nargs="+", default=[0.5, 0.8])
     add_jobs(parser)
     add_rows(parser)
     arguments = parser.parse_args()
-    runs = sweep(partial(run, adult=load_adult(), ratios=arguments.ratios), range(arguments.seeds), arguments.jobs)
+    runs = sweep(
+        partial(run, adult=load_adult(), ratios=arguments.pruning_ratios), range(arguments.seeds), arguments.jobs
+    )
     rows = [row for of_seed in runs for row in of_seed]
     frame = pd.DataFrame(rows)
     save_rows(frame, arguments.rows)
-    for ratio in arguments.ratios:
-        part = frame[frame["ratio"] == ratio].drop(columns=["ratio", "seed"])
+    for ratio in arguments.pruning_ratios:
+        part = frame[frame["pruning_ratio"] == ratio].drop(columns=["pruning_ratio", "seed"])
         text = with_intervals(part, ["criterion", "epochs"])
         print(f"\n{ratio:.0%} of the channels removed, {arguments.seeds} seeds, {INTERVAL}")
         print(text.unstack("epochs", fill_value="").to_string())

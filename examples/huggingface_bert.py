@@ -194,8 +194,8 @@ def prepared() -> tuple[SentenceClassifier, list[Any], list[Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ratio", type=float, default=0.5, help="share of the feed-forward channels to remove")
-    ratio = parser.parse_args().ratio
+    parser.add_argument("--pruning-ratio", type=float, default=0.5, help="share of the feed-forward channels to remove")
+    ratio = parser.parse_args().pruning_ratio
     dense, known, unseen = prepared()
     models: dict[str, nn.Module] = {"dense": dense}
     criteria: dict[str, Any] = {

@@ -5,7 +5,7 @@ one shot without fine-tuning, once each with Torch-Pruning's own magnitude and T
 fairtrim's, and compares the networks for women and men, and for the crossings of sex and race.
 
     python examples/prune_adult.py
-    python examples/prune_adult.py --ratio 0.8 --fine-tune 1 --seed 1 --picture adult-80.png
+    python examples/prune_adult.py --pruning-ratio 0.8 --fine-tuning 1 --seed 1 --picture adult-80.png
 """
 
 from __future__ import annotations
@@ -182,13 +182,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="weights and order of the samples (default 0)")
     parser.add_argument("--epochs", type=int, default=10, help="of training (default 10)")
-    parser.add_argument("--ratio", type=float, default=0.5, help="share of the channels to remove (default 0.5)")
-    parser.add_argument("--fine-tune", type=int, default=0, metavar="EPOCHS", help="after pruning (default 0)")
+    parser.add_argument(
+        "--pruning-ratio", type=float, default=0.5, help="share of the channels to remove (default 0.5)"
+    )
+    parser.add_argument("--fine-tuning", type=int, default=0, metavar="EPOCHS", help="after pruning (default 0)")
     parser.add_argument("--bootstrap", type=int, default=50, help="samples for the intervals (default 50)")
     parser.add_argument("--picture", type=Path, default=Path("prune_adult.png"), help="where to save it")
     arguments = parser.parse_args()
-    if not 0 < arguments.ratio < 1:
-        parser.error(f"--ratio {arguments.ratio}: expected a share between 0 and 1")
+    if not 0 < arguments.pruning_ratio < 1:
+        parser.error(f"--pruning-ratio {arguments.pruning_ratio}: expected a share between 0 and 1")
 
     adult = load_adult()
     torch.manual_seed(arguments.seed)
@@ -199,10 +201,10 @@ def main() -> None:
     scoring = DataLoader(TensorDataset(x, y, sensitive[:, 0]), batch_size=512)
     models: dict[str, nn.Module] = {"dense": dense}
     for name, importance in IMPORTANCES.items():
-        models[name] = pruned(dense, importance(), scoring, arguments.ratio)
-        if arguments.fine_tune:
+        models[name] = pruned(dense, importance(), scoring, arguments.pruning_ratio)
+        if arguments.fine_tuning:
             train(
-                models[name], adult.train, epochs=arguments.fine_tune, seed=arguments.seed, text=f"fine-tuning {name}"
+                models[name], adult.train, epochs=arguments.fine_tuning, seed=arguments.seed, text=f"fine-tuning {name}"
             )
 
     test = DataLoader(TensorDataset(*adult.test[:2], adult.test[2][:, 0]), batch_size=2048)
@@ -228,8 +230,8 @@ def main() -> None:
     plot_comparison(by_sex, metric="true positive rate", ax=axes[1])
     axes[0].get_legend().remove()
     figure.suptitle(
-        f"Adult, test set: {arguments.ratio:.0%} of the channels removed in one shot"
-        f"{f', {arguments.fine_tune} epochs of fine-tuning' if arguments.fine_tune else ', no fine-tuning'}"
+        f"Adult, test set: {arguments.pruning_ratio:.0%} of the channels removed in one shot"
+        f"{f', {arguments.fine_tuning} epochs of fine-tuning' if arguments.fine_tuning else ', no fine-tuning'}"
     )
     figure.savefig(arguments.picture, dpi=120)
     print(f"\npicture: {arguments.picture}")

@@ -6,7 +6,7 @@ one report in HTML, Markdown and JSON. Stopped and started again it goes on wher
 cores.
 
     python examples/sweep_adult.py
-    python examples/sweep_adult.py --seeds 1 --ratio 0.5 --folder sweep_small
+    python examples/sweep_adult.py --seeds 1 --pruning-ratio 0.5 --folder sweep_small
 
 The functions ``network`` and ``data`` below serve the command line as well, without another line of code:
 
@@ -94,7 +94,9 @@ def network(seed: int = 0) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
-    parser.add_argument("--ratio", type=float, nargs="+", default=[0.25, 0.5, 0.65, 0.8], help="shares of the channels")
+    parser.add_argument(
+        "--pruning-ratio", type=float, nargs="+", default=[0.25, 0.5, 0.65, 0.8], help="shares of the channels"
+    )
     parser.add_argument("--folder", type=Path, default=Path("sweep_adult"), help="keeps runs, networks and pictures")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; latencies are only true for one")
     arguments = parser.parse_args()
@@ -108,7 +110,7 @@ def main() -> None:
         network,
         data(),
         CRITERIA,
-        arguments.ratio,
+        arguments.pruning_ratio,
         arguments.seeds,
         post_processors=REPAIR,
         pruner_options={"global_pruning": True},
@@ -117,7 +119,7 @@ def main() -> None:
     )
     means = mean_over_seeds(table)
     means.insert(0, "pareto", pareto_set(means, OBJECTIVES).map({True: "*", False: ""}))
-    columns = ["pareto", "criterion", "ratio", "post_processor", "parameters_ratio", "accuracy"]
+    columns = ["pareto", "criterion", "pruning_ratio", "post_processor", "parameters_ratio", "accuracy"]
     columns += ["accuracy_change[Female]", "accuracy_change[Male]", "equalized_odds_difference"]
     print(f"Means of {arguments.seeds} seeds; * in the Pareto set of {', '.join(OBJECTIVES)}")
     print(means[columns].to_string(index=False, float_format=lambda value: f"{value:.3f}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim.mining import MinedSamples, Miner
+from fairtrim.network.fine_tuning import FineTuning
 from fairtrim_adapters.torch_pruning import RecipeResult, dcwp, denp
 
 Recipe = Callable[..., RecipeResult]
 SMALL: dict[str, tuple[Recipe, dict[str, Any]]] = {
-    "denp": (denp, {"steps": 2, "final_epochs": 1, "progress": False}),
+    "denp": (denp, {"iterative_steps": 2, "final_epochs": 1, "progress": False}),
     "dcwp": (dcwp, {"epochs": 1, "iterations": 5, "gate_learning_rate": 0.3, "progress": False}),
 }
 N = 60
@@ -68,11 +69,22 @@ def mlp(seed: int = 0) -> nn.Sequential:
     return mlp_of(16, 12, seed)
 
 
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the fine-tuning and of the gates, which have names of their own here, as recipes take them."""
+    of_gates = {"upweight", "iterations", "gate_learning_rate", "cost", "cost_weight"}
+    places = {"fine_tuning": FineTuning.__annotations__.keys(), "gate_training": of_gates}
+    found = {
+        place: {k.removeprefix("gate_"): v for k, v in options.items() if k in names} for place, names in places.items()
+    }
+    others = {k: v for k, v in options.items() if not any(k in names for names in places.values())}
+    return others | {place: settings for place, settings in found.items() if settings}
+
+
 def run_recipe(recipe: str, model: nn.Module, loader: DataLoader[Any] | None = None, **options: Any) -> RecipeResult:
     """The recipe, small; with samples that are known unless a miner is given."""
     function, small = SMALL[recipe]
     loader = data_of_recipes() if loader is None else loader
-    return function(model, loader, **{**small, "miner": FixedMiner(), **options})
+    return function(model, loader, **nested({**small, "miner": FixedMiner(), **options}))
 
 
 def assert_same_result(left: RecipeResult, right: RecipeResult) -> None:

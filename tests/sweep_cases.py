@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fairtrim import POST_PROCESSORS, ThresholdSelection
 from fairtrim_adapters.sweep import DataSplits, sweep
+from fairtrim_adapters.torch_pruning import IMPORTANCES, MeanDamageImportance
 
 MEASURED_ANEW = ["latency_ms", "latency_ratio", "seconds"]
 
@@ -59,3 +65,42 @@ def same(left: pd.DataFrame, right: pd.DataFrame) -> None:
 
 def quick(*arguments: Any, **options: Any) -> pd.DataFrame:
     return sweep(*arguments, **{"n_boot": 10, "latency_rounds": 0, "progress": False, **options})
+
+
+class OthersImportance(MeanDamageImportance):
+    """A criterion of another package."""
+
+    name = "others"
+    does = "what others do"
+    source = "others"
+    link = "https://others.example/paper"
+    standing = "published"
+    remark = "their own words"
+
+
+class OtherThreshold(ThresholdSelection):
+    """A post-processor of another package."""
+
+    name = "other-threshold"
+    does = "moves a threshold elsewhere"
+    source = "others"
+    standing = "published"
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """Both, as packages announce them."""
+    found = [
+        EntryPoint("others", f"{__name__}:OthersImportance", "fairtrim.criteria"),
+        EntryPoint("other-threshold", f"{__name__}:OtherThreshold", "fairtrim.post_processors"),
+    ]
+    registries = (IMPORTANCES, POST_PROCESSORS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fairtrim.registry.entry_points", lambda group: [e for e in found if e.group == group])
+        for registry in registries:
+            registry.refresh()
+        yield
+        for registry, entry in zip(registries, found, strict=True):
+            registry.remove(entry.name)
+    for registry in registries:
+        registry.refresh()

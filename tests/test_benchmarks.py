@@ -59,12 +59,18 @@ def test_table_of_adult_pruning(
         cells = [("dense", 0), ("worst group, joint", 0), ("worst group, joint", 1)]
         shift = 0.01 * (seed - 1)
         return [
-            {"ratio": 0.5, "seed": seed, "criterion": name, "epochs": epochs, "accuracy": 0.8 + epochs / 20 + shift}
+            {
+                "pruning_ratio": 0.5,
+                "seed": seed,
+                "criterion": name,
+                "epochs": epochs,
+                "accuracy": 0.8 + epochs / 20 + shift,
+            }
             for name, epochs in cells
         ]
 
     file = tmp_path / "rows.csv"
-    text = _printed("adult_pruning", rows, monkeypatch, capsys, "--ratios", "0.5", "--rows", str(file))
+    text = _printed("adult_pruning", rows, monkeypatch, capsys, "--pruning-ratios", "0.5", "--rows", str(file))
     assert "50% of the channels removed, 3 seeds" in text
     lines = {line[:20].strip(): line[20:].split("  ") for line in text.splitlines()}
     assert [part.strip() for part in lines["dense"] if part.strip()] == [f"0.800 ± {HALF:.3f}"]
@@ -99,7 +105,7 @@ def test_tables_of_colored_digits(
         return miners, [{**label, "way": "dense", "removed": 0.0, "unbiased": share * 10 + shift}]
 
     file = tmp_path / "rows.csv"
-    text = _printed("colored_digits", rows, monkeypatch, capsys, "--ratio", "--rows", str(file))
+    text = _printed("colored_digits", rows, monkeypatch, capsys, "--pruning-ratio", "--rows", str(file))
     assert text.count(f"0.900 ± {HALF:.3f}") == 4 and "nan" not in text.lower()
     assert f"10.0 ± {100 * HALF:.1f}" in text and f"50.0 ± {100 * HALF:.1f}" in text
     assert len(pd.read_csv(file)) == 2 * 3 * 3

@@ -43,7 +43,7 @@ def test_existing_script(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_colored_digits(tmp_path: Path) -> None:
-    text = _run("colored_digits.py", "--share", "0.05", "--ratio", "0.5", cwd=tmp_path)
+    text = _run("colored_digits.py", "--share", "0.05", "--pruning-ratio", "0.5", cwd=tmp_path)
     assert (tmp_path / "colored_digits.png").stat().st_size > 10_000
     rows = re.findall(r"^ *(?:0\.\d+ +)*(\D[\w, ]+?) +(0\.\d+) +0\.\d+ +0\.\d+$", text, re.M)
     unbiased = {name.strip(): float(value) for name, value in rows}
@@ -77,15 +77,17 @@ def test_aif360_german(tmp_path: Path) -> None:
 
 
 def test_help_and_wrong_argument() -> None:
-    assert "--ratio" in _run("prune_adult.py", "--help", cwd=ROOT)
+    assert "--pruning-ratio" in _run("prune_adult.py", "--help", cwd=ROOT)
     script = str(ROOT / "examples" / "prune_adult.py")
-    finished = subprocess.run([sys.executable, script, "--ratio", "2"], capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [sys.executable, script, "--pruning-ratio", "2"], capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 2 and "expected a share between 0 and 1" in finished.stderr
 
 
 @pytest.mark.slow
 def test_sweep_adult(tmp_path: Path) -> None:
-    arguments = ["--seeds", "1", "--ratio", "0.65"]
+    arguments = ["--seeds", "1", "--pruning-ratio", "0.65"]
     text = _run("sweep_adult.py", *arguments, cwd=tmp_path)
     made = {path.name for path in (tmp_path / "sweep_adult").iterdir()}
     assert {"pareto.png", "groups.png", "report.html", "report.md", "report.json", "sweep.csv"} <= made

@@ -179,7 +179,7 @@ def _sweep() -> pd.DataFrame:
                 {
                     "seed": seed,
                     "criterion": criterion,
-                    "ratio": ratio,
+                    "pruning_ratio": ratio,
                     "post_processor": post,
                     "parameters": 100 * seed + len(post),
                     "latency_ms": math.nan if seed == 1 and criterion == "b" else 2.0 * seed,
@@ -196,7 +196,7 @@ def _sweep() -> pd.DataFrame:
 def test_means_equal_those_of_lists() -> None:
     frame = _sweep()
     means = mean_over_seeds(frame)
-    keys = list(zip(means["criterion"], means["ratio"], means["post_processor"], strict=True))
+    keys = list(zip(means["criterion"], means["pruning_ratio"], means["post_processor"], strict=True))
     assert keys == [("dense", 0.0, "none"), ("b", 0.5, "none"), ("b", 0.5, "x"), ("a", 0.25, "none")]
     assert means["seeds"].tolist() == [3, 3, 3, 2] and means.index.tolist() == [0, 1, 2, 3]
     assert not {"seed", "checkpoint"} & set(means.columns)
@@ -204,7 +204,7 @@ def test_means_equal_those_of_lists() -> None:
         of_run = [
             row
             for row in frame.to_dict("records")
-            if (row["criterion"], row["ratio"], row["post_processor"]) == (criterion, ratio, post)
+            if (row["criterion"], row["pruning_ratio"], row["post_processor"]) == (criterion, ratio, post)
         ]
         for column in ("parameters", "latency_ms", "accuracy", "accuracy_low[Female, Black]"):
             values = [row[column] for row in of_run]
@@ -238,8 +238,8 @@ def test_the_sweep_is_left_as_it_was() -> None:
 
 def test_refused_sweeps() -> None:
     frame = _sweep()
-    with pytest.raises(InputError, match=r"no column \['seed', 'ratio'\]; its columns are"):
-        mean_over_seeds(frame.drop(columns=["seed", "ratio"]))
+    with pytest.raises(InputError, match=r"no column \['seed', 'pruning_ratio'\]; its columns are"):
+        mean_over_seeds(frame.drop(columns=["seed", "pruning_ratio"]))
     with pytest.raises(
         InputError, match=r"the run {'seed': 3, 'criterion': 'dense', .* is in the frame more than once"
     ):

@@ -142,6 +142,14 @@ def _faults_of_class(name: str, cls: type) -> list[str]:
     return faults
 
 
+def _has_example(value: Any, names: dict[str, Any]) -> bool:
+    """Whether there is one, or a word which class or sibling has one that will do: ``Example: see ``Name``; ...``."""
+    doc = inspect.cleandoc(value.__doc__ or "")
+    seen = re.search(r"^Example: see ``(\w+)``", doc, re.MULTILINE)
+    shown = names.get(seen.group(1)) if seen else value
+    return shown is not None and ">>>" in _section(shown.__doc__ or "", "Example")
+
+
 @pytest.mark.parametrize("module", _modules())
 def test_every_public_name_is_described(module: str) -> None:
     found = _imported(module)
@@ -152,16 +160,10 @@ def test_every_public_name_is_described(module: str) -> None:
     assert not faults, "\n".join(faults)
 
 
-def _has_example(value: Any) -> bool:
-    """Whether it shows itself, or a class that it is a kind of does."""
-    ours = [base for base in getattr(value, "__mro__", (value,)) if base.__module__.startswith("fairtrim")]
-    return any(">>>" in _section(base.__doc__ or "", "Example") for base in ours)
-
-
 @pytest.mark.parametrize("module", [name for name in _modules() if _is_offered(name)])
 def test_every_offered_name_has_an_example(module: str) -> None:
     names = dict(_public(_imported(module)))
-    without = [name for name, value in names.items() if name not in WITHOUT_EXAMPLE and not _has_example(value)]
+    without = [name for name, value in names.items() if name not in WITHOUT_EXAMPLE and not _has_example(value, names)]
     assert not without, f"{module}: no Example in {without}"
 
 
@@ -190,3 +192,15 @@ def test_faults_are_found() -> None:
     ]
     silent.__doc__ = "Enough.\n\nArgs:\n    first: It.\n\nReturns:\n    It.\n\nRaises:\n    ValueError: Always.\n"
     assert _faults_of_function("silent", silent) == []
+    assert not _has_example(silent, {"silent": silent})
+    silent.__doc__ = "Little.\n\nExample: see ``loud``; quieter."
+    assert not _has_example(silent, {"silent": silent})
+
+    def loud() -> None:
+        """Shows it.
+
+        Example:
+            >>> loud()
+        """
+
+    assert _has_example(silent, {"silent": silent, "loud": loud})

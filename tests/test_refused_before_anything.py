@@ -38,6 +38,7 @@ from fairtrim_adapters.torch_pruning import (
     denp,
 )
 from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
+from tests.recipe_cases import nested
 from tests.snapshot import Snapshot
 
 N = 40
@@ -127,8 +128,14 @@ IDLE: dict[str, tuple[Callable[[], Any], str]] = {
         "random_state is the seed of the run",
     ),
     "a rate of no training": (
-        lambda: sweep(_network(), {"test": PEOPLE, "scoring": PEOPLE}, "magnitude", 0.5, learning_rate=0.1),
-        "learning_rate=0.1 would have no effect; expected epochs",
+        lambda: sweep(
+            _network(),
+            {"test": PEOPLE, "scoring": PEOPLE},
+            "magnitude",
+            0.5,
+            fine_tuning={"epochs": 0, "learning_rate": 0.1},
+        ),
+        "'learning_rate': 0.1} would have no effect; expected epochs",
     ),
     "an importance with data of its own": (
         lambda: prune_copy(
@@ -197,7 +204,7 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "learning rate": ({"learning_rate": -1e-3}, "learning_rate=-0.001; expected above 0"),
     "undefined learning rate": ({"learning_rate": math.nan}, "learning_rate=nan"),
     "contrast": ({"contrastive_weight": -0.1}, "contrastive_weight=-0.1; expected at least 0"),
-    "seed": ({"seed": 0.5}, "seed=0.5; expected a whole number"),
+    "seed": ({"random_state": 0.5}, "random_state=0.5; expected a whole number"),
     "a class of miners": ({"miner": LossMiner}, "miner is the class LossMiner; expected a Miner, such as"),
     "no miner": ({"miner": "loss"}, "miner is a str; expected a Miner"),
     "features": ({"feature_layer": "neck"}, "feature_layer='neck' is not a module"),
@@ -218,8 +225,8 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "no network": ({"model": "resnet"}, "model is a str; expected a trained torch.nn.Module"),
 }
 OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "steps": (denp, {"steps": 0}, "steps=0; expected at least 1"),
-    "half a step": (denp, {"steps": 1.5}, "steps=1.5; expected a whole number"),
+    "steps": (denp, {"iterative_steps": 0}, "iterative_steps=0; expected at least 1"),
+    "half a step": (denp, {"iterative_steps": 1.5}, "iterative_steps=1.5; expected a whole number"),
     "final epochs": (denp, {"final_epochs": -1}, "final_epochs=-1; expected at least 0"),
     "an importance, made": (
         denp,
@@ -233,10 +240,14 @@ OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
         "online=True goes on averaging 1 − p, and AccumulatedConfidence gives other scores",
     ),
     "online losses": (denp, {"online": True, "miner": LossMiner()}, "and LossMiner gives other scores here"),
-    "gates' learning rate": (dcwp, {"gate_learning_rate": 0.0}, "gate_learning_rate=0.0; expected above 0"),
+    "gates' learning rate": (
+        dcwp,
+        {"gate_learning_rate": 0.0},
+        "learning_rate=0.0; .* rate at which gates are learned",
+    ),
     "weight of the mined": (dcwp, {"upweight": 0.0}, "upweight=0.0; expected above 0"),
     "no iterations": (dcwp, {"iterations": 0}, "iterations=0; expected at least 1"),
-    "cost": (dcwp, {"cost": "latency"}, "cost='latency'; expected 'channels'"),
+    "cost": (dcwp, {"cost": "latency"}, "cost='latency'; expected one of 'channels'"),
     "weight of the cost": (dcwp, {"cost_weight": -1.0}, "cost_weight=-1.0; expected at least 0"),
     "no ratio, in words": (dcwp, {"pruning_ratio": 0.0}, "or None for the closed gates"),
 }
@@ -252,7 +263,7 @@ def test_recipes_refuse_before_they_mine(kind: str) -> None:
     model = _network()
     before = Snapshot(model)
     with pytest.raises(InputError, match=message):
-        recipe(**{"model": model, "loader": LOADER, "miner": NeverMiner(), "progress": False, **options})
+        recipe(**nested({"model": model, "loader": LOADER, "miner": NeverMiner(), "progress": False, **options}))
     before.assert_unchanged()
 
 

@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -226,16 +226,23 @@ def _resized(inputs: Any, n_samples: int, size: int) -> Any:
     return tree_map(resize, dict(inputs) if isinstance(inputs, Mapping) else inputs)
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+class _Call(NamedTuple):
+    """What a network is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any) -> _Call:
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        return cls(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:
-    args, kwargs = _arguments(inputs)
+    call = _Call.of(inputs)
     try:
-        return model(*args, **kwargs)
+        return model(*call.args, **call.kwargs)
     except Exception as error:
         raise UnsupportedModelError(
             f"the network fails on the example inputs: {_first_line(error)}; expected what its forward takes"
@@ -270,13 +277,13 @@ def _program(model: nn.Module, inputs: Any, n_samples: int | None, names: list[s
     """The model as a protobuf; ``n_samples`` is None if it may not vary."""
     if n_samples == 1:  # torch.export takes an axis of length one for one that always is
         inputs, n_samples = _resized(inputs, 1, 2), 2
-    args, kwargs = _arguments(inputs)
-    takes = {name for name in kwargs if isinstance(kwargs[name], Tensor)} or set(_parameters(model))
+    call = _Call.of(inputs)
+    takes = {name for name, value in call.kwargs.items() if isinstance(value, Tensor)} or set(_parameters(model))
     outputs = [f"output_{name}" if name in takes else name for name in names]  # a name stands for one tensor
     export = _exported if _HAS_EXPORTER else _traced
     try:
         with _quiet():
-            return export(model, args, kwargs, n_samples, outputs, opset)
+            return export(model, call, n_samples, outputs, opset)
     except Exception as error:
         raise UnsupportedModelError(
             f"the network can't be exported: {_first_line(error)}; decisions in Python about values of tensors must be "
@@ -284,14 +291,7 @@ def _program(model: nn.Module, inputs: Any, n_samples: int | None, names: list[s
         ) from error
 
 
-def _exported(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    n_samples: int | None,
-    names: list[str],
-    opset: int | None,
-) -> Any:
+def _exported(model: nn.Module, call: _Call, n_samples: int | None, names: list[str], opset: int | None) -> Any:
     batch = torch.export.Dim("batch")
 
     def shape(leaf: Any) -> Any:
@@ -299,10 +299,10 @@ def _exported(
 
     program = torch.onnx.export(
         model,
-        args,
-        kwargs=kwargs,
+        call.args,
+        kwargs=call.kwargs,
         dynamo=True,
-        dynamic_shapes=None if n_samples is None else tree_map(shape, kwargs or args),
+        dynamic_shapes=None if n_samples is None else tree_map(shape, call.kwargs or call.args),
         output_names=names,
         opset_version=opset,
         verbose=False,
@@ -314,10 +314,10 @@ def _exported(
 class _Positional(nn.Module):
     """The network as a function from tensors, which TorchScript can trace, to tensors."""
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, call: _Call) -> None:
         super().__init__()
         self.model = model
-        leaves, self.structure = tree_flatten((args, kwargs))
+        leaves, self.structure = tree_flatten((call.args, call.kwargs))
         self.leaves: list[Any] = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
@@ -329,18 +329,13 @@ class _Positional(nn.Module):
         return tuple(tensor for _, tensor in _named_outputs(self.model(*args, **kwargs)))
 
 
-def _traced(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    n_samples: int | None,
-    names: list[str],
-    opset: int | None,
-) -> Any:
-    given = [(name, leaf) for name, value in zip(_parameters(model), args, strict=False) for leaf in _leaves(value)]
-    given += [(name, leaf) for name, value in kwargs.items() for leaf in _leaves(value)]
+def _traced(model: nn.Module, call: _Call, n_samples: int | None, names: list[str], opset: int | None) -> Any:
+    given = [
+        (name, leaf) for name, value in zip(_parameters(model), call.args, strict=False) for leaf in _leaves(value)
+    ]
+    given += [(name, leaf) for name, value in call.kwargs.items() for leaf in _leaves(value)]
     tensors = [(name, leaf) for name, leaf in given if isinstance(leaf, Tensor)]
-    function = _Positional(model, args, kwargs).eval()  # the exporter restores the flag of the outermost
+    function = _Positional(model, call).eval()  # the exporter restores the flag of the outermost
     inputs = [name for name, _ in tensors]
     several = {name for name in inputs if inputs.count(name) > 1}
     inputs = [f"{name}_{i}" if name in several else name for i, name in enumerate(inputs)]

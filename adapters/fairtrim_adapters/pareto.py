@@ -19,12 +19,12 @@ Direction = Literal["max", "min"]
 DEFAULT_OBJECTIVES: Mapping[str, Direction] = {"accuracy": "max", "worst_group_accuracy": "max", "parameters": "min"}
 """What ``pareto_set`` compares unless told otherwise."""
 
-_RUN = ("criterion", "ratio", "post_processor")
+_RUN = ("criterion", "pruning_ratio", "post_processor")
 _SPREADS = ("accuracy", "worst_group_accuracy")
 
 
 def mean_over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each (criterion, ratio, post-processor) of a sweep.
+    """One row for each (criterion, pruning ratio, post-processor) of a sweep.
 
     A mean is NaN if the figure of any seed is, so that each mean is over as many seeds as ``seeds`` says. Ends of
     intervals are averaged like everything else: such an interval tells how uncertain the figures of the people
@@ -34,16 +34,16 @@ def mean_over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
         frame: One row a run, as ``fairtrim_adapters.sweep.sweep`` gives it.
 
     Returns:
-        In the order of the frame: ``criterion``, ``ratio``, ``post_processor``; ``seeds``, their number; the means of
-        the numeric columns under their names; for accuracy, worst-group accuracy and all columns whose name ends in
-        ``_difference``, the extremes over the seeds, ``<column>_lowest`` and ``<column>_highest``; and ``flags``,
-        those of any seed. ``seed`` and ``checkpoint`` are left out.
+        In the order of the frame: ``criterion``, ``pruning_ratio``, ``post_processor``; ``seeds``, their number; the
+        means of the numeric columns under their names; for accuracy, worst-group accuracy and all columns whose name
+        ends in ``_difference``, the extremes over the seeds, ``<column>_lowest`` and ``<column>_highest``; and
+        ``flags``, those of any seed. ``seed`` and ``checkpoint`` are left out.
 
     Raises:
         InputError: A column that tells runs apart is missing, or a run is there twice.
 
     Example:
-        >>> run = {"criterion": "mean-damage", "ratio": 0.5, "post_processor": "none"}
+        >>> run = {"criterion": "mean-damage", "pruning_ratio": 0.5, "post_processor": "none"}
         >>> runs = pd.DataFrame([{"seed": 0, **run, "accuracy": 0.75}, {"seed": 1, **run, "accuracy": 0.25}])
         >>> mean_over_seeds(runs)[["seeds", "accuracy", "accuracy_lowest", "accuracy_highest"]].iloc[0].tolist()
         [2.0, 0.5, 0.25, 0.75]
@@ -113,7 +113,11 @@ def pareto_set(frame: pd.DataFrame, objectives: Mapping[str, Direction] | None =
 
 
 def _undominated(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Rows of (N, M) costs that no other row is at most as high as everywhere and below somewhere, (N,)."""
+    """Rows of (N, M) costs that no other row is at most as high as everywhere and below somewhere, (N,).
+
+    Of any number of columns, in N² comparisons; equal rows stay together. A post-processor's front, of two columns and
+    a row for each threshold, is sorted instead: ``fairtrim.measures.objective.non_dominated``.
+    """
     kept: npt.NDArray[np.bool_] = np.logical_not(np.isnan(costs).any(axis=1))
     comparable = costs[kept]
     kept[kept] = [not bool(((comparable <= row).all(1) & (comparable < row).any(1)).any()) for row in comparable]

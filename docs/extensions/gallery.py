@@ -22,9 +22,9 @@ NOT_RUN = {
 """Scripts that are shown without being run, and what running them needs."""
 
 ARGUMENTS = {
-    "sweep_adult": ["--seeds", "1", "--ratio", "0.65"],
+    "sweep_adult": ["--seeds", "1", "--pruning-ratio", "0.65"],
     "prune_adult": ["--bootstrap", "20"],
-    "colored_digits": ["--share", "0.05", "--ratio", "0.5", "--epochs", "6"],
+    "colored_digits": ["--share", "0.05", "--pruning-ratio", "0.5", "--epochs", "6"],
 }
 """Scripts that run with other arguments than their default ones, so that a build takes minutes."""
 

@@ -11,7 +11,8 @@ from .comparison.changed_samples import ChangedSamples, changed_samples
 from .comparison.latency import Latency, MedianInterval, measure_latency
 from .comparison.predictions import Predictions, predict
 from .damage.channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
-from .damage.table import DamageTable, collect_damage
+from .damage.collection import collect_damage
+from .damage.table import DamageTable
 from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .files.checkpoint import load_pruned, save_pruned

@@ -18,6 +18,7 @@ __all__ = [
     "RandomState",
     "Renamed",
     "did_you_mean",
+    "drawn_seed",
     "random_generator",
     "renamed",
     "require_choice",
@@ -160,11 +161,33 @@ def random_generator(random_state: RandomState) -> torch.Generator:
     return torch.Generator().manual_seed(int(random_state))
 
 
+def drawn_seed(random_state: RandomState) -> int:
+    """A seed, for what has to begin with the same draws several times.
+
+    Args:
+        random_state: The seed, or a generator, of which it takes one draw.
+
+    Returns:
+        The seed.
+
+    Raises:
+        InputError: It is neither.
+
+    Example:
+        >>> drawn_seed(3)
+        3
+    """
+    generator = random_generator(random_state)
+    if isinstance(random_state, torch.Generator):
+        return int(torch.randint(2**31, (), generator=generator))
+    return int(random_state)
+
+
 def renamed(**names: str) -> Callable[[Named], Named]:
     """Refuse the old names of arguments, saying the new ones.
 
     Args:
-        names: New name by old name.
+        names: New name by old name; where an entry of a dict has taken its place, how to write that.
 
     Returns:
         A decorator of functions and classes.
@@ -187,7 +210,8 @@ def renamed(**names: str) -> Callable[[Named], Named]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             for old in names.keys() & kwargs.keys():
                 owner = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
-                raise InputError(f"{owner} has no {old}=; it is called {names[old]}=")
+                new = f"{names[old]}=" if names[old].isidentifier() else names[old]
+                raise InputError(f"{owner} has no {old}=; it is called {new}")
             return function(*args, **kwargs)
 
         return cast(Named, checked)

@@ -82,6 +82,8 @@ class Registry(Mapping[str, type[Any]]):
 
     def __init__(self, kind: str, packages: str | Sequence[str], base: type, group: str) -> None:
         self.kind, self.base, self.group = kind, base, group
+        owner = base.__module__.partition(".")[0]
+        self._base = base.__qualname__ if owner == "fairtrim" else f"{owner}'s {base.__qualname__}"
         self._packages = (packages,) if isinstance(packages, str) else tuple(packages)
         self._known: dict[str, type[Any]] = {}
         self._read = False
@@ -139,7 +141,7 @@ class Registry(Mapping[str, type[Any]]):
         if not isinstance(name, str) or name != name.lower() or not all(part.isalnum() for part in name.split("-")):
             raise InputError(f"{self.kind} name {name!r}; expected lower-case words joined by hyphens")
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
-            raise InputError(f"{self.kind} {name!r} is {cls!r}; expected a subclass of {self.base.__qualname__}")
+            raise InputError(f"{self.kind} {name!r} is {cls!r}; expected a subclass of {self._base}")
         if (known := self._known.get(name, cls)) is not cls:
             raise InputError(f"{self.kind} name {name!r} is taken by {known.__qualname__}; choose another")
         self._known[name] = cls

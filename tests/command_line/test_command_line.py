@@ -14,14 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from fairtrim import InputError, ParityFineTuning, load_pruned, predict, save_pruned
+from fairtrim import ParityFineTuning, load_pruned, predict, save_pruned
 from fairtrim_adapters.command_line import main
-from fairtrim_adapters.command_line.bounds import judge, parse_bounds
 from fairtrim_adapters.command_line.examples import EXAMPLES
 from fairtrim_adapters.fairlearn import measurements
 from fairtrim_adapters.sweep import prune_copy, read_sweep
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
-from tests.sweep_cases import network, splits
+from tests.sweep_cases import announced, network, splits
 
 WORK = ["--model", "work:net", "--data", "work:people"]
 
@@ -50,7 +49,7 @@ def run(*arguments: str) -> int:
 
 
 def test_prune_writes_what_the_library_prunes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prune", *WORK, "-o", "pruned.safetensors", "--ratio", "0.5", "-q", "--bootstrap", "5") == 0
+    assert run("prune", *WORK, "-o", "pruned.safetensors", "--pruning-ratio", "0.5", "-q", "--bootstrap", "5") == 0
     text = capsys.readouterr().out
     expected = prune_copy(network(), WorstGroupImportance(), splits(), 0.5, progress=False)
     pruned = load_pruned("pruned.safetensors", network(4))
@@ -65,9 +64,9 @@ def test_prune_with_everything(folder: Path) -> None:
     options = [
         "--criterion",
         "taylor",
-        "--steps",
+        "--iterative-steps",
         "2",
-        "--fine-tune",
+        "--fine-tuning",
         "1",
         "--global",
         "--pruner-options",
@@ -109,16 +108,23 @@ def test_a_repair_that_misses_its_bound_says_so(folder: Path, capsys: pytest.Cap
 
 
 def test_a_table_says_what_else_is_in_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sweep", *WORK, "--folder", "s", "--ratio", "0.5", "--latency-rounds", "0", "--bootstrap", "0", "-q"]
+    command = [
+        "sweep",
+        *WORK,
+        "--folder",
+        "s",
+        "--pruning-ratio",
+        "0.5",
+        "--latency-rounds",
+        "0",
+        "--bootstrap",
+        "0",
+        "-q",
+    ]
     assert run(*command, "--criterion", "magnitude") == 0
     assert "not in this table" not in capsys.readouterr().out
     assert run(*command, "--criterion", "random") == 0
     assert "1 runs in s are not in this table" in capsys.readouterr().out
-
-
-def test_gaps_between_rates_need_two_classes() -> None:
-    with pytest.raises(InputError, match="defined for two classes, and these data have more"):
-        judge(parse_bounds("max", ["equalized_odds_difference=0.1"]), {"accuracy": 0.5})
 
 
 def test_audit_and_the_gate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +171,7 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         "magnitude",
         "--criterion",
         "worst-group:selection=single",
-        "--ratio",
+        "--pruning-ratio",
         "0.5",
     ]
     more = ["--seeds", "2", "--train", "work:train", "--post-processor", "threshold-selection", "--bootstrap", "5"]
@@ -196,7 +202,7 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prune", *WORK, "-o", "x", "--onnx", "no/x"], "folder no doesn't exist"),
         (["prune", *WORK, "-o", "x", "--criterion", "worst_group"], "did you mean 'worst-group'"),
         (["prune", *WORK, "-o", "x", "--criterion", "group-saliency"], "group-saliency:privileged="),
-        (["prune", *WORK, "-o", "x", "--ratio", "1.5"], "a share in"),
+        (["prune", *WORK, "-o", "x", "--pruning-ratio", "1.5"], "a share in"),
         (["prune", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'scoring'"),
         (["prune", *WORK, "-o", "x", "--pruner-options", "work:number"], "expected a function of the network"),
         (["repair", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'validation'"),
@@ -262,7 +268,9 @@ def test_two_files_of_one_name_are_told_apart(folder: Path, capsys: pytest.Captu
     assert "is that of another module" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["prune", "--modle", "x"], ["bogus"], ["prune"], ["prune", "--ratio", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["prune", "--modle", "x"], ["bogus"], ["prune"], ["prune", "--pruning-ratio", "x"]]
+)
 def test_usage_errors(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(*arguments) == 2
     assert "Usage: fairtrim" in capsys.readouterr().err
@@ -320,36 +328,6 @@ def test_the_installed_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "holds", "confident"),
-    [
-        ("max", 0.5, True, True),
-        ("max", 0.35, True, False),
-        ("max", 0.29, False, False),
-        ("min", 0.1, True, True),
-        ("min", 0.25, True, False),
-        ("min", 0.31, False, False),
-        ("max-drop", 0.07, True, True),
-        ("max-drop", 0.055, True, False),
-        ("max-drop", 0.04, False, False),
-        ("max-rise", 0.01, True, False),
-        ("max-rise", 0.025, True, True),
-        ("max-rise", -0.06, False, False),
-    ],
-)
-def test_bounds(kind: Any, value: float, holds: bool, confident: bool) -> None:
-    figures = {"m": 0.3, "m_low": 0.2, "m_high": 0.4, "m_change": -0.05, "m_change_low": -0.06, "m_change_high": 0.02}
-    bounds = parse_bounds(kind, [f"m={value}"])
-    assert judge(bounds, figures)[0].holds is holds
-    assert judge(bounds, figures, confident=True)[0].holds is confident
-
-
-def test_an_undefined_figure_fails() -> None:
-    for kind in ("max", "min"):
-        (verdict,) = judge(parse_bounds(kind, ["m=0.5"]), {"m": float("nan")})  # type: ignore[arg-type]
-        assert not verdict.holds and "undefined" in verdict.text
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["check", "--audit", "a.json", "--min", "accuracy=0.5", "--bootstrap", "5"], "belong to fairtrim audit"),
@@ -367,3 +345,28 @@ def test_options_without_effect(
 ) -> None:
     assert run(*arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_methods_of_other_packages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with announced():
+        quick = ["--bootstrap", "0", "-q"]
+        assert run("prune", *WORK, "-o", "pruned.safetensors", "--criterion", "others", *quick) == 0
+        assert run("repair", *WORK, "-o", "repaired.safetensors", "--post-processor", "other-threshold", *quick) == 0
+    assert "threshold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("prune", "--ratio", "--pruning-ratio"),
+        ("sweep", "--ratio", "--pruning-ratio"),
+        ("prune", "--steps", "--iterative-steps"),
+        ("sweep", "--fine-tune", "--fine-tuning"),
+    ],
+)
+def test_old_options_say_the_new_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, old: str, new: str
+) -> None:
+    target = ["-o", "x.safetensors"] if command == "prune" else ["--folder", "x"]
+    assert run(command, *WORK, *target, old, "1") == 2
+    assert f"there is no {old}; it is called {new}" in capsys.readouterr().err

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim import InputError
-from fairtrim.damage.loss_expansion import SampleLoss, expand_outputs, softmax_factor
+from fairtrim.damage.loss_expansion import expand_outputs, softmax_factor
 from fairtrim.network.losses import negative_margin
+from fairtrim.network.sample_loss import SampleLoss
 
 
 def _gram(expansion: object) -> Tensor:

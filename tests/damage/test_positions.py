@@ -30,10 +30,11 @@ from fairtrim import (
     fine_tune,
     predict,
 )
-from fairtrim.damage.loss_expansion import SampleLoss, expand_outputs
+from fairtrim.damage.loss_expansion import expand_outputs
 from fairtrim.damage.weight_saliency import collect_weight_saliency, squared_gradients
 from fairtrim.data.batches import Batch
 from fairtrim.mining import LossMiner
+from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.oracle import explicit_gates
 from tests.snapshot import Snapshot

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fairtrim import DamageTable, collect_damage, load_pruned, save_pruned
 from fairtrim.criteria import MeanDamage, TailRisk, WorstGroup
-from fairtrim.damage import table as damage_module
+from fairtrim.damage import collection as damage_module
 from fairtrim.damage.channel_groups import ChannelColumns
 from fairtrim.damage.loss_expansion import softmax_factor
 from fairtrim.damage.weight_saliency import squared_gradients

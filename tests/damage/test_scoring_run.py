@@ -22,7 +22,7 @@ from fairtrim import ChannelGroup, ChannelPlace, DamageTable, InputError, collec
 from fairtrim.damage import sample_sketch as sketch_module
 from fairtrim.damage import scoring_run as streaming_module
 from fairtrim.damage.sample_sketch import SampleSketch
-from fairtrim.damage.scoring_run import described
+from fairtrim.files.run_settings import described
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
 from tests.networks import CASES
 from tests.recipe_cases import Evil

@@ -19,6 +19,7 @@ from fairtrim.mining import (
 from fairtrim.mining.accumulated_confidence import AccumulatedConfidence as CoreAccumulatedConfidence
 from fairtrim.mining.accumulated_confidence import accumulated
 from fairtrim.network.fine_tuning import fine_tune
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.network.losses import negative_margin
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 from fairtrim_adapters.torch_pruning.recipes.gradual import gradual_channel_pruning, pruner_of_levels
@@ -162,11 +163,11 @@ def test_levels_are_shares_of_the_channels_at_the_start() -> None:
 def test_ratio_of_single_layers_is_the_last_level_s() -> None:
     model = mlp()
     pruner = pruner_of_levels(
-        model,
+        ScoredNetwork(model),
         IndexedSamples(loader_of_shortcut()).first(torch.device("cpu")),
         [0.25, 0.5],
         tp.importance.GroupMagnitudeImportance(),
-        pruning_ratio_dict={model[0]: 0.25},
+        pruner_options={"pruning_ratio_dict": {model[0]: 0.25}},
     )
     pruner.step()
     pruner.step()

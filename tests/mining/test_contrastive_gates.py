@@ -668,8 +668,8 @@ def test_errors_leave_no_trace(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ContrastiveImportance(FLAGS, form="hard"), "form='hard'; expected 'gates', 'first-order' or"),  # type: ignore
-        (lambda: ContrastiveImportance(FLAGS, cost="latency"), "cost='latency'; expected 'channels'"),  # type: ignore
+        (lambda: ContrastiveImportance(FLAGS, form="hard"), "form='hard'; expected one of 'gates', 'first-order', "),  # type: ignore
+        (lambda: ContrastiveImportance(FLAGS, cost="latency"), "cost='latency'; expected one of 'channels'"),  # type: ignore
         (lambda: AccumulatedConfidenceImportance(FLAGS, selection="both"), "selection='both'"),  # type: ignore
         (lambda: AccumulatedConfidenceImportance(FLAGS, beta=1.0), "beta=1.0"),
         (lambda: ContrastiveImportance(FLAGS, normalizer="mean"), "normalizer='mean' .*reverses"),

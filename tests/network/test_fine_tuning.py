@@ -26,8 +26,9 @@ from torch.utils.data import (
 from fairtrim import InputError, UnsupportedModelError
 from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
-from fairtrim.network.fine_tuning import FeatureTap, fine_tune, reinitialized
+from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import contrastive_loss
+from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import class_scores
 from tests.networks import CASES
 from tests.snapshot import Snapshot

@@ -18,10 +18,11 @@ from fairtrim import InputError, collect_damage
 from fairtrim.damage import DamageTable
 from fairtrim.damage.channel_groups import ChannelGroup, ChannelPlace
 from fairtrim.damage.gates import explicit_gates
-from fairtrim.damage.loss_expansion import SampleLoss, expand_outputs
+from fairtrim.damage.loss_expansion import expand_outputs
 from fairtrim.damage.moments import Moments
 from fairtrim.damage.weight_saliency import squared_gradients
 from fairtrim.network.losses import contrastive_loss, generalized_cross_entropy
+from fairtrim.network.sample_loss import SampleLoss
 
 N, C, K = 40, 6, 3
 GROUP = ChannelGroup("0", C, (ChannelPlace("2", "input", range(C), range(C), channel_axis=-1),))

@@ -19,6 +19,8 @@ __all__ = ["main"]
 
 FAILED_BOUND, WRONG_INPUT, UNFORESEEN, INTERRUPTED = 1, 2, 3, 130
 
+_RENAMED = {"--ratio": "--pruning-ratio", "--steps": "--iterative-steps", "--fine-tune": "--fine-tuning"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -56,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if (option := getattr(error, "option_name", None)) in _RENAMED:
+            _say(f"there is no {option}; it is called {_RENAMED[option]}")
+            return WRONG_INPUT
         if callable(show := getattr(error, "show", None)):  # of the command line itself: typer brings its own classes
             show()
             return WRONG_INPUT

@@ -21,16 +21,16 @@ from .options import (
     Checkpoint,
     Checkpoints,
     Data,
-    FineTune,
+    FineTuning,
     Global,
     Ignore,
+    IterativeSteps,
     Model,
     Onnx,
     Output,
     PrunerSettings,
     Quiet,
     Seed,
-    Steps,
     exported,
     network_files,
     objectives_of,
@@ -94,7 +94,9 @@ def sweep(
     criterion: Annotated[
         list[str] | None, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]", help="May be repeated.")
     ] = None,
-    ratio: Annotated[list[float] | None, typer.Option("--ratio", help="Share of channels; may be repeated.")] = None,
+    pruning_ratio: Annotated[
+        list[float] | None, typer.Option("--pruning-ratio", help="Share of the channels; may be repeated.")
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="How many.")] = 1,
     post_processor: Annotated[
         list[str] | None, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]", help="May be repeated.")
@@ -103,8 +105,8 @@ def sweep(
         str | None,
         typer.Option("--train", metavar="MODULE:FUNCTION", help="Trains it in place: f(network, seed)."),
     ] = None,
-    fine_tune: FineTune = 0,
-    steps: Steps = 1,
+    fine_tuning: FineTuning = 0,
+    iterative_steps: IterativeSteps = 1,
     ignore: Ignore = None,
     global_pruning: Global = False,
     pruner_options: PrunerSettings = None,
@@ -117,7 +119,7 @@ def sweep(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare criteria, ratios, seeds and post-processors; stopped and called again, it goes on."""
+    """Compare criteria, pruning ratios, seeds and post-processors; stopped and called again, it goes on."""
     from fairtrim_adapters import sweep as sweeping
 
     objectives = objectives_of(objective)
@@ -125,12 +127,12 @@ def sweep(
         load_object(model, "--model"),
         data_of(data),
         criterion or ("magnitude", "mean-damage", "worst-group"),
-        ratio or (0.25, 0.5, 0.75),
+        pruning_ratio or (0.25, 0.5, 0.75),
         seeds,
         post_processors=post_processor,
         train=None if train is None else load_object(train, "--train"),
-        fine_tune=fine_tune,
-        iterative_steps=steps,
+        fine_tuning=fine_tuning,
+        iterative_steps=iterative_steps,
         ignored_layers=ignore or [],
         pruner_options=pruner_options_of(pruner_options, global_pruning),
         n_boot=bootstrap or None,
@@ -142,7 +144,9 @@ def sweep(
     typer.echo(sweep_text(table, objectives))
     others = len(list((folder / "runs").glob("*.safetensors"))) - len(table)
     if others > 0:
-        typer.echo(f"{others} runs in {folder} are not in this table: of criteria, ratios or seeds not asked for now")
+        typer.echo(
+            f"{others} runs in {folder} are not in this table: of criteria, pruning ratios or seeds not asked for now"
+        )
     typer.echo(f"table: {folder / 'sweep.csv'}; pictures: fairtrim report --sweep {folder} --output report.html")
 
 
@@ -152,10 +156,10 @@ def prune(
     data: Data,
     output: Output,
     criterion: Annotated[str, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]")] = "worst-group",
-    ratio: Annotated[float, typer.Option("--ratio", help="Share of the channels to remove.")] = 0.5,
+    pruning_ratio: Annotated[float, typer.Option("--pruning-ratio", help="Share of the channels to remove.")] = 0.5,
     checkpoint: Checkpoint = None,
-    steps: Steps = 1,
-    fine_tune: FineTune = 0,
+    iterative_steps: IterativeSteps = 1,
+    fine_tuning: FineTuning = 0,
     ignore: Ignore = None,
     global_pruning: Global = False,
     pruner_options: PrunerSettings = None,
@@ -166,25 +170,25 @@ def prune(
 ) -> None:
     """Prune a network, say what was removed and who pays, and write it."""
     from fairtrim import predict
-    from fairtrim_adapters.torch_pruning.prune_copy import prune_and_fine_tune
+    from fairtrim_adapters.torch_pruning import prune_copy
 
     network_files(output, onnx)
     ((_, make),) = criteria_by_label(criterion).items()
     splits = data_of(data)
-    if fine_tune:
-        splits.need("train", "--fine-tune")
+    if fine_tuning:
+        splits.need("train", "--fine-tuning")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
     # refuse scores that decide nothing before anything is written
     predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
     importance = make(seed)
-    pruned = prune_and_fine_tune(
+    pruned = prune_copy(
         list(networks.values())[-1],
         importance,
         splits,
-        ratio,
-        seed=seed,
-        fine_tuning=fine_tune,
-        iterative_steps=steps,
+        pruning_ratio,
+        random_state=seed,
+        fine_tuning=fine_tuning,
+        iterative_steps=iterative_steps,
         ignored_layers=ignore or [],
         pruner_options=pruner_options_of(pruner_options, global_pruning),
         progress=not quiet,

@@ -9,12 +9,12 @@ EXAMPLES = {
 fairtrim sweep --model people.py:network --data people.py:data --folder sweep
 fairtrim sweep --model people.py:network --data people.py:data --folder sweep --seeds 3 \
     --criterion magnitude --criterion worst-group --criterion group-saliency:privileged=Male \
-    --ratio 0.25 --ratio 0.5 --post-processor parity-fine-tuning:epsilon=0.1
+    --pruning-ratio 0.25 --pruning-ratio 0.5 --post-processor parity-fine-tuning:epsilon=0.1
 """,
     "prune": r"""
-fairtrim prune --model people.py:network --data people.py:data --ratio 0.5 -o pruned.safetensors
+fairtrim prune --model people.py:network --data people.py:data --pruning-ratio 0.5 -o pruned.safetensors
 fairtrim prune --model people.py:network --data people.py:data --criterion tail-risk:alpha=0.3 --global \
-    --steps 5 --fine-tune 1 -o pruned.safetensors --onnx pruned.onnx
+    --iterative-steps 5 --fine-tuning 1 -o pruned.safetensors --onnx pruned.onnx
 """,
     "audit": r"""
 fairtrim audit --model people.py:network --data people.py:data

@@ -21,16 +21,16 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Data",
-    "FineTune",
+    "FineTuning",
     "Global",
     "Ignore",
+    "IterativeSteps",
     "Model",
     "Onnx",
     "Output",
     "PrunerSettings",
     "Quiet",
     "Seed",
-    "Steps",
     "exported",
     "network_files",
     "objectives_of",
@@ -62,13 +62,15 @@ PrunerSettings = Annotated[
 Global = Annotated[
     bool, typer.Option("--global/--local", help="Rank the channels of all layers together, or each layer's by itself.")
 ]
-Steps = Annotated[int, typer.Option("--steps", help="In how many steps to prune, scored again before each.")]
-FineTune = Annotated[int, typer.Option("--fine-tune", metavar="EPOCHS", help="Of fine-tuning after pruning.")]
+IterativeSteps = Annotated[
+    int, typer.Option("--iterative-steps", help="In how many steps to prune, scored again before each.")
+]
+FineTuning = Annotated[int, typer.Option("--fine-tuning", metavar="EPOCHS", help="After pruning.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 def pruner_options_of(target: str | None, global_pruning: bool) -> Any:
-    """What the sweep and prune_copy take as options of the host's pruner.
+    """What the sweep and prune_copy take as options of Torch-Pruning's pruner.
 
     Args:
         target: ``module:function`` of a function of the network, or None.

@@ -159,7 +159,7 @@ def sweep_text(table: pd.DataFrame, objectives: Mapping[str, Direction] | None) 
     """
     means = mean_over_seeds(table)
     columns = [column for column in [*_SHOWN, *_GAPS, *(objectives or {})] if column in means]
-    shown = means[["criterion", "ratio", "post_processor", *dict.fromkeys(columns)]].copy()
+    shown = means[["criterion", "pruning_ratio", "post_processor", *dict.fromkeys(columns)]].copy()
     shown.insert(0, "pareto", ["*" if member else "" for member in pareto_set(means, objectives)])
     if (shown["post_processor"] == "none").all():
         shown = shown.drop(columns="post_processor")

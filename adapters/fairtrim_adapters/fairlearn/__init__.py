@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .frames import default_metrics
+from .frames import FrameOptions, NetworkFrameOptions, default_metrics
 from .measurements import measurements
 from .plotting import plot_comparison
 from .post_processing import RepairedClassifier
@@ -10,6 +10,8 @@ from .reporting import Comparison, compare_models, compare_predictions, metric_f
 
 __all__ = [
     "Comparison",
+    "FrameOptions",
+    "NetworkFrameOptions",
     "RepairedClassifier",
     "compare_models",
     "compare_predictions",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,21 @@ from fairlearn.metrics import (
     true_positive_rate,
 )
 from sklearn.metrics import accuracy_score
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from fairtrim import InputError
+from fairtrim.arguments import did_you_mean
 from fairtrim.comparison.predictions import Predictions
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.sensitive_groups import SensitiveNames
 
-from .responses import Metric, ResponseMethod, check_defined, did_you_mean, metric_inputs
+from .responses import Metric, ResponseMethod, check_defined, metric_inputs
 
 __all__ = [
     "GAPS",
+    "FrameOptions",
+    "NetworkFrameOptions",
     "SampleParams",
     "bootstrap_options",
     "build_frame",
@@ -89,15 +95,58 @@ def default_metrics(n_classes: int) -> dict[str, Metric]:
     return metrics | {"people": count}
 
 
-def bootstrap_options(
-    n_boot: int | None, ci_quantiles: Sequence[float] | None, random_state: int | None
-) -> dict[str, Any]:
+class FrameOptions(TypedDict, total=False):
+    """How figures are computed; the same for all that makes MetricFrames.
+
+    Attributes:
+        response_method: What the metrics are given as ``y_pred``: ``"predict"`` labels, ``"predict_proba"`` or
+            ``"decision_function"``, as in scikit-learn: (N,) of class 1 for two classes, (N, K) for more. ``"auto"``,
+            the default, is labels, and scores for the metrics of scikit-learn that need them. One for all, or by name
+            of a metric.
+        sample_params: As for MetricFrame: arrays in the order of the samples; a loader may not shuffle then.
+        n_boot: Number of bootstrap samples for confidence intervals; default none.
+        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
+        random_state: Seed of the bootstrap.
+
+    Example:
+        >>> options: FrameOptions = {"n_boot": 50, "random_state": 0}
+        >>> bootstrap_options(options)["n_boot"]
+        50
+    """
+
+    response_method: ResponseMethod | Mapping[str, ResponseMethod]
+    sample_params: SampleParams | None
+    n_boot: int | None
+    ci_quantiles: Sequence[float] | None
+    random_state: int | None
+
+
+class NetworkFrameOptions(FrameOptions, total=False):
+    """How figures of networks are computed: ``FrameOptions``, and how networks and loaders are read.
+
+    Attributes:
+        sensitive_names: Names of the sensitive features, and of their values.
+        forward_fn: How to call a network.
+        output_transform: How to find the scores in what it returns.
+        max_batches: Stop after so many batches.
+        progress: Show progress bars; default True.
+
+    Example:
+        >>> options: NetworkFrameOptions = {"sensitive_names": ["sex"], "progress": False}
+    """
+
+    sensitive_names: SensitiveNames | None
+    forward_fn: ForwardFunction | None
+    output_transform: Callable[[Any], Tensor] | None
+    max_batches: int | None
+    progress: bool
+
+
+def bootstrap_options(options: FrameOptions) -> dict[str, Any]:
     """MetricFrame's arguments of its bootstrap.
 
     Args:
-        n_boot: Number of bootstrap samples, or None.
-        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
-        random_state: Seed.
+        options: As given.
 
     Returns:
         The arguments; none without a bootstrap.
@@ -106,9 +155,10 @@ def bootstrap_options(
         InputError: One is wrong, or missing.
 
     Example:
-        >>> bootstrap_options(None, None, 0), bootstrap_options(5, [0.1, 0.9], 0)["ci_quantiles"]
+        >>> bootstrap_options({}), bootstrap_options({"n_boot": 5, "ci_quantiles": [0.1, 0.9]})["ci_quantiles"]
         ({}, [0.1, 0.9])
     """
+    n_boot, ci_quantiles = options.get("n_boot"), options.get("ci_quantiles")
     if n_boot is None:
         if ci_quantiles is not None:
             raise InputError("ci_quantiles needs n_boot=, the number of bootstrap samples")
@@ -116,7 +166,7 @@ def bootstrap_options(
     if n_boot < 1:
         raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
     quantiles = [0.025, 0.5, 0.975] if ci_quantiles is None else list(ci_quantiles)
-    return {"n_boot": n_boot, "ci_quantiles": quantiles, "random_state": random_state}
+    return {"n_boot": n_boot, "ci_quantiles": quantiles, "random_state": options.get("random_state")}
 
 
 def check_order(loader: Iterable[Any], **given: Any) -> None:

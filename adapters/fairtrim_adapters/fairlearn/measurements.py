@@ -59,7 +59,7 @@ _OTHER_COLUMNS = frozenset(
     {
         *("accuracy", "balanced_accuracy", "worst_group_accuracy", "flags"),
         *("people", "positives", "negatives"),
-        *("criterion", "ratio", "post_processor", "seed", "seeds", "checkpoint", "seconds"),
+        *("criterion", "pruning_ratio", "post_processor", "seed", "seeds", "checkpoint", "seconds"),
         *("parameters", "macs", "parameters_ratio", "macs_ratio", "latency_ms", "latency_ratio"),
     }
 )

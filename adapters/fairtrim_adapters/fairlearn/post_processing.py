@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fairtrim import FairtrimError, InputError, ParityFineTuning, PostProcessor, UnsupportedModelError, ValidationSet
-from fairtrim.data.batches import ForwardFunction, map_tensors
+from fairtrim.data.batches import ForwardFunction, slice_samples
 from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
 from fairtrim.devices import floating_type
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
@@ -180,7 +180,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
 
         def part(rows: Tensor) -> Any:
             if before is None:
-                return map_tensors(inputs, lambda tensor: tensor[rows])
+                return slice_samples(inputs, rows)
             return _safe_indexing(X, rows.numpy())
 
         codes = self._fit_labels(y, n_samples)

@@ -10,22 +10,22 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, Unpack, cast, get_args, get_type_hints
 
 import pandas as pd
 from fairlearn.metrics import MetricFrame
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError
+from fairtrim.arguments import did_you_mean
 from fairtrim.comparison.predictions import Predictions, predict
-from fairtrim.data.batches import ForwardFunction
-from fairtrim.data.sensitive_groups import SensitiveNames
 
 from .flags import data_flags, model_flags
 from .frames import (
     GAPS,
-    SampleParams,
+    FrameOptions,
+    NetworkFrameOptions,
     bootstrap_options,
     build_frame,
     check_order,
@@ -36,7 +36,7 @@ from .frames import (
     not_numbers,
     overall_columns,
 )
-from .responses import Metric, ResponseMethod, check_metric_functions, check_responses, did_you_mean
+from .responses import Metric, check_metric_functions, check_responses
 
 __all__ = ["Comparison", "Metric", "compare_models", "compare_predictions", "metric_frame"]
 
@@ -48,9 +48,10 @@ _OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "a
 
 def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
     """Answer a misspelt argument with the one that it was meant to be, and one without its name with the names."""
-    parameters = inspect.signature(function).parameters
-    known = list(parameters)
-    in_place = [name for name in known if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+    parameters = inspect.signature(function).parameters.values()
+    in_place = [entry.name for entry in parameters if entry.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    (options,) = get_args(get_type_hints(function)["options"])
+    known = [*(entry.name for entry in parameters if entry.name != "options"), *get_type_hints(options)]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -77,23 +78,23 @@ def _sensitive_frame(predictions: Predictions) -> pd.DataFrame:
     return pd.DataFrame({name: values.astype(object) for name, values in predictions.sensitive.items()})
 
 
+def _predicted(
+    models: nn.Module | Mapping[str, nn.Module], loader: Iterable[Any], options: NetworkFrameOptions
+) -> Predictions:
+    reading: dict[str, Any] = {
+        name: value for name, value in options.items() if name not in FrameOptions.__annotations__
+    }
+    return predict(models, loader, **reading)
+
+
 @_suggesting
 def metric_frame(
     model: nn.Module,
     loader: Iterable[Any],
     *,
     metrics: Mapping[str, Metric] | Metric | None = None,
-    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
-    sample_params: SampleParams | None = None,
     control_features: Any = None,
-    n_boot: int | None = None,
-    ci_quantiles: Sequence[float] | None = None,
-    random_state: int | None = None,
-    sensitive_names: SensitiveNames | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    max_batches: int | None = None,
-    progress: bool = True,
+    **options: Unpack[NetworkFrameOptions],
 ) -> MetricFrame:
     """Fairlearn's MetricFrame of a torch network, streamed over a loader.
 
@@ -101,19 +102,8 @@ def metric_frame(
         model: The network; left as it was.
         loader: Batches of (inputs, target, sensitive).
         metrics: As for MetricFrame, or scorers of scikit-learn; default ``default_metrics(K)``.
-        response_method: What the metrics are given as ``y_pred``: ``"predict"`` labels, ``"predict_proba"`` or
-            ``"decision_function"``, as in scikit-learn: (N,) of class 1 for two classes, (N, K) for more. ``"auto"``
-            is labels, and scores for the metrics of scikit-learn that need them. One for all, or by name of a metric.
-        sample_params: As for MetricFrame: arrays in the order of the loader, which may not shuffle.
         control_features: As for MetricFrame, in the order of the loader, or names of sensitive features that it gives.
-        n_boot: Number of bootstrap samples for confidence intervals, or None.
-        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
-        random_state: Seed of the bootstrap.
-        sensitive_names: Names of the sensitive features, and of their values.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-        max_batches: Stop after so many batches.
-        progress: Show a progress bar.
+        options: See ``NetworkFrameOptions``.
 
     Returns:
         The MetricFrame; several sensitive features give their crossings.
@@ -132,21 +122,14 @@ def metric_frame(
         >>> frame.by_group.round(4).to_dict()
         {'a': 0.3133, 'b': 1.3133}
     """
-    bootstrap = bootstrap_options(n_boot, ci_quantiles, random_state)
+    bootstrap = bootstrap_options(options)
+    responses, sample_params = options.get("response_method", "auto"), options.get("sample_params")
     check_metric_functions(metrics)
-    check_responses(response_method, metrics)
+    check_responses(responses, metrics)
     if metrics is not None:
         check_sample_params(sample_params, metrics)
     check_order(loader, sample_params=sample_params)
-    predictions = predict(
-        model,
-        loader,
-        sensitive_names=sensitive_names,
-        forward_fn=forward_fn,
-        output_transform=output_transform,
-        max_batches=max_batches,
-        progress=progress,
-    )
+    predictions = _predicted(model, loader, options)
     if not named_features(control_features, predictions.sensitive):
         check_order(loader, control_features=control_features)
     return build_frame(
@@ -154,7 +137,7 @@ def metric_frame(
         "model",
         _sensitive_frame(predictions),
         default_metrics(predictions.n_classes) if metrics is None else metrics,
-        response_method=response_method,
+        response_method=responses,
         sample_params=sample_params,
         control_features=control_features,
         bootstrap=bootstrap,
@@ -226,17 +209,8 @@ def compare_models(
     *,
     reference: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
-    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
-    sample_params: SampleParams | None = None,
-    n_boot: int | None = None,
-    ci_quantiles: Sequence[float] | None = None,
-    random_state: int | None = None,
     interval_metrics: Sequence[str] = ("accuracy",),
-    sensitive_names: SensitiveNames | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    max_batches: int | None = None,
-    progress: bool = True,
+    **options: Unpack[NetworkFrameOptions],
 ) -> Comparison:
     """Compare networks, e.g. a dense one and its compressions, for every sensitive group.
 
@@ -246,17 +220,9 @@ def compare_models(
         reference: The network that changes are measured from; default the first.
         metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``. Those that give several
             numbers, such as ``confusion_matrix``, are in ``frames`` only.
-        response_method: What the metrics are given; see ``metric_frame``.
-        sample_params: Arguments of the metrics by name, as for MetricFrame; the loader may not shuffle then.
-        n_boot: Number of bootstrap samples for confidence intervals, or None.
-        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975; the outer ones are shown.
-        random_state: Seed of the bootstrap.
-        interval_metrics: Metrics that get intervals; Fairlearn's bootstrap takes about 0.1 s a sample and metric.
-        sensitive_names: Names of the sensitive features, and of their values.
-        forward_fn: How to call a network.
-        output_transform: How to find the scores in what it returns.
-        max_batches: Stop after so many batches.
-        progress: Show progress bars.
+        interval_metrics: Metrics that get intervals, with ``n_boot=``; Fairlearn's bootstrap takes about 0.1 s a sample
+            and metric.
+        options: See ``NetworkFrameOptions``; of several quantiles the outer ones are shown.
 
     Returns:
         The comparison; print it, or plot it with ``plot_comparison``.
@@ -277,43 +243,28 @@ def compare_models(
         raise InputError(
             f"models is {type(models).__name__}; expected networks by name: {{'dense': ..., 'pruned': ...}}"
         )
-    arguments: dict[str, Any] = {
-        "reference": next(iter(models)) if reference is None else reference,
-        "metrics": metrics,
-        "response_method": response_method,
-        "sample_params": sample_params,
-        "n_boot": n_boot,
-        "ci_quantiles": ci_quantiles,
-        "random_state": random_state,
-        "interval_metrics": interval_metrics,
-    }
-    _check_comparison(list(models), **arguments)
-    check_order(loader, sample_params=sample_params)
-    predictions = predict(
-        models,
-        loader,
-        sensitive_names=sensitive_names,
-        forward_fn=forward_fn,
-        output_transform=output_transform,
-        max_batches=max_batches,
-        progress=progress,
+    figures = cast(FrameOptions, {k: v for k, v in options.items() if k in FrameOptions.__annotations__})
+    _check_comparison(list(models), reference, metrics, interval_metrics, figures)
+    check_order(loader, sample_params=options.get("sample_params"))
+    return compare_predictions(
+        _predicted(models, loader, options),
+        reference=reference,
+        metrics=metrics,
+        interval_metrics=interval_metrics,
+        progress=options.get("progress", True),
+        **figures,
     )
-    return compare_predictions(predictions, **arguments, progress=progress)
 
 
 def _check_comparison(
     names: Sequence[str],
-    reference: str,
+    reference: str | None,
     metrics: Mapping[str, Metric] | None,
-    response_method: Any,
-    sample_params: SampleParams | None,
-    n_boot: int | None,
-    ci_quantiles: Sequence[float] | None,
-    random_state: int | None,
     interval_metrics: Sequence[str],
+    options: FrameOptions,
 ) -> None:
-    bootstrap_options(n_boot, ci_quantiles, random_state)
-    if reference not in names:
+    bootstrap_options(options)
+    if reference is not None and reference not in names:
         raise InputError(
             f"reference={reference!r}{did_you_mean(reference, names)} is not one of the networks: {list(names)}"
         )
@@ -322,7 +273,7 @@ def _check_comparison(
             f"metrics is a {type(metrics).__name__}; expected functions by name: {{'accuracy': accuracy_score, ...}}"
         )
     check_metric_functions(metrics)
-    check_responses(response_method, metrics)
+    check_responses(options.get("response_method", "auto"), metrics)
     if metrics is None:
         return
     if "accuracy" not in metrics:
@@ -330,8 +281,8 @@ def _check_comparison(
     taken = [name for name in metrics if name in _OWN_COLUMNS or name.endswith((" low", " high"))]
     if taken:
         raise InputError(f"metrics holds {taken[0]!r}, which other figures are called; expected another name")
-    check_sample_params(sample_params, metrics)
-    if n_boot is not None:
+    check_sample_params(options.get("sample_params"), metrics)
+    if options.get("n_boot") is not None:
         _check_interval_metrics(interval_metrics, metrics)
 
 
@@ -349,27 +300,19 @@ def compare_predictions(
     *,
     reference: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
-    response_method: ResponseMethod | Mapping[str, ResponseMethod] = "auto",
-    sample_params: SampleParams | None = None,
-    n_boot: int | None = None,
-    ci_quantiles: Sequence[float] | None = None,
-    random_state: int | None = None,
     interval_metrics: Sequence[str] = ("accuracy",),
     progress: bool = True,
+    **options: Unpack[FrameOptions],
 ) -> Comparison:
     """Compare networks by predictions that were made already; ``compare_models`` makes them.
 
     Args:
         predictions: Of the same samples by every network.
-        reference: The network that changes are measured from; default the first.
-        metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``.
-        response_method: What the metrics are given; see ``metric_frame``.
-        sample_params: Arguments of the metrics by name, as for MetricFrame.
-        n_boot: Number of bootstrap samples for confidence intervals, or None.
-        ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
-        random_state: Seed of the bootstrap.
-        interval_metrics: Metrics that get intervals.
+        reference: As for ``compare_models``.
+        metrics: As for ``compare_models``.
+        interval_metrics: As for ``compare_models``.
         progress: Show a progress bar of the bootstrap.
+        options: See ``FrameOptions``.
 
     Returns:
         The comparison.
@@ -388,37 +331,27 @@ def compare_predictions(
         {'a': -1.0, 'b': 1.0}
     """
     models = list(predictions.label)
+    _check_comparison(models, reference, metrics, interval_metrics, options)
     reference = models[0] if reference is None else reference
-    bootstrap = bootstrap_options(n_boot, ci_quantiles, random_state)
-    _check_comparison(
-        models,
-        reference,
-        metrics,
-        response_method,
-        sample_params,
-        n_boot,
-        ci_quantiles,
-        random_state,
-        interval_metrics,
-    )
+    bootstrap = bootstrap_options(options)
     every = default_metrics(predictions.n_classes) if metrics is None else dict(metrics)
-    check_sample_params(sample_params, every)
-    sensitive, given = _sensitive_frame(predictions), dict(sample_params or {})
-    if n_boot is not None:
+    given = dict(options.get("sample_params") or {})
+    check_sample_params(given, every)
+    sensitive = _sensitive_frame(predictions)
+    if bootstrap:
         _check_interval_metrics(interval_metrics, every)
 
     def frame(name: str, chosen: Mapping[str, Metric], bootstrap: Mapping[str, Any] | None = None) -> MetricFrame:
-        responses = response_method
+        responses = options.get("response_method", "auto")
         if isinstance(responses, Mapping):
             responses = {metric: response for metric, response in responses.items() if metric in chosen}
-        params = {metric: given[metric] for metric in chosen if metric in given}
         return build_frame(
             predictions,
             name,
             sensitive,
             chosen,
             response_method=responses,
-            sample_params=params,
+            sample_params={metric: given[metric] for metric in chosen if metric in given},
             bootstrap=bootstrap,
         )
 
@@ -427,7 +360,7 @@ def compare_predictions(
     if "accuracy" in several:
         raise InputError("the metric 'accuracy', which changes are measured in, gives several numbers; expected one")
     by_group = {name: group_columns(predictions, frames, name, reference, sensitive, several) for name in models}
-    if n_boot is not None:
+    if bootstrap:
         chosen = {name: every[name] for name in interval_metrics}
         for name in tqdm(models, desc="bootstrap", leave=False, disable=not progress):
             low, *_, high = frame(name, chosen, bootstrap).by_group_ci

@@ -6,10 +6,9 @@ known here, also inside ``functools.partial``, scorers and Fairlearn's derived m
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -22,7 +21,9 @@ import sklearn.metrics
 import torch
 
 from fairtrim import InputError
+from fairtrim.arguments import did_you_mean
 from fairtrim.comparison.predictions import Predictions
+from fairtrim.measures.scores import positive_margin, probabilities
 
 __all__ = [
     "Metric",
@@ -30,7 +31,6 @@ __all__ = [
     "check_defined",
     "check_metric_functions",
     "check_responses",
-    "did_you_mean",
     "metric_inputs",
 ]
 
@@ -129,24 +129,6 @@ def _variables(function: Any) -> dict[str, Any]:
         except ValueError:  # not yet
             continue
     return {**function.__globals__, **bound}
-
-
-def did_you_mean(name: Any, choices: Iterable[Any]) -> str:
-    """A hint at the choice that a name was meant to be.
-
-    Args:
-        name: What was given.
-        choices: What there is.
-
-    Returns:
-        The hint, empty if nothing is near.
-
-    Example:
-        >>> did_you_mean("acuracy", ["accuracy", "people"])
-        " (did you mean 'accuracy'?)"
-    """
-    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def check_metric_functions(metrics: Any) -> None:
@@ -409,9 +391,8 @@ def _values(
         )
     scores = torch.from_numpy(np.asarray(predictions.scores[model], dtype=np.float64))
     if scores.shape[1] > 2:
-        return (scores.softmax(1) if response == "predict_proba" else scores).numpy()
-    margin = scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
-    margin = margin if positive else -margin
+        return (probabilities(scores) if response == "predict_proba" else scores).numpy()
+    margin = positive_margin(scores) if positive else -positive_margin(scores)
     return (margin.sigmoid() if response == "predict_proba" else margin).numpy()
 
 

@@ -1,4 +1,4 @@
-"""A damage table as a map of people and layers."""
+"""A damage table as a map of sensitive groups and layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_ANNOTATED = 100  # cells; with more, numbers are too small to read
 
 
 def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | None = None) -> Axes:
-    """Where in the network removing channels is predicted to hurt whom: people by layers.
+    """Where in the network removing channels is predicted to hurt whom: sensitive groups by layers.
 
     Every number is of channels removed one by one. What a set of channels does together, ``table.predict`` tells.
     Colours are symmetric around 0 and linear near it; where a few layers are far above the others, they are

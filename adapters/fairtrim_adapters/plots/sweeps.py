@@ -80,7 +80,7 @@ def plot_pareto(
     objectives: Mapping[str, Direction] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Performance against a gap, one marker for each (criterion, ratio, post-processor) of a sweep.
+    """Performance against a gap, one marker for each (criterion, pruning ratio, post-processor) of a sweep.
 
     A large marker is the mean over seeds, small ones are the single seeds, thin lines the means of the seeds' 95 %
     intervals. The shape tells the criterion, the filling the post-processor, the colour how much was removed. The star
@@ -105,18 +105,15 @@ def plot_pareto(
             apart, or nothing to draw, or matplotlib is not installed.
 
     Example:
-        >>> import torch
         >>> from matplotlib.figure import Figure
-        >>> from torch import nn
-        >>> from fairtrim_adapters.sweep import DataSplits, sweep
-        >>> people = [(torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])]
-        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-        >>> table = sweep(network, DataSplits(test=people), "magnitude", [0.5], n_boot=None, progress=False)
+        >>> run = {"seed": 0, "criterion": "magnitude", "pruning_ratio": 0.5, "post_processor": "none"}
+        >>> figures = {"parameters_ratio": 0.3, "accuracy": 0.9, "equalized_odds_difference": 0.2}
+        >>> table = pd.DataFrame([{**run, **figures}])
         >>> ax = plot_pareto(table, ax=Figure().subplots())
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('equalized odds difference  (← better)', 'accuracy  (better →)')
     """
-    _require(frame, ["seed", "criterion", "ratio", "post_processor", x, y, colour])
+    _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor", x, y, colour])
     means = mean_over_seeds(frame)
     pruned = [name for name in dict.fromkeys(frame["criterion"]) if name != _DENSE]
     shapes = {_DENSE: "*", **_choose(pruned, MARKERS, "criteria")}
@@ -144,29 +141,26 @@ def plot_pareto(
     for place, run in means[drawable].iterrows():
         shade, dense = paint(run), run["criterion"] == _DENSE
         intervals = _draw_interval(ax, run, x, y, shade) or intervals
-        ax.plot(
-            run[x],
-            run[y],
-            marker=shapes[run["criterion"]],
-            fillstyle=fills[run["post_processor"]],
-            markersize=15 if dense else 8,
-            color="black" if dense else shade,
-            markerfacecoloralt="white",
-            markeredgecolor="black" if dense else shade,
-            markeredgewidth=1.3,
-            linestyle="none",
-            zorder=4,
-        )
+        edge = "black" if dense else shade
+        mark: dict[str, Any] = {
+            "marker": shapes[run["criterion"]],
+            "fillstyle": fills[run["post_processor"]],
+            "linestyle": "none",
+        }
+        colours: dict[str, Any] = {
+            "color": edge,
+            "markeredgecolor": edge,
+            "markerfacecoloralt": "white",
+            "markeredgewidth": 1.3,
+        }
+        ax.plot(run[x], run[y], **mark, **colours, markersize=15 if dense else 8, zorder=4)
         if members[place]:
-            ax.plot(
-                run[x],
-                run[y],
-                "o",
-                markersize=19 if run["criterion"] == _DENSE else 14,
-                markerfacecolor="none",
-                markeredgecolor="black",
-                zorder=3,
-            )
+            ring: dict[str, Any] = {
+                "markersize": 19 if dense else 14,
+                "markerfacecolor": "none",
+                "markeredgecolor": "black",
+            }
+            ax.plot(run[x], run[y], "o", **ring, zorder=3)
     if set(chosen) <= {x, y} and members.any():
         front = means[members].sort_values([x, y])
         ax.plot(front[x], front[y], color="black", linewidth=0.8, zorder=1)
@@ -285,18 +279,14 @@ def plot_group_metric(
             told apart, the axes are too many or too few, or matplotlib is not installed.
 
     Example:
-        >>> import torch
         >>> from matplotlib.figure import Figure
-        >>> from torch import nn
-        >>> from fairtrim_adapters.sweep import DataSplits, sweep
-        >>> people = [(torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])]
-        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-        >>> table = sweep(network, DataSplits(test=people), "magnitude", [0.5], n_boot=None, progress=False)
+        >>> run = {"seed": 0, "criterion": "magnitude", "pruning_ratio": 0.5, "post_processor": "none"}
+        >>> table = pd.DataFrame([{**run, "accuracy": 0.9, "accuracy[a]": 0.95, "accuracy[b]": 0.8}])
         >>> (ax,) = plot_group_metric(table, axes=[Figure().subplots()])
         >>> ax.get_title(), ax.get_ylabel()
         ('magnitude', 'accuracy')
     """
-    _require(frame, ["seed", "criterion", "ratio", "post_processor"])
+    _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor"])
     means = mean_over_seeds(frame)
     groups = [name[len(metric) + 1 : -1] for name in means if name.startswith(f"{metric}[") and name.endswith("]")]
     if not groups:
@@ -312,56 +302,18 @@ def plot_group_metric(
     if not criteria:
         known = list(dict.fromkeys(means.loc[means["criterion"] != _DENSE, "post_processor"]))
         raise InputError(f"no pruned network has post_processor={post_processor!r}; the sweep has {known}")
-    pyplot = import_pyplot()
-    figure = None
-    panels: npt.NDArray[Any]
-    if axes is None:
-        n_columns = min(4, len(criteria)) if len(criteria) != 5 else 3
-        n_rows = -(-len(criteria) // n_columns)
-        figure, grid = pyplot.subplots(
-            n_rows,
-            n_columns,
-            figsize=(2.5 * n_columns + 2.4, 2.5 * n_rows + 0.5),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        panels, spare = grid.ravel()[: len(criteria)], grid.ravel()[len(criteria) :]
-        for above, empty in zip(grid.ravel()[len(criteria) - n_columns :], spare, strict=False):
-            above.tick_params(labelbottom=True)
-            empty.set_axis_off()
-    else:
-        panels = np.ravel(np.asarray(axes, dtype=object))
-        if len(panels) != len(criteria):
-            raise InputError(f"{len(panels)} axes for {len(criteria)} criteria ({criteria}); expected one for each")
-
+    figure, panels = _panels(axes, criteria)
     untouched = means[(means["criterion"] == _DENSE) & (means["post_processor"] == "none")]
     begins = runs[runs["criterion"] == _DENSE]
     lines = [*zip([f"{metric}[{g}]" for g in groups], looks, groups, strict=False)]
     lines += [(metric, ("black", "-"), "everybody")] if metric in means else []
     for panel, criterion in zip(panels, criteria, strict=True):
-        here = pd.concat([begins, runs[runs["criterion"] == criterion]]).sort_values("ratio", kind="stable")
-        share = 100 * here["ratio"].to_numpy(dtype=float)
-        for g, (column, (shade, style), label) in enumerate(lines):
-            everybody = label == "everybody" and column == metric
-            low, high = (here.get(_end(column, end), pd.Series(np.nan, here.index)) for end in ("low", "high"))
-            if np.isfinite(low).any():
-                strength = 0.16 if len(lines) <= 5 else 0.07
-                panel.fill_between(share, low, high, color=shade, alpha=strength, linewidth=0, zorder=1)
-            panel.plot(
-                share,
-                here[column],
-                color=shade,
-                linestyle=style,
-                linewidth=1.9 if everybody else 1.3,
-                marker=None if everybody else MARKERS[g % len(MARKERS)],
-                markersize=4,
-                label=label,
-                zorder=4 if everybody else 3,
-            )
+        here = pd.concat([begins, runs[runs["criterion"] == criterion]]).sort_values("pruning_ratio", kind="stable")
+        for g, (column, look, label) in enumerate(lines):
+            marker = None if column == metric else MARKERS[g % len(MARKERS)]
+            _draw_group(panel, here, column, look, label, marker, faint=len(lines) > 5)
             for value in untouched[column].dropna():
-                panel.axhline(value, color=shade, linestyle=":", linewidth=0.9, zorder=2)
+                panel.axhline(value, color=look[0], linestyle=":", linewidth=0.9, zorder=2)
         panel.set_title(criterion, fontsize=10)
         panel.grid(color="0.93", linewidth=0.6)
         panel.set_axisbelow(True)
@@ -379,6 +331,63 @@ def plot_group_metric(
     else:
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     return panels
+
+
+def _panels(
+    axes: Axes | Sequence[Axes] | npt.NDArray[Any] | None, criteria: Sequence[str]
+) -> tuple[Any, npt.NDArray[Any]]:
+    """The figure, if it is a new one, and the axes, one for each criterion."""
+    pyplot = import_pyplot()
+    if axes is not None:
+        panels = np.ravel(np.asarray(axes, dtype=object))
+        if len(panels) != len(criteria):
+            raise InputError(f"{len(panels)} axes for {len(criteria)} criteria ({criteria}); expected one for each")
+        return None, panels
+    n_columns = min(4, len(criteria)) if len(criteria) != 5 else 3
+    n_rows = -(-len(criteria) // n_columns)
+    figure, grid = pyplot.subplots(
+        n_rows,
+        n_columns,
+        figsize=(2.5 * n_columns + 2.4, 2.5 * n_rows + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    panels, spare = grid.ravel()[: len(criteria)], grid.ravel()[len(criteria) :]
+    for above, empty in zip(grid.ravel()[len(criteria) - n_columns :], spare, strict=False):
+        above.tick_params(labelbottom=True)
+        empty.set_axis_off()
+    return figure, panels
+
+
+def _draw_group(
+    panel: Axes,
+    here: pd.DataFrame,
+    column: str,
+    look: tuple[str, str],
+    label: str,
+    marker: str | None,
+    *,
+    faint: bool,
+) -> None:
+    """A line, and a band if there are intervals; the line of everybody has no marker."""
+    shade, style = look
+    share = 100 * here["pruning_ratio"].to_numpy(dtype=float)
+    low, high = (here.get(_end(column, end), pd.Series(np.nan, here.index)) for end in ("low", "high"))
+    if np.isfinite(low).any():
+        panel.fill_between(share, low, high, color=shade, alpha=0.07 if faint else 0.16, linewidth=0, zorder=1)
+    panel.plot(
+        share,
+        here[column],
+        color=shade,
+        linestyle=style,
+        linewidth=1.3 if marker else 1.9,
+        marker=marker,
+        markersize=4,
+        label=label,
+        zorder=3 if marker else 4,
+    )
 
 
 def _end(column: str, end: str) -> str:

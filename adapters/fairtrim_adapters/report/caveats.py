@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
 
-from .contents import Data, Network, Timing
+from .contents import Data, ReportContents
 
-__all__ = ["LARGE_ENOUGH", "limits", "not_measured"]
+__all__ = ["LARGE_ENOUGH", "with_caveats"]
+
+Report = TypeVar("Report", bound=ReportContents)
 
 LARGE_ENOUGH = 100
 """Fewer people than this are named: a rate of 100 people has a standard error of up to .05."""
@@ -19,65 +23,50 @@ def _named(words: Sequence[str]) -> str:
     return f"{shown} and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else shown
 
 
-def not_measured(
-    data: Data,
-    networks: Sequence[Network],
-    *,
-    timing: Timing | None,
-    seeds: Sequence[int],
-    versions: Mapping[str, str],
-    sweep: bool,
-    changed_shown: bool,
-    damage_shown: bool,
-    intervals: bool,
-    nobody: Sequence[str] = (),
-) -> tuple[str, ...]:
-    """What is absent from a report.
+def with_caveats(report: Report, *, nobody: Sequence[str] = (), disturbed: bool = False) -> Report:
+    """The report with its last two sections.
 
     Args:
-        data: The people.
-        networks: The networks.
-        timing: Of the latencies.
-        seeds: Of the runs.
-        versions: Of the packages.
-        sweep: Whether this is about a sweep.
-        changed_shown: Whether samples with another predicted label are listed.
-        damage_shown: Whether predicted damage by layer is shown.
-        intervals: Whether figures have intervals.
+        report: With everything else.
         nobody: Crossings that nobody belongs to.
+        disturbed: Whether latencies were measured while other runs ran.
 
     Returns:
-        Sentences.
+        The report with what it doesn't tell, and what its figures can't.
     """
+    return dataclasses.replace(report, limits=_limits(report, disturbed), not_measured=_not_measured(report, nobody))
+
+
+def _not_measured(report: ReportContents, nobody: Sequence[str]) -> tuple[str, ...]:
+    """What is absent from a report."""
     found = []
-    if timing is None:
+    if report.timing is None:
         found.append("Latency: no network was timed. Fewer parameters need not be faster.")
     else:
-        found.append(
-            f"Latency on other hardware, batch sizes and numbers of threads than those timed ({timing.machine})."
-        )
+        machine = report.timing.machine
+        found.append(f"Latency on other hardware, batch sizes and numbers of threads than those timed ({machine}).")
     found.append("Memory and energy.")
-    if not intervals:
+    if not report.intervals:
         found.append("Uncertainty over people: no intervals were computed, so chance differences are not told apart.")
-    if len(seeds) < 2:
-        one = "one seed" if seeds else "no seed was recorded: each network is one training and one pruning"
+    if len(report.seeds) < 2:
+        one = "one seed" if report.seeds else "no seed was recorded: each network is one training and one pruning"
         found.append(f"Variation over training and pruning ({one}). Another seed may favour other networks.")
-    elif not sweep:
+    elif report.runs is None:
         found.append("Variation over seeds of each network by itself: each is one training and one pruning.")
-    found += _people(data)
+    found += _people(report.data)
     if nobody:
         found.append(f"Crossings that nobody of the data belongs to: {_named(nobody)}.")
-    if any("true_positive_rate" not in network.overall for network in networks):
+    if any("true_positive_rate" not in network.overall for network in report.networks):
         found.append("Rates of single classes, such as true positive rates of each of more than two classes.")
     found.append("Calibration of probabilities, and other decision thresholds: decisions are the largest score.")
     found.append("Robustness to noise, to attacks and to drift, and other data than these test people.")
     found.append("Validity of the labels: a label that is wrong more often for some people is taken as it is.")
     found.append("What decisions do to people: costs of the errors differ, and are not weighed here.")
-    if not changed_shown:
+    if not report.changed and (report.runs is not None or len(report.networks) > 1):
         found.append("Which people get another prediction: only their share is given.")
-    if not damage_shown:
+    if all(picture.section != "Predicted damage" for picture in report.pictures):
         found.append("Where in the network the damage arises: no damage table was given.")
-    if not versions:
+    if not report.versions:
         found.append("Versions of the software: not recorded.")
     return tuple(found)
 
@@ -115,18 +104,8 @@ def _people(data: Data) -> list[str]:
     return found
 
 
-def limits(*, intervals: bool, sweep: bool, several_seeds: bool, disturbed: bool = False) -> tuple[str, ...]:
-    """What the figures can't tell.
-
-    Args:
-        intervals: Whether figures have intervals.
-        sweep: Whether this is about a sweep.
-        several_seeds: Whether figures are means over seeds.
-        disturbed: Whether latencies were measured while other runs ran.
-
-    Returns:
-        Sentences.
-    """
+def _limits(report: ReportContents, disturbed: bool) -> tuple[str, ...]:
+    """What the figures can't tell."""
     found = [
         "A gap that closes is not a repair: it closes too when those who were served better are served worse. Look at "
         "each sensitive group's absolute figures.",
@@ -134,7 +113,7 @@ def limits(*, intervals: bool, sweep: bool, several_seeds: bool, disturbed: bool
         "Figures hold for people drawn like these. If they also trained, scored, repaired or chose a network, its "
         "figures are too good.",
     ]
-    if intervals:
+    if report.intervals:
         found.append(
             "Intervals are of other people drawn like these, each figure by itself: they don't cover training, and of "
             "many figures some leave out 0 by chance. Rates have Wilson's interval, their changes Agresti and Min's. A "
@@ -142,11 +121,11 @@ def limits(*, intervals: bool, sweep: bool, several_seeds: bool, disturbed: bool
             "groups, so that it may begin at 0; one that begins above 0 is more than chance. Changes of gaps have "
             "bootstrapped ones, which hold the truth a little less often where one of the gaps is close to 0."
         )
-    if several_seeds:
+    if report.runs is not None and len(report.seeds) > 1:
         found.append("Means over seeds hide single networks that are worse; the range over seeds shows them.")
     if disturbed:
         found.append("Latencies were measured while other runs ran beside: they tell little.")
-    if sweep:
+    if report.runs is not None:
         found.append(
             "The Pareto set was chosen by these figures, of these people: the best of many are a little too good. "
             "Judge the network that you take on people who had no part in the choice."

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from fairtrim import InputError
 
 __all__ = [
     "Changed",
@@ -19,12 +16,11 @@ __all__ = [
     "Method",
     "Network",
     "Picture",
+    "ReportContents",
     "Table",
     "Timing",
     "figure_of",
     "finite",
-    "from_plain",
-    "to_plain",
 ]
 
 Cell = str | int | float | bool | None
@@ -133,7 +129,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Network:
-    """One network; in a sweep one (criterion, ratio, post-processor), over its seeds.
+    """One network; in a sweep one (criterion, pruning ratio, post-processor), over its seeds.
 
     Attributes:
         name: Of the network.
@@ -259,67 +255,52 @@ class Changed:
     samples: Table | None
 
 
-def to_plain(value: Any) -> Any:
-    """Dataclasses as what JSON can hold.
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
-    Args:
-        value: A dataclass of plain data.
 
-    Returns:
-        Dicts, lists, numbers, words and None.
+@dataclass(frozen=True, kw_only=True)
+class ReportContents:
+    """What is known about networks compared on the same people, and what is not.
 
-    Example:
-        >>> to_plain(Flag("empty cell", "", "F: nobody of class 1"))["kind"]
-        'empty cell'
+    Attributes:
+        title: Of the report.
+        date: When it was made, ISO 8601.
+        data: The people.
+        reference: Name of the network that changes are measured from.
+        networks: The networks.
+        methods: What the criteria and post-processors do, and to whom.
+        settings: What all networks share, by name.
+        versions: Of Python and of the packages.
+        seeds: Of the runs; empty if not recorded.
+        intervals: Whether figures have intervals over people.
+        n_boot: Bootstrap samples of the intervals; None if there are none, or not recorded.
+        timing: How latencies were measured; None if they were not.
+        flags: What makes figures mean less than they seem to.
+        objectives: ``max`` or ``min`` by column, of the Pareto set; empty if there is none.
+        changed: Samples whose predicted label differs from the reference's, by network.
+        pictures: The pictures.
+        runs: Every run of a sweep; None for networks.
+        limits: What the figures can't tell.
+        not_measured: What is absent.
     """
-    return asdict(value)
 
-
-def from_plain(kind: Any, value: Any, where: str = "report") -> Any:
-    """The inverse of ``to_plain``, which looks at every type.
-
-    Args:
-        kind: The type that is expected: a dataclass, a tuple, a dict, a union or a plain type.
-        value: Out of JSON.
-        where: What it is, for messages.
-
-    Returns:
-        An instance.
-
-    Raises:
-        InputError: Something is missing, left over, or of another type.
-
-    Example:
-        >>> from_plain(tuple[int, ...], [1, 2])
-        (1, 2)
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        names = [entry.name for entry in fields(kind)]
-        if not isinstance(value, Mapping) or set(value) != set(names):
-            got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise InputError(f"{where} has {got}; expected the entries {sorted(names)}")
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: from_plain(hints[name], value[name], f"{where}.{name}") for name in names})
-    if origin is tuple and isinstance(value, list):
-        return tuple(from_plain(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if origin is dict and isinstance(value, Mapping):
-        return {key: from_plain(arguments[1], entry, f"{where}[{key!r}]") for key, entry in value.items()}
-    if origin in (types.UnionType, typing.Union):
-        return _from_union(arguments, value, where)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and origin is None and type(value) is kind:
-        return value
-    raise InputError(f"{where} is {value!r:.80}; expected {getattr(kind, '__name__', kind)}")
-
-
-def _from_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    if type(value) in kinds:
-        return value
-    others = [kind for kind in kinds if kind is not type(None) and kind not in (str, bool, int)]
-    if len(others) != 1:
-        raise InputError(f"{where} is {value!r:.80}; expected one of {kinds}")
-    return from_plain(others[0], value, where)
+    title: str
+    date: str = field(default_factory=_today)
+    data: Data
+    reference: str
+    networks: tuple[Network, ...]
+    methods: tuple[Method, ...]
+    settings: dict[str, str]
+    versions: dict[str, str]
+    seeds: tuple[int, ...]
+    intervals: bool
+    n_boot: int | None
+    timing: Timing | None
+    flags: tuple[Flag, ...]
+    objectives: dict[str, str] = field(default_factory=dict)
+    changed: tuple[Changed, ...] = ()
+    pictures: tuple[Picture, ...]
+    runs: Table | None = None
+    limits: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()

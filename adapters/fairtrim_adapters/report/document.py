@@ -1,18 +1,20 @@
-"""A report of networks compared on the same people, and its three forms."""
+"""A report of networks compared on the same people, with what writes it: HTML, Markdown, JSON, a model card."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairtrim import InputError
 from fairtrim.files.atomic_file import write_text
 
-from .contents import Changed, Data, Flag, Method, Network, Picture, Table, Timing, from_plain, to_plain
+from .contents import ReportContents
+from .html import to_html
+from .markdown import to_markdown
+from .model_card import to_model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -23,31 +25,10 @@ FORMAT, FORMAT_VERSION = "fairtrim report", 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What is known about networks compared on the same people, and what is not.
+class Report(ReportContents):
+    """What is known about networks compared on the same people, and what is not, to be written.
 
-    ``report_networks`` and ``report_sweep`` make one.
-
-    Attributes:
-        title: Of the report.
-        date: When it was made, ISO 8601.
-        data: The people.
-        reference: Name of the network that changes are measured from.
-        networks: The networks.
-        methods: What the criteria and post-processors do, and to whom.
-        settings: What all networks share, by name.
-        versions: Of Python and of the packages.
-        seeds: Of the runs; empty if not recorded.
-        intervals: Whether figures have intervals over people.
-        n_boot: Bootstrap samples of the intervals; None if there are none, or not recorded.
-        timing: How latencies were measured; None if they were not.
-        flags: What makes figures mean less than they seem to.
-        objectives: ``max`` or ``min`` by column, of the Pareto set; empty if there is none.
-        changed: Samples whose predicted label differs from the reference's, by network.
-        pictures: The pictures.
-        runs: Every run of a sweep; None for networks.
-        limits: What the figures can't tell.
-        not_measured: What is absent.
+    ``report_networks`` and ``report_sweep`` make one. Its attributes are those of ``contents.ReportContents``.
 
     Example:
         >>> import torch
@@ -57,29 +38,9 @@ class Report:
         >>> report = report_networks(
         ...     {"dense": nn.Linear(4, 2)}, {"test": people}, latency_rounds=0, pictures=False, progress=False
         ... )
-        >>> Report.from_json(report.to_json()) == report
-        True
+        >>> json.loads(report.to_json())["data"]["people"]
+        {'a': 2, 'b': 2}
     """
-
-    title: str
-    date: str
-    data: Data
-    reference: str
-    networks: tuple[Network, ...]
-    methods: tuple[Method, ...]
-    settings: dict[str, str]
-    versions: dict[str, str]
-    seeds: tuple[int, ...]
-    intervals: bool
-    n_boot: int | None
-    timing: Timing | None
-    flags: tuple[Flag, ...]
-    objectives: dict[str, str]
-    changed: tuple[Changed, ...]
-    pictures: tuple[Picture, ...]
-    runs: Table | None
-    limits: tuple[str, ...]
-    not_measured: tuple[str, ...]
 
     def to_json(self) -> str:
         """Everything, pictures too.
@@ -87,36 +48,8 @@ class Report:
         Returns:
             Strict JSON: what was not measured is null.
         """
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """The inverse of ``to_json``.
-
-        Args:
-            text: JSON.
-
-        Returns:
-            The report, equal to the one that was written.
-
-        Raises:
-            InputError: It is no JSON, or not that of a report of this version.
-        """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"the text is no JSON ({error}); expected what Report.to_json wrote") from error
-        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            raise InputError(f"the JSON is not of a report; expected an object whose format is {FORMAT!r}")
-        if content.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"the report has format_version {content.get('format_version')!r}; this version of fairtrim reads "
-                f"{FORMAT_VERSION}: make the report again, or install the version that wrote it"
-            )
-        entries = {name: entry for name, entry in content.items() if name not in ("format", "format_version")}
-        report: Report = from_plain(cls, entries)
-        return report
 
     def to_html(self) -> str:
         """One page that needs nothing else: styles and pictures are in it, and it asks the network for nothing.
@@ -127,8 +60,6 @@ class Report:
         Raises:
             InputError: jinja2 is not installed.
         """
-        from .html import to_html
-
         return to_html(self)
 
     def to_markdown(self, folder: str | os.PathLike[str] | None = None) -> str:
@@ -144,8 +75,6 @@ class Report:
         Raises:
             InputError: The folder is a file.
         """
-        from .markdown import to_markdown
-
         return to_markdown(self, folder)
 
     def to_model_card(
@@ -166,8 +95,6 @@ class Report:
         Raises:
             InputError: huggingface_hub is not installed, the file is missing, or the comments don't pair up.
         """
-        from .model_card import to_model_card
-
         return to_model_card(self, card, folder)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim import ChangedSamples, DamageTable, InputError, measure_latency, predict
+from fairtrim.arguments import renamed
 from fairtrim.comparison.changed_samples import changed_between
 from fairtrim.comparison.latency import FEWEST_ROUNDS, Latency
 from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.data.batches import Batch, slice_samples
-from fairtrim.devices import model_device
+from fairtrim.devices import model_device, to_device
 from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
 from fairtrim_adapters.fairlearn.flags import OF_DATA
 from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.sweep import DataSplits, versions
 
-from .caveats import limits, not_measured
+from .caveats import with_caveats
 from .contents import Changed, Data, Figure, Flag, Method, Network, Picture, Table, Timing, figure_of, finite
 from .document import Report
-from .facts import method_of
+from .methods import method_of
 from .pictures import closed_picture, need_matplotlib
 
 __all__ = ["report_networks"]
@@ -39,9 +40,10 @@ _MOST_FEATURES = 16  # in the cell of one sample
 _MOST_IMAGES = 24
 
 
+@renamed(data="splits")
 def report_networks(
     models: Mapping[str, nn.Module],
-    data: DataSplits | Mapping[str, Any],
+    splits: DataSplits | Mapping[str, Any],
     *,
     reference: str | None = None,
     method: Mapping[str, Any] | None = None,
@@ -58,11 +60,11 @@ def report_networks(
 
     Args:
         models: Networks by name, e.g. ``{"dense": ..., "pruned": ...}``; left as they were.
-        data: ``test`` judges; names and description are shown. A dict of the arguments of ``DataSplits`` will do.
+        splits: ``test`` judges; names and description are shown. A dict of the arguments of ``DataSplits`` will do.
         reference: The network that changes are measured from; default the first.
         method: How the networks were made: plain values by name for all of them, and by the name of a network a dict
             of its own. ``criterion`` and ``post_processor`` are looked up, ``seed`` or ``seeds`` recorded:
-            ``{"seed": 0, "pruned": {"criterion": "worst-group", "ratio": 0.5, "iterative_steps": 1}}``.
+            ``{"seed": 0, "pruned": {"criterion": "worst-group", "pruning_ratio": 0.5, "iterative_steps": 1}}``.
         n_boot: Bootstrap samples of the 95 % intervals, or None.
         latency_rounds: How often each network is timed, at least 6; 0 for not at all.
         damage: Predicted damage, drawn by layer and sensitive group.
@@ -84,72 +86,81 @@ def report_networks(
         >>> dense, pruned = nn.Linear(3, 2), nn.Linear(3, 2)
         >>> report = report_networks({"dense": dense, "pruned": pruned}, {"test": people, "name": "three people"},
         ...                          latency_rounds=0, pictures=False, progress=False)
-        >>> report.data.people, Report.from_json(report.to_json()) == report
-        ({'a': 1, 'b': 2}, True)
+        >>> report.data.people, report.networks[1].name
+        ({'a': 1, 'b': 2}, 'pruned')
     """
-    splits = DataSplits.of(data)
+    splits = DataSplits.of(splits)
     reference = _checked_names(models, reference)
     _check_numbers(n_boot, latency_rounds, samples)
     if damage is not None and not isinstance(damage, DamageTable):
         raise InputError(f"damage is a {type(damage).__name__}; expected a DamageTable, e.g. importance.damage_")
-    settings, made, methods, seeds = _method_facts(method, list(models))
+    made = _method_facts(method, list(models))
     if pictures:
         need_matplotlib()
-    batch = splits.first_batch("test", model_device(models[reference]))
-    _check_features(splits, batch)
-    calling: dict[str, Any] = {"sensitive_names": splits.sensitive_names, **splits.calling, "progress": progress}
-    predictions = predict(models, splits.test, **calling)
-    people = _joined(predictions)
-    facts = _data_facts(splits, predictions, people)
+    test = _read(models, splits, reference, samples, progress)
     rows = {
-        name: measurements(people, name, reference, n_boot=n_boot, random_state=random_state)
+        name: measurements(test.people, name, reference, n_boot=n_boot, random_state=random_state)
         for name in tqdm(models, desc="measuring", disable=not progress, leave=False, unit="network")
     }
-    comparison = compare_predictions(people, reference=reference, progress=False)
-    latency, timing = _latency(models, reference, batch, splits, latency_rounds, progress)
-    sizes = {
-        name: network_size(model, splits.first_batch("test", model_device(model)), **splits.calling)
-        for name, model in models.items()
-    }
-    networks = tuple(
-        _network(name, model, rows[name], sizes[name], sizes[reference], latency, facts, made.get(name, {}))
-        for name, model in models.items()
-    )
-    single = batch.target.ndim == 1 or batch.target.numel() == len(batch)  # one label a sample
-    changes = _changes(predictions, reference, splits, batch, samples, progress) if single else {}
-    drawn = _pictures(comparison, rows, damage, changes, splits, samples) if pictures else ()
-    return Report(
+    latency, timing = _latency(models, test, latency_rounds, progress)
+    data_facts = _data_facts(test)
+    report = Report(
         title=title,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        data=facts,
+        data=data_facts,
         reference=reference,
-        networks=networks,
-        methods=methods,
-        settings=settings,
+        networks=_networks(models, test, rows, latency, data_facts, made.of_network),
+        methods=made.methods,
+        settings=made.of_all,
         versions=versions(),
-        seeds=seeds,
+        seeds=made.seeds,
         intervals=n_boot is not None,
         n_boot=n_boot,
         timing=timing,
         flags=_flags(rows),
-        objectives={},
-        changed=tuple(_changed(name, change, splits, samples) for name, change in changes.items()),
-        pictures=drawn,
-        runs=None,
-        limits=limits(intervals=n_boot is not None, sweep=False, several_seeds=False),
-        not_measured=not_measured(
-            facts,
-            networks,
-            timing=timing,
-            seeds=seeds,
-            versions=versions(),
-            sweep=False,
-            changed_shown=bool(changes) or len(models) == 1,
-            damage_shown=damage is not None and pictures,
-            intervals=n_boot is not None,
-            nobody=_nobody(predictions, people),
-        ),
+        changed=tuple(_changed(name, change, splits, samples) for name, change in test.changes.items()),
+        pictures=_pictures(test, rows, damage, samples) if pictures else (),
     )
+    return with_caveats(report, nobody=_nobody(test))
+
+
+@dataclass(frozen=True)
+class _TestPeople:
+    """All that is read of the test people, however many networks there are: a first batch, and one pass for them all.
+
+    Attributes:
+        splits: Where they are read from.
+        reference: Name of the network that changes are measured from.
+        batch: The first batch, on the CPU.
+        predictions: Of all networks.
+        people: Labels only, and crossings as one feature, so that those that nobody belongs to don't come up.
+        changes: The changed samples of each other network; none if a sample has several labels.
+    """
+
+    splits: DataSplits
+    reference: str
+    batch: Batch
+    predictions: Predictions
+    people: Predictions
+    changes: Mapping[str, ChangedSamples]
+
+
+def _read(
+    models: Mapping[str, nn.Module], splits: DataSplits, reference: str, samples: int, progress: bool
+) -> _TestPeople:
+    """Run each network once; the loader is read again only to show inputs of changed samples."""
+    batch = splits.first_batch("test", torch.device("cpu"))
+    _check_features(splits, batch)
+    predictions = predict(
+        models, splits.test, sensitive_names=splits.sensitive_names, progress=progress, **splits.calling
+    )
+    name = " × ".join(predictions.sensitive) or "sensitive group"
+    people = dataclasses.replace(predictions, scores={}, sensitive={name: group_names(predictions)})
+    changes: Mapping[str, ChangedSamples] = {}
+    if batch.target.ndim == 1 or batch.target.numel() == len(batch):  # one label a sample
+        shown = isinstance(batch.inputs, Tensor) and batch.inputs.ndim in (2, 3, 4) and samples > 0
+        inputs = splits.test if shown and len(models) > 1 else None
+        changes = changed_between(predictions, reference, inputs=inputs, progress=progress)
+    return _TestPeople(splits, reference, batch, predictions, people, changes)
 
 
 def _checked_names(models: Mapping[str, nn.Module], reference: str | None) -> str:
@@ -182,21 +193,25 @@ def _check_features(splits: DataSplits, batch: Batch) -> None:
         )
 
 
-def _method_facts(
-    method: Mapping[str, Any] | None, names: Sequence[str]
-) -> tuple[dict[str, str], dict[str, dict[str, str]], tuple[Method, ...], tuple[int, ...]]:
-    """Settings of all, of each network, what is known about their methods, and the seeds."""
-    shared: dict[str, Any] = {}
-    own: dict[str, Mapping[str, Any]] = {}
+@dataclass(frozen=True)
+class _Made:
+    """How networks were made: settings of all and of each, what is known about their methods, and the seeds."""
+
+    of_all: dict[str, str]
+    of_network: dict[str, dict[str, str]]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+
+
+def _method_facts(method: Mapping[str, Any] | None, names: Sequence[str]) -> _Made:
+    """What the user tells of how networks were made, sorted."""
     if method is not None and not isinstance(method, Mapping):
         raise InputError(f"method is a {type(method).__name__}; expected facts by name: {{'criterion': 'worst-group'}}")
-    for key, value in (method or {}).items():
-        if isinstance(value, Mapping) and key not in names:
+    own = {key: value for key, value in (method or {}).items() if isinstance(value, Mapping)}
+    shared = {str(key): value for key, value in (method or {}).items() if key not in own}
+    for key in own:
+        if key not in names:
             raise InputError(f"method[{key!r}] holds facts of a network, but the networks are {list(names)}")
-        if isinstance(value, Mapping):
-            own[key] = value
-        else:
-            shared[str(key)] = value
     methods: dict[tuple[str, str], Method] = {}
     for facts in (shared, *own.values()):
         for key, kind in (("criterion", "criterion"), ("post_processor", "post-processor")):
@@ -206,12 +221,12 @@ def _method_facts(
     seeds = [seed for key in ("seed", "seeds") for seed in _several(shared.pop(key, None)) if seed is not None]
     if not all(isinstance(seed, int) for seed in seeds):
         raise InputError(f"method has seeds {seeds}; expected whole numbers")
-    return (
-        {key.replace("_", " "): _words(value) for key, value in shared.items()},
-        {name: {str(k).replace("_", " "): _words(value) for k, value in facts.items()} for name, facts in own.items()},
-        tuple(methods.values()),
-        tuple(seeds),
-    )
+    of_network = {name: _in_words(facts) for name, facts in own.items()}
+    return _Made(_in_words(shared), of_network, tuple(methods.values()), tuple(seeds))
+
+
+def _in_words(facts: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(key).replace("_", " "): _words(value) for key, value in facts.items()}
 
 
 def _several(value: Any) -> list[Any]:
@@ -222,20 +237,17 @@ def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _joined(predictions: Predictions) -> Predictions:
-    """Labels only, and crossings as one feature, so that those that nobody belongs to don't come up."""
-    name = " × ".join(predictions.sensitive) or "sensitive group"
-    return dataclasses.replace(predictions, scores={}, sensitive={name: group_names(predictions)})
-
-
-def _nobody(predictions: Predictions, people: Predictions) -> list[str]:
-    values = [np.unique(column).tolist() for column in predictions.sensitive.values()]
-    (present,) = people.sensitive.values()
+def _nobody(test: _TestPeople) -> list[str]:
+    """Crossings of values that somebody has, without anybody in them."""
+    values = [np.unique(column).tolist() for column in test.predictions.sensitive.values()]
+    (present,) = test.people.sensitive.values()
     found = set(present.tolist())
     return [name for name in (", ".join(crossing) for crossing in itertools.product(*values)) if name not in found]
 
 
-def _data_facts(splits: DataSplits, predictions: Predictions, people: Predictions) -> Data:
+def _data_facts(test: _TestPeople) -> Data:
+    """Who the test people are, and how many of each label."""
+    splits, people = test.splits, test.people
     K = people.n_classes
     if splits.class_names is not None and len(splits.class_names) != K:
         raise InputError(f"{len(splits.class_names)} class_names for {K} classes; expected as many")
@@ -246,7 +258,7 @@ def _data_facts(splits: DataSplits, predictions: Predictions, people: Prediction
         name=splits.name,
         description=splits.description,
         n_people=len(people.target),
-        sensitive_features=tuple(map(str, predictions.sensitive)),
+        sensitive_features=tuple(map(str, test.predictions.sensitive)),
         classes=tuple(map(str, splits.class_names or (f"class {k}" for k in range(K)))),
         people={name: int(counts[name].sum()) for name in names},
         counts={name: tuple(counts[name].tolist()) for name in names},
@@ -265,63 +277,64 @@ def _flags(rows: Mapping[str, Mapping[str, Any]]) -> tuple[Flag, ...]:
 
 
 def _latency(
-    models: Mapping[str, nn.Module], reference: str, batch: Batch, splits: DataSplits, rounds: int, progress: bool
+    models: Mapping[str, nn.Module], test: _TestPeople, rounds: int, progress: bool
 ) -> tuple[Latency | None, Timing | None]:
+    """Latencies, and how they were measured."""
     if not rounds:
         return None, None
-    inputs = slice_samples(batch.inputs, slice(0, LATENCY_BATCH))
-    ordered = {reference: models[reference], **models}
-    latency = measure_latency(ordered, inputs, rounds=rounds, forward_fn=splits.forward_fn, progress=progress)
-    device = model_device(models[reference])
+    device = model_device(models[test.reference])
+    inputs = to_device(slice_samples(test.batch.inputs, slice(0, LATENCY_BATCH)), device)
+    ordered = {test.reference: models[test.reference], **models}
+    latency = measure_latency(ordered, inputs, rounds=rounds, forward_fn=test.splits.forward_fn, progress=progress)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if device.type not in ("cpu", "cuda"):
         machine += f", {device.type}"
-    return latency, Timing(min(LATENCY_BATCH, len(batch)), rounds, latency.threads, machine)
+    return latency, Timing(min(LATENCY_BATCH, len(test.batch)), rounds, latency.threads, machine)
 
 
-def _network(
-    name: str,
-    model: nn.Module,
-    row: Mapping[str, Any],
-    size: Mapping[str, int],
-    of_reference: Mapping[str, int],
+def _networks(
+    models: Mapping[str, nn.Module],
+    test: _TestPeople,
+    rows: Mapping[str, Mapping[str, Any]],
     latency: Latency | None,
     data: Data,
-    facts: dict[str, str],
-) -> Network:
-    metrics = [column for column in row if f"{column}_change" in row or column == "changed_predictions"]
-    by_person = [metric for metric in metrics if f"{metric}[{next(iter(data.people))}]" in row]
-    times = ratio = None
-    if latency is not None:
-        milliseconds = [1e3 * value for value in latency.median(name)]
-        times, ratio = Figure(*map(finite, milliseconds)), Figure(*map(finite, latency.ratio(name)))
+    made: Mapping[str, dict[str, str]],
+) -> tuple[Network, ...]:
+    """Each network with its size, its latency and its figures."""
+    sizes = {name: _size(model, test) for name, model in models.items()}
+    of_reference = sizes[test.reference]
+    networks = []
+    for name, model in models.items():
+        row, size = rows[name], sizes[name]
+        ratios = {what: size[what] / of_reference[what] if of_reference[what] else None for what in size}
+        metrics = [column for column in row if f"{column}_change" in row or column == "changed_predictions"]
+        by_person = [metric for metric in metrics if f"{metric}[{next(iter(data.people))}]" in row]
+        times = None if latency is None else (latency.median(name), latency.ratio(name))
+        networks.append(
+            Network(
+                name=name,
+                class_name=type(model).__name__,
+                parameters=float(size["parameters"]),
+                parameters_ratio=ratios["parameters"],
+                macs=float(size["macs"]),
+                macs_ratio=ratios["macs"],
+                latency_ms=times and Figure(*(finite(1e3 * value) for value in times[0])),
+                latency_ratio=times and Figure(*map(finite, times[1])),
+                facts=made.get(name, {}),
+                overall={metric: figure_of(row, metric) for metric in metrics},
+                by_group={group: {m: figure_of(row, m, group) for m in by_person} for group in data.people},
+            )
+        )
+    return tuple(networks)
 
-    def share(what: str) -> float | None:
-        return size[what] / of_reference[what] if of_reference[what] else None
 
-    return Network(
-        name=name,
-        class_name=type(model).__name__,
-        parameters=float(size["parameters"]),
-        parameters_ratio=share("parameters"),
-        macs=float(size["macs"]),
-        macs_ratio=share("macs"),
-        latency_ms=times,
-        latency_ratio=ratio,
-        facts=facts,
-        overall={metric: figure_of(row, metric) for metric in metrics},
-        by_group={group: {metric: figure_of(row, metric, group) for metric in by_person} for group in data.people},
-    )
+def _size(model: nn.Module, test: _TestPeople) -> dict[str, int]:
+    batch, device = test.batch, model_device(model)
+    there = dataclasses.replace(batch, inputs=to_device(batch.inputs, device), target=batch.target.to(device))
+    return network_size(model, there, **test.splits.calling)
 
 
 # The changed samples.
-
-
-def _changes(
-    predictions: Predictions, reference: str, splits: DataSplits, batch: Batch, samples: int, progress: bool
-) -> dict[str, ChangedSamples]:
-    shown = isinstance(batch.inputs, Tensor) and batch.inputs.ndim in (2, 3, 4) and samples > 0
-    return changed_between(predictions, reference, inputs=splits.test if shown else None, progress=progress)
 
 
 def _changed(name: str, change: ChangedSamples, splits: DataSplits, samples: int) -> Changed:
@@ -379,55 +392,56 @@ def _features(values: Tensor, names: Sequence[str] | None) -> str:
 
 
 def _pictures(
-    comparison: Comparison,
-    rows: Mapping[str, Mapping[str, Any]],
-    damage: DamageTable | None,
-    changes: Mapping[str, ChangedSamples],
-    splits: DataSplits,
-    samples: int,
+    test: _TestPeople, rows: Mapping[str, Mapping[str, Any]], damage: DamageTable | None, samples: int
 ) -> tuple[Picture, ...]:
-    from fairtrim_adapters.plots import plot_changed_images, plot_damage
+    """Rates of each sensitive group, the predicted damage, and images that changed."""
+    return (*_pictures_of_rates(test, rows), *_picture_of_damage(damage), *_pictures_of_changes(test, samples))
 
-    drawn = []
+
+def _pictures_of_rates(test: _TestPeople, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Picture]:
+    comparison = compare_predictions(test.people, reference=test.reference, progress=False)
     for metric in ("accuracy", "true_positive_rate"):
         words = metric.replace("_", " ")
         if words in comparison.by_group:
             axes = plot_comparison(_with_intervals(comparison, rows, metric), metric=words)
-            drawn.append(
-                closed_picture(
-                    axes,
-                    metric.replace("_", "-"),
-                    f"{words.capitalize()} of each network: a dot for each sensitive group, a bar for everybody; "
-                    f"dotted: {comparison.reference!r}; vertical lines: 95 % intervals, if there are any.",
-                    f"Dot chart of the {words} by network and sensitive group; the table above has the figures.",
-                    "Sensitive groups",
-                )
+            yield closed_picture(
+                axes,
+                metric.replace("_", "-"),
+                f"{words.capitalize()} of each network: a dot for each sensitive group, a bar for everybody; "
+                f"dotted: {comparison.reference!r}; vertical lines: 95 % intervals, if there are any.",
+                f"Dot chart of the {words} by network and sensitive group; the table above has the figures.",
+                "Sensitive groups",
             )
+
+
+def _picture_of_damage(damage: DamageTable | None) -> Iterator[Picture]:
+    from fairtrim_adapters.plots import plot_damage
+
     if damage is not None:
-        drawn.append(
-            closed_picture(
-                plot_damage(damage),
-                "damage",
-                "Predicted rise of each sensitive group's loss when channels are removed, by layer.",
-                "Heat map of the predicted damage by layer and sensitive group.",
-                "Predicted damage",
-            )
+        yield closed_picture(
+            plot_damage(damage),
+            "damage",
+            "Predicted rise of each sensitive group's loss when channels are removed, by layer.",
+            "Heat map of the predicted damage by layer and sensitive group.",
+            "Predicted damage",
         )
-    for number, (name, change) in enumerate(changes.items()):
+
+
+def _pictures_of_changes(test: _TestPeople, samples: int) -> Iterator[Picture]:
+    from fairtrim_adapters.plots import plot_changed_images
+
+    for number, (name, change) in enumerate(test.changes.items()):
         if isinstance(change.inputs, Tensor) and change.inputs.ndim in (3, 4) and len(change):
-            axes = plot_changed_images(change, number=min(samples, _MOST_IMAGES), class_names=splits.class_names)
-            drawn.append(
-                closed_picture(
-                    axes,
-                    f"changed-images-{number}",
-                    "Changed samples, those first whose label lost most probability.",
-                    f"Images that {name} gives another label than {comparison.reference}; the table lists the labels.",
-                    "Changed predictions",
-                    network=name,
-                    vector=False,
-                )
+            names = test.splits.class_names
+            yield closed_picture(
+                plot_changed_images(change, number=min(samples, _MOST_IMAGES), class_names=names),
+                f"changed-images-{number}",
+                "Changed samples, those first whose label lost most probability.",
+                f"Images that {name} gives another label than {test.reference}; the table lists the labels.",
+                "Changed predictions",
+                network=name,
+                vector=False,
             )
-    return tuple(drawn)
 
 
 def _with_intervals(comparison: Comparison, rows: Mapping[str, Mapping[str, Any]], metric: str) -> Comparison:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,15 +17,15 @@ from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_se
 from fairtrim_adapters.sweep import read_sweep
 from fairtrim_adapters.sweep.cell import DENSE, UNREPAIRED
 
-from .caveats import limits, not_measured
+from .caveats import with_caveats
 from .contents import Cell, Data, Figure, Flag, Method, Network, Picture, Table, Timing, figure_of, finite
 from .document import Report
-from .facts import method_of
+from .methods import method_of
 from .pictures import closed_picture, need_matplotlib
 
 __all__ = ["report_sweep"]
 
-_NEEDED = ("seed", "criterion", "ratio", "post_processor", "parameters", "accuracy")
+_NEEDED = ("seed", "criterion", "pruning_ratio", "post_processor", "parameters", "accuracy")
 
 
 def report_sweep(
@@ -55,7 +54,7 @@ def report_sweep(
         InputError: The folder holds no finished sweep, the table is not of one, or matplotlib is missing.
 
     Example:
-        >>> run = {"seed": 0, "ratio": 0.5, "post_processor": "none", "people[a]": 2, "people[b]": 3}
+        >>> run = {"seed": 0, "pruning_ratio": 0.5, "post_processor": "none", "people[a]": 2, "people[b]": 3}
         >>> table = pd.DataFrame(
         ...     [
         ...         {**run, "criterion": "magnitude", "parameters": 8, "accuracy": 0.6, "worst_group_accuracy": 0.5},
@@ -78,45 +77,26 @@ def report_sweep(
     networks = tuple(_network(row, bool(best), data) for row, best in zip(_records(means), optimal, strict=True))
     timing = _timing(table, about)
     intervals = "accuracy_low" in table and bool(table["accuracy_low"].notna().any())
-    seeds = tuple(sorted({int(seed) for seed in table["seed"]}))
-    known = {str(name): str(number) for name, number in about.get("versions", {}).items()}
     n_boot = about.get("n_boot")
-    return Report(
+    report = Report(
         title=title,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         data=data,
         reference=DENSE,
         networks=networks,
         methods=_methods(table, about),
         settings=_settings(about),
-        versions=known,
-        seeds=seeds,
+        versions={str(name): str(number) for name, number in about.get("versions", {}).items()},
+        seeds=tuple(sorted({int(seed) for seed in table["seed"]})),
         intervals=intervals,
         n_boot=n_boot if intervals and isinstance(n_boot, int) else None,
         timing=timing,
         flags=tuple(_flags(table)),
         objectives={str(column): str(direction) for column, direction in chosen.items()},
-        changed=(),
         pictures=_pictures(table, chosen) if pictures else (),
         runs=_runs(table),
-        limits=limits(
-            intervals=intervals,
-            sweep=True,
-            several_seeds=len(seeds) > 1,
-            disturbed=timing is not None and about.get("latency", {}).get("n_jobs") not in (None, 1),
-        ),
-        not_measured=not_measured(
-            data,
-            networks,
-            timing=timing,
-            seeds=seeds,
-            versions=known,
-            sweep=True,
-            changed_shown=False,
-            damage_shown=False,
-            intervals=intervals,
-        ),
     )
+    disturbed = timing is not None and about.get("latency", {}).get("n_jobs") not in (None, 1)
+    return with_caveats(report, disturbed=disturbed)
 
 
 def _check_table(table: pd.DataFrame) -> None:
@@ -145,8 +125,8 @@ def _data(table: pd.DataFrame, about: Mapping[str, Any]) -> Data:
     )
 
 
-def _run_name(criterion: str, ratio: float, post_processor: str) -> str:
-    name = DENSE if criterion == DENSE else f"{criterion}, {100 * ratio:g} %"
+def _run_name(criterion: str, pruning_ratio: float, post_processor: str) -> str:
+    name = DENSE if criterion == DENSE else f"{criterion}, {100 * pruning_ratio:g} %"
     return name if post_processor == UNREPAIRED else f"{name}, {post_processor}"
 
 
@@ -162,9 +142,9 @@ def _network(row: Mapping[str, Any], optimal: bool, data: Data) -> Network:
         for group in data.people
     }
     milliseconds, ratio = finite(row.get("latency_ms")), finite(row.get("latency_ratio"))
-    facts = {"criterion": str(row["criterion"]), "ratio": f"{row['ratio']:g}"}
+    facts = {"criterion": str(row["criterion"]), "pruning ratio": f"{row['pruning_ratio']:g}"}
     return Network(
-        name=_run_name(row["criterion"], row["ratio"], row["post_processor"]),
+        name=_run_name(row["criterion"], row["pruning_ratio"], row["post_processor"]),
         class_name="",
         parameters=float(row["parameters"]),
         parameters_ratio=finite(row.get("parameters_ratio")),
@@ -205,7 +185,7 @@ def _methods(table: pd.DataFrame, about: Mapping[str, Any]) -> tuple[Method, ...
 
 def _settings(about: Mapping[str, Any]) -> dict[str, str]:
     pruning = {str(name).replace("_", " "): _words(value) for name, value in about.get("pruning", {}).items()}
-    ratios = about.get("ratios")
+    ratios = about.get("pruning_ratios")
     return {**({} if ratios is None else {"shares of channels removed": _words(ratios)}), **pruning}
 
 
@@ -221,7 +201,7 @@ def _flags(table: pd.DataFrame) -> Iterator[Flag]:
         return
     found: dict[tuple[str, str], list[tuple[str, int | None]]] = {}
     for row in _records(table):
-        run = _run_name(row["criterion"], row["ratio"], row["post_processor"]), int(row["seed"])
+        run = _run_name(row["criterion"], row["pruning_ratio"], row["post_processor"]), int(row["seed"])
         for kind, detail in _findings(str(row["flags"]) if isinstance(row["flags"], str) else ""):
             found.setdefault((kind, detail), []).append(("", None) if kind in OF_DATA else run)
     for (kind, detail), runs in found.items():

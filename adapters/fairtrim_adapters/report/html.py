@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fairtrim import InputError
 
+from .contents import ReportContents
 from .sections import sections
-
-if TYPE_CHECKING:
-    from .document import Report
 
 __all__ = ["to_html"]
 
 
-def to_html(report: Report) -> str:
+def to_html(report: ReportContents) -> str:
     """The report as HTML; ``Report.to_html`` tells all.
 
     Args:

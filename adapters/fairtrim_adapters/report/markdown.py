@@ -7,18 +7,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fairtrim import InputError
 from fairtrim.files.atomic_file import replacing
 
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph
-from .contents import Picture
+from .contents import Picture, ReportContents
 from .sections import sections
-
-if TYPE_CHECKING:
-    from .document import Report
 
 __all__ = ["escaped", "to_markdown"]
 
@@ -48,7 +44,7 @@ def _escaped_start(match: re.Match[str]) -> str:
     return f"{mark[:-1]}\\{mark[-1]}"
 
 
-def to_markdown(report: Report, folder: str | os.PathLike[str] | None = None) -> str:
+def to_markdown(report: ReportContents, folder: str | os.PathLike[str] | None = None) -> str:
     """The report as Markdown; ``Report.to_markdown`` tells all.
 
     Args:

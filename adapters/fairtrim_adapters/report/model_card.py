@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from fairtrim import InputError
 
+from .contents import ReportContents
+from .markdown import to_markdown
+
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
-
-    from .document import Report
 
 __all__ = ["to_model_card", "with_section"]
 
@@ -50,7 +51,7 @@ def with_section(text: str, section: str) -> str:
 
 
 def to_model_card(
-    report: Report, card: ModelCard | str | os.PathLike[str], folder: str | os.PathLike[str] | None = None
+    report: ReportContents, card: ModelCard | str | os.PathLike[str], folder: str | os.PathLike[str] | None = None
 ) -> ModelCard:
     """The model card with a report; ``Report.to_model_card`` tells all.
 
@@ -78,4 +79,4 @@ def to_model_card(
     else:
         raise InputError(f"card is a {type(card).__name__}; expected a ModelCard, its text, or the path of its file")
     with_section(text, "")  # refused before pictures are written
-    return ModelCard(with_section(text, report.to_markdown(folder)))
+    return ModelCard(with_section(text, to_markdown(report, folder)))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from fairtrim_adapters.fairlearn.flags import KINDS
 
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph, Section
-from .contents import Cell, Figure, Flag, Network, Table
-
-if TYPE_CHECKING:
-    from .document import Report
+from .contents import Cell, Figure, Flag, Network, ReportContents, Table
 
 __all__ = ["sections"]
 
@@ -73,7 +69,7 @@ def _grid(table: Table, words: bool = False) -> Grid:
     return Grid(table.caption, tuple(map(Entry, table.columns)), rows, words)
 
 
-def sections(report: Report) -> list[Section]:
+def sections(report: ReportContents) -> list[Section]:
     """Everything that a report says, in order.
 
     Args:
@@ -98,11 +94,11 @@ def sections(report: Report) -> list[Section]:
     return [section for section in found if section.blocks]
 
 
-def _images(report: Report, section: str) -> Iterator[Block]:
+def _images(report: ReportContents, section: str) -> Iterator[Block]:
     yield from (Image(picture) for picture in report.pictures if picture.section == section)
 
 
-def _flags(report: Report) -> Iterator[Block]:
+def _flags(report: ReportContents) -> Iterator[Block]:
     if not report.flags:
         yield Paragraph(
             "Nothing was flagged. Looked for: constant classifiers, sensitive groups in which everybody is given one "
@@ -135,7 +131,7 @@ OVERALL = (
 )
 
 
-def _reading(report: Report) -> str:
+def _reading(report: ReportContents) -> str:
     """How to read the cells."""
     parts = []
     several = any(network.n_seeds > 1 for network in report.networks)
@@ -150,14 +146,14 @@ def _reading(report: Report) -> str:
     return " ".join(parts)
 
 
-def _shown(report: Report) -> list[Network]:
+def _shown(report: ReportContents) -> list[Network]:
     """The networks of which every sensitive group is shown: of a sweep, the reference and the Pareto set."""
     if not report.objectives:
         return list(report.networks)
     return [network for network in report.networks if network.pareto or network.name == report.reference]
 
 
-def _overview(report: Report) -> Iterator[Block]:
+def _overview(report: ReportContents) -> Iterator[Block]:
     networks = _shown(report)
     yield Paragraph(_reading(report))
     if report.objectives:
@@ -180,7 +176,7 @@ def _overview(report: Report) -> Iterator[Block]:
         yield Fold(f"All {_number(len(report.runs.rows), 'run')}", (_grid(_main_columns(report.runs)),))
 
 
-def _overall_grid(report: Report, networks: Sequence[Network], caption: str) -> Grid:
+def _overall_grid(report: ReportContents, networks: Sequence[Network], caption: str) -> Grid:
     """Networks side by side if they are few, else below each other."""
     present = dict.fromkeys(name for network in networks for name in network.overall)
     further = [name for name in present if name not in OVERALL and name not in _RATES]
@@ -232,7 +228,7 @@ def _main_columns(table: Table) -> Table:
     return Table(table.caption, columns, tuple(tuple(row[i] for i in kept) for row in table.rows))
 
 
-def _name(report: Report, network: Network) -> Entry:
+def _name(report: ReportContents, network: Network) -> Entry:
     """The name with its flags, so that no figure is read without them."""
     details = [(f"{network.n_seeds} seeds", False)] if network.n_seeds > 1 else []
     found: dict[str, set[int | None]] = {}
@@ -268,12 +264,12 @@ _GAPS = {
 }
 
 
-def _classes(report: Report) -> dict[str, str]:
+def _classes(report: ReportContents) -> dict[str, str]:
     names = report.data.classes if len(report.data.classes) == 2 else ("class 0", "class 1")
     return {"negative": repr(names[0]), "positive": repr(names[1])}
 
 
-def _by_group(report: Report) -> Iterator[Block]:
+def _by_group(report: ReportContents) -> Iterator[Block]:
     networks = _shown(report)
     for metric, meaning in _RATES.items():
         if any(metric in network.overall for network in networks):
@@ -288,7 +284,7 @@ def _difference(network: Network, metric: str) -> float | None:
     return max(present) - min(present) if present else None
 
 
-def _group_grid(report: Report, networks: Sequence[Network], metric: str, caption: str) -> Grid:
+def _group_grid(report: ReportContents, networks: Sequence[Network], metric: str, caption: str) -> Grid:
     """Everybody, each sensitive group and the gap between them, beside each other."""
     groups = list(report.data.people)
     columns: list[tuple[Entry, list[Entry]]] = []
@@ -324,7 +320,7 @@ def _group_grid(report: Report, networks: Sequence[Network], metric: str, captio
     )
 
 
-def _changed(report: Report) -> Iterator[Block]:
+def _changed(report: ReportContents) -> Iterator[Block]:
     networks = [network for network in _shown(report) if network.name != report.reference]
     if any("changed_predictions" in network.overall for network in networks):
         caption = f"Share of people whose predicted label differs from that of {report.reference!r}"
@@ -341,7 +337,7 @@ def _changed(report: Report) -> Iterator[Block]:
         yield Fold(f"Which people: {changed.network}", tuple(blocks))
 
 
-def _method(report: Report) -> Iterator[Block]:
+def _method(report: ReportContents) -> Iterator[Block]:
     if report.methods:
         rows = tuple(
             (
@@ -369,7 +365,7 @@ def _method(report: Report) -> Iterator[Block]:
         yield Grid("Settings of all networks", (Entry("Setting"), Entry("Value")), pairs, words=True)
 
 
-def _size(report: Report) -> Iterator[Block]:
+def _size(report: ReportContents) -> Iterator[Block]:
     timed = report.timing is not None
     class_named = any(network.class_name for network in report.networks)
     header = (
@@ -403,7 +399,7 @@ def _number(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
-def _data(report: Report) -> Iterator[Block]:
+def _data(report: ReportContents) -> Iterator[Block]:
     data = report.data
     yield Paragraph(f"{data.name}: {data.n_people:,} people by whom the networks are compared.")
     if data.description:
@@ -426,7 +422,7 @@ def _data(report: Report) -> Iterator[Block]:
         yield Grid("People by sensitive group", (Entry("Sensitive group"), Entry("people")), tuple(people))
 
 
-def _provenance(report: Report) -> Iterator[Block]:
+def _provenance(report: ReportContents) -> Iterator[Block]:
     seeds = ", ".join(map(str, report.seeds)) if report.seeds else "not recorded"
     rows = [("date", report.date), ("seeds", seeds)]
     rows += [(name, text) for name, text in report.versions.items()]

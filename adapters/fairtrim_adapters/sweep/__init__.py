@@ -17,6 +17,18 @@ from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
 
 from .named_methods import POST_PROCESSORS
 from .store import read_sweep
-from .sweeping import sweep, versions
+from .sweep_options import MeasuringOptions, PruningOptions, SweepOptions
+from .sweeping import sweep
+from .versions import versions
 
-__all__ = ["POST_PROCESSORS", "DataSplits", "prune_copy", "read_sweep", "sweep", "versions"]
+__all__ = [
+    "POST_PROCESSORS",
+    "DataSplits",
+    "MeasuringOptions",
+    "PruningOptions",
+    "SweepOptions",
+    "prune_copy",
+    "read_sweep",
+    "sweep",
+    "versions",
+]

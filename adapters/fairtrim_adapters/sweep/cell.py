@@ -20,11 +20,11 @@ from fairtrim.data.data_splits import DataSplits
 from fairtrim.devices import model_device
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
-from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, prune_and_fine_tune
+from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
 
 from .named_methods import CriterionFactory
 from .store import Row, RunKey, SweepStore
+from .sweep_options import Settings
 
 __all__ = [
     "DENSE",
@@ -32,7 +32,6 @@ __all__ = [
     "UNREPAIRED",
     "Cell",
     "Dense",
-    "Settings",
     "people_digest",
     "run_cell",
     "run_dense",
@@ -41,40 +40,7 @@ __all__ = [
 DENSE, UNREPAIRED = "dense", "none"
 
 PEOPLE = "_people"
-"""Entry of a kept row that tells the test people from others; not a column of the table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all runs of a sweep share.
-
-    Attributes:
-        data: The splits.
-        post_processors: By label.
-        fine_tuning: After pruning.
-        learning_rate: Of the fine-tuning, at its start.
-        iterative_steps: Of the pruning.
-        ignored_layers: Names of layers whose outputs stay.
-        pruner_options: Further arguments of ``BasePruner``.
-        recalibrate: Whether BatchNorm statistics are computed again after pruning without fine-tuning.
-        metrics: Further metrics.
-        n_boot: Bootstrap samples of the intervals.
-        latency_rounds: Rounds of the latency measurement, 0 for none.
-        latency_batch_size: Samples of the timed forward pass.
-    """
-
-    data: DataSplits
-    post_processors: Mapping[str, PostProcessor]
-    fine_tuning: FineTuning
-    learning_rate: float
-    iterative_steps: int
-    ignored_layers: Sequence[str]
-    pruner_options: PrunerOptions
-    recalibrate: bool
-    metrics: Mapping[str, Metric] | None
-    n_boot: int | None
-    latency_rounds: int
-    latency_batch_size: int
+"""Entry of a kept row that tells the test data from others; not a column of the table."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +49,9 @@ class Dense:
 
     Attributes:
         model: The network, in eval mode.
-        predictions: Of the test people by the network ``dense``, labels only: scores are large.
+        predictions: Of the test data by the network ``dense``, labels only: scores are large.
         size: Parameters and macs.
-        people: Digest of the test people.
+        people: Digest of the test data.
     """
 
     model: nn.Module
@@ -101,13 +67,13 @@ class Cell:
     Attributes:
         seed: Of everything random.
         criterion: Its label; ``dense`` for no pruning.
-        ratio: Share of the channels.
+        pruning_ratio: Share of the channels.
         post_processors: Labels of those to run, ``none`` for the pruned network as it is.
     """
 
     seed: int
     criterion: str
-    ratio: float
+    pruning_ratio: float
     post_processors: tuple[str, ...]
 
     def key(self, post_processor: str) -> RunKey:
@@ -119,14 +85,14 @@ class Cell:
         Returns:
             The key.
         """
-        return RunKey(self.seed, self.criterion, self.ratio, post_processor)
+        return RunKey(self.seed, self.criterion, self.pruning_ratio, post_processor)
 
 
 def people_digest(predictions: Predictions) -> str:
-    """Tells test people from others, by labels and sensitive features in their order.
+    """Tells test data from others, by labels and sensitive features in their order.
 
     Args:
-        predictions: Of the test people.
+        predictions: Of the test data.
 
     Returns:
         Hexadecimal digits.
@@ -148,17 +114,17 @@ def run_dense(model: nn.Module, settings: Settings) -> Dense:
     Raises:
         InputError: The test data have no sensitive features.
     """
-    data = settings.data
+    splits = settings.splits
     model = model.eval()
     predictions = predict(
-        {DENSE: model}, data.test, sensitive_names=data.sensitive_names, progress=False, **data.calling
+        {DENSE: model}, splits.test, sensitive_names=splits.sensitive_names, progress=False, **splits.calling
     )
     if not predictions.sensitive:
         raise InputError(
             "the test data have no sensitive features, by which networks are compared; expected batches of "
             "(inputs, target, sensitive)"
         )
-    size = network_size(model, data.first_batch("test", model_device(model)), **data.calling)
+    size = network_size(model, splits.first_batch("test", model_device(model)), **splits.calling)
     return Dense(model, replace(predictions, scores={}), size, people_digest(predictions))
 
 
@@ -201,7 +167,7 @@ def run_cell(
             model: nn.Module = pruned
             flags: list[str] = []
             if label != UNREPAIRED:
-                model, flags = _repaired(pruned, settings.post_processors[label], cell.seed, settings.data)
+                model, flags = _repaired(pruned, settings.post_processors[label], cell.seed, settings.splits)
             row, predicted = _measured(key, model, dense, flags, settings)
             row["seconds"] = time.perf_counter() - began
             rows.append((key, store.finish(key, described[label], row, predicted, model)))
@@ -212,14 +178,13 @@ def run_cell(
 
 
 def _pruned(cell: Cell, dense: Dense, importance: Any, settings: Settings) -> nn.Module:
-    return prune_and_fine_tune(
+    return prune_copy(
         dense.model,
         importance,
-        settings.data,
-        cell.ratio,
-        seed=cell.seed,
+        settings.splits,
+        cell.pruning_ratio,
+        random_state=cell.seed,
         fine_tuning=settings.fine_tuning,
-        learning_rate=settings.learning_rate,
         recalibrate=settings.recalibrate,
         iterative_steps=settings.iterative_steps,
         ignored_layers=settings.ignored_layers,
@@ -229,15 +194,15 @@ def _pruned(cell: Cell, dense: Dense, importance: Any, settings: Settings) -> nn
 
 
 def _repaired(
-    pruned: nn.Module, post_processor: PostProcessor, seed: int, data: DataSplits
+    pruned: nn.Module, post_processor: PostProcessor, seed: int, splits: DataSplits
 ) -> tuple[nn.Module, list[str]]:
     method = copy.copy(post_processor).set_params(random_state=seed)
     repair = method.repair(
         pruned,
-        data.need("validation", type(post_processor).__name__),
-        sensitive_names=data.sensitive_names,
+        splits.need("validation", type(post_processor).__name__),
+        sensitive_names=splits.sensitive_names,
         progress=False,
-        **data.calling,
+        **splits.calling,
     )
     return repair.model.eval(), list(repair.flags)
 
@@ -245,12 +210,14 @@ def _repaired(
 def _measured(
     key: RunKey, model: nn.Module, dense: Dense, flags: Sequence[str], settings: Settings
 ) -> tuple[Row, npt.NDArray[np.int64]]:
-    data, before = settings.data, dense.predictions
+    splits, before = settings.splits, dense.predictions
     name = key.criterion if model is dense.model else "this network"
     if model is dense.model:
         both = before
     else:
-        after = predict({name: model}, data.test, sensitive_names=data.sensitive_names, progress=False, **data.calling)
+        after = predict(
+            {name: model}, splits.test, sensitive_names=splits.sensitive_names, progress=False, **splits.calling
+        )
         if people_digest(after) != dense.people:
             raise InputError(
                 "the test data came in another order than before; expected a loader that gives the same people in the "
@@ -259,11 +226,11 @@ def _measured(
         labels = {**before.label, name: after.label[name]}
         both = replace(before, label=labels, n_classes=max(before.n_classes, after.n_classes))
     figures = measurements(both, name, DENSE, n_boot=settings.n_boot, random_state=key.seed, metrics=settings.metrics)
-    batch = data.first_batch("test", model_device(model))
-    size = dense.size if model is dense.model else network_size(model, batch, **data.calling)
+    batch = splits.first_batch("test", model_device(model))
+    size = dense.size if model is dense.model else network_size(model, batch, **splits.calling)
     row: Row = {
         "criterion": key.criterion,
-        "ratio": key.ratio,
+        "pruning_ratio": key.pruning_ratio,
         "post_processor": key.post_processor,
         "seed": key.seed,
         **size,
@@ -284,7 +251,7 @@ def _latency(model: nn.Module, dense: nn.Module, batch: Batch, settings: Setting
     inputs = slice_samples(batch.inputs, slice(0, settings.latency_batch_size))
     networks = {DENSE: dense} if model is dense else {DENSE: dense, "this network": model}
     latency = measure_latency(
-        networks, inputs, rounds=settings.latency_rounds, forward_fn=settings.data.forward_fn, progress=False
+        networks, inputs, rounds=settings.latency_rounds, forward_fn=settings.splits.forward_fn, progress=False
     )
     name = list(networks)[-1]
     return {

@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch_pruning as tp
 
-from fairtrim import (
-    AdversarialFineTuning,
-    BiasGradientDescent,
-    CounterfactualUnlearning,
-    InputError,
-    LayerwiseOptimization,
-    ParityFineTuning,
-    PostProcessor,
-    RandomPerturbation,
-    ThresholdSelection,
-)
+from fairtrim import POST_PROCESSORS, InputError, PostProcessor
+from fairtrim.arguments import did_you_mean
+from fairtrim.registry import Described
 from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
-from fairtrim_adapters.torch_pruning.recipes.gradual import RandomImportance
+from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
 
-__all__ = ["POST_PROCESSORS", "CriterionFactory", "criteria_by_label", "parse_named", "post_processors_by_label"]
+__all__ = [
+    "POST_PROCESSORS",
+    "CriterionFactory",
+    "criteria_by_label",
+    "described_class",
+    "parse_named",
+    "post_processors_by_label",
+]
 
 CriterionFactory = Callable[[int], tp.importance.Importance]
 """Makes a new importance for a run, from its seed."""
-
-HOST_CRITERIA: dict[str, CriterionFactory] = {
-    "random": lambda seed: RandomImportance(torch.Generator().manual_seed(seed)),
-    "magnitude": lambda seed: tp.importance.GroupMagnitudeImportance(),
-    "taylor": lambda seed: tp.importance.GroupTaylorImportance(),
-}
-"""Torch-Pruning's own criteria, the rivals."""
-
-POST_PROCESSORS: dict[str, type[PostProcessor]] = {
-    "parity-fine-tuning": ParityFineTuning,
-    "threshold-selection": ThresholdSelection,
-    "random-perturbation": RandomPerturbation,
-    "layerwise-optimization": LayerwiseOptimization,
-    "adversarial-fine-tuning": AdversarialFineTuning,
-    "bias-gradient-descent": BiasGradientDescent,
-    "counterfactual-unlearning": CounterfactualUnlearning,
-}
-"""Post-processors by name, e.g. ``POST_PROCESSORS["parity-fine-tuning"]``."""
 
 
 def parse_named(text: str) -> tuple[str, dict[str, Any]]:
@@ -85,8 +64,7 @@ def _checked(kind: str, text: str, cls: type[Any], settings: Mapping[str, Any]) 
     known = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     unknown = [name for name in settings if name not in known and len(known) == len(parameters)]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        meant = did_you_mean(unknown[0], known)
         raise InputError(f"{kind} {text!r} has no setting {unknown[0]!r}{meant}; expected some of {known}")
     missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in settings]
     if "mined" in missing:
@@ -110,18 +88,42 @@ def _made(kind: str, text: str, cls: Callable[..., Any], settings: Mapping[str, 
 
 def _found(kind: str, text: str, name: str, choices: Sequence[str]) -> None:
     if name not in choices:
-        near = difflib.get_close_matches(name.replace("_", "-"), choices, 1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        meant = did_you_mean(name.replace("_", "-"), choices)
         raise InputError(f"{kind} {text!r} is unknown{meant}; expected one of {sorted(choices)}")
+
+
+def _by_label(named: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Names are their own labels."""
+    if isinstance(named, Mapping):
+        return named
+    return {text: text for text in ([named] if isinstance(named, str) else named)}
+
+
+def described_class(kind: str, name: str) -> type[Described] | None:
+    """The class that says what a criterion or a post-processor is.
+
+    Args:
+        kind: ``criterion`` or ``post-processor``.
+        name: Its name, without settings.
+
+    Returns:
+        The class; None for a name that nothing has.
+
+    Example:
+        >>> described_class("criterion", "magnitude").standing
+        'published'
+    """
+    registries = (TORCH_PRUNING_CRITERIA, IMPORTANCES) if kind == "criterion" else (POST_PROCESSORS,)
+    return next((registry[name] for registry in registries if name in registry), None)
 
 
 def _named_criterion(text: str) -> CriterionFactory:
     name, settings = parse_named(text)
-    _found("criterion", text, name, [*HOST_CRITERIA, *IMPORTANCES])
-    if name in HOST_CRITERIA:
+    _found("criterion", text, name, [*TORCH_PRUNING_CRITERIA, *IMPORTANCES])
+    if name in TORCH_PRUNING_CRITERIA:
         if settings:
             raise InputError(f"criterion {text!r}: {name!r} is Torch-Pruning's and takes no settings here")
-        return HOST_CRITERIA[name]
+        return TORCH_PRUNING_CRITERIA[name].importance
     cls = IMPORTANCES[name]
     _checked("criterion", text, cls, settings)
     _made("criterion", text, cls, settings)  # refused here, before anything runs
@@ -151,9 +153,7 @@ def criteria_by_label(
         >>> list(criteria_by_label(["magnitude", "worst-group:selection=single"]))
         ['magnitude', 'worst-group:selection=single']
     """
-    named = {criteria: criteria} if isinstance(criteria, str) else criteria
-    if not isinstance(named, Mapping):
-        named = {text: text for text in named}
+    named = _by_label(criteria)
     if not named:
         raise InputError("no criteria; expected at least one, such as 'worst-group'")
     found: dict[str, CriterionFactory] = {}
@@ -202,9 +202,7 @@ def post_processors_by_label(
         >>> post_processors_by_label("parity-fine-tuning:epsilon=0.1")["parity-fine-tuning:epsilon=0.1"].epsilon
         0.1
     """
-    named = {post_processors: post_processors} if isinstance(post_processors, str) else (post_processors or {})
-    if not isinstance(named, Mapping):
-        named = {text: text for text in named}
+    named = _by_label(post_processors or {})
     found: dict[str, PostProcessor] = {}
     for label, value in named.items():
         if label == "none":

@@ -35,27 +35,29 @@ class RunKey:
     Attributes:
         seed: Of everything random.
         criterion: Label of the criterion, ``dense`` for none.
-        ratio: Share of the channels to remove, 0 for the dense network.
+        pruning_ratio: Share of the channels to remove, 0 for the dense network.
         post_processor: Label of the post-processor, ``none`` for none.
     """
 
     seed: int
     criterion: str
-    ratio: float
+    pruning_ratio: float
     post_processor: str
 
     @property
     def file(self) -> str:
         """A file name: readable, and different for different labels."""
-        words = f"{self.criterion}-{self.ratio:g}-{self.post_processor}"
+        words = f"{self.criterion}-{self.pruning_ratio:g}-{self.post_processor}"
         readable = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")[:60]
-        digits = hashlib.sha256(repr((self.criterion, self.ratio, self.post_processor)).encode()).hexdigest()[:8]
+        digits = hashlib.sha256(repr((self.criterion, self.pruning_ratio, self.post_processor)).encode()).hexdigest()[
+            :8
+        ]
         return f"seed-{self.seed}-{readable}-{digits}"
 
     def __str__(self) -> str:
         return (
-            f"criterion {self.criterion!r}, ratio {self.ratio:g}, post-processor {self.post_processor!r}, "
-            f"seed {self.seed}"
+            f"criterion {self.criterion!r}, pruning ratio {self.pruning_ratio:g}, post-processor "
+            f"{self.post_processor!r}, seed {self.seed}"
         )
 
 
@@ -108,7 +110,7 @@ class SweepStore:
             key: Which run.
             settings: Its own.
             row: Its figures.
-            label: Predicted labels of the test people, (N,).
+            label: Predicted labels of the test data, (N,).
             model: The network.
 
         Returns:
@@ -164,7 +166,16 @@ class SweepStore:
             write_text(self.folder / TABLE_FILE, table.to_csv(index=False))
 
 
-_FIRST = ["criterion", "ratio", "post_processor", "seed", "parameters", "macs", "parameters_ratio", "macs_ratio"]
+_FIRST = [
+    "criterion",
+    "pruning_ratio",
+    "post_processor",
+    "seed",
+    "parameters",
+    "macs",
+    "parameters_ratio",
+    "macs_ratio",
+]
 _TIMES = ["latency_ms", "latency_ratio"]
 _LAST = ["flags", "checkpoint", "seconds"]
 

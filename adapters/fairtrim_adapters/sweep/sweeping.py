@@ -1,16 +1,15 @@
-"""Many compressions of one network side by side: criteria x ratios x seeds x post-processors."""
+"""Many compressions of one network side by side: criteria x pruning ratios x seeds x post-processors."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -20,74 +19,41 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
-from fairtrim.comparison.latency import FEWEST_ROUNDS
-from fairtrim.damage.scoring_run import described
+from fairtrim.arguments import renamed
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
-from fairtrim_adapters.fairlearn.measurements import check_metrics
-from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.prune_copy import FineTuning, PrunerOptions, has_batchnorm
-from fairtrim_adapters.torch_pruning.recipes.sparse_run import plain_settings
+from fairtrim.files.run_settings import described, plain_settings
 
-from .cell import (
-    DENSE,
-    PEOPLE,
-    UNREPAIRED,
-    Cell,
-    Dense,
-    Settings,
-    run_cell,
-    run_dense,
-)
+from .cell import DENSE, PEOPLE, UNREPAIRED, Cell, Dense, run_cell, run_dense
 from .named_methods import CriterionFactory, criteria_by_label, post_processors_by_label
 from .store import Row, RunKey, SweepStore, as_table
+from .sweep_options import Settings, SweepOptions
+from .versions import versions
 
-__all__ = ["sweep", "versions"]
-
-PACKAGES = ("fairtrim", "torch", "torch-pruning", "fairlearn", "numpy", "pandas", "scikit-learn")
+__all__ = ["sweep"]
 
 NetworkFactory = Callable[..., nn.Module]
+Train = Callable[[nn.Module, int], Any]
 
 
-def versions() -> dict[str, str]:
-    """What a result was made with.
-
-    Returns:
-        Versions of Python and of the packages that figures depend on, by name.
-
-    Example:
-        >>> sorted(versions())[:2]
-        ['fairlearn', 'fairtrim']
-    """
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
-
-
+@renamed(data="splits", ratios="pruning_ratios", fine_tune="fine_tuning", learning_rate="fine_tuning")
 def sweep(
     model: nn.Module | NetworkFactory,
-    data: DataSplits | Mapping[str, Any],
+    splits: DataSplits | Mapping[str, Any],
     criteria: str | Sequence[str] | Mapping[str, str | Callable[[], tp.importance.Importance]] = (
         "magnitude",
         "mean-damage",
         "worst-group",
     ),
-    ratios: float | Sequence[float] = (0.25, 0.5, 0.75),
+    pruning_ratios: float | Sequence[float] = (0.25, 0.5, 0.75),
     seeds: int | Sequence[int] = (0,),
     *,
     post_processors: str | Sequence[str] | Mapping[str, str | PostProcessor] | None = None,
-    train: Callable[[nn.Module, int], Any] | None = None,
-    fine_tune: FineTuning = 0,
-    learning_rate: float = 1e-3,
-    iterative_steps: int = 1,
-    ignored_layers: Sequence[str] = (),
-    pruner_options: PrunerOptions = None,
-    recalibrate: bool = True,
-    metrics: Mapping[str, Metric] | None = None,
-    n_boot: int | None = 200,
-    latency_rounds: int = 30,
-    latency_batch_size: int = 32,
+    train: Train | None = None,
     folder: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
     progress: bool = True,
+    **options: Unpack[SweepOptions],
 ) -> pd.DataFrame:
     """Prune, repair and measure a network in many ways.
 
@@ -98,37 +64,28 @@ def sweep(
     Args:
         model: A trained network, untouched; or a function that gives one, called with the seed if it has a parameter of
             that name.
-        data: The splits; criteria that look at data need ``scoring`` (or ``train``), post-processors ``validation``.
+        splits: The data; criteria that look at data need ``scoring`` (or ``train``), post-processors ``validation``. A
+            dict of the arguments of ``DataSplits`` will do.
         criteria: Names, with settings if need be (``"worst-group:selection=single"``): those of
             ``fairtrim_adapters.torch_pruning.IMPORTANCES`` and Torch-Pruning's ``random``, ``magnitude`` and
             ``taylor``; or a dict of labels and names or functions that make an importance.
-        ratios: Shares of the channels to remove.
+        pruning_ratios: Shares of the channels to remove.
         seeds: Of everything random: the factory, fine-tuning, random criteria, post-processors, and bootstraps. A
             number S stands for seeds 0 to S − 1.
-        post_processors: Names of ``POST_PROCESSORS`` with settings (``"parity-fine-tuning:epsilon=0.1"``), or a dict of
-            labels and names or post-processors. Each is run on every pruned network and on the dense ones, beside the
-            networks as they are.
+        post_processors: Names of ``fairtrim.POST_PROCESSORS`` with settings (``"parity-fine-tuning:epsilon=0.1"``), or
+            a dict of labels and names or post-processors. Each is run on every pruned network and on the dense ones,
+            beside the networks as they are.
         train: Trains what ``model`` gives, in place: ``train(network, seed)``.
-        fine_tune: Epochs on ``data.train`` after pruning, or one's own loop ``fine_tune(network, seed)``.
-        learning_rate: Of the fine-tuning, at its start.
-        iterative_steps: In how many steps to prune; scores are computed again before each.
-        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
-        pruner_options: Further arguments of Torch-Pruning's ``BasePruner``, e.g. ``{"global_pruning": True}``, or a
-            function of the network that gives them.
-        recalibrate: Whether BatchNorm statistics are computed again after pruning, where nothing is fine-tuned.
-        metrics: Further metrics by name, as MetricFrame takes them.
-        n_boot: Bootstrap samples for the 95 % intervals, or None.
-        latency_rounds: How often each network is timed, beside the dense one; 0 for not at all.
-        latency_batch_size: Samples of the timed forward pass, at most a batch of the test data.
         folder: Where to keep what is finished.
         n_jobs: Runs at a time, through joblib; None leaves it to ``joblib.parallel_config``, by default one. Latencies
             are only true for one.
         progress: Show a progress bar.
+        options: How networks are pruned and measured; see ``PruningOptions`` and ``MeasuringOptions``.
 
     Returns:
-        One row a run: ``criterion`` (``dense`` for the unpruned network), ``ratio``, ``post_processor`` (``none``),
-        ``seed``; ``parameters``, ``macs`` of one sample, both also as ratios to the dense network of the seed;
-        ``latency_ms`` (median, one batch) and ``latency_ratio``; the figures of
+        One row a run: ``criterion`` (``dense`` for the unpruned network), ``pruning_ratio``, ``post_processor``
+        (``none``), ``seed``; ``parameters``, ``macs`` of one sample, both also as ratios to the dense network of the
+        seed; ``latency_ms`` (median, one batch) and ``latency_ratio``; the figures of
         ``fairtrim_adapters.fairlearn.measurements`` over everybody and for each sensitive group, with intervals and
         changes against the dense network of the seed; ``flags``; ``checkpoint``, relative to the folder, for
         ``fairtrim.load_pruned``; ``seconds`` of the run.
@@ -144,146 +101,162 @@ def sweep(
         >>> network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> table = sweep(network, {"test": people, "scoring": people}, "worst-group", 0.5, n_boot=None,
         ...               latency_rounds=0, progress=False)
-        >>> table[["criterion", "ratio", "parameters"]].values.tolist()
+        >>> table[["criterion", "pruning_ratio", "parameters"]].values.tolist()
         [['dense', 0.0, 66], ['worst-group', 0.5, 34]]
     """
-    splits = DataSplits.of(data)
+    splits = DataSplits.of(splits)
     factories = criteria_by_label(criteria)
-    methods = post_processors_by_label(post_processors)
     if n_jobs == 0:
         raise InputError("n_jobs=0; expected at least 1, -1 for all processors, or None")
-    ratios = _shares(ratios)
-    seeds = _seeds(seeds)
-    _check_numbers(iterative_steps, fine_tune, learning_rate, n_boot, latency_rounds, latency_batch_size)
-    _check_splits(splits, factories, methods, fine_tune)
-    check_metrics(metrics)
-    if isinstance(ignored_layers, str):
-        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    if set(factories) - {"random", "magnitude"}:
+        splits.need("scoring", f"a criterion such as {sorted(set(factories) - {'random', 'magnitude'})[0]!r}")
+    settings = Settings.of(splits, post_processors_by_label(post_processors), options)
     if not isinstance(model, nn.Module) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; expected a network or a function that gives one")
-    settings = Settings(
-        data=splits,
-        post_processors=methods,
-        fine_tuning=fine_tune,
-        learning_rate=learning_rate,
-        iterative_steps=iterative_steps,
-        ignored_layers=list(ignored_layers),
-        pruner_options=pruner_options,
-        recalibrate=recalibrate,
-        metrics=metrics,
-        n_boot=n_boot,
-        latency_rounds=latency_rounds,
-        latency_batch_size=latency_batch_size,
-    )
-    shared = {
-        "network": fingerprint(model) if isinstance(model, nn.Module) else described(model),
-        "train": described(train),
-        "data": splits.name,
-        "metrics": sorted(metrics or ()),
-        "n_boot": n_boot,
-        "latency": [latency_rounds, latency_batch_size],
-        "calling": plain_settings(splits.calling),
-        "loss_fn": described(splits.loss_fn),
-    }
-    store = SweepStore(folder, shared)
-    pruning = {
-        "fine_tune": described(fine_tune) if callable(fine_tune) else [fine_tune, learning_rate],
-        "iterative_steps": iterative_steps,
-        "ignored_layers": list(ignored_layers),
-        "pruner_options": described(pruner_options) if callable(pruner_options) else plain_settings(pruner_options),
-        "recalibrate": recalibrate,
-    }
-    labels = (UNREPAIRED, *methods)
-    own = {
-        label: plain_settings(
-            {"post_processor": {"method": type(methods[label]).__name__, **methods[label].get_params()}}
-            if label != UNREPAIRED
-            else {}
-        )
-        for label in labels
-    }
-
     named = criteria if isinstance(criteria, Mapping) else {label: label for label in factories}
-    chosen = {label: value if isinstance(value, str) else described(value) for label, value in named.items()}
-
-    def run_settings(key: RunKey) -> dict[str, Any]:
-        pruned = {} if key.criterion == DENSE else {"criterion": chosen[key.criterion], **pruning}
-        return {**own[key.post_processor], **pruned}
-
-    cells = [(seed, DENSE, 0.0) for seed in seeds]
-    cells += [(seed, name, ratio) for seed in seeds for name in factories for ratio in ratios]
-    keys = [RunKey(*cell, label) for cell in cells for label in labels]
-    rows: dict[RunKey, Row] = {}
-    for key in keys:
-        if (kept := store.finished(key, run_settings(key))) is not None:
-            rows[key] = kept[0]
-    with tqdm(total=len(keys), initial=len(rows), desc="sweep", unit="run", disable=not progress, smoothing=0) as bar:
-        for seed in seeds:
-            todo = [
-                Cell(*cell, tuple(label for label in labels if RunKey(*cell, label) not in rows))
-                for cell in cells
-                if cell[0] == seed
-            ]
-            todo = [cell for cell in todo if cell.post_processors]
-            if not todo:
-                continue
-            dense = _dense(model, train, seed, settings, store, run_settings)
-            if (first := RunKey(seed, DENSE, 0.0, UNREPAIRED)) not in rows:
-                # kept before any run that is measured against it, or those would go on from another training of it
-                unrepaired = Cell(seed, DENSE, 0.0, (UNREPAIRED,))
-                rows |= run_cell(unrepaired, dense, None, settings, store, {UNREPAIRED: run_settings(first)})
-                bar.update()
-                repairs = tuple(label for label in todo[0].post_processors if label != UNREPAIRED)
-                todo = [*([replace(todo[0], post_processors=repairs)] if repairs else []), *todo[1:]]
-            results: Iterable[list[tuple[RunKey, Row]]] = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-                delayed(run_cell)(
-                    cell,
-                    dense,
-                    factories.get(cell.criterion),
-                    settings,
-                    store,
-                    {label: run_settings(cell.key(label)) for label in labels},
-                )
-                for cell in todo
-            )
-            for finished in results:
-                rows |= finished
-                bar.update(len(finished))
-    table = as_table([rows[key] for key in keys])
-    store.describe(
-        {
-            "data": splits.name,
-            "description": splits.description,
-            "criteria": list(factories),
-            "ratios": ratios,
-            "seeds": seeds,
-            "post_processors": own,
-            "pruning": pruning,
-            "n_boot": n_boot,
-            "latency": {"rounds": latency_rounds, "batch_size": latency_batch_size, "n_jobs": n_jobs},
-            "versions": versions(),
-            "machine": platform.machine(),
-        }
+    plan = _Plan(
+        settings,
+        factories,
+        {label: value if isinstance(value, str) else described(value) for label, value in named.items()},
+        _shares(pruning_ratios),
+        _seeds(seeds),
     )
+    network = fingerprint(model) if isinstance(model, nn.Module) else described(model)
+    store = SweepStore(folder, {"network": network, "train": described(train), **settings.of_measuring})
+    table = as_table(_run(plan, model, train, store, n_jobs, progress))
+    store.describe(plan.facts(n_jobs))
     store.write_table(table)
     return table
 
 
-def _dense(
+@dataclass(frozen=True)
+class _Plan:
+    """Every run of a sweep, in the order of the table.
+
+    Attributes:
+        settings: What all runs share.
+        factories: Of criteria, by label.
+        chosen: What each label stands for, as JSON can hold it.
+        pruning_ratios: Shares of the channels to remove.
+        seeds: Of everything random.
+    """
+
+    settings: Settings
+    factories: Mapping[str, CriterionFactory]
+    chosen: Mapping[str, Any]
+    pruning_ratios: list[float]
+    seeds: list[int]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the post-processors, the network as it is first."""
+        return (UNREPAIRED, *self.settings.post_processors)
+
+    @cached_property
+    def cells(self) -> list[tuple[int, str, float]]:
+        dense = [(seed, DENSE, 0.0) for seed in self.seeds]
+        return dense + [
+            (s, name, ratio) for s in self.seeds for name in self.factories for ratio in self.pruning_ratios
+        ]
+
+    @property
+    def keys(self) -> list[RunKey]:
+        return [RunKey(*cell, label) for cell in self.cells for label in self.labels]
+
+    @cached_property
+    def repairs(self) -> dict[str, Any]:
+        """Settings of each post-processor, as JSON can hold them."""
+        methods = self.settings.post_processors.items()
+        named = {label: {"method": type(method).__name__, **method.get_params()} for label, method in methods}
+        return {UNREPAIRED: {}, **{label: {"post_processor": plain_settings(own)} for label, own in named.items()}}
+
+    def described(self, key: RunKey) -> dict[str, Any]:
+        """What must be the same for a run to be taken up again, beside what all share."""
+        dense = key.criterion == DENSE
+        pruned = {} if dense else {"criterion": self.chosen[key.criterion], **self.settings.of_pruning}
+        return {**self.repairs[key.post_processor], **pruned}
+
+    def missing(self, seed: int, rows: Mapping[RunKey, Row]) -> list[Cell]:
+        """The cells of a seed that aren't finished, with the post-processors that are left."""
+        cells = [
+            Cell(*cell, tuple(label for label in self.labels if RunKey(*cell, label) not in rows))
+            for cell in self.cells
+            if cell[0] == seed
+        ]
+        return [cell for cell in cells if cell.post_processors]
+
+    def facts(self, n_jobs: int | None) -> dict[str, Any]:
+        """What the sweep is about."""
+        settings = self.settings
+        return {
+            "data": settings.splits.name,
+            "description": settings.splits.description,
+            "criteria": list(self.factories),
+            "pruning_ratios": self.pruning_ratios,
+            "seeds": self.seeds,
+            "post_processors": self.repairs,
+            "pruning": settings.of_pruning,
+            "n_boot": settings.n_boot,
+            "latency": {
+                "rounds": settings.latency_rounds,
+                "batch_size": settings.latency_batch_size,
+                "n_jobs": n_jobs,
+            },
+            "versions": versions(),
+            "machine": platform.machine(),
+        }
+
+
+def _run(
+    plan: _Plan,
     model: nn.Module | NetworkFactory,
-    train: Callable[[nn.Module, int], Any] | None,
-    seed: int,
-    settings: Settings,
+    train: Train | None,
     store: SweepStore,
-    run_settings: Callable[[RunKey], Mapping[str, Any]],
-) -> Dense:
+    n_jobs: int | None,
+    progress: bool,
+) -> list[Row]:
+    """Rows of all runs, those that are missing run and kept."""
+    kept = {key: store.finished(key, plan.described(key)) for key in plan.keys}
+    rows = {key: found[0] for key, found in kept.items() if found is not None}
+    with tqdm(total=len(kept), initial=len(rows), desc="sweep", unit="run", disable=not progress, smoothing=0) as bar:
+        for seed in plan.seeds:
+            if not plan.missing(seed, rows):
+                continue
+            dense = _dense(model, train, seed, plan, store)
+            for finished in _run_seed(plan, dense, seed, rows, store, n_jobs):
+                rows |= finished
+                bar.update(len(finished))
+    return [rows[key] for key in plan.keys]
+
+
+def _run_seed(
+    plan: _Plan, dense: Dense, seed: int, rows: Mapping[RunKey, Row], store: SweepStore, n_jobs: int | None
+) -> Iterator[list[tuple[RunKey, Row]]]:
+    """What is missing of a seed, the dense network as it is first."""
+    todo = plan.missing(seed, rows)
+    if UNREPAIRED in todo[0].post_processors and todo[0].criterion == DENSE:
+        # kept before any run that is measured against it, or those would go on from another training of it
+        first = replace(todo[0], post_processors=(UNREPAIRED,))
+        yield _run_cell(first, dense, plan, store)
+        repairs = todo[0].post_processors[1:]
+        todo = [*([replace(todo[0], post_processors=repairs)] if repairs else []), *todo[1:]]
+    in_parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    yield from in_parallel(delayed(_run_cell)(cell, dense, plan, store) for cell in todo)
+
+
+def _run_cell(cell: Cell, dense: Dense, plan: _Plan, store: SweepStore) -> list[tuple[RunKey, Row]]:
+    settings = {label: plan.described(cell.key(label)) for label in plan.labels}
+    return run_cell(cell, dense, plan.factories.get(cell.criterion), plan.settings, store, settings)
+
+
+def _dense(model: nn.Module | NetworkFactory, train: Train | None, seed: int, plan: _Plan, store: SweepStore) -> Dense:
     """The dense network of a seed: as it was kept, or made and trained."""
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else _made(model, seed)
-    _check_network(network, settings)
+    plan.settings.check_network(network)
     key = RunKey(seed, DENSE, 0.0, UNREPAIRED)
-    kept = store.finished(key, run_settings(key))
+    kept = store.finished(key, plan.described(key))
     if kept is not None and store.restored(key, network) is not None:
-        dense = run_dense(network, settings)
+        dense = run_dense(network, plan.settings)
         same_labels = np.array_equal(dense.predictions.label[DENSE], kept[1])
         if not same_labels or dense.people != kept[0][PEOPLE]:
             raise InputError(
@@ -293,21 +266,7 @@ def _dense(
         return dense
     if train is not None:
         train(network, seed)
-    return run_dense(network, settings)
-
-
-def _check_network(network: nn.Module, settings: Settings) -> None:
-    """Refuse what would fail after hours of training."""
-    names = [name for name, _ in network.named_modules() if name]
-    unknown = [name for name in settings.ignored_layers if name not in names]
-    if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), names, 1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(
-            f"ignored_layers holds {unknown[0]!r}{meant}; expected names of the network's layers: {names[:20]}"
-        )
-    if settings.recalibrate and settings.fine_tuning == 0 and has_batchnorm(network):
-        settings.data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
+    return run_dense(network, plan.settings)
 
 
 def _made(factory: NetworkFactory, seed: int) -> nn.Module:
@@ -321,10 +280,12 @@ def _made(factory: NetworkFactory, seed: int) -> nn.Module:
     return network
 
 
-def _shares(ratios: float | Sequence[float]) -> list[float]:
-    shares = [float(ratio) for ratio in (ratios if isinstance(ratios, Sequence) else [ratios])]
+def _shares(pruning_ratios: float | Sequence[float]) -> list[float]:
+    shares = [float(ratio) for ratio in (pruning_ratios if isinstance(pruning_ratios, Sequence) else [pruning_ratios])]
     if not shares or not all(0 < ratio < 1 for ratio in shares) or len(set(shares)) < len(shares):
-        raise InputError(f"ratios={ratios}; expected different shares of the channels between 0 and 1, both excluded")
+        raise InputError(
+            f"pruning_ratios={pruning_ratios}; expected different shares of the channels between 0 and 1, both excluded"
+        )
     return shares
 
 
@@ -333,35 +294,3 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise InputError(f"seeds={seeds}; expected a number of seeds of at least 1, or different seeds of at least 0")
     return numbers
-
-
-def _check_numbers(
-    steps: int, fine_tune: FineTuning, learning_rate: float, n_boot: int | None, rounds: int, batch_size: int
-) -> None:
-    if steps < 1 or (not callable(fine_tune) and fine_tune < 0) or not learning_rate > 0:
-        raise InputError(
-            f"iterative_steps={steps}, fine_tune={fine_tune}, learning_rate={learning_rate}; expected at least 1, "
-            "epochs of at least 0 or a function, and a positive number"
-        )
-    if learning_rate != 1e-3 and (callable(fine_tune) or not fine_tune):
-        raise InputError(f"learning_rate={learning_rate} would have no effect; expected epochs with it: fine_tune=5")
-    if (n_boot is not None and n_boot < 1) or 0 < rounds < FEWEST_ROUNDS or rounds < 0 or batch_size < 1:
-        raise InputError(
-            f"n_boot={n_boot}, latency_rounds={rounds}, latency_batch_size={batch_size}; expected at least 1 or None, "
-            f"0 or at least {FEWEST_ROUNDS} (fewer have no interval), and at least 1"
-        )
-
-
-def _check_splits(
-    splits: DataSplits,
-    factories: Mapping[str, CriterionFactory],
-    methods: Mapping[str, PostProcessor],
-    fine_tune: FineTuning,
-) -> None:
-    """Refuse what would fail in the middle of the sweep."""
-    if set(factories) - {"random", "magnitude"}:
-        splits.need("scoring", f"a criterion such as {sorted(set(factories) - {'random', 'magnitude'})[0]!r}")
-    if methods:
-        splits.need("validation", f"post-processor {next(iter(methods))!r}")
-    if not callable(fine_tune) and fine_tune:
-        splits.need("train", f"fine_tune={fine_tune}")

@@ -17,22 +17,28 @@ Example:
 
 from __future__ import annotations
 
-from .graph.layers import ParameterAxis, describe_layer, forget_layer
-from .graph.tracing import RecurrentPruner, RMSNormPruner, traceable
-from .importances.channel_importance import ChannelImportance, CollectOptions
-from .importances.damage_importances import (
+from .graph import ParameterAxis, RecurrentPruner, RMSNormPruner, describe_layer, forget_layer, traceable
+from .importances import (
+    IMPORTANCES,
+    AccumulatedConfidenceImportance,
+    ChannelImportance,
+    CollectOptions,
+    ContrastiveImportance,
     DamageImportance,
+    DamageOptions,
+    GateTraining,
     GroupSaliencyImportance,
+    ImportanceOptions,
     MeanDamageImportance,
+    PruningReport,
     ShareBalancedImportance,
     TailRiskImportance,
     WorstGroupImportance,
+    register,
+    register_importance,
 )
-from .importances.mined_importances import AccumulatedConfidenceImportance, ContrastiveImportance
-from .importances.pruning_report import PruningReport
-from .importances.registry import IMPORTANCES, register, register_importance
-from .recipes.denp_dcwp import RecipeResult, dcwp, denp
-from .recipes.gradual import AccumulatedConfidence, gradual_channel_pruning
+from .prune_copy import prune_copy
+from .recipes import AccumulatedConfidence, RecipeOptions, RecipeResult, dcwp, denp, gradual_channel_pruning
 
 __all__ = [
     "IMPORTANCES",
@@ -42,11 +48,15 @@ __all__ = [
     "CollectOptions",
     "ContrastiveImportance",
     "DamageImportance",
+    "DamageOptions",
+    "GateTraining",
     "GroupSaliencyImportance",
+    "ImportanceOptions",
     "MeanDamageImportance",
     "ParameterAxis",
     "PruningReport",
     "RMSNormPruner",
+    "RecipeOptions",
     "RecipeResult",
     "RecurrentPruner",
     "ShareBalancedImportance",
@@ -57,6 +67,7 @@ __all__ = [
     "describe_layer",
     "forget_layer",
     "gradual_channel_pruning",
+    "prune_copy",
     "register",
     "register_importance",
     "traceable",

@@ -12,25 +12,24 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import InputError, fine_tune, recalibrate_batchnorm
+from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, require_number
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
-from fairtrim.devices import model_device
-from fairtrim.network.scored_network import class_scores
+from fairtrim.network.fine_tuning import FineTuning
+from fairtrim.network.recalibration import batchnorm_layers
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
+from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
+from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
-from fairtrim_adapters.torch_pruning.recipes.gradual import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
 
-__all__ = ["FineTuning", "PrunerOptions", "has_batchnorm", "prune_and_fine_tune", "prune_copy"]
+__all__ = ["Training", "prune_copy", "trains"]
 
-PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
-"""Further arguments of ``BasePruner``: names of layers where it takes layers; or a function of the network that gives
-them, such as ``lambda model: pruning_options(model)`` for networks of Hugging Face."""
-
-FineTuning = int | Callable[[nn.Module, int], Any]
-"""Epochs of ``fairtrim.fine_tune``, or one's own loop: ``fine_tune(model, seed)``, which trains in place."""
+Training = int | FineTuning | Callable[[nn.Module, int], Any]
+"""Epochs of ``fairtrim.fine_tune``, its settings, or one's own loop: ``fine_tuning(model, seed)`` trains in place."""
 
 _NEED_MORE = (
     tp.importance.GroupHessianImportance,
@@ -39,30 +38,43 @@ _NEED_MORE = (
 )
 
 
+@renamed(
+    data="splits",
+    ratio="pruning_ratio",
+    fine_tune="fine_tuning",
+    learning_rate="fine_tuning={'learning_rate': ...}",
+    seed="random_state",
+)
 def prune_copy(
     model: nn.Module,
     importance: tp.importance.Importance,
-    data: DataSplits,
-    ratio: float,
+    splits: DataSplits,
+    pruning_ratio: float,
     *,
     iterative_steps: int = 1,
     ignored_layers: Sequence[str] = (),
     pruner_options: PrunerOptions = None,
+    fine_tuning: Training = 0,
     recalibrate: bool = True,
+    random_state: RandomState = 0,
     progress: bool = True,
 ) -> nn.Module:
-    """Prune a copy of a network; the layer that gives the scores keeps its outputs.
+    """Prune a copy of a network, and train it if that is asked for; the layer that gives the scores keeps its outputs.
 
     Args:
         model: The network; untouched.
         importance: fairtrim's, or Torch-Pruning's random, magnitude or Taylor ones (for which gradients of the loss
             are summed over the scoring data here).
-        data: Whose ``scoring`` split scores the channels, again before each step.
-        ratio: Share of the channels to remove, in (0, 1).
+        splits: Its ``scoring`` split scores the channels, again before each step; its ``train`` split is trained on.
+        pruning_ratio: Share of the channels to remove, in (0, 1).
         iterative_steps: In how many steps.
         ignored_layers: Names of further layers whose outputs stay.
-        pruner_options: Further arguments of ``BasePruner``.
-        recalibrate: Whether BatchNorm statistics are computed again on the scoring data afterwards.
+        pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``, or a function of the
+            network that gives them.
+        fine_tuning: Epochs after the last step, settings of ``fairtrim.fine_tune`` (``{"epochs": 5, "learning_rate":
+            1e-4}``), or one's own loop ``fine_tuning(network, seed)``.
+        recalibrate: Whether BatchNorm statistics are computed again on the scoring data where nothing is trained.
+        random_state: Of everything random: a seed, or a torch.Generator, from which one is drawn.
         progress: Show progress bars.
 
     Returns:
@@ -75,139 +87,125 @@ def prune_copy(
     Example:
         >>> people = [(torch.randn(8, 4), torch.arange(8) % 2, ["a", "b"] * 4)]
         >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-        >>> data = DataSplits(test=people, scoring=people)
-        >>> prune_copy(network, tp.importance.GroupMagnitudeImportance(), data, 0.5, progress=False)[0].out_features
+        >>> splits, magnitude = DataSplits(test=people, scoring=people), tp.importance.GroupMagnitudeImportance()
+        >>> prune_copy(network, magnitude, splits, 0.5, progress=False)[0].out_features
         3
+        >>> seen = []
+        >>> _ = prune_copy(network, magnitude, splits, 0.5, random_state=7, progress=False,
+        ...                fine_tuning=lambda pruned, seed: seen.append((pruned[0].out_features, seed)))
+        >>> seen
+        [(3, 7)]
     """
-    if not 0 < ratio < 1 or iterative_steps < 1:
-        raise InputError(
-            f"ratio={ratio}, iterative_steps={iterative_steps}; expected a share in (0, 1) and at least one step"
-        )
-    if isinstance(importance, ChannelImportance) and importance._model is not None:
-        raise InputError(
-            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
-            "here, to a copy and by the scoring data; leave them out"
-        )
-    pruned = copy.deepcopy(model).eval()
-    options = dict(pruner_options(pruned) if callable(pruner_options) else pruner_options or {})
-    names = {module: name for name, module in pruned.named_modules()}
-    ignored = [names.get(layer, layer) for layer in (*ignored_layers, *options.pop("ignored_layers", ()))]
-    needs_data = isinstance(importance, ChannelImportance | tp.importance.GroupTaylorImportance)
-    split = "scoring" if needs_data or data.scoring is not None or data.train is not None else "test"
-    batch = data.first_batch(split, model_device(pruned))
-    levels = [ratio * (step + 1) / iterative_steps for step in range(iterative_steps)]
-    with preserved_random_state():
-        pruner = pruner_of_levels(pruned, batch, levels, importance, ignored_layers=ignored, **data.calling, **options)
-        frozen = frozen_parameters(pruned)
-        for _ in levels:
-            _score(importance, pruner, pruned, data, progress)
-            if isinstance(importance, ChannelImportance):
-                pruner.step()  # which was taken on trial when it was fitted
-                tell_heads(pruned, pruner)
-            else:
-                checked_step(pruner, batch, data.calling)
-            freeze(pruned, frozen)
-        pruned.zero_grad()
-    if not pruner.pruning_history():
-        raise InputError(
-            f"nothing was removed at ratio={ratio}: every layer is ignored, or too small to lose a channel; expected a "
-            "higher ratio or fewer ignored_layers"
-        )
-    if recalibrate and has_batchnorm(pruned):
-        loader = data.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
-        recalibrate_batchnorm(pruned, loader, forward_fn=data.forward_fn, progress=progress)
-    return pruned
+    _check(importance, pruning_ratio, iterative_steps)
+    training, seed = _settings(fine_tuning), drawn_seed(random_state)
+    with seeded(torch.Generator().manual_seed(seed)):
+        network = ScoredNetwork(copy.deepcopy(model).eval(), splits.forward_fn, splits.output_transform)
+        levels = [pruning_ratio * (step + 1) / iterative_steps for step in range(iterative_steps)]
+        with preserved_random_state():
+            _prune(network, importance, splits, levels, ignored_layers, pruner_options, progress)
+        if recalibrate and not trains(fine_tuning) and batchnorm_layers(network.model):
+            loader = splits.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
+            recalibrate_batchnorm(network.model, loader, forward_fn=splits.forward_fn, progress=progress)
+        if callable(training):
+            training(network.model, seed)
+        elif trains(fine_tuning):
+            fine_tune(
+                network.model,
+                splits.need("train", "fine-tuning"),
+                loss_fn=splits.loss_fn,
+                random_state=seed,
+                progress=progress,
+                **splits.calling,
+                **training,
+            )
+    return network.model.eval()
 
 
-def has_batchnorm(model: nn.Module) -> bool:
-    """Whether a network has BatchNorm statistics, which pruning makes wrong.
+def trains(fine_tuning: Training) -> bool:
+    """Whether anything is trained after pruning.
 
     Args:
-        model: The network.
+        fine_tuning: As for ``prune_copy``.
 
     Returns:
         Whether.
 
     Example:
-        >>> has_batchnorm(nn.BatchNorm1d(3)), has_batchnorm(nn.BatchNorm1d(3, track_running_stats=False))
-        (True, False)
+        >>> trains(0), trains({"learning_rate": 1e-4}), trains(lambda network, seed: None)
+        (False, True, True)
     """
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return any(norm.running_mean is not None for norm in norms)
+    training = _settings(fine_tuning)
+    return callable(training) or training["epochs"] != 0
 
 
-def prune_and_fine_tune(
-    model: nn.Module,
-    importance: tp.importance.Importance,
-    data: DataSplits,
-    ratio: float,
-    *,
-    seed: int,
-    fine_tuning: FineTuning = 0,
-    learning_rate: float = 1e-3,
-    recalibrate: bool = True,
-    progress: bool = True,
-    **pruning: Any,
-) -> nn.Module:
-    """Prune a copy of a network, and train it if that is asked for, all draws from one seed.
+def _settings(fine_tuning: Training) -> FineTuning | Callable[[nn.Module, int], Any]:
+    """The settings of the training loop, or the caller's own."""
+    if callable(fine_tuning):
+        return fine_tuning
+    if isinstance(fine_tuning, Mapping):
+        require_known("fine_tuning", fine_tuning, ("epochs", "learning_rate"))
+        settings: FineTuning = {"epochs": 1, "learning_rate": 1e-3, **fine_tuning}
+    else:
+        require_number("fine_tuning", fine_tuning, at_least=0, whole=True, remedy=" of epochs, settings or a function")
+        settings = {"epochs": fine_tuning, "learning_rate": 1e-3}
+    require_number("epochs", settings["epochs"], at_least=0, whole=True)
+    require_number("learning_rate", settings["learning_rate"], above=0)
+    return settings
 
-    Args:
-        model: The network; untouched.
-        importance: As for ``prune_copy``.
-        data: Its ``train`` split is trained on.
-        ratio: Share of the channels to remove.
-        seed: Of everything random.
-        fine_tuning: Epochs, or one's own loop.
-        learning_rate: At the start of the epochs.
-        recalibrate: Whether BatchNorm statistics are computed again where nothing is trained.
-        progress: Show progress bars.
-        pruning: Further arguments of ``prune_copy``.
 
-    Returns:
-        The copy, in eval mode.
-
-    Raises:
-        InputError: An argument or the data is wrong, or nothing was removed.
-        UnsupportedModelError: The network can't be scored or pruned.
-
-    Example:
-        >>> people = [(torch.eye(4), torch.arange(4) % 2, ["a", "b"] * 2)]
-        >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-        >>> magnitude, seen = tp.importance.GroupMagnitudeImportance(), []
-        >>> _ = prune_and_fine_tune(network, magnitude, DataSplits(test=people), 0.5, seed=7, progress=False,
-        ...                         fine_tuning=lambda pruned, seed: seen.append((pruned[0].out_features, seed)))
-        >>> seen
-        [(3, 7)]
-    """
-    trained = fine_tuning != 0
-    with seeded(torch.Generator().manual_seed(seed)):
-        pruned = prune_copy(
-            model, importance, data, ratio, recalibrate=recalibrate and not trained, progress=progress, **pruning
+def _check(importance: tp.importance.Importance, pruning_ratio: float, iterative_steps: int) -> None:
+    require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=", a share of the channels")
+    require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
+    if isinstance(importance, ChannelImportance) and importance._model is not None:
+        raise InputError(
+            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
+            "here, to a copy and by the scoring data; leave them out"
         )
-        if callable(fine_tuning):
-            fine_tuning(pruned, seed)
-        elif trained:
-            fine_tune(
-                pruned,
-                data.need("train", "fine-tuning"),
-                epochs=fine_tuning,
-                learning_rate=learning_rate,
-                loss_fn=data.loss_fn,
-                random_state=torch.Generator().manual_seed(seed),
-                progress=progress,
-                **data.calling,
-            )
-    return pruned.eval()
+
+
+def _prune(
+    network: ScoredNetwork,
+    importance: tp.importance.Importance,
+    splits: DataSplits,
+    levels: Sequence[float],
+    ignored_layers: Sequence[str],
+    pruner_options: PrunerOptions,
+    progress: bool,
+) -> None:
+    """Score and prune in place, level by level."""
+    pruned = network.model
+    needs_data = isinstance(importance, ChannelImportance | tp.importance.GroupTaylorImportance)
+    split = "scoring" if needs_data or splits.scoring is not None or splits.train is not None else "test"
+    batch = splits.first_batch(split, network.device)
+    pruner = pruner_of_levels(
+        network, batch, levels, importance, ignored_layers=ignored_layers, pruner_options=pruner_options
+    )
+    frozen = frozen_parameters(pruned)
+    for _ in levels:
+        _score(importance, pruner, network, splits, progress)
+        if isinstance(importance, ChannelImportance):
+            pruner.step()  # which was taken on trial when it was fitted
+            tell_heads(pruned, pruner)
+        else:
+            checked_step(pruner, batch, network)
+        freeze(pruned, frozen)
+    pruned.zero_grad()
+    if not pruner.pruning_history():
+        raise InputError(
+            f"nothing was removed at pruning_ratio={levels[-1]:g}: every layer is ignored, or too small to lose a "
+            "channel; expected a higher pruning_ratio or fewer ignored_layers"
+        )
 
 
 def _score(
     importance: tp.importance.Importance,
     pruner: tp.pruner.BasePruner,
-    model: nn.Module,
+    network: ScoredNetwork,
     data: DataSplits,
     progress: bool,
 ) -> None:
     """Give an importance what it looks at."""
+    model = network.model
     if isinstance(importance, ChannelImportance):
         shared = {"sensitive_names": data.sensitive_names, "progress": progress, **data.calling}
         if data.loss_fn is not F.cross_entropy:  # else the importance's own default
@@ -221,8 +219,8 @@ def _score(
         loader = data.need("scoring", "Torch-Pruning's Taylor importance")
         model.zero_grad()
         with preserved_random_state(loader):
-            for batch in iterate_batches(loader, model_device(model), progress=progress, description="Taylor scores"):
-                loss = data.loss_fn(class_scores(model, batch, positions=True, **data.calling), batch.target)
+            for batch in iterate_batches(loader, network.device, progress=progress, description="Taylor scores"):
+                loss = data.loss_fn(network.scores(batch, positions=True), batch.target)
                 (loss.mean() * len(batch)).backward()  # type: ignore[no-untyped-call]
     elif isinstance(importance, _NEED_MORE):
         raise InputError(

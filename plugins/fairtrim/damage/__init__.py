@@ -1,6 +1,16 @@
 """What removing a channel does to whom."""
 
 from .channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
-from .table import DamageTable, collect_damage
+from .collection import collect_damage
+from .reading import CollectionOptions, ReadingOptions
+from .table import DamageTable
 
-__all__ = ["ChannelGroup", "ChannelPlace", "DamageTable", "ParameterPlace", "collect_damage"]
+__all__ = [
+    "ChannelGroup",
+    "ChannelPlace",
+    "CollectionOptions",
+    "DamageTable",
+    "ParameterPlace",
+    "ReadingOptions",
+    "collect_damage",
+]

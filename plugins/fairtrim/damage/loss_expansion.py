@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
-from fairtrim.network.sample_loss import LossFunction, SampleLoss
+from fairtrim.network.sample_loss import SampleLoss
 
-__all__ = ["Curvature", "LossFunction", "OutputExpansion", "SampleLoss", "expand_outputs", "softmax_factor"]
+__all__ = ["Curvature", "OutputExpansion", "expand_outputs", "softmax_factor"]
 
 Curvature = Literal["exact", "empirical", "auto"]
 MAX_EXACT_CLASSES = 20

@@ -7,55 +7,25 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fairtrim.data.batches import Batch
 from fairtrim.data.sensitive_groups import SensitiveEncoder
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
-from fairtrim.files.resumption import Resumption, fingerprint
+from fairtrim.files.resumption import Resumption
 from fairtrim.processes import Processes
 
 from .moments import Moments
 
-__all__ = ["ScoringRun", "described"]
+__all__ = ["ScoringRun"]
 
 SECONDS_BETWEEN_SAVES = 60.0
-
-_PLAIN = (str, bool, int, float, type(None))
-
-
-def described(function: Any) -> Any:
-    """A function or loss as JSON can hold it, the same in every process: its name and its numbers.
-
-    Args:
-        function: The function, or None.
-
-    Returns:
-        The description; functions of one name are not told apart.
-
-    Example:
-        >>> described(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
-        0.1
-    """
-    if function is None:
-        return None
-    if isinstance(function, partial):
-        return {"of": described(function.func), "arguments": repr((function.args, sorted(function.keywords.items())))}
-    plain = {key: value for key, value in getattr(function, "__dict__", {}).items() if isinstance(value, _PLAIN)}
-    if isinstance(function, nn.Module):
-        plain["tensors"] = fingerprint(function)
-    code = getattr(function, "__code__", None)
-    if code is not None and code.co_name == "<lambda>":  # all of one name
-        numbers = [value for value in code.co_consts if isinstance(value, (*_PLAIN, tuple))]
-        plain["code"] = hashlib.sha256(code.co_code + repr((code.co_names, numbers)).encode()).hexdigest()
-    return {"name": getattr(function, "__qualname__", type(function).__qualname__), **plain}
 
 
 def _content(leaf: Any) -> bytes:
@@ -66,7 +36,7 @@ def _content(leaf: Any) -> bytes:
         leaf = leaf.to_numpy()
     if isinstance(leaf, np.ndarray):
         leaf = leaf.tolist()
-    return repr(leaf).encode() if isinstance(leaf, (*_PLAIN, list)) else b""
+    return repr(leaf).encode() if isinstance(leaf, str | bool | int | float | None | list) else b""
 
 
 class ScoringRun:

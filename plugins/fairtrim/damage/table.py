@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
-from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames
-from fairtrim.devices import model_device
-from fairtrim.errors import InputError, UnsupportedModelError
-from fairtrim.files.resumption import fingerprint
+from fairtrim.data.sensitive_groups import GroupName
+from fairtrim.errors import InputError
 from fairtrim.measures.shrinkage import own_shares
-from fairtrim.network.scored_network import check_network, class_scores
-from fairtrim.preservation import preserved_model, preserved_random_state
-from fairtrim.processes import Processes
 
-from .channel_groups import ChannelColumns, ChannelGroup, channel_sites
-from .gates import Gates, hooked_gates
-from .loss_expansion import Curvature, LossFunction, OutputExpansion, SampleLoss, expand_outputs
-from .moments import SUMS, Interactions, Moments, resolved_interactions, standard_errors
+from .channel_groups import ChannelColumns
+from .moments import standard_errors
 from .sample_sketch import SampleSketch
-from .scoring_run import ScoringRun, described
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DamageTable", "collect_damage"]
+__all__ = ["DamageTable"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +57,8 @@ class DamageTable:
         read_order: A digest of that order.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> from fairtrim import ChannelPlace
+        >>> from fairtrim import ChannelGroup, ChannelPlace, collect_damage
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
         >>> hidden = ChannelGroup("0", 3, (ChannelPlace("2", "input", range(3), range(3), channel_axis=-1),))
         >>> batch = (torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 1]), ["a", "b", "a", "a", "b"])
         >>> table = collect_damage(model, [batch], [hidden], progress=False)
@@ -317,182 +306,3 @@ def _mixed_errors(mixing: Tensor, errors: Tensor | None) -> Tensor | None:
         return None
     unknown = (mixing != 0).double() @ errors.isnan().double() > 0
     return (mixing.square() @ errors.nan_to_num(0).square()).sqrt().masked_fill(unknown, torch.nan)
-
-
-def collect_damage(
-    model: nn.Module,
-    loader: Iterable[Any],
-    channel_groups: Sequence[ChannelGroup],
-    *,
-    loss_fn: LossFunction = F.cross_entropy,
-    curvature: Curvature = "auto",
-    interactions: bool | Interactions = False,
-    sensitive_names: SensitiveNames | None = None,
-    sensitive_weights: bool = False,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    max_batches: int | None = None,
-    require_sensitive: bool = False,
-    distributed: bool | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> DamageTable:
-    """Score every channel for every sensitive group in one pass over the data.
-
-    The network runs in eval mode, is left as it was found, and sees each sample once. The number of sensitive
-    groups costs next to nothing; exact curvature costs K − 1 backward passes for K classes, none of which
-    computes weight gradients.
-
-    Args:
-        model: The network, on any one device.
-        loader: Batches of (inputs, target), (inputs, target, sensitive), or dicts with ``labels``.
-        channel_groups: Which channels there are and where they are consumed.
-        loss_fn: Loss of scores and target; any differentiable one that is a sum or a mean over samples. A mean with
-            weights, Σ w_n ℓ_n / Σ w_n, gives the damages of w_n ℓ_n over the mean weight.
-        curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 scores a sample).
-        interactions: Also collect what joint selection needs. ``"exact"``: the table keeps 8·G·C² bytes, and twice
-            that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
-            True: exact up to 4,096 channels.
-        sensitive_names: Names of the sensitive features, and of their values.
-        sensitive_weights: The third entry of a batch holds no values of features but weights, (N, G): how much each
-            person counts in each group; ``sensitive_names`` is then a list with the names of the groups.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-        max_batches: Stop after so many batches.
-        require_sensitive: Refuse a loader without sensitive features at its first batch; else everybody is one group.
-        distributed: Whether the processes of ``torch.distributed`` each read a share of the data and the sums are added
-            up over them; None if it is initialised with several, False to compute alone.
-        folder: Where to keep the sums once a minute, so that a run that was cut short goes on from there: call again
-            with the same network and a loader that gives the same batches. The file is removed at the end.
-        progress: Show a progress bar.
-
-    Returns:
-        The damage table, the same in every process.
-
-    Raises:
-        InputError: The data or an argument is wrong.
-        ProcessError: Another process failed.
-        UnsupportedModelError: The network can't be scored, e.g. because its samples are not independent.
-
-    Example:
-        >>> from fairtrim import ChannelPlace
-        >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
-        >>> _ = nn.init.ones_(model[1].weight)
-        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-        >>> hidden = ChannelGroup("0", 2, (ChannelPlace("1", "input", range(2), range(2), channel_axis=-1),))
-        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b"])]  # without error, so that removing x_c costs x_c²
-        >>> table = collect_damage(model, people, [hidden], loss_fn=F.mse_loss, progress=False)
-        >>> table["0"].round(decimals=3).tolist()
-        [[1.0, 4.0], [9.0, 0.0]]
-    """
-    processes = Processes(distributed)
-    with processes.together():
-        sites = channel_sites(model, channel_groups)
-        device = model_device(model)
-        check_network(model)
-        sizes = {group.name: group.size for group in channel_groups}
-        n_columns = sum(sizes.values())
-        sample_loss = SampleLoss(loss_fn, in_parts=folder is not None or processes.count > 1)
-        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
-        pairs = resolved_interactions(interactions, n_columns)
-        moments = Moments(n_columns, pairs, processes.rank)
-        settings = {
-            "network": fingerprint(model) if folder is not None or processes.count > 1 else "",
-            "sizes": sizes,
-            "curvature": curvature,
-            "interactions": pairs,
-            "sensitive_names": repr(sensitive_names),
-            "sensitive_weights": sensitive_weights,
-            "loss_fn": described(loss_fn),
-            "forward_fn": described(forward_fn),
-            "output_transform": described(output_transform),
-            "sums": list(SUMS),  # of an earlier release there were fewer
-        }
-        run = ScoringRun(folder, settings, processes)
-    processes.agree(settings)
-    with processes.together():
-        run.restore(moments, encoder)
-    with (
-        processes.together(),
-        preserved_random_state(loader),
-        preserved_model(model),
-        torch.enable_grad(),
-        hooked_gates(model, sites, n_columns) as gates,
-    ):
-        batches = iterate_batches(
-            loader,
-            None,
-            max_batches=max_batches,
-            progress=progress,
-            description="damage table",
-            allow_empty=processes.count > 1,
-        )
-        checked = False
-        for batch in run.unread(batches, device):
-            if require_sensitive and batch.sensitive is None:
-                _refuse_nobody(batch)
-            gates.start(len(batch))
-            scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
-            with torch.autocast(device.type, enabled=False):  # the caller's is for the network
-                expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
-                weights = encoder.encode(batch.sensitive, len(batch), batch.index)
-                if not checked and len(batch) > 1:
-                    _check_independence(gates, scores, expansion, batch)
-                slope, rows = _gate_moments(gates, scores, expansion)
-                if not checked:
-                    _check_connected(gates, channel_groups)
-                checked = checked or len(batch) > 1
-                moments.add(weights, expansion.loss, slope, rows)
-                moments.weigh(expansion.weight)
-            run.save(moments, encoder)
-    places = encoder.share(processes)
-    total = moments.merged(processes, places, len(encoder.groups))
-    run.finish()
-    return DamageTable(sizes=sizes, **total.means(encoder))
-
-
-def _refuse_nobody(batch: Batch) -> None:
-    named = f"a dict with {sorted(map(str, batch.inputs))}" if isinstance(batch.inputs, Mapping) else "(inputs, target)"
-    raise InputError(
-        f"batch {batch.index} of the loader is {named}, without sensitive features, which the criterion compares; "
-        "expected (inputs, target, sensitive), a dict with them under 'sensitive_features', or a criterion that needs "
-        "none, such as MeanDamage"
-    )
-
-
-def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> tuple[Tensor, Tensor]:
-    last = len(expansion.directions) - 1
-    jacobian = torch.stack(
-        [gates.gradients(scores, d, keep_graph=r < last) for r, d in enumerate(expansion.directions)], 1
-    )
-    slope = torch.einsum("nr,nrc->nc", expansion.slope.to(jacobian.dtype), jacobian)
-    rows = torch.einsum("nrj,nrc->njc", expansion.factor.to(jacobian.dtype), jacobian)
-    return slope, rows
-
-
-def _check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
-    """Channels that the scores can't be differentiated in would look worthless, and go first."""
-    connected = gates.connected
-    for group in channel_groups:
-        if not any((place.module, place.side) in connected for place in group.places):
-            raise UnsupportedModelError(
-                f"the scores don't depend on {sorted({place.module for place in group.places})}, which consume the "
-                f"channels of {group.name!r}, in a way that can be differentiated; expected layers that are called as "
-                "modules, not through their weights, and no detach() behind them. If these layers serve another "
-                "output, add them to ignored_layers"
-            )
-
-
-def _check_independence(gates: Gates, scores: Tensor, expansion: OutputExpansion, batch: Batch) -> None:
-    """The first sample's scores must move no other sample's gates, or per-sample gradients mean nothing."""
-    direction = torch.zeros_like(expansion.directions[0])
-    each = direction[0].numel()
-    direction[0] = torch.arange(1, each + 1, device=direction.device, dtype=direction.dtype).view(direction.shape[1:])
-    others = gates.gradients(scores, direction, keep_graph=True)[1:]
-    if bool((others != 0).any()):
-        n = int((others != 0).any(1).nonzero()[0]) + 1
-        raise UnsupportedModelError(
-            f"in batch {batch.index} the scores of sample 0 depend on sample {n}; expected independent samples: "
-            "look for a BatchNorm that normalises by the batch (track_running_stats=False), or for tensors whose "
-            "first axis is not that of the samples"
-        )

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim.arguments import renamed, require_number
+from fairtrim.data.batches import LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
-from fairtrim.network.fine_tuning import BatchLoss as LossFunction
 from fairtrim.network.losses import generalized_cross_entropy
 
 from .mined_samples import MinedSamples

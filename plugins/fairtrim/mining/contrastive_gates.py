@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 from fairtrim.arguments import RandomState, random_generator, renamed, require_known
 from fairtrim.damage.channel_groups import ChannelGroup
 from fairtrim.damage.gates import explicit_gates
-from fairtrim.data.batches import Batch, ForwardFunction
+from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
-from fairtrim.network.fine_tuning import BatchLoss, FeatureTap
 from fairtrim.network.losses import contrastive_loss, require_class_scores
+from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
@@ -86,7 +86,7 @@ class ContrastiveObjective:
     upweight: float = 80.0
     contrastive_weight: float = 0.05
     temperature: float = 0.07
-    loss_fn: BatchLoss = F.cross_entropy
+    loss_fn: LossFunction = F.cross_entropy
     feature_layer: str | None = None
     forward_fn: ForwardFunction | None = None
     output_transform: OutputTransform | None = None

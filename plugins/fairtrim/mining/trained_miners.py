@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim.arguments import RandomState, random_generator, renamed, require_number
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
-from fairtrim.network.fine_tuning import BatchLoss as LossFunction
 from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy
 from fairtrim.network.scored_network import OutputTransform

@@ -1,16 +1,8 @@
 """From a criterion to an order."""
 
-from .ranking import (
-    Floor,
-    Pool,
-    Selection,
-    break_ties,
-    joint_selection,
-    negative_columns,
-    ranked,
-    share_balanced_order,
-    single_selection,
-)
+from .joint import joint_selection
+from .ranking import Floor, Pool, Selection, break_ties, negative_columns, ranked, single_selection
+from .share_balanced import share_balanced_order
 
 __all__ = [
     "Floor",

@@ -1,4 +1,4 @@
-"""From a criterion to an order of removal: joint selection, and FairGRAPE's order of shares."""
+"""From one value a channel to an order of removal, within what a pruner takes and what must stay."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from fairtrim.criteria import Criterion, require_sensitive_groups
+from fairtrim.criteria import Criterion
 from fairtrim.damage.channel_groups import ChannelColumns
 from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
 
 __all__ = [
+    "Allowance",
     "Floor",
     "Pool",
     "Selection",
     "break_ties",
-    "joint_selection",
     "negative_columns",
     "ranked",
-    "share_balanced_order",
     "single_selection",
 ]
 
@@ -98,11 +96,24 @@ def break_ties(scores: Tensor) -> Tensor:
     return distinct
 
 
-class _Allowance:
+class Allowance:
     """How many channels may still go before a floor is reached.
 
     Floors are given up in two stages when a pruner asks for more than they allow: first those of more than one
     channel, then the last channel of a layer or of a part behind a split.
+
+    Args:
+        columns: Which column belongs to which channel group.
+        floors: Channels of which some must stay; every layer keeps one.
+
+    Raises:
+        InputError: A floor names an unknown layer.
+
+    Example:
+        >>> allowance = Allowance(ChannelColumns({"a": 2}), [])
+        >>> allowance.take(1)
+        >>> allowance.allows(0)
+        False
     """
 
     def __init__(self, columns: ChannelColumns, floors: Sequence[Floor]) -> None:
@@ -118,20 +129,40 @@ class _Allowance:
             for column in columns_of_floor.tolist():
                 self._of_column[column].append(number)
 
-    def left(self, number: int) -> int:
+    def _left(self, number: int) -> int:
         return max(0, len(self.columns[number]) - self._gone[number] - self._minimum[number])
 
     def allows(self, column: int) -> bool:
-        return all(self.left(number) > 0 for number in self._of_column[column])
+        """Whether a channel may go.
+
+        Args:
+            column: Of the channel.
+
+        Returns:
+            Whether.
+        """
+        return all(self._left(number) > 0 for number in self._of_column[column])
 
     def take(self, column: int) -> None:
+        """Count a channel that goes.
+
+        Args:
+            column: Of the channel.
+        """
         for number in self._of_column[column]:
             self._gone[number] += 1
 
     def protected(self, column: int | None = None) -> list[Tensor]:
-        """Columns that must stay: all of them, or those of the floors that one column belongs to."""
+        """Columns that must stay, floor by floor.
+
+        Args:
+            column: None for all floors; else those that this column belongs to.
+
+        Returns:
+            Columns of each.
+        """
         numbers = range(len(self.columns)) if column is None else self._of_column[column]
-        return [self.columns[number] for number in numbers if self.left(number) == 0]
+        return [self.columns[number] for number in numbers if self._left(number) == 0]
 
     def lift(self) -> None:
         """Give up the next stage of floors."""
@@ -187,7 +218,7 @@ def ranked(
     competing = {name for pool in pools or [] if len(pool.layers) > 1 for name in pool.layers}
     competing |= {floor.layer for floor in floors if floor.channels is not None}
     waiting = [c for c in scores.argsort(stable=True).tolist() if columns.layer_of(c) in competing]
-    allowance = _Allowance(columns, floors)
+    allowance = Allowance(columns, floors)
     highest = scores.max()
     step = highest.abs().clamp_min(1.0)
     place = 0
@@ -207,95 +238,6 @@ def ranked(
     return Selection(torch.argsort(scores, stable=True), scores, values)
 
 
-def joint_selection(
-    table: DamageTable,
-    criterion: Criterion,
-    *,
-    pools: Sequence[Pool] | None = None,
-    floors: Sequence[Floor] = (),
-    progress: bool = False,
-) -> Selection:
-    """Remove channels greedily, each time the one whose loss together with those already gone hurts least.
-
-    With a_g = E_g[s] and the Gram matrices M_g = E_g E_y[s sᵀ], the damage of the removed set with one more
-    channel is Δ_g(R ∪ c) = Δ_g(R) − a_gc + Σ_{r∈R} M_grc + ½ M_gcc; the running sums make a pick cost O(G·C).
-    Ours, after the global second-order interactions of SOSP (Nonnenmacher et al., ICLR 2022).
-
-    Args:
-        table: A table with interactions.
-        criterion: Maps the groups' damages to one value.
-        pools: What a pruner ranks together and how much it takes: each pool closes when its quota is reached,
-            until all have reached theirs. None lets every channel compete with every other.
-        floors: Channels that stay, so that they come last; every layer keeps one.
-        progress: Show a progress bar if it takes more than two seconds.
-
-    Returns:
-        The selection; its scores are the places in the order, comparable across layers.
-
-    Raises:
-        InputError: The table has no interactions, the criterion gives a value that is not finite, or a pool or
-            floor names an unknown or a shared layer.
-    """
-    criterion.check(table)
-    if table.interactions is None:
-        raise InputError("joint selection needs the table's interactions; collect it with interactions=True")
-    value_of = criterion.bind(table)
-    n_columns = table.slope.shape[1]
-    pool_of, columns_of, quotas = _pools(table, pools)
-    allowance = _Allowance(table.columns, floors)
-
-    gone = torch.zeros(n_columns, dtype=torch.bool)
-    closed = torch.zeros(n_columns, dtype=torch.bool)
-
-    def close_what_is_full() -> None:
-        for columns in (
-            *(c for c, quota in zip(columns_of, quotas, strict=True) if quota == 0),
-            *allowance.protected(),
-        ):
-            closed[columns] = True
-
-    close_what_is_full()
-    current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
-    # −a_gc + ½ M_gcc + Σ_{r∈R} M_grc, updated by one row of M_g a pick
-    addition = table.damage.clone()
-    order: list[int] = []
-    change = torch.zeros(n_columns, dtype=torch.float64)
-    value = float(value_of(current)[0])
-    bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
-    while len(order) < n_columns:
-        candidates = value_of(current + addition)
-        if not bool(torch.isfinite(candidates).all()):
-            raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
-        if bool(closed.all()):
-            # every pool has its quota: rank what a pruner may still ask for, then what should stay
-            if all(quota is None for quota in quotas):
-                allowance.lift()
-            quotas = [None] * len(quotas)
-            closed = gone.clone()
-            close_what_is_full()
-            continue
-        pick = int(torch.argmin(candidates.masked_fill(closed, torch.inf)))
-        change[pick] = float(candidates[pick]) - value
-        value = float(candidates[pick])
-        current = current + addition[:, pick : pick + 1]
-        addition += table.interactions_with(pick)
-        gone[pick] = closed[pick] = True
-        order.append(pick)
-        bar.update()
-        allowance.take(pick)
-        for columns in allowance.protected(pick):
-            closed[columns] = True
-        pool = pool_of[pick]
-        if (quota := quotas[pool]) is not None:
-            quotas[pool] = quota - 1
-            if quota == 1:
-                closed[columns_of[pool]] = True
-    bar.close()
-    places = torch.full((n_columns,), torch.nan, dtype=torch.float64)
-    places[order] = torch.arange(n_columns, dtype=torch.float64)
-    return Selection(torch.tensor(order), places, change)
-
-
 def negative_columns(columns: ChannelColumns, selection: Selection, floors: Sequence[Floor], *, joint: bool) -> Tensor:
     """What a rule "remove only what lowers the criterion" removes, floors respected.
 
@@ -308,7 +250,7 @@ def negative_columns(columns: ChannelColumns, selection: Selection, floors: Sequ
     Returns:
         Columns of the table.
     """
-    allowance = _Allowance(columns, floors)
+    allowance = Allowance(columns, floors)
     removed = []
     for column in selection.order.tolist():
         if selection.change[column] >= 0 and joint:
@@ -317,60 +259,3 @@ def negative_columns(columns: ChannelColumns, selection: Selection, floors: Sequ
             allowance.take(column)
             removed.append(column)
     return torch.tensor(removed, dtype=torch.int64)
-
-
-def _pools(table: DamageTable, pools: Sequence[Pool] | None) -> tuple[list[int], list[Tensor], list[int | None]]:
-    """Pool of each column, columns of each pool, and quotas."""
-    pools = [Pool(tuple(table.sizes))] if pools is None else pools
-    pool_of = [-1] * table.slope.shape[1]
-    columns_of = []
-    for number, pool in enumerate(pools):
-        unknown = [name for name in pool.layers if name not in table]
-        if unknown:
-            raise InputError(f"a pool names {unknown}; the table has {list(table.sizes)}")
-        columns = table.columns.selected({name: range(table.sizes[name]) for name in pool.layers})
-        for column in columns.tolist():
-            if pool_of[column] >= 0:
-                raise InputError(f"a channel group of {list(pool.layers)} lies in two pools; expected one")
-            pool_of[column] = number
-        columns_of.append(columns)
-    missing = [name for name in table.sizes if pool_of[table.columns.section(name).start] < 0]
-    if missing:
-        raise InputError(f"channel groups {missing} lie in no pool; expected each in one")
-    return pool_of, columns_of, [pool.quota for pool in pools]
-
-
-def share_balanced_order(table: DamageTable) -> Selection:
-    """FairGRAPE: within each layer, keep every sensitive group's share of the total importance.
-
-    With the importance I_gc = E_g E_y[s_nc(y)²] (labels y from the network's own p(y|x), or the true ones with the
-    empirical curvature), the next channel to keep is the one with the largest I_gc for the group whose share
-    Σ_kept I_g / Σ_kept Σ_g I_g is furthest below its share in the whole layer (Lin, Kim and Joo, ECCV 2022,
-    at the level of channels). The order means something within a layer only.
-
-    Args:
-        table: The damage table; its curvature is the importance.
-
-    Returns:
-        The selection; scores are the places in each layer's own order.
-
-    Raises:
-        InputError: There are no sensitive groups to balance.
-    """
-    require_sensitive_groups(table, "FairGRAPE's order of shares")
-    scores = torch.empty(table.curvature.shape[1], dtype=torch.float64)
-    for name in table.sizes:
-        section = table.columns.section(name)
-        importance = table.curvature[:, section]
-        total = importance.sum(1)
-        target = total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        kept = torch.zeros_like(total)
-        left = torch.ones(importance.shape[1], dtype=torch.bool)
-        for place in range(importance.shape[1] - 1, -1, -1):
-            share = kept / kept.sum() if kept.sum() > 0 else torch.zeros_like(kept)
-            group = int(torch.argmax(target - share))
-            channel = int(torch.argmax(torch.where(left, importance[group], -torch.inf)))
-            kept += importance[:, channel]
-            left[channel] = False
-            scores[section.start + channel] = place
-    return Selection(torch.argsort(scores, stable=True), scores, table.curvature.mean(0))

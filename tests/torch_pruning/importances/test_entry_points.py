@@ -15,6 +15,7 @@ import torch_pruning as tp
 from fairtrim import InputError
 from fairtrim_adapters.sweep.named_methods import criteria_by_label
 from fairtrim_adapters.torch_pruning import IMPORTANCES, MeanDamageImportance, WorstGroupImportance, register
+from tests.registries import keep
 
 GROUP = "fairtrim.criteria"
 
@@ -25,15 +26,11 @@ class OthersImportance(MeanDamageImportance):
 
 @pytest.fixture
 def announced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
-    before = dict(IMPORTANCES)
+    keep(IMPORTANCES, monkeypatch)
     found: list[EntryPoint] = []
-    IMPORTANCES.clear()
-    IMPORTANCES.update(before)
-    monkeypatch.setattr("fairtrim_adapters.torch_pruning.importances.registry.entry_points", lambda group: list(found))
+    monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: list(found))
     yield found
-    IMPORTANCES.clear()
-    IMPORTANCES.update(before)
-    for cls in (OthersImportance, *before.values()):
+    for cls in IMPORTANCES._known.values():
         if hasattr(tp.importance, cls.__name__):
             delattr(tp.importance, cls.__name__)
 

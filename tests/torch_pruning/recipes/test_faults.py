@@ -426,7 +426,7 @@ def test_second_error_while_the_first_is_handled(name: str, what: str, monkeypat
 @pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tmp_path: Path) -> None:
     """At forward passes from the first to the last: in mining, pruning, fine-tuning, and what is noted of it."""
-    options: dict[str, Any] = {"seed": 4, "learning_rate": 0.01, "cut": {"share_per_class": 0.15}}
+    options: dict[str, Any] = {"random_state": 4, "learning_rate": 0.01, "cut": {"share_per_class": 0.15}}
     if own_miner:
         options["miner"] = None
 
@@ -461,7 +461,7 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_go_on_from_every_save(recipe: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"seed": 4, "learning_rate": 0.01}
+    options: dict[str, Any] = {"random_state": 4, "learning_rate": 0.01}
     whole = run_recipe(recipe, mlp(), data_of_recipes(), **options)
     save, n_saves = Resumption.save, {"denp": 5, "dcwp": 4}[recipe]  # mining, and each row of the history
     for call in range(1, n_saves + 1):

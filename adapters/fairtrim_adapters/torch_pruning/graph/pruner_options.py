@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch_pruning as tp
+from torch import nn
 
 from fairtrim import InputError
 from fairtrim.arguments import require_known, require_number
 
-__all__ = ["check_pruner_options", "check_ratios"]
+__all__ = ["PrunerOptions", "check_pruner_options", "check_ratios", "options_for"]
+
+PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
+"""Further arguments of ``BasePruner``, such as ``global_pruning``, or a function of the network that gives them:
+``lambda model: pruning_options(model)`` for networks of Hugging Face. Where those have layers for keys (``num_heads``,
+``pruning_ratio_dict``), a dict has names of layers, because it is a copy that is pruned."""
 
 _SET_HERE = {
     "model": "the network is the first argument",
@@ -42,7 +48,7 @@ def check_pruner_options(options: Any) -> None:
         Traceback (most recent call last):
         fairtrim.errors.InputError: pruner_options holds 'importance': it is an argument of its own; leave it out
     """
-    if options is None:
+    if options is None or callable(options):  # what a function gives is looked at when there is a network
         return
     if not isinstance(options, Mapping):
         raise InputError(
@@ -54,6 +60,19 @@ def check_pruner_options(options: Any) -> None:
             raise InputError(f"pruner_options holds {name!r}: {reason}; leave it out")
     of_host = [*inspect.signature(tp.pruner.BasePruner.__init__).parameters]
     require_known("pruner_options", options, [name for name in of_host if name not in ("self", *_SET_HERE)])
+
+
+def options_for(pruner_options: PrunerOptions, model: nn.Module) -> dict[str, Any]:
+    """The options for one network.
+
+    Args:
+        pruner_options: Options, or a function that gives them.
+        model: The network.
+
+    Returns:
+        A dict of one's own.
+    """
+    return dict(pruner_options(model) if callable(pruner_options) else pruner_options or {})
 
 
 def check_ratios(pruner: tp.pruner.BasePruner) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +16,12 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
-from fairtrim.damage.loss_expansion import LossFunction
+from fairtrim.arguments import did_you_mean
+from fairtrim.damage import CollectionOptions
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
-from fairtrim.data.batches import ForwardFunction
-from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.processes import Processes
+from fairtrim.registry import Described
 from fairtrim.selection.ranking import Selection, break_ties
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph, correct_group, correct_pruner
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import consumers, group_name
@@ -31,28 +30,20 @@ from fairtrim_adapters.torch_pruning.verification.verified import is_stream, ver
 
 from .pruning_report import PruningReport, pruning_report
 
-__all__ = ["ChannelImportance", "CollectOptions", "Normalizer"]
+__all__ = ["ChannelImportance", "CollectOptions", "ImportanceOptions", "Normalizer"]
 
 Normalizer = Literal["gaussian", "standarization"] | Callable[[Tensor], Tensor] | None
 
 
-class CollectOptions(TypedDict, total=False):
+class CollectOptions(CollectionOptions, total=False):
     """How the data are read; the same for the constructor (self-collecting form) and for ``fit``.
 
+    Those of ``fairtrim.damage.CollectionOptions``, which say how ``fairtrim.collect_damage`` reads them, and one more.
+
     Attributes:
-        loss_fn: Loss of scores and target, a sum or a (weighted) mean over samples; default cross-entropy.
-        forward_fn: ``forward_fn(model, inputs)``.
-        output_transform: Finds the scores (N, K) in what the network returns.
         after_step: What your script does to the network after each step before it can run, such as writing sizes into
             its modules; done where channels go on trial, too. The number of heads in modules that are named like those
             of timm and Hugging Face needs none.
-        sensitive_names: Names of the sensitive features, and of their values.
-        sensitive_weights: Whether the third entry of a batch holds weights of people in groups, (N, G); default False.
-        max_batches: Stop after so many batches.
-        distributed: Whether the processes of ``torch.distributed`` each read a share of the data; default: if it is
-            initialised with several.
-        folder: Where a long pass keeps its sums, to go on after it was cut short; see ``fairtrim.collect_damage``.
-        progress: Show a progress bar; default True.
 
     Example:
         >>> from fairtrim_adapters.torch_pruning import WorstGroupImportance
@@ -60,16 +51,23 @@ class CollectOptions(TypedDict, total=False):
         >>> importance = WorstGroupImportance(**options)  # importance.fit(pruner, loader, **options) takes them, too
     """
 
-    loss_fn: LossFunction
-    forward_fn: ForwardFunction | None
-    output_transform: Callable[[Any], Tensor] | None
     after_step: Callable[[nn.Module], Any] | None
-    sensitive_names: SensitiveNames | None
-    sensitive_weights: bool
-    max_batches: int | None
-    distributed: bool | None
-    folder: str | os.PathLike[str] | None
-    progress: bool
+
+
+class ImportanceOptions(CollectOptions, total=False):
+    """Options of every importance's constructor; see ``ChannelImportance`` and ``CollectOptions``.
+
+    Attributes:
+        model: The network, for the self-collecting form.
+        loader: Batches of (inputs, target, sensitive), for the self-collecting form.
+        normalizer: None, ``"gaussian"``, ``"standarization"`` or a function that keeps the order.
+
+    Example: see ``ChannelImportance``, which takes them one by one.
+    """
+
+    model: nn.Module | None
+    loader: Iterable[Any] | None
+    normalizer: Normalizer
 
 
 class _Fingerprint:
@@ -90,18 +88,19 @@ class _Fingerprint:
         )
 
 
-class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
+class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[misc]
     """An importance that scores the whole network at once, for the pruner's next step.
 
     Two ways to feed it. Explicit: construct it, hand it to a pruner, and call ``fit(pruner, loader)`` before each
     ``pruner.step()``. Self-collecting: construct it with ``model=`` and ``loader=``; it fits itself when the
     pruner first asks, and again when the network has changed. Subclasses say how channels are ranked (``_rank``) and
-    which of them are better gone (``_negative``).
+    which of them are better gone (``_negative``); one with a ``name`` also what it ``does`` and its ``standing``,
+    and is found by that name (see ``fairtrim.registry.Described``).
 
     Args:
         model: The network, for the self-collecting form.
         loader: Batches of (inputs, target, sensitive), for the self-collecting form.
-        normalizer: None, ``"gaussian"`` or ``"standarization"``, the host's names, or an order-preserving
+        normalizer: None, ``"gaussian"`` or ``"standarization"``, Torch-Pruning's names, or an order-preserving
             function. Others reverse or scramble signed scores and are refused.
         options: See ``CollectOptions``.
 
@@ -197,7 +196,9 @@ class ChannelImportance(tp.importance.Importance):  # type: ignore[misc]
         if not plan.groups:
             return
         given, once = loader, is_stream(loader)
-        plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, options)
+        network = ScoredNetwork(graph.model, options.get("forward_fn"), options.get("output_transform"))
+        trial = {name: options.get(name) for name in ("after_step", "distributed")}
+        plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, network, **trial)
         reading = {name: value for name, value in options.items() if name != "after_step"}
         selection, table = self._rank(graph.model, plan, loader, reading)
         if not bool(torch.isfinite(selection.scores).all()):
@@ -419,9 +420,7 @@ def _check_options(options: Mapping[str, Any], importance: type[Any], *, constru
             continue
         if name in of_constructor:
             raise InputError(f"{name} belongs to the constructor: {importance.__name__}({name}=...)")
-        near = difflib.get_close_matches(name, choices, 1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(f"unknown argument {name!r}{meant}; expected some of {choices}")
+        raise InputError(f"unknown argument {name!r}{did_you_mean(name, choices)}; expected some of {choices}")
     for name, reason in importance.idle_options.items():
         if options.get(name) is not None:
             raise InputError(f"{name}= would have no effect on {importance.__name__}: {reason}")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
-from fairtrim.arguments import require_number
+from fairtrim.arguments import require_choice, require_number
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
 from fairtrim.damage.loss_expansion import Curvature
 from fairtrim.damage.moments import Interactions
 from fairtrim.damage.weight_saliency import collect_weight_saliency
-from fairtrim.selection.ranking import (
+from fairtrim.selection import (
     Pool,
     Selection,
     joint_selection,
@@ -27,11 +27,12 @@ from fairtrim.selection.ranking import (
 )
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
 
-from .channel_importance import ChannelImportance
+from .channel_importance import ChannelImportance, ImportanceOptions
 from .pruning_report import asked_of_layers, predicted_change
 
 __all__ = [
     "DamageImportance",
+    "DamageOptions",
     "GroupSaliencyImportance",
     "MeanDamageImportance",
     "ShareBalancedImportance",
@@ -41,6 +42,31 @@ __all__ = [
 
 FEWEST_PEOPLE_TO_WARN = 100
 """Of fewer people a prediction is a rough one anyway."""
+
+
+class DamageOptions(ImportanceOptions, total=False):
+    """Options of every importance that reads the damage table; see ``DamageImportance``.
+
+    Attributes:
+        selection: ``"joint"`` or ``"single"``.
+        curvature: ``"exact"``, ``"empirical"`` or ``"auto"``.
+        level: ``"channel"`` or ``"weight"``.
+        shrinkage: ``"auto"``, a number of samples, or 0.
+        first_order: Whether the ranking counts it, or ``"auto"``.
+        interactions: ``"exact"``, ``"sketched"`` or ``"auto"``.
+
+    Example:
+        >>> options: DamageOptions = {"selection": "single", "progress": False}
+        >>> MeanDamageImportance(**options).selection
+        'single'
+    """
+
+    selection: Literal["joint", "single"]
+    curvature: Curvature
+    level: Literal["channel", "weight"]
+    shrinkage: Literal["auto"] | float
+    first_order: Literal["auto"] | bool
+    interactions: Literal["auto"] | Interactions
 
 
 class DamageImportance(ChannelImportance):
@@ -59,7 +85,7 @@ class DamageImportance(ChannelImportance):
             not kept, and greedy selection looks for them; the prediction of what is removed has both orders.
         interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
             channels, with its error in the report), or ``"auto"``: exact up to 4,096 channels.
-        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+        options: See ``ImportanceOptions``: ``model``, ``loader``, ``normalizer``, and how the data are read.
 
     Attributes:
         damage_: The damage table of the last fit.
@@ -98,20 +124,20 @@ class DamageImportance(ChannelImportance):
         shrinkage: Literal["auto"] | float = 0.0,
         first_order: Literal["auto"] | bool = "auto",
         interactions: Literal["auto"] | Interactions = "auto",
-        **arguments: Any,
+        **options: Unpack[ImportanceOptions],
     ) -> None:
-        _check_choice("interactions", interactions, ("auto", "exact", "sketched"))
-        _check_choice("selection", selection, ("joint", "single"))
-        _check_choice("curvature", curvature, ("exact", "empirical", "auto"))
-        _check_choice("level", level, ("channel", "weight"))
+        require_choice("interactions", interactions, ("auto", "exact", "sketched"))
+        require_choice("selection", selection, ("joint", "single"))
+        require_choice("curvature", curvature, ("exact", "empirical", "auto"))
+        require_choice("level", level, ("channel", "weight"))
         if level == "weight" and selection == "joint":
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
         if interactions != "auto" and selection == "single":
             raise InputError(f"interactions={interactions!r} would have no effect: selection='single' has none")
-        _check_choice("first_order", first_order, ("auto", True, False))
+        require_choice("first_order", first_order, ("auto", True, False))
         if shrinkage != "auto":
             require_number("shrinkage", shrinkage, at_least=0, remedy=" (samples), or 'auto'")
-        super().__init__(**arguments)
+        super().__init__(**options)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
         self.interactions, self.first_order = interactions, first_order
@@ -214,11 +240,6 @@ class _FunctionCriterion(Criterion):
         return checked
 
 
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
 class GroupSaliencyImportance(DamageImportance):
     """FairPrune: damage to the unprivileged minus β times damage to the privileged (arXiv 2203.02110).
 
@@ -229,58 +250,43 @@ class GroupSaliencyImportance(DamageImportance):
         privileged: The privileged sensitive groups; in the paper those with the higher accuracy.
         unprivileged: The unprivileged ones; by default all others.
         beta: β in (0, 1).
-        arguments: See ``DamageImportance``.
+        options: See ``DamageImportance``.
 
-    Example:
-        >>> import torch
-        >>> import torch_pruning as tp
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
-        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
-        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
-        >>> importance = GroupSaliencyImportance(privileged="a", beta=0.3)
-        >>> pruner = tp.pruner.BasePruner(
-        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
-        ... )
-        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
-        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
-        [[9.0, 4.0], [0.0, 4.0]]
-        >>> pruner.step()
-        >>> model[0].weight.tolist()  # 0 − 0.3 · 9 for the first, 4 − 0.3 · 4 for the second
-        [[0.0, 1.0]]
+    Example: see ``DamageImportance``; with ``privileged="a"`` its channels have 0 − 0.3 · 9 and 4 − 0.3 · 4.
     """
 
-    def __init__(self, privileged: Any, unprivileged: Any = None, beta: float = 0.3, **arguments: Any) -> None:
-        super().__init__(GroupSaliency(privileged, unprivileged, beta), **arguments)
+    name = "group-saliency"
+    does = (
+        "removes first what hurts the unprivileged little and the privileged much: harm to the privileged counts in "
+        "favour, so a gap may close by levelling down"
+    )
+    source = "FairPrune: Wu, Zeng, Xu, Shi, Hu, MICCAI 2022"
+    link = "https://arxiv.org/abs/2203.02110"
+    standing = "published"
+    remark = "for weights; the form for channels is ours"
+
+    def __init__(
+        self, privileged: Any, unprivileged: Any = None, beta: float = 0.3, **options: Unpack[DamageOptions]
+    ) -> None:
+        super().__init__(GroupSaliency(privileged, unprivileged, beta), **options)
 
 
 class MeanDamageImportance(DamageImportance):
     """Mean damage over all people; needs no sensitive features, and doesn't see who is hurt.
 
     Args:
-        arguments: See ``DamageImportance``.
+        options: See ``DamageImportance``.
 
-    Example:
-        >>> import torch
-        >>> import torch_pruning as tp
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
-        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
-        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
-        >>> importance = MeanDamageImportance()
-        >>> pruner = tp.pruner.BasePruner(
-        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
-        ... )
-        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
-        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
-        [[9.0, 4.0], [0.0, 4.0]]
-        >>> pruner.step()
-        >>> model[0].weight.tolist()  # the mean is 3 for the first channel, 4 for the second
-        [[0.0, 1.0]]
+    Example: see ``DamageImportance``; the mean over its three people is 3 and 4.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(MeanDamage(), **arguments)
+    name = "mean-damage"
+    does = "removes first what raises the loss of everybody least on average; blind to who is hurt"
+    source = "fairtrim"
+    standing = "ours"
+
+    def __init__(self, **options: Unpack[DamageOptions]) -> None:
+        super().__init__(MeanDamage(), **options)
 
 
 class WorstGroupImportance(DamageImportance):
@@ -290,30 +296,19 @@ class WorstGroupImportance(DamageImportance):
     standard errors.
 
     Args:
-        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
-        arguments: See ``DamageImportance``.
+        options: See ``DamageImportance``; ``shrinkage`` is ``"auto"`` here, 0 takes each group at its word.
 
-    Example:
-        >>> import torch
-        >>> import torch_pruning as tp
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
-        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
-        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
-        >>> importance = WorstGroupImportance()
-        >>> pruner = tp.pruner.BasePruner(
-        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
-        ... )
-        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
-        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
-        [[9.0, 4.0], [0.0, 4.0]]
-        >>> pruner.step()
-        >>> model[0].weight.tolist()  # a, who is hurt most, loses 4 instead of 9
-        [[1.0, 0.0]]
+    Example: see ``DamageImportance``; a, who is hurt most, loses 9 or 4.
     """
 
-    def __init__(self, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
-        super().__init__(WorstGroup(), shrinkage=shrinkage, **arguments)
+    name = "worst-group"
+    does = "removes first what raises the loss of the most hurt sensitive group least"
+    source = "fairtrim"
+    standing = "ours"
+
+    def __init__(self, **options: Unpack[DamageOptions]) -> None:
+        options.setdefault("shrinkage", "auto")
+        super().__init__(WorstGroup(), **options)
 
 
 class TailRiskImportance(DamageImportance):
@@ -321,30 +316,19 @@ class TailRiskImportance(DamageImportance):
 
     Args:
         alpha: α in (0, 1].
-        shrinkage: See ``DamageImportance``; 0 takes each group at its word.
-        arguments: See ``DamageImportance``.
+        options: See ``DamageImportance``; ``shrinkage`` is ``"auto"`` here, 0 takes each group at its word.
 
-    Example:
-        >>> import torch
-        >>> import torch_pruning as tp
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
-        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
-        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
-        >>> importance = TailRiskImportance(alpha=1.0)
-        >>> pruner = tp.pruner.BasePruner(
-        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
-        ... )
-        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
-        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
-        [[9.0, 4.0], [0.0, 4.0]]
-        >>> pruner.step()
-        >>> model[0].weight.tolist()  # each group counts once: (9 + 0) / 2 against (4 + 4) / 2
-        [[1.0, 0.0]]
+    Example: see ``DamageImportance``; with ``alpha=1.0`` each group counts once, (9 + 0) / 2 and (4 + 4) / 2.
     """
 
-    def __init__(self, alpha: float = 0.5, *, shrinkage: Literal["auto"] | float = "auto", **arguments: Any) -> None:
-        super().__init__(TailRisk(alpha), shrinkage=shrinkage, **arguments)
+    name = "tail-risk"
+    does = "removes first what raises the loss of the worst-off share α of the sensitive groups least"
+    source = "fairtrim"
+    standing = "ours"
+
+    def __init__(self, alpha: float = 0.5, **options: Unpack[DamageOptions]) -> None:
+        options.setdefault("shrinkage", "auto")
+        super().__init__(TailRisk(alpha), **options)
 
 
 class ShareBalancedImportance(DamageImportance):
@@ -353,34 +337,25 @@ class ShareBalancedImportance(DamageImportance):
     The order means something within one layer, so global and isomorphic pruning are refused.
 
     Args:
-        arguments: See ``DamageImportance``; ``selection`` has no meaning here.
+        options: See ``DamageImportance``; ``selection`` has no meaning here.
 
     Raises:
         InputError: ``selection`` is given.
 
-    Example:
-        >>> import torch
-        >>> import torch_pruning as tp
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-        >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[2].weight)
-        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
-        >>> people = [(x, x.sum(1, keepdim=True), ["a", "b", "b"])]  # no error: a channel costs its input squared
-        >>> importance = ShareBalancedImportance()
-        >>> pruner = tp.pruner.BasePruner(
-        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
-        ... )
-        >>> fitted = importance.fit(pruner, people, loss_fn=nn.functional.mse_loss, progress=False)
-        >>> importance.damage_["0"].round(decimals=3).tolist()  # of a and b
-        [[9.0, 4.0], [0.0, 4.0]]
-        >>> pruner.step()
-        >>> model[0].weight.tolist()  # a has 13 of 17 parts of the layer's importance, so its first channel stays
-        [[1.0, 0.0]]
+    Example: see ``DamageImportance``; a has 13 of 17 parts of the layer's importance, so its first channel stays.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        if "selection" in arguments:
+    name = "share-balanced"
+    does = "keeps the share that each sensitive group has in a layer's importance"
+    source = "FairGRAPE: Lin, Kim, Joo, ECCV 2022"
+    standing = "published"
+    remark = "for weights; the form for channels is ours"
+
+    def __init__(self, **options: Unpack[DamageOptions]) -> None:
+        if "selection" in options:
             raise InputError("ShareBalancedImportance selects by shares; leave selection= out")
-        super().__init__(MeanDamage(), selection="single", **arguments)
+        options["selection"] = "single"
+        super().__init__(MeanDamage(), **options)
 
     def _check_plan(self, plan: PruningPlan) -> None:
         if plan.shared_ranking:

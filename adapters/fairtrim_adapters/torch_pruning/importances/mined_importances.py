@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, InputError, collect_damage
+from fairtrim.arguments import RandomState, random_generator, renamed, require_choice, require_number
 from fairtrim.criteria import Criterion, GroupSaliency
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
 from fairtrim.mining.contrastive_gates import ContrastiveObjective, Cost, channel_costs, gate_slopes, learn_gates
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.network.losses import negative_margin
-from fairtrim.selection.ranking import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
+from fairtrim.selection import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
 
-from .channel_importance import ChannelImportance
+from .channel_importance import ChannelImportance, ImportanceOptions
 
-__all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance"]
+__all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance", "GateTraining"]
 
 
 _NO_PEOPLE = "it tells samples apart by mined=, not by sensitive features"
@@ -32,6 +33,30 @@ def _flags(mined: MinedSamples | Tensor) -> Tensor:
     return flags.cpu()
 
 
+class GateTraining(TypedDict, total=False):
+    """How the gates of DCWP are learned; the same for ``ContrastiveImportance`` and ``dcwp``.
+
+    Attributes:
+        upweight: Sampling weight of the mined samples; default 80, as in the authors' code.
+        iterations: Steps of Adam; default 2000, as in the authors' code.
+        learning_rate: Of the gates; default 1e-2.
+        cost: ``"channels"`` (each costs the same; the default), ``"parameters"`` or ``"macs"``.
+        cost_weight: λ, what closing every gate is worth in units of the loss; default 0.1.
+
+    Example:
+        >>> gates: GateTraining = {"iterations": 300, "cost": "macs"}
+        >>> ContrastiveImportance(torch.tensor([True, False]), **gates).cost
+        'macs'
+    """
+
+    upweight: float
+    iterations: int
+    learning_rate: float
+    cost: Literal["channels"] | Cost
+    cost_weight: float
+
+
+@renamed(seed="random_state")
 class ContrastiveImportance(ChannelImportance):
     """DCWP at the level of channels: learned gates, or the first-order form of the same loss (arXiv 2210.05247).
 
@@ -41,15 +66,15 @@ class ContrastiveImportance(ChannelImportance):
     Args:
         mined: What a miner found, or the flags b by index in the loader's dataset, (N,).
         form: ``"gates"``, ``"first-order"`` (−∂L/∂z, signed) or ``"first-order-magnitude"`` (its absolute value).
-        upweight: Sampling weight of the mined samples.
+        upweight: See ``GateTraining``.
+        iterations: See ``GateTraining``.
+        learning_rate: See ``GateTraining``.
+        cost: See ``GateTraining``.
+        cost_weight: See ``GateTraining``.
         contrastive_weight: λ_con.
-        iterations: Of the gates' training; 2000 in the authors' code.
-        learning_rate: Of the gates.
-        cost: ``"channels"`` (each the same), ``"parameters"`` or ``"macs"``.
-        cost_weight: λ, what closing every gate is worth in units of the loss.
         feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
-        seed: Of the draws.
-        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+        random_state: Seed of the draws, the same for each fit, or a torch.Generator that goes on.
+        options: See ``ImportanceOptions``: ``model``, ``loader``, ``normalizer``, and how the data are read.
 
     Attributes:
         selection_: Order and scores of the last fit; its ``change`` is π, or the slope.
@@ -76,6 +101,13 @@ class ContrastiveImportance(ChannelImportance):
         [[1.0, 0.0]]
     """
 
+    name = "contrastive"
+    does = "removes first what a contrastive loss on the mined bias-conflicting samples needs least"
+    source = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
+    link = "https://arxiv.org/abs/2210.05247"
+    standing = "published"
+    remark = "for weights; the form for channels is ours"
+
     idle_options: ClassVar[Mapping[str, str]] = {
         "sensitive_names": _NO_PEOPLE,
         "folder": "that keeps the sums of a damage pass, and there is none; set iterations= if it takes long",
@@ -88,19 +120,22 @@ class ContrastiveImportance(ChannelImportance):
         *,
         form: Literal["gates", "first-order", "first-order-magnitude"] = "gates",
         upweight: float = 80.0,
-        contrastive_weight: float = 0.05,
         iterations: int = 2000,
         learning_rate: float = 1e-2,
         cost: Literal["channels"] | Cost = "channels",
         cost_weight: float = 0.1,
+        contrastive_weight: float = 0.05,
         feature_layer: str | None = None,
-        seed: int = 0,
-        **arguments: Any,
+        random_state: RandomState = 0,
+        **options: Unpack[ImportanceOptions],
     ) -> None:
-        if form not in ("gates", "first-order", "first-order-magnitude"):
-            raise InputError(f"form={form!r}; expected 'gates', 'first-order' or 'first-order-magnitude'")
-        if cost not in ("channels", "parameters", "macs"):
-            raise InputError(f"cost={cost!r}; expected 'channels', 'parameters' or 'macs'")
+        require_choice("form", form, ("gates", "first-order", "first-order-magnitude"))
+        require_choice("cost", cost, ("channels", "parameters", "macs"))
+        require_number("upweight", upweight, above=0)
+        require_number("iterations", iterations, at_least=1, whole=True)
+        require_number("learning_rate", learning_rate, above=0, remedy=", the rate at which gates are learned")
+        require_number("cost_weight", cost_weight, at_least=0)
+        require_number("contrastive_weight", contrastive_weight, at_least=0)
         if form != "gates":
             gates = {
                 "iterations": (iterations, 2000),
@@ -111,10 +146,10 @@ class ContrastiveImportance(ChannelImportance):
             idle = [f"{name}={value!r}" for name, (value, default) in gates.items() if value != default]
             if idle:
                 raise InputError(f"{' and '.join(idle)} would have no effect: form={form!r} learns no gates")
-        super().__init__(**arguments)
+        super().__init__(**options)
         self.mined, self.form, self.cost, self.cost_weight = mined, form, cost, cost_weight
         self.upweight, self.contrastive_weight = upweight, contrastive_weight
-        self.iterations, self.learning_rate, self.seed = iterations, learning_rate, seed
+        self.iterations, self.learning_rate, self.random_state = iterations, learning_rate, random_state
         self.feature_layer = feature_layer
 
     def _rank(
@@ -129,7 +164,7 @@ class ContrastiveImportance(ChannelImportance):
             feature_layer=self.feature_layer,
             **given,
         )
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = random_generator(self.random_state)
         progress = bool(options.get("progress", True))
         if self.form == "gates":
             costs = None
@@ -189,7 +224,7 @@ class AccumulatedConfidenceImportance(ChannelImportance):
         beta: Weight of the damage to the other samples: the score is Δ_mined − β Δ_others.
         criterion: In place of that: any criterion of the two groups ``"conflicting"`` and ``"others"``.
         selection: ``"joint"`` or ``"single"``.
-        arguments: ``model``, ``loader``, ``normalizer`` and options; see ``ChannelImportance``.
+        options: See ``ImportanceOptions``: ``model``, ``loader``, ``normalizer``, and how the data are read.
 
     Attributes:
         selection_: Order and scores of the last fit.
@@ -216,6 +251,13 @@ class AccumulatedConfidenceImportance(ChannelImportance):
         [[1.0, 0.0]]
     """
 
+    name = "accumulated-confidence"
+    does = "removes first what the mined bias-conflicting samples need least, and the others most"
+    source = "DENP: Hong, Kim, Joo, Han, Shin, Wald, Lee, IEEE TIP 2026"
+    link = "https://doi.org/10.1109/TIP.2026.3687070"
+    standing = "reconstruction"
+    remark = "the idea is published, the formulas are not"
+
     idle_options: ClassVar[Mapping[str, str]] = {"sensitive_names": _NO_PEOPLE}
 
     def __init__(
@@ -225,13 +267,12 @@ class AccumulatedConfidenceImportance(ChannelImportance):
         beta: float = 0.3,
         criterion: Criterion | None = None,
         selection: Literal["joint", "single"] = "joint",
-        **arguments: Any,
+        **options: Unpack[ImportanceOptions],
     ) -> None:
-        if selection not in ("joint", "single"):
-            raise InputError(f"selection={selection!r}; expected 'joint' or 'single'")
+        require_choice("selection", selection, ("joint", "single"))
         if criterion is not None and beta != 0.3:
             raise InputError(f"beta={beta} would have no effect beside criterion=; leave one of the two out")
-        super().__init__(**arguments)
+        super().__init__(**options)
         self.mined, self.selection = mined, selection
         self.criterion = criterion if criterion is not None else GroupSaliency("others", "conflicting", beta)
 

@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim import InputError
-from fairtrim.arguments import require_number
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.arguments import renamed, require_known, require_number
 from fairtrim.mining import accumulated_confidence as core
 from fairtrim.mining.miner import Miner
 from fairtrim.mining.trained_miners import GeneralizedCrossEntropyMiner, LossMiner
+from fairtrim.network.fine_tuning import FineTuning
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.importances.mined_importances import (
     AccumulatedConfidenceImportance,
     ContrastiveImportance,
+    GateTraining,
 )
 
 from .gradual import AccumulatedConfidence
-from .sparse_run import RecipeResult, begin, check_run
+from .recipe_options import RecipeOptions, run_settings
+from .sparse_run import RecipeResult, begin
 
-__all__ = ["RecipeResult", "dcwp", "denp"]
+__all__ = ["RecipeOptions", "RecipeResult", "dcwp", "denp"]
 
 
+def _in(argument: str, *names: str) -> dict[str, str]:
+    """Where arguments of an earlier time are now."""
+    return {name: f"{argument}={{{name!r}: ...}}" for name in names}
+
+
+@renamed(
+    steps="iterative_steps",
+    seed="random_state",
+    **_in("fine_tuning", "epochs", "learning_rate", "contrastive_weight", "feature_layer"),
+)
 def denp(
     model: nn.Module,
     loader: DataLoader[Any],
     *,
     pruning_ratio: float = 0.5,
-    steps: int = 5,
-    epochs: int = 1,
+    iterative_steps: int = 5,
+    fine_tuning: FineTuning | None = None,
     final_epochs: int = 5,
-    learning_rate: float = 1e-3,
-    contrastive_weight: float = 0.0,
     online: bool = False,
-    miner: Miner | None = None,
-    cut: Mapping[str, float] | None = None,
     importance: Callable[[Tensor], ChannelImportance] | None = None,
-    feature_layer: str | None = None,
-    ignored_layers: Sequence[str] = (),
-    pruner_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    folder: str | os.PathLike[str] | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    progress: bool = True,
+    **options: Unpack[RecipeOptions],
 ) -> RecipeResult:
     """DENP: mine by accumulated confidence, then prune a little and fine-tune on the mined samples, to the target.
 
@@ -62,24 +62,14 @@ def denp(
         model: A trained network; untouched.
         loader: A DataLoader of (inputs, target, ...).
         pruning_ratio: Share of the channels that go.
-        steps: In how many steps.
-        epochs: Of fine-tuning after each step.
+        iterative_steps: In how many steps.
+        fine_tuning: Of the training after each step, and at the end; default one epoch after each step, and no
+            contrastive term of DCWP.
         final_epochs: Of fine-tuning at the end.
-        learning_rate: Of all fine-tuning, at the start of each.
-        contrastive_weight: λ_con of DCWP's contrastive loss in the fine-tuning; 0 leaves it out.
         online: Whether confidence goes on accumulating; the miner's scores must be means of 1 − p, as those of
             accumulated confidence are.
-        miner: Default ``AccumulatedConfidence()``; any other finds the samples in its place.
-        cut: How to cut the mined set: arguments of ``MinedSamples.conflicting``.
         importance: Makes an importance from the mined flags; default ``AccumulatedConfidenceImportance``.
-        feature_layer: Layer whose inputs are the features of the contrastive loss; found if None.
-        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
-        pruner_options: Further arguments of ``BasePruner``.
-        seed: Of everything random.
-        folder: Where to keep what is finished; a run that was cut short goes on from its last step there.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-        progress: Show a progress bar.
+        options: See ``RecipeOptions``; the default miner is ``AccumulatedConfidence()``.
 
     Returns:
         The sparse network, a history, and the mined set.
@@ -94,15 +84,16 @@ def denp(
         >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
         >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=10)
         >>> dense = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> result = denp(dense, loader, steps=1, final_epochs=1, cut={"share_per_class": 0.1}, progress=False)
+        >>> options = {"cut": {"share_per_class": 0.1}, "progress": False}
+        >>> result = denp(dense, loader, iterative_steps=1, final_epochs=1, **options)
         >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
         (8, 4, 4)
     """
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=": expected a share in (0, 1)")
-    require_number("steps", steps, at_least=1, whole=True)
-    require_number("epochs", epochs, at_least=0, whole=True)
+    require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
     require_number("final_epochs", final_epochs, at_least=0, whole=True)
-    check_run(model, learning_rate, contrastive_weight, miner, cut, feature_layer, ignored_layers, pruner_options, seed)
+    settings = run_settings("denp", model, fine_tuning, {}, options)
+    miner = settings.miner
     if importance is not None and (not callable(importance) or isinstance(importance, ChannelImportance)):
         raise InputError(
             f"importance is a {type(importance).__name__}; expected a function of the mined flags that makes one, e.g. "
@@ -114,69 +105,49 @@ def denp(
             f"online=True goes on averaging 1 − p, and {type(miner).__name__} gives other scores here; expected "
             "accumulate='confidence', another miner or online=False"
         )
-    calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
-    shared: dict[str, Any] = {"ignored_layers": ignored_layers, "pruner_options": dict(pruner_options or {})}
     if miner is None:
-        miner = AccumulatedConfidence(random_state=seed, **shared, **calling)
+        miner = AccumulatedConfidence(
+            random_state=settings.seed,
+            ignored_layers=settings.ignored_layers,
+            pruner_options=settings.pruner_options,
+            **settings.calling,
+        )
     # how many confidences are in the scores at the start
     n_terms = len(miner.levels) if isinstance(miner, core.AccumulatedConfidence) else 1
-    levels = [pruning_ratio * ((k + 1) / steps) for k in range(steps)]
-    run, finished = begin(
-        "denp",
-        model,
-        loader,
-        levels,
-        miner,
-        cut or {},
-        settings={"epochs": [epochs, final_epochs], "online": online, "importance": importance},
-        learning_rate=learning_rate,
-        contrastive_weight=contrastive_weight,
-        feature_layer=feature_layer,
-        seed=seed,
-        folder=folder,
-        progress=progress,
-        **shared,
-        **calling,
-    )
+    levels = [pruning_ratio * ((k + 1) / iterative_steps) for k in range(iterative_steps)]
+    epochs = settings.training["epochs"]
+    own = {"epochs": [epochs, final_epochs], "online": online, "importance": importance}
+    run, finished = begin(settings, loader, levels, miner, own)
     make = importance if importance is not None else AccumulatedConfidenceImportance
-    for step in range(finished, steps):
+    for step in range(finished, iterative_steps):
         run.prune_by(make(run.conflicting), loader)
         if online:
             run.train(1, on_mined=False)
-            run.accumulate(n_terms + step, cut or {})
+            run.accumulate(n_terms + step)
         run.train(epochs, on_mined=True)
         run.finish(step + 1, "pruned and fine-tuned", levels[step])
-    if finished <= steps:
+    if finished <= iterative_steps:
         run.train(final_epochs, on_mined=True)
         if epochs == final_epochs == 0:
             run.recalibrate()
-        run.finish(steps + 1, "fine-tuned", levels[-1])
+        run.finish(iterative_steps + 1, "fine-tuned", levels[-1])
     return run.result()
 
 
+@renamed(
+    seed="random_state",
+    gate_learning_rate="gate_training={'learning_rate': ...}",
+    **_in("gate_training", "upweight", "iterations", "cost", "cost_weight"),
+    **_in("fine_tuning", "epochs", "learning_rate", "contrastive_weight", "feature_layer"),
+)
 def dcwp(
     model: nn.Module,
     loader: DataLoader[Any],
     *,
     pruning_ratio: float | None = 0.5,
-    epochs: int = 5,
-    learning_rate: float = 1e-3,
-    upweight: float = 80.0,
-    contrastive_weight: float = 0.05,
-    iterations: int = 2000,
-    gate_learning_rate: float = 1e-2,
-    cost: Literal["channels", "parameters", "macs"] = "channels",
-    cost_weight: float = 0.1,
-    miner: Miner | None = None,
-    cut: Mapping[str, float] | None = None,
-    feature_layer: str | None = None,
-    ignored_layers: Sequence[str] = (),
-    pruner_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    folder: str | os.PathLike[str] | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    progress: bool = True,
+    gate_training: GateTraining | None = None,
+    fine_tuning: FineTuning | None = None,
+    **options: Unpack[RecipeOptions],
 ) -> RecipeResult:
     """DCWP at the level of channels: a biased network finds samples, gates learn what to keep, contrast fine-tunes.
 
@@ -187,24 +158,10 @@ def dcwp(
         model: A trained network; untouched.
         loader: A DataLoader of (inputs, target, ...).
         pruning_ratio: Share of the channels that go, those of the smallest π; None removes exactly the closed gates.
-        epochs: Of fine-tuning.
-        learning_rate: Of the fine-tuning, at the start.
-        upweight: Sampling weight of the mined samples while gates learn.
-        contrastive_weight: λ_con, for gates and fine-tuning.
-        iterations: Of the gates' training.
-        gate_learning_rate: Of the gates.
-        cost: What a channel costs.
-        cost_weight: λ of the costs.
-        miner: Default ``GeneralizedCrossEntropyMiner()``.
-        cut: How to cut the mined set; default the miner's own decision.
-        feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
-        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
-        pruner_options: Further arguments of ``BasePruner``.
-        seed: Of everything random.
-        folder: Where to keep what is finished; a run that was cut short goes on from its last stage there.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-        progress: Show a progress bar.
+        gate_training: How the gates are learned.
+        fine_tuning: Of the training at the end; default 5 epochs, and λ_con = 0.05. Its ``contrastive_weight`` and
+            ``feature_layer`` hold while gates are learned, too.
+        options: See ``RecipeOptions``; the default miner is ``GeneralizedCrossEntropyMiner()``.
 
     Returns:
         The sparse network, a history, and the mined set.
@@ -219,58 +176,30 @@ def dcwp(
         >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
         >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=10)
         >>> dense = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> result = dcwp(dense, loader, epochs=1, iterations=20, cut={"share_per_class": 0.1}, progress=False)
+        >>> options = {"cut": {"share_per_class": 0.1}, "progress": False}
+        >>> result = dcwp(dense, loader, gate_training={"iterations": 20}, fine_tuning={"epochs": 1}, **options)
         >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
         (8, 4, 4)
     """
     if pruning_ratio is not None:
         remedy = ": expected a share in (0, 1), or None for the closed gates"
         require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=remedy)
-    require_number("epochs", epochs, at_least=0, whole=True)
-    require_number("gate_learning_rate", gate_learning_rate, above=0)
-    require_number("upweight", upweight, above=0)
-    require_number("iterations", iterations, at_least=1, whole=True)
-    require_number("cost_weight", cost_weight, at_least=0)
-    check_run(model, learning_rate, contrastive_weight, miner, cut, feature_layer, ignored_layers, pruner_options, seed)
-    calling: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform}
-    gates: dict[str, Any] = {
-        "upweight": upweight,
-        "iterations": iterations,
-        "learning_rate": gate_learning_rate,
-        "cost": cost,
-        "cost_weight": cost_weight,
-    }
-    ContrastiveImportance(torch.tensor([True, False]), **gates)  # a wrong cost is refused here, before the mining
-    run, finished = begin(
-        "dcwp",
-        model,
-        loader,
-        [pruning_ratio if pruning_ratio is not None else 0.5],
-        miner if miner is not None else GeneralizedCrossEntropyMiner(random_state=seed, **calling),
-        cut or {},
-        settings={
-            "pruning_ratio": pruning_ratio,
-            "epochs": epochs,
-            **{key: value for key, value in gates.items() if key != "learning_rate"},
-            "gate_learning_rate": gate_learning_rate,
-        },
-        learning_rate=learning_rate,
-        contrastive_weight=contrastive_weight,
-        feature_layer=feature_layer,
-        seed=seed,
-        folder=folder,
-        ignored_layers=ignored_layers,
-        pruner_options=pruner_options,
-        progress=progress,
-        whole_layers=pruning_ratio is None,
-        **calling,
-    )
+    settings = run_settings("dcwp", model, fine_tuning, {"epochs": 5, "contrastive_weight": 0.05}, options)
+    gates = _importance_of_gates(torch.tensor([True, False]), gate_training)  # refused here, before the mining
+    used = {name: getattr(gates, name) for name in GateTraining.__annotations__}
+    epochs, rate = settings.training["epochs"], used.pop("learning_rate")
+    miner: Miner = settings.miner or GeneralizedCrossEntropyMiner(random_state=settings.seed, **settings.calling)
+    own = {"pruning_ratio": pruning_ratio, "epochs": epochs, **used, "gate_learning_rate": rate}
+    levels = [pruning_ratio if pruning_ratio is not None else 0.5]
+    run, finished = begin(settings, loader, levels, miner, own, whole_layers=pruning_ratio is None)
     if finished < 1:
-        more: dict[str, Any] = {"contrastive_weight": contrastive_weight, "feature_layer": feature_layer, "seed": seed}
-        importance = ContrastiveImportance(run.conflicting, **gates, **more)
+        contrast = {name: settings.training[name] for name in ("contrastive_weight", "feature_layer")}
+        importance = _importance_of_gates(run.conflicting, gate_training, **contrast, random_state=settings.seed)
         run.prune_by(importance, loader, only_negative=pruning_ratio is None)
         if not run.removed[-1]:
-            warnings.warn("no gate is closed, so nothing was pruned; raise cost_weight= or iterations=", stacklevel=2)
+            warnings.warn(
+                "no gate is closed, so nothing was pruned; raise the gates' cost_weight or iterations", stacklevel=3
+            )
         run.finish(1, "pruned", pruning_ratio if pruning_ratio is not None else float("nan"))
     if finished < 2:
         run.train(epochs, on_mined=True)
@@ -278,3 +207,12 @@ def dcwp(
             run.recalibrate()
         run.finish(2, "fine-tuned", run.rows[-1]["level"])
     return run.result()
+
+
+def _importance_of_gates(flags: Tensor, gate_training: GateTraining | None, **more: Any) -> ContrastiveImportance:
+    if gate_training is not None and not isinstance(gate_training, Mapping):
+        raise InputError(
+            f"gate_training is a {type(gate_training).__name__}; expected a dict such as {{'iterations': 500}}"
+        )
+    require_known("gate_training", gate_training or {}, GateTraining.__annotations__)
+    return ContrastiveImportance(flags, **(gate_training or {}), **more)

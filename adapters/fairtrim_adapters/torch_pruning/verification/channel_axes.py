@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from fairtrim import ChannelPlace, UnsupportedModelError
 from fairtrim.data.batches import Batch
-from fairtrim.network.scored_network import network_output
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import passes_on
 from fairtrim_adapters.torch_pruning.graph.layers import describing_type, parameter_axes
@@ -33,15 +33,15 @@ Axes = Mapping[tuple[str, str], int]
 
 
 def observed_axes(
-    graph: tp.DependencyGraph, plan: PruningPlan, batch: Batch, calling: Mapping[str, Any]
+    graph: tp.DependencyGraph, plan: PruningPlan, batch: Batch, network: ScoredNetwork
 ) -> dict[tuple[str, str], int]:
     """Look at every layer of the plan whose class has a forward pass of its own.
 
     Args:
-        graph: The host's dependency graph; its network is left as it was.
-        plan: What the host is going to ask for.
+        graph: Torch-Pruning's dependency graph.
+        plan: What Torch-Pruning is going to ask for.
         batch: Inputs.
-        calling: ``forward_fn``.
+        network: The graph's network; left as it was.
 
     Returns:
         The axes of these layers: −1 for the last, else counted from the front.
@@ -66,7 +66,7 @@ def observed_axes(
     with undisturbed(graph.model), torch.enable_grad(), ExitStack() as stack:
         for name in names:
             stack.callback(modules[name].register_forward_hook(note(name)).remove)
-        network_output(graph.model, batch.inputs, calling.get("forward_fn"))
+        network.output(batch.inputs, index=batch.index)
     axes = {}
     with undisturbed(graph.model), torch.no_grad():
         for name, (args, output) in seen.items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairtrim import ChannelGroup, ChannelPlace, UnsupportedModelError
 from fairtrim.damage.gates import map_consumed
 from fairtrim.data.batches import Batch
-from fairtrim.network.scored_network import class_scores
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import module_expression, passes_on
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
@@ -24,7 +24,7 @@ __all__ = ["check_map"]
 
 
 def check_map(
-    graph: tp.DependencyGraph, plan: PruningPlan, batch: Batch, calling: Mapping[str, Any], names: Collection[str]
+    graph: tp.DependencyGraph, plan: PruningPlan, batch: Batch, network: ScoredNetwork, names: Collection[str]
 ) -> None:
     """Make some channels of each group not-a-number where they are produced, and look where they are consumed.
 
@@ -36,10 +36,10 @@ def check_map(
     (behind an operation that mixes channels), nothing is learned, and nothing refused: ``rehearsal`` finds out.
 
     Args:
-        graph: The host's dependency graph; its network is left as it was.
-        plan: What the host is going to ask for.
+        graph: Torch-Pruning's dependency graph.
+        plan: What Torch-Pruning is going to ask for.
         batch: Inputs.
-        calling: ``forward_fn`` and ``output_transform``.
+        network: The graph's network; left as it was.
         names: Groups to look at.
 
     Raises:
@@ -65,7 +65,7 @@ def check_map(
             if isinstance(module, norm) and module.weight is None and type(module) not in graph.CUSTOMIZED_PRUNERS:
                 stack.callback(module.register_forward_pre_hook(_refuse_norm(name)).remove)
         try:
-            class_scores(model, batch, calling.get("forward_fn"), calling.get("output_transform"), positions=True)
+            network.scores(batch, positions=True)
         except (AssertionError, FloatingPointError, ValueError):
             return  # a network that refuses not-a-number can't be asked; any other fault shows again when it is scored
     _compare(groups, spoilt_units, arrived)

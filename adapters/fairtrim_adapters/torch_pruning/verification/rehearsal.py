@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from fairtrim import ChannelGroup, UnsupportedModelError
 from fairtrim.damage.channel_groups import channel_sites
 from fairtrim.damage.gates import explicit_gates, hooked_gates
 from fairtrim.data.batches import Batch
-from fairtrim.network.scored_network import class_scores, network_output
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_group
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import head_layers, module_expression
@@ -101,23 +102,27 @@ class Rehearsal:
     """Trials on one network with one batch; the network and the pruner are as before after each.
 
     Args:
-        graph: The host's dependency graph.
+        graph: Torch-Pruning's dependency graph.
         pruner: Its pruner, or None.
         batch: Samples; a single one is taken twice, which norms over a batch want in training mode.
-        calling: ``forward_fn``, ``output_transform`` and ``after_step``, what the caller's script does to the network
-            after each step.
+        network: The graph's network.
+        after_step: What the caller's script does to the network after each step.
 
     Raises:
         UnsupportedModelError: The network as it is gives no scores.
     """
 
     def __init__(
-        self, graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner | None, batch: Batch, calling: Mapping[str, Any]
+        self,
+        graph: tp.DependencyGraph,
+        pruner: tp.pruner.BasePruner | None,
+        batch: Batch,
+        network: ScoredNetwork,
+        after_step: Callable[[nn.Module], Any] | None = None,
     ) -> None:
         self.graph, self.pruner, self.model = graph, pruner, graph.model
         self.batch = at_least_two(batch)
-        self.forward_fn, self.output_transform = calling.get("forward_fn"), calling.get("output_transform")
-        self._after_step = calling.get("after_step")
+        self.network, self._after_step = network, after_step
         modules = list(self.model.named_modules(remove_duplicate=False))
         self._through = {name for name, module in modules if channels_pass(graph, module)}
         self._held = Held(graph, pruner)
@@ -347,11 +352,10 @@ class Rehearsal:
         with undisturbed(self.model, training=training), torch.enable_grad(), ExitStack() as stack:
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)).remove)
-            output = network_output(self.model, self.batch.inputs, self.forward_fn, index=self.batch.index)
+            output = self.network.output(self.batch.inputs, index=self.batch.index)
         try:
-            found = class_scores(
-                self.model, self.batch, lambda *_: output, self.output_transform, positions=True
-            ).detach()
+            given = replace(self.network, forward_fn=lambda *_: output)
+            found = given.scores(self.batch, positions=True).detach()
         except Exception:  # an output of training mode may have another form, in which nobody has said where scores are
             if not training:
                 raise
@@ -359,7 +363,7 @@ class Rehearsal:
         return Run(found, frozenset(reached))
 
     def _scores(self) -> Tensor:
-        return class_scores(self.model, self.batch, self.forward_fn, self.output_transform, positions=True)
+        return self.network.scores(self.batch, positions=True)
 
     def _remove(self, plan: PruningPlan, name: str, units: Collection[int]) -> None:
         root = plan.roots[name]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 import torch_pruning as tp
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from fairtrim.data.batches import Batch, iterate_batches
-from fairtrim.devices import model_device
-from fairtrim.network.scored_network import check_network
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state
 from fairtrim.processes import Processes
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, warn_of_left
@@ -30,17 +31,22 @@ def verified(
     plan: PruningPlan,
     planned: Callable[..., PruningPlan],
     loader: Iterable[Any],
-    options: Mapping[str, Any],
+    network: ScoredNetwork,
+    *,
+    after_step: Callable[[nn.Module], Any] | None = None,
+    distributed: bool | None = None,
 ) -> tuple[PruningPlan, Rehearsal | None, Iterable[Any]]:
     """Look whether the channels of each group can go, and leave out the groups whose can't.
 
     Args:
-        graph: The host's dependency graph; its network is left as it was.
+        graph: Torch-Pruning's dependency graph.
         pruner: Its pruner, or None.
-        plan: What the host is going to ask for.
+        plan: What Torch-Pruning is going to ask for.
         planned: Makes the plan anew; ``left=`` names groups to leave, with reasons.
         loader: Batches of (inputs, target[, sensitive]).
-        options: ``forward_fn``, ``output_transform``, ``after_step`` and ``distributed``.
+        network: The graph's network; left as it was.
+        after_step: What the caller's script does to the network after each step.
+        distributed: Whether several processes each read a share of the data.
 
     Returns:
         The plan of what is left, the rehearsal for the step itself (None where there are no samples), and the loader,
@@ -49,24 +55,24 @@ def verified(
     Raises:
         UnsupportedModelError: No group is left, or the network can't be scored.
     """
-    processes = Processes(options.get("distributed"))
+    processes = Processes(distributed)
     rehearsal: Rehearsal | None = None
     axes: dict[tuple[str, str], int] = {}
     left: dict[str, str] = {}
     unread: dict[str, list[str]] = {}
     with processes.together():
-        check_network(graph.model)
-        batch, loader = _first_batch(loader, graph)
+        network.check()
+        batch, loader = _first_batch(loader, network.device)
         if batch is not None:
-            rehearsal = Rehearsal(graph, pruner, batch, options)
-            axes = observed_axes(graph, plan, batch, options)
+            rehearsal = Rehearsal(graph, pruner, batch, network, after_step)
+            axes = observed_axes(graph, plan, batch, network)
             plan = with_axes(plan, axes)
 
             def check_gates(names: Sequence[str]) -> None:
                 unread.clear()
                 unread.update(rehearsal.check_gates(plan, names))
 
-            for attempt in (lambda names: check_map(graph, plan, batch, options, names), check_gates):
+            for attempt in (lambda names: check_map(graph, plan, batch, network, names), check_gates):
                 left |= left_out([group.name for group in plan.groups if group.name not in left], attempt)
             left |= rehearsal.groups_that_fail(plan, [group.name for group in plan.groups if group.name not in left])
     for others in processes.exchange(left):
@@ -80,18 +86,18 @@ def verified(
     return plan, rehearsal, loader
 
 
-def checked_step(pruner: tp.pruner.BasePruner, batch: Batch, calling: Mapping[str, Any]) -> None:
+def checked_step(pruner: tp.pruner.BasePruner, batch: Batch, network: ScoredNetwork) -> None:
     """Take the next step of a pruner with any importance, and see that the network runs in both modes.
 
     Args:
         pruner: The pruner.
         batch: Samples.
-        calling: ``forward_fn`` and ``output_transform``.
+        network: The pruner's network.
 
     Raises:
         UnsupportedModelError: It doesn't run; it is as before.
     """
-    rehearsal = Rehearsal(pruner.DG, pruner, batch, calling)
+    rehearsal = Rehearsal(pruner.DG, pruner, batch, network)
     _warn_of_training(rehearsal)
     rehearsal.take_step()
 
@@ -145,9 +151,8 @@ class _PutBack:
         return len(self._loader)  # type: ignore[arg-type]
 
 
-def _first_batch(loader: Iterable[Any], graph: tp.DependencyGraph) -> tuple[Batch | None, Iterable[Any]]:
+def _first_batch(loader: Iterable[Any], device: torch.device) -> tuple[Batch | None, Iterable[Any]]:
     """The first batch of a loader, and a loader that still gives it."""
-    device = model_device(graph.model)
     with preserved_random_state(loader):
         if is_stream(loader):
             stream = iter(loader)

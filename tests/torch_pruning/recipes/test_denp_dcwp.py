@@ -25,14 +25,14 @@ from fairtrim.files.resumption import Resumption, fingerprint
 from fairtrim.mining import MinedSamples, MisclassifiedMiner, label_probabilities
 from fairtrim.network import fine_tuning as core_training
 from fairtrim.network.fine_tuning import fine_tune
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
     ContrastiveImportance,
-    dcwp,
 )
+from fairtrim_adapters.torch_pruning.graph.level_pruner import pruner_of_levels
 from fairtrim_adapters.torch_pruning.recipes import sparse_run
-from fairtrim_adapters.torch_pruning.recipes.gradual import pruner_of_levels
 from tests.networks import CASES, Case
 from tests.recipe_cases import (
     FLAGS,
@@ -114,12 +114,14 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
     """Prune by the damage of the mined samples, fine-tune with them in half of every batch; at the end once more."""
     model, loader = mlp(), data_of_recipes()
     cut: dict[str, float] = {"share_per_class": 0.15}
-    options = {"steps": 3, "final_epochs": 2, "learning_rate": 0.01, "contrastive_weight": 0.1, "seed": 5}
-    result = run_recipe("denp", model, online=online, cut=cut, pruning_ratio=0.6, **options)
+    options = {"iterative_steps": 3, "final_epochs": 2, "learning_rate": 0.01, "contrastive_weight": 0.1}
+    result = run_recipe("denp", model, online=online, cut=cut, pruning_ratio=0.6, random_state=5, **options)
 
     mine, generator, samples = copy.deepcopy(model), torch.Generator().manual_seed(5), IndexedSamples(loader)
     mined = FixedMiner().mine(model, loader)
-    pruner = pruner_of_levels(mine, samples.first(torch.device("cpu")), [0.6 / 3, 1.2 / 3, 1.8 / 3], None)
+    pruner = pruner_of_levels(
+        ScoredNetwork(mine), samples.first(torch.device("cpu")), [0.6 / 3, 1.2 / 3, 1.8 / 3], None
+    )
     for step in range(4):
         if step < 3:
             b = mined.conflicting(**cut)
@@ -154,17 +156,8 @@ def test_denp_equals_a_loop_by_hand(online: bool) -> None:
 def test_dcwp_without_a_ratio_removes_exactly_the_closed_gates(name: str, cost_weight: float) -> None:
     case = CASES[name]
     model, loader = case.model(), _case_data(case)
-    gates = {"upweight": 9.0, "iterations": 30, "cost_weight": cost_weight, "seed": 3}
-    result = dcwp(
-        model,
-        loader,
-        pruning_ratio=None,
-        epochs=0,
-        gate_learning_rate=0.3,
-        miner=FixedMiner(),
-        progress=False,
-        **gates,  # type: ignore[arg-type]
-    )
+    gates = {"upweight": 9.0, "iterations": 30, "cost_weight": cost_weight, "random_state": 3}
+    result = run_recipe("dcwp", model, loader, pruning_ratio=None, epochs=0, gate_learning_rate=0.3, **gates)
     mine = copy.deepcopy(model)
     importance = ContrastiveImportance(FLAGS, learning_rate=0.3, progress=False, **gates)  # type: ignore[arg-type]
     pruner = case.pruner(mine, importance)
@@ -186,12 +179,12 @@ def test_dcwp_without_a_ratio_removes_exactly_the_closed_gates(name: str, cost_w
 def test_dcwp_with_a_ratio_takes_the_smallest_gates() -> None:
     """Half of each layer, of the smallest π; then what remains is fine-tuned with the contrastive loss."""
     model, loader = mlp(), data_of_recipes()
-    result = run_recipe("dcwp", model, contrastive_weight=0.2, learning_rate=0.01, upweight=11.0, seed=2)
+    result = run_recipe("dcwp", model, contrastive_weight=0.2, learning_rate=0.01, upweight=11.0, random_state=2)
     mine = copy.deepcopy(model)
     importance = ContrastiveImportance(
-        FLAGS, upweight=11.0, contrastive_weight=0.2, iterations=5, learning_rate=0.3, seed=2, progress=False
+        FLAGS, upweight=11.0, contrastive_weight=0.2, iterations=5, learning_rate=0.3, random_state=2, progress=False
     )
-    pruner = pruner_of_levels(mine, IndexedSamples(loader).first(torch.device("cpu")), [0.5], importance)
+    pruner = pruner_of_levels(ScoredNetwork(mine), IndexedSamples(loader).first(torch.device("cpu")), [0.5], importance)
     importance.fit(pruner, loader)
     pruner.step()
     fine_tune(
@@ -210,7 +203,7 @@ def test_dcwp_with_a_ratio_takes_the_smallest_gates() -> None:
 
 @pytest.mark.parametrize("recipe", SMALL)
 def test_seed_decides(recipe: str) -> None:
-    left, right, other = (run_recipe(recipe, mlp(), seed=seed, learning_rate=0.01) for seed in (1, 1, 2))
+    left, right, other = (run_recipe(recipe, mlp(), random_state=seed, learning_rate=0.01) for seed in (1, 1, 2))
     assert_same_result(left, right)
     assert any(
         a.shape != b.shape or not torch.equal(a, b)
@@ -260,10 +253,10 @@ def test_every_network(recipe: str, name: str) -> None:
     assert [p.shape for p in result.model.parameters()] == [p.shape for p in direct.parameters()]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 6])
-def test_number_of_steps_does_not_change_how_many_channels_go(steps: int) -> None:
+@pytest.mark.parametrize("iterative_steps", [1, 2, 3, 6])
+def test_number_of_steps_does_not_change_how_many_channels_go(iterative_steps: int) -> None:
     """3 · 0.2 / 3 is more than 0.2 in floating point, and 5 · (1 − that) less than 4."""
-    model: Any = run_recipe("denp", mlp_of(10, 5), pruning_ratio=0.2, steps=steps).model
+    model: Any = run_recipe("denp", mlp_of(10, 5), pruning_ratio=0.2, iterative_steps=iterative_steps).model
     assert (model[0].out_features, model[2].out_features) == (8, 4)
 
 
@@ -324,7 +317,7 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
 RUNS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "denp": ("denp", "mlp", {}, 3),
     "denp, online": ("denp", "mlp", {"online": True, "cut": {"share_per_class": 0.15}}, 5),
-    "denp, global": ("denp", "residual", {"pruner_options": {"global_pruning": True}, "steps": 3}, 4),
+    "denp, global": ("denp", "residual", {"pruner_options": {"global_pruning": True}, "iterative_steps": 3}, 4),
     "denp, local": ("denp", "plain", {"pruning_ratio": 0.4}, 3),
     "denp, split": ("denp", "split", {"pruning_ratio": 0.4}, 3),
     "dcwp": ("dcwp", "mlp", {}, 1),
@@ -340,8 +333,8 @@ def test_run_that_was_cut_short_goes_on(run: str, call: int, tmp_path: Path, mon
     recipe, name, options, n_calls = RUNS[run]
     case, miner = CASES[name], FixedMiner()
     model, loader = case.model().train(), _case_data(case)
-    whole = run_recipe(recipe, model, loader, seed=4, learning_rate=0.01, **options)
-    again = {"folder": tmp_path / "run", "miner": miner, "seed": 4, "learning_rate": 0.01, **options}
+    whole = run_recipe(recipe, model, loader, random_state=4, learning_rate=0.01, **options)
+    again = {"folder": tmp_path / "run", "miner": miner, "random_state": 4, "learning_rate": 0.01, **options}
     before = Snapshot(model)
     calls = _cut_short(monkeypatch, call)
     with pytest.raises(CutShortError):
@@ -369,7 +362,7 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
         (recipe, options, key)
         for recipe in SMALL
         for options, key in [
-            ({"seed": 9}, "seed"),
+            ({"random_state": 9}, "random_state"),
             ({"pruning_ratio": 0.4}, "levels"),
             ({"cut": {"share_per_class": 0.3}}, "cut"),
             ({"miner": MisclassifiedMiner(epochs=1)}, "miner"),
@@ -380,7 +373,7 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
             ({"pruner_options": {"global_pruning": True}}, "pruner_options"),
         ]
     ),
-    ("denp", {"steps": 3}, "levels"),
+    ("denp", {"iterative_steps": 3}, "levels"),
     ("denp", {"online": True}, "online"),
     ("denp", {"final_epochs": 2}, "epochs"),
     ("denp", {"importance": _first_order}, "importance"),
@@ -549,8 +542,8 @@ def test_errors_leave_the_network_alone(recipe: str, fault: str) -> None:
 
 def test_arguments_of_one_recipe() -> None:
     model = mlp()
-    with pytest.raises(InputError, match="steps=0"):
-        run_recipe("denp", model, steps=0)
+    with pytest.raises(InputError, match="iterative_steps=0"):
+        run_recipe("denp", model, iterative_steps=0)
     with pytest.raises(InputError, match="or None for the closed gates"):
         run_recipe("dcwp", model, pruning_ratio=-0.5)
     with pytest.raises(InputError, match="cost='latency'"):

@@ -1,0 +1,177 @@
+"""What recipes share: their options, and all settings of a run, checked before anything is mined."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from torch import Tensor, nn
+
+from fairtrim import InputError
+from fairtrim.arguments import RandomState, drawn_seed, require_known, require_number
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.files.run_settings import described, plain_settings
+from fairtrim.mining.mined_samples import check_cut
+from fairtrim.mining.miner import Miner
+from fairtrim.network.fine_tuning import FineTuning
+from fairtrim.network.output_layer import FeatureTap
+from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_pruner_options
+
+__all__ = ["RecipeOptions", "RunSettings", "run_settings"]
+
+
+class RecipeOptions(TypedDict, total=False):
+    """Options of every recipe.
+
+    Attributes:
+        miner: Finds the bias-conflicting samples in place of the recipe's own.
+        cut: How to cut the mined set: arguments of ``MinedSamples.conflicting``; default the miner's own decision.
+        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
+        pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``.
+        random_state: Seed of everything random, default 0; or a torch.Generator, from which a seed is drawn once. With
+            ``folder`` it has to be a seed, for a run that goes on draws from the same.
+        folder: Where to keep what is finished; a run that was cut short goes on from its last step there.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
+        progress: Show progress bars; default True.
+
+    Example:
+        >>> from fairtrim_adapters.torch_pruning import denp
+        >>> options: RecipeOptions = {"random_state": 3, "cuts": {"share_per_class": 0.1}}
+        >>> denp(nn.Linear(2, 2), [], **options)
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: denp has no 'cuts' (did you mean 'cut'?); expected some of ['miner', 'cut', \
+'ignored_layers', 'pruner_options', 'random_state', 'folder', 'forward_fn', 'output_transform', 'progress']
+    """
+
+    miner: Miner | None
+    cut: Mapping[str, float] | None
+    ignored_layers: Sequence[str]
+    pruner_options: PrunerOptions
+    random_state: RandomState
+    folder: str | os.PathLike[str] | None
+    forward_fn: ForwardFunction | None
+    output_transform: Callable[[Any], Tensor] | None
+    progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """All settings of a run that every recipe has.
+
+    Attributes:
+        recipe: Its name.
+        network: The caller's network.
+        training: Of every fine-tuning, complete.
+        miner: The caller's, or None for the recipe's own.
+        cut: How to cut the mined set.
+        ignored_layers: Names of layers whose outputs stay.
+        pruner_options: Further arguments of ``BasePruner``.
+        seed: Of everything random.
+        folder: Where to keep what is finished.
+        progress: Show progress bars.
+    """
+
+    recipe: str
+    network: ScoredNetwork
+    training: FineTuning
+    miner: Miner | None
+    cut: Mapping[str, float]
+    ignored_layers: Sequence[str]
+    pruner_options: PrunerOptions
+    seed: int
+    folder: str | os.PathLike[str] | None
+    progress: bool
+
+    @property
+    def calling(self) -> dict[str, Any]:
+        """How the network is called, for functions that take both arguments."""
+        return {"forward_fn": self.network.forward_fn, "output_transform": self.network.output_transform}
+
+    def plain(self) -> dict[str, Any]:
+        """Those that have to be the same for a run to go on, as JSON can hold them."""
+        options = self.pruner_options
+        return {
+            "recipe": self.recipe,
+            "cut": dict(self.cut),
+            **{name: value for name, value in self.training.items() if name != "epochs"},
+            "ignored_layers": plain_settings(list(self.ignored_layers)),
+            "pruner_options": described(options) if callable(options) else plain_settings(dict(options or {})),
+        }
+
+
+def run_settings(
+    recipe: str, model: nn.Module, fine_tuning: FineTuning | None, defaults: FineTuning, options: RecipeOptions
+) -> RunSettings:
+    """Refuse what would otherwise be refused after the mining.
+
+    Args:
+        recipe: Its name.
+        model: The caller's network.
+        fine_tuning: The caller's settings.
+        defaults: The recipe's own for those not given.
+        options: The caller's options.
+
+    Returns:
+        All settings.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+    require_known(recipe, options, RecipeOptions.__annotations__)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a trained torch.nn.Module")
+    training = _training(fine_tuning, defaults)
+    random_state, folder = options.get("random_state", 0), options.get("folder")
+    if folder is not None and not isinstance(random_state, int):
+        raise InputError(
+            f"random_state is a {type(random_state).__name__} beside folder=; expected a whole number, for a run that "
+            "goes on draws from the same seed"
+        )
+    seed = drawn_seed(random_state)
+    miner, cut = options.get("miner"), options.get("cut")
+    if miner is not None and not isinstance(miner, Miner):
+        got = f"the class {miner.__name__}" if isinstance(miner, type) else f"a {type(miner).__name__}"
+        raise InputError(f"miner is {got}; expected a Miner, such as LossMiner(epochs=1)")
+    if cut is not None:
+        check_cut(cut)
+    ignored_layers, pruner_options = options.get("ignored_layers", ()), options.get("pruner_options")
+    if isinstance(ignored_layers, str):
+        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    if (feature_layer := training["feature_layer"]) is not None:
+        FeatureTap(model, feature_layer)
+    check_pruner_options(pruner_options)
+    return RunSettings(
+        recipe=recipe,
+        network=ScoredNetwork(model, options.get("forward_fn"), options.get("output_transform")),
+        training=training,
+        miner=miner,
+        cut=cut or {},
+        ignored_layers=ignored_layers,
+        pruner_options=pruner_options,
+        seed=seed,
+        folder=folder,
+        progress=options.get("progress", True),
+    )
+
+
+def _training(given: FineTuning | None, defaults: FineTuning) -> FineTuning:
+    """All settings of the fine-tuning, checked."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"fine_tuning is a {type(given).__name__}; expected a dict such as {{'epochs': 3}}")
+    require_known("fine_tuning", given or {}, FineTuning.__annotations__)
+    training: FineTuning = {
+        "epochs": 1,
+        "learning_rate": 1e-3,
+        "contrastive_weight": 0.0,
+        "feature_layer": None,
+        **defaults,
+        **(given or {}),
+    }
+    require_number("epochs", training["epochs"], at_least=0, whole=True)
+    require_number("learning_rate", training["learning_rate"], above=0)
+    require_number("contrastive_weight", training["contrastive_weight"], at_least=0)
+    return training

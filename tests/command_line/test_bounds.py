@@ -1,0 +1,45 @@
+"""Bounds on figures: what holds, and what can't be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fairtrim import InputError
+from fairtrim_adapters.command_line.bounds import judge, parse_bounds
+
+
+def test_gaps_between_rates_need_two_classes() -> None:
+    with pytest.raises(InputError, match="defined for two classes, and these data have more"):
+        judge(parse_bounds("max", ["equalized_odds_difference=0.1"]), {"accuracy": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "holds", "confident"),
+    [
+        ("max", 0.5, True, True),
+        ("max", 0.35, True, False),
+        ("max", 0.29, False, False),
+        ("min", 0.1, True, True),
+        ("min", 0.25, True, False),
+        ("min", 0.31, False, False),
+        ("max-drop", 0.07, True, True),
+        ("max-drop", 0.055, True, False),
+        ("max-drop", 0.04, False, False),
+        ("max-rise", 0.01, True, False),
+        ("max-rise", 0.025, True, True),
+        ("max-rise", -0.06, False, False),
+    ],
+)
+def test_bounds(kind: Any, value: float, holds: bool, confident: bool) -> None:
+    figures = {"m": 0.3, "m_low": 0.2, "m_high": 0.4, "m_change": -0.05, "m_change_low": -0.06, "m_change_high": 0.02}
+    bounds = parse_bounds(kind, [f"m={value}"])
+    assert judge(bounds, figures)[0].holds is holds
+    assert judge(bounds, figures, confident=True)[0].holds is confident
+
+
+def test_an_undefined_figure_fails() -> None:
+    for kind in ("max", "min"):
+        (verdict,) = judge(parse_bounds(kind, ["m=0.5"]), {"m": float("nan")})  # type: ignore[arg-type]
+        assert not verdict.holds and "undefined" in verdict.text
