@@ -234,10 +234,10 @@ class Renamed:
     """
 
     def __init__(self, new: str) -> None:
-        self._new = new
+        self.new = new
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._old = name
 
     def __get__(self, instance: object, owner: type) -> NoReturn:
-        raise AttributeError(f"{owner.__name__} has no {self._old}; it is called {self._new}")
+        raise AttributeError(f"{owner.__name__} has no {self._old}; it is called {self.new}")

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .arguments import did_you_mean
+from .arguments import Renamed, did_you_mean
 from .errors import InputError
 
 __all__ = ["Described", "Registry", "Standing"]
@@ -30,6 +30,9 @@ class Described:
         link: Where that can be read.
         standing: ``published``, ``reconstruction`` (only the idea is public), ``ours`` or ``baseline``.
         remark: Where it departs from its source.
+
+    Raises:
+        InputError: A subclass has a name and doesn't say the rest, or implements a method under its former name.
     """
 
     name: ClassVar[str]
@@ -45,6 +48,10 @@ class Described:
             for entry in ("does", "standing"):
                 if entry not in vars(cls):
                     raise InputError(f"{cls.__qualname__} has the name {cls.name!r} and no {entry!r}; expected both")
+        for old in vars(cls):
+            former = next((vars(base)[old] for base in cls.__mro__[1:] if old in vars(base)), None)
+            if isinstance(former, Renamed) and former.new not in vars(cls):
+                raise InputError(f"{cls.__qualname__} implements {old}; expected {former.new}, as it is called now")
 
 
 class _UnknownMethodError(InputError, KeyError):
@@ -80,6 +87,7 @@ class Registry(Mapping[str, type[Any]]):
         self._packages = (packages,) if isinstance(packages, str) else tuple(packages)
         self._known: dict[str, type[Any]] = {}
         self._read = False
+        self._own: set[str] = set()
         self._announced: dict[str, list[EntryPoint]] | None = None
 
     def add(self, cls: Method, name: str | None = None) -> Method:
@@ -148,6 +156,7 @@ class Registry(Mapping[str, type[Any]]):
                 for cls in _own_classes(importlib.import_module(module.name)):
                     if issubclass(cls, self.base) and "name" in vars(cls):
                         self._add(cls, vars(cls)["name"])
+                        self._own.add(vars(cls)["name"])
 
     def announced(self) -> dict[str, list[EntryPoint]]:
         """Entry points of other packages by name.
@@ -204,10 +213,8 @@ class Registry(Mapping[str, type[Any]]):
             The classes.
         """
         self._read_packages()
-        ours = tuple(f"{package}." for package in self._packages)
-        own = {name for name, cls in self._known.items() if cls.__module__.startswith(ours)}
         for name, found in self.announced().items():
-            if name in own:
+            if name in self._own:
                 packages = ", ".join(map(_package_of, found))
                 warnings.warn(
                     f"left out: {packages} announces {name!r}, which is fairtrim's own; rename it", stacklevel=3

@@ -14,6 +14,7 @@ from fairtrim.measures.group_counts import (
     PERFORMANCE_MEASURES,
     GroupCounts,
     bias,
+    canonical_measure,
     needs_labels,
     performance,
     rates,
@@ -103,3 +104,14 @@ def test_needed_labels_are_those_without_which_there_is_no_rate(measure: str) ->
         target = torch.tensor([0, 1, 1, 1 - missing, 1 - missing])
         value = float(bias(measure, GroupCounts.of(given, target, group, n_groups=2)))
         assert math.isnan(value) == needed, (measure, missing)
+
+
+def test_one_name_for_each_measure() -> None:
+    for measure in BIAS_MEASURES:
+        assert canonical_measure(measure) == measure
+    assert canonical_measure("statistical_parity_difference") == "demographic_parity_difference"
+    assert canonical_measure("flips", ["flips"]) == "flips"
+    with pytest.raises(InputError, match="measure='accuracy_difference' is called 'accuracy_score_difference'"):
+        canonical_measure("accuracy_difference")
+    with pytest.raises(InputError, match=r"\(did you mean 'statistical_parity_difference'\?\); expected one of"):
+        canonical_measure("statistical_parity")

@@ -105,3 +105,39 @@ def test_single_logit_networks_are_told_what_to_do(miner: Miner) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
     with pytest.raises(InputError, match=r"output_transform=lambda f: torch\.cat"):
         miner.mine(model, loader, progress=False)
+
+
+# Old names.
+
+
+def test_what_a_miner_used_to_be_called() -> None:
+    with pytest.raises(AttributeError, match="LossMiner has no fit; it is called mine"):
+        LossMiner().fit(CASE.model(), data_of())
+    with pytest.raises(InputError, match="Old implements fit; expected mine, as it is called now"):
+
+        class Old(Miner):
+            def fit(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> Any:
+                raise NotImplementedError
+
+
+@pytest.mark.parametrize("miner", [LossMiner, EpochEnsemble, MisclassifiedMiner, GeneralizedCrossEntropyMiner])
+def test_the_seed_s_name(miner: Any) -> None:
+    with pytest.raises(InputError, match=f"{miner.__name__} has no seed=; it is called random_state="):
+        miner(seed=1)
+
+
+def test_a_generator_goes_on_drawing_and_a_seed_does_not() -> None:
+    def mined(miner: Miner) -> Tensor:
+        return miner.mine(CASE.model(), data_of(), progress=False).scores
+
+    seeded, drawing = (
+        LossMiner(epochs=1, random_state=3),
+        LossMiner(epochs=1, random_state=torch.Generator().manual_seed(3)),
+    )
+    first, second = mined(drawing), mined(drawing)
+    assert torch.equal(mined(seeded), first) and torch.equal(mined(seeded), first)
+    assert not torch.equal(first, second)
+    gradual = AccumulatedConfidence(levels=(0.5,), epochs=0, random_state=torch.Generator().manual_seed(3))
+    assert not torch.equal(mined(gradual), mined(gradual))
+    with pytest.raises(InputError, match=r"random_state=0\.5; expected a whole number or a torch\.Generator"):
+        LossMiner(random_state=0.5)  # type: ignore[arg-type]

@@ -254,3 +254,35 @@ def test_sides_of_several_values_named_twice() -> None:
     people = some_people(n_groups=3, privileged=["b", "c"])
     method = RandomPerturbation(trials=1, epsilon=0.3, privileged=["b", "c"])
     assert method.repair(begun_network(), people, progress=False).within_bound
+
+
+# Old names.
+
+
+def test_what_repair_used_to_be_called() -> None:
+    with pytest.raises(AttributeError, match="RandomPerturbation has no fit; it is called repair"):
+        RandomPerturbation().fit(begun_network(), some_people())
+    with pytest.raises(InputError, match="Old implements fit; expected repair, as it is called now"):
+
+        class Old(RandomPerturbation):
+            def fit(self, *arguments: Any, **options: Any) -> Any:
+                raise NotImplementedError
+
+    for old, new in (("data", "loader"), ("selection_data", "selection_loader")):
+        with pytest.raises(InputError, match=f"has no {old}=; it is called {new}="):
+            RandomPerturbation().repair(begun_network(), **{old: some_people()})
+
+
+def test_aif360_s_name_of_a_measure_means_the_same() -> None:
+    repairs = [
+        METHODS["parity, output"](measure=measure, epsilon=0.2).repair(begun_network(), some_people(), progress=False)
+        for measure in ("demographic_parity_difference", "statistical_parity_difference")
+    ]
+    assert [entry["bias"] for entry in repairs[0].history] == [entry["bias"] for entry in repairs[1].history]
+    for repair in repairs:
+        assert str(repair).startswith("demographic_parity_difference: ")
+        assert repair.to_frame().columns[2] == "demographic_parity_difference"
+    method = RandomPerturbation(measure="statistical_parity_difference")
+    assert method.get_params()["measure"] == "statistical_parity_difference"
+    with pytest.raises(InputError, match="measure='accuracy_difference' is called 'accuracy_score_difference'"):
+        RandomPerturbation(measure="accuracy_difference")

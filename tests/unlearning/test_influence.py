@@ -989,3 +989,19 @@ def test_weights_of_people_count_as_copies(measure: str, layers: str) -> None:
 def test_people_are_a_set(options: dict[str, Any], model: nn.Module) -> None:
     with pytest.raises(InputError, match="expected a ValidationSet"):
         RUNS["output"](model, _loader(X, Y), [(X, Y, Y)], **options)
+
+
+def test_old_names_of_the_loader() -> None:
+    loader = _loader(X, Y)
+    for function in (influence_on_bias, unlearn_samples):
+        with pytest.raises(InputError, match=f"{function.__name__} has no train_loader=; it is called loader="):
+            function(nn.Linear(2, 2), train_loader=loader)
+
+
+def test_aif360_s_name_of_the_measure() -> None:
+    case, options = Situation.of(2, n_groups=2), {"ridge": 0.1, "progress": False}
+    ours, theirs = (
+        influence_on_bias(case.model, _loader(case.x, case.target), case.people, measure=measure, **options)
+        for measure in ("demographic_parity_difference", "statistical_parity_difference")
+    )
+    assert torch.equal(ours.scores, theirs.scores) and theirs.measure == "demographic_parity_difference"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fairtrim.unlearning.output_layer_problem
 from fairtrim import InputError
-from fairtrim.unlearning.output_layer_problem import LastLayer, damped_cholesky
+from fairtrim.unlearning.output_layer_problem import OutputLayerProblem, damped_cholesky
 
 DOUBLE = {"dtype": torch.float64}
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -34,7 +34,7 @@ CASES = {
 }
 
 
-def _problem(name: str, *, seed: int = 0) -> tuple[LastLayer, Tensor]:
+def _problem(name: str, *, seed: int = 0) -> tuple[OutputLayerProblem, Tensor]:
     """A layer and a point to take derivatives at."""
     n_outputs, n_samples, width, weighted, ridge = CASES[name]
     generator = torch.Generator().manual_seed(seed)
@@ -42,11 +42,11 @@ def _problem(name: str, *, seed: int = 0) -> tuple[LastLayer, Tensor]:
     noise = torch.randn(n_samples, max(2, n_outputs), generator=generator, **DOUBLE)
     target = (features @ torch.randn(width, max(2, n_outputs), generator=generator, **DOUBLE) + 2 * noise).argmax(1)
     weight = torch.rand(n_samples, generator=generator, **DOUBLE) * 3 + 0.1 if weighted else None
-    layer = LastLayer.of(features, target, single_logit=n_outputs == 1, weight=weight, ridge=ridge)
+    layer = OutputLayerProblem.of(features, target, single_logit=n_outputs == 1, weight=weight, ridge=ridge)
     return layer, torch.randn(n_outputs, width + 1, generator=generator, **DOUBLE)
 
 
-def plain_loss(layer: LastLayer, theta: Tensor) -> Tensor:
+def plain_loss(layer: OutputLayerProblem, theta: Tensor) -> Tensor:
     """The mean loss, as torch has it."""
     scores = layer.features[:, :-1] @ theta[:, :-1].T + theta[:, -1]
     if layer.single_logit:
@@ -103,8 +103,8 @@ def test_large_scores_stay_finite() -> None:
 def test_single_precision_inputs_are_computed_in_double() -> None:
     layer, theta = _problem("three scores")
     features = layer.features[:, :-1].float()
-    rough = LastLayer.of(features, layer.target)
-    exact = LastLayer.of(features.double(), layer.target)
+    rough = OutputLayerProblem.of(features, layer.target)
+    exact = OutputLayerProblem.of(features.double(), layer.target)
     assert rough.features.dtype == torch.float64
     torch.testing.assert_close(rough.hessian(theta), exact.hessian(theta), rtol=0, atol=0)
 
@@ -279,7 +279,7 @@ def test_number_of_steps_and_tolerance() -> None:
 def test_separable_samples_come_to_an_end(single_logit: bool) -> None:
     """Without a ridge there is no optimum: the loss goes to 0, and nothing overflows."""
     features = torch.tensor([[-2.0], [-1.0], [1.0], [3.0], [4.0]])
-    layer = LastLayer.of(features, torch.tensor([0, 0, 1, 1, 1]), single_logit=single_logit)
+    layer = OutputLayerProblem.of(features, torch.tensor([0, 0, 1, 1, 1]), single_logit=single_logit)
     theta = layer.refitted(torch.zeros(1 if single_logit else 2, 2, **DOUBLE))
     assert bool(torch.isfinite(theta).all()) and float(layer.loss(theta)) < 1e-6
 
@@ -288,7 +288,7 @@ def test_separable_samples_come_to_an_end(single_logit: bool) -> None:
 
 
 def test_too_large_a_layer_is_refused() -> None:
-    layer = LastLayer.of(torch.zeros(2, 6666), torch.tensor([0, 1]))
+    layer = OutputLayerProblem.of(torch.zeros(2, 6666), torch.tensor([0, 1]))
     message = r"output layer has 20001 parameters, whose Hessian takes 3 GB; expected at most 20000: use layers='all'"
     for run in (layer.hessian, layer.refitted, lambda theta: layer.solve(theta, theta)):
         with pytest.raises(InputError, match=message):
@@ -298,7 +298,7 @@ def test_too_large_a_layer_is_refused() -> None:
 def test_largest_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fairtrim.unlearning.output_layer_problem, "_MAX_PARAMETERS", 12)
     for width, fits in ((3, True), (4, False)):
-        layer = LastLayer.of(torch.ones(5, width), torch.arange(5) % 3)
+        layer = OutputLayerProblem.of(torch.ones(5, width), torch.arange(5) % 3)
         theta = torch.zeros(3, width + 1, **DOUBLE)
         if fits:
             assert layer.hessian(theta).shape == (12, 12)

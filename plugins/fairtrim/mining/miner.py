@@ -97,9 +97,6 @@ class Miner(Described, ABC):
     One that says what it is can be found by name in ``fairtrim.MINERS``: with ``name``, ``does``, ``standing`` and the
     other class variables of ``fairtrim.registry.Described``.
 
-    Raises:
-        InputError: A subclass implements ``fit``, as ``mine`` used to be called.
-
     Example:
         >>> class Known(Miner):
         ...     def mine(self, model, loader, *, progress=True):
@@ -109,13 +106,6 @@ class Miner(Described, ABC):
     """
 
     fit = Renamed("mine")
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        if "fit" in vars(cls) and "mine" not in vars(cls):
-            raise InputError(
-                f"{cls.__qualname__} implements fit; expected mine(model, loader, *, progress=True), as that is called"
-            )
 
     @abstractmethod
     def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:

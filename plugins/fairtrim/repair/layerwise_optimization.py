@@ -58,7 +58,7 @@ class LayerwiseOptimization(PostProcessor):
     source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
     standing: ClassVar[Standing] = "published"
-    remark: ClassVar[str] = "boosted trees are published; CMA-ES is ours"
+    remark: ClassVar[str] = "with boosted trees; CMA-ES is ours"
 
     tensors: int = 5
     width: float = 2.2

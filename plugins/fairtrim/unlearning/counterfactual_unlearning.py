@@ -22,7 +22,7 @@ from fairtrim.repair.candidates import Candidates, decisions_of
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim.repair.working_copy import WorkingCopy
 
-from .output_layer_problem import LastLayer, damped_cholesky
+from .output_layer_problem import OutputLayerProblem, damped_cholesky
 
 __all__ = ["CounterfactualUnlearning"]
 
@@ -83,7 +83,7 @@ class CounterfactualUnlearning(PostProcessor):
     source: ClassVar[str] = "FMD: Chen and others, NeurIPS 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2310.12560"
     standing: ClassVar[Standing] = "ours"
-    remark: ClassVar[str] = "form 'published' as published; consistency is ours"
+    remark: ClassVar[str] = "form 'published' as published"
 
     measure: str = "counterfactual_flips"
     epsilon: float | None = None  # type: ignore[assignment]
@@ -203,7 +203,9 @@ class CounterfactualUnlearning(PostProcessor):
         given = working.head.theta()
         single = len(given) == 1
         sides = [working.all_features(side) for side in (people, people.flipped())]
-        here, there = (LastLayer.of(h, people.target, single_logit=single, weight=people.weight) for h in sides)
+        here, there = (
+            OutputLayerProblem.of(h, people.target, single_logit=single, weight=people.weight) for h in sides
+        )
         if self.form == "consistency":
             moved = self._consistent(here, there, given)
         else:
@@ -222,7 +224,9 @@ class CounterfactualUnlearning(PostProcessor):
         _, added = damped_cholesky(hessian, damping=damping)
         return hessian + added * torch.eye(len(hessian), dtype=hessian.dtype)
 
-    def _consistent(self, here: LastLayer, there: LastLayer, given: Tensor) -> Callable[[float], Tensor]:
+    def _consistent(
+        self, here: OutputLayerProblem, there: OutputLayerProblem, given: Tensor
+    ) -> Callable[[float], Tensor]:
         """(H + λ A) θ = H θ₀, A = C ⊗ E (h − h̄)(h − h̄)ᵀ, C the centring of scores; the strength is λ."""
         hessian = self._damped(here.hessian(given), 0.1)
         change = here.features - there.features
@@ -241,7 +245,9 @@ class CounterfactualUnlearning(PostProcessor):
 
         return moved
 
-    def _published(self, here: LastLayer, there: LastLayer, given: Tensor) -> Callable[[float], Tensor]:
+    def _published(
+        self, here: OutputLayerProblem, there: OutputLayerProblem, given: Tensor
+    ) -> Callable[[float], Tensor]:
         """θ + s H⁻¹ 1/n Σ [∇ℓ(z) − ∇ℓ(z̄)]: z the bias-aligned side of a pair, z̄ the other; the strength is s."""
         losses = [side.sample_losses(given) for side in (here, there)]
         aligned = (losses[0] <= losses[1])[:, None]  # the side that the network gets right more surely

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -29,7 +30,7 @@ from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
-from .output_layer_problem import LastLayer
+from .output_layer_problem import OutputLayerProblem
 
 __all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
 
@@ -176,7 +177,7 @@ def influence_on_bias(
         theta = problem.refitted(theta, max_steps=newton_steps)
         sides = [people] if people.counterfactual is None else [people, people.flipped()]
         fixed = [
-            LastLayer.of(
+            OutputLayerProblem.of(
                 torch.cat([_batch_features(network, batch, head) for _, batch in side.batches(1024, network.device)]),
                 side.target,
             )
@@ -301,7 +302,7 @@ def _last_layer(
     class_weights: Tensor | None,
     progress: bool,
     counterfactual: Callable[[Any], Any] | None = None,
-) -> tuple[LastLayer, Tensor]:
+) -> tuple[OutputLayerProblem, Tensor]:
     n_classes = max(2, head.module.out_features)
     if class_weights is not None and (class_weights.shape != (n_classes,) or not bool((class_weights > 0).all())):
         raise InputError(
@@ -319,7 +320,7 @@ def _last_layer(
     target = torch.cat(targets)
     weight = None if class_weights is None else class_weights.detach().cpu().double()[target]
     single = len(theta) == 1
-    return LastLayer.of(torch.cat(features), target, single_logit=single, weight=weight, ridge=ridge), theta
+    return OutputLayerProblem.of(torch.cat(features), target, single_logit=single, weight=weight, ridge=ridge), theta
 
 
 def _check_labels(batch: Batch, n_outputs: int) -> None:
@@ -349,6 +350,32 @@ def _influence_of_all_layers(
     max_iterations: int,
     progress: bool,
 ) -> BiasInfluence:
+    """I(z_k) with the damped Gauss-Newton matrix of every trainable parameter in the place of H."""
+    operator = _gauss_newton_operator()
+    named = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
+    if not named:
+        raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True")
+    parameters = list(named.values())
+    for _, batch in samples.in_order(network.device):
+        _check_labels(batch, n_outputs)
+
+    def whole(side: ValidationSet) -> Tensor:
+        return torch.cat([network.scores(batch) for _, batch in side.batches(1024, network.device)])
+
+    with torch.enable_grad():
+        sides = [people] if people.counterfactual is None else [people, people.flipped()]
+        value = _bias(measure, [whole(side).cpu() for side in sides], people)
+        slopes = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        slope = torch.cat([part.detach().reshape(-1) for part in slopes]).cpu().double().numpy()
+        solution = _damped_solution(operator, network, samples, parameters, slope, damping, max_iterations, progress)
+    parts = torch.split(torch.from_numpy(solution), [p.numel() for p in parameters])
+    direction = {name: part.reshape(p.shape).to(p) for (name, p), part in zip(named.items(), parts, strict=True)}
+    scores = [_directional(network, named, direction, batch) for _, batch in samples.in_order(network.device)]
+    return BiasInfluence(-torch.cat(scores), float(value.detach()), measure)
+
+
+def _gauss_newton_operator() -> Any:
+    """The library's class of products, which may be missing."""
     try:
         from curvlinops import GGNLinearOperator
     except ImportError:
@@ -356,57 +383,47 @@ def _influence_of_all_layers(
             "layers='all' needs curvlinops: pip install 'fairtrim[influence]' (name your version of torch in the same "
             "command), or use layers='output'"
         ) from None
+    return GGNLinearOperator
+
+
+def _damped_solution(
+    gauss_newton: Any,
+    network: ScoredNetwork,
+    samples: IndexedSamples,
+    parameters: list[nn.Parameter],
+    slope: npt.NDArray[np.float64],
+    damping: float,
+    max_iterations: int,
+    progress: bool,
+) -> npt.NDArray[np.float64]:
+    """(G + damping · I)⁻¹ times the slope by conjugate gradients, G the Gauss-Newton matrix."""
     from scipy.sparse.linalg import LinearOperator, cg
 
-    named = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
-    if not named:
-        raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True")
-    parameters = list(named.values())
+    products = gauss_newton(
+        _Scores(network),
+        nn.CrossEntropyLoss(),
+        parameters,
+        _Entries(samples, network.device),
+        check_deterministic=False,
+        num_data=samples.n_samples,
+        batch_size_fn=_length,
+    ).to_scipy()
 
-    def whole(side: ValidationSet) -> Tensor:
-        return torch.cat([network.scores(batch) for _, batch in side.batches(1024, network.device)])
+    def damped(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        product = np.asarray(products @ vector.reshape(-1).astype(products.dtype), dtype=np.float64)
+        return product + damping * vector.reshape(-1)
 
-    for _, batch in samples.in_order(network.device):
-        _check_labels(batch, n_outputs)
-
-    with torch.enable_grad():
-        sides = [people] if people.counterfactual is None else [people, people.flipped()]
-        value = _bias(measure, [whole(side).cpu() for side in sides], people)
-        slopes = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-    slope = torch.cat([part.detach().reshape(-1) for part in slopes]).cpu().double().numpy()
-
-    with torch.enable_grad():
-        products = GGNLinearOperator(
-            _Scores(network),
-            nn.CrossEntropyLoss(),
-            parameters,
-            _Entries(samples, network.device),
-            check_deterministic=False,
-            num_data=samples.n_samples,
-            batch_size_fn=_length,
-        ).to_scipy()
-
-        bar = tqdm(total=max_iterations, desc="conjugate gradients", leave=False, disable=not progress)
-
-        def damped(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            product = np.asarray(products @ vector.reshape(-1).astype(products.dtype), dtype=np.float64)
-            return product + damping * vector.reshape(-1)
-
-        size = len(slope)
-        operator = LinearOperator((size, size), matvec=damped, dtype=np.float64)
+    operator = LinearOperator((len(slope), len(slope)), matvec=damped, dtype=np.float64)
+    with tqdm(total=max_iterations, desc="conjugate gradients", leave=False, disable=not progress) as bar:
         solution, unfinished = cg(operator, slope, rtol=1e-5, maxiter=max_iterations, callback=lambda _: bar.update())
-        bar.close()
     if unfinished:
         warnings.warn(
             f"the conjugate gradients did not converge in {max_iterations} iterations: the influence is rough; take "
             "more max_iterations, or more damping",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
-    parts = torch.split(torch.from_numpy(solution), [p.numel() for p in parameters])
-    direction = {name: part.reshape(p.shape).to(p) for (name, p), part in zip(named.items(), parts, strict=True)}
-    scores = [_directional(network, named, direction, batch) for _, batch in samples.in_order(network.device)]
-    return BiasInfluence(-torch.cat(scores), float(value.detach()), measure)
+    return np.asarray(solution)
 
 
 def _length(inputs: Any) -> int:

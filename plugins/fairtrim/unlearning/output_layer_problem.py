@@ -10,7 +10,7 @@ from torch import Tensor
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import two_or_more
 
-__all__ = ["LastLayer", "damped_cholesky"]
+__all__ = ["OutputLayerProblem", "damped_cholesky"]
 
 _MAX_PARAMETERS = 20_000  # a Hessian of 3.2 GB
 
@@ -46,7 +46,7 @@ def damped_cholesky(matrix: Tensor, *, damping: float = 1e-8) -> tuple[Tensor, f
 
 
 @dataclass(frozen=True)
-class LastLayer:
+class OutputLayerProblem:
     """Mean cross-entropy of a linear layer on fixed features, plus a ridge.
 
     The parameters θ are the weight and the bias side by side, (K, D + 1); for a single logit K = 1. The Hessian is
@@ -60,7 +60,7 @@ class LastLayer:
         ridge: Of ½ ridge ‖θ‖², as weight decay has it.
 
     Example:
-        >>> layer = LastLayer.of(torch.eye(2), torch.tensor([0, 1]))
+        >>> layer = OutputLayerProblem.of(torch.eye(2), torch.tensor([0, 1]))
         >>> round(float(layer.loss(torch.zeros(2, 3, dtype=torch.float64))), 4)
         0.6931
     """
@@ -80,7 +80,7 @@ class LastLayer:
         single_logit: bool = False,
         weight: Tensor | None = None,
         ridge: float = 0.0,
-    ) -> LastLayer:
+    ) -> OutputLayerProblem:
         """From features without the column of ones.
 
         Args:

@@ -1,0 +1,72 @@
+"""Methods by name: those of a room, of several rooms, of a script, and of other packages."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import EntryPoint
+from typing import Any, ClassVar
+
+import pytest
+from torch import nn
+
+import fairtrim
+from fairtrim import MINERS, POST_PROCESSORS, InputError, LossMiner, MinedSamples, Miner, ThresholdSelection
+from fairtrim.registry import Registry, Standing
+
+REGISTRIES = {"post-processors": POST_PROCESSORS, "miners": MINERS}
+
+
+@pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
+def test_every_method_of_the_rooms_is_found_and_describes_itself(registry: Registry) -> None:
+    for name, method in registry.items():
+        assert method.name == name and method.does and method.standing and not inspect.isabstract(method)
+        assert bool(method.source) or method.standing == "baseline", name
+        assert getattr(fairtrim, method.__name__) is method
+
+
+def test_names() -> None:
+    assert set(POST_PROCESSORS) == {
+        "adversarial-fine-tuning",
+        "bias-gradient-descent",
+        "counterfactual-unlearning",
+        "layerwise-optimization",
+        "parity-fine-tuning",
+        "random-perturbation",
+        "threshold-selection",
+    }
+    assert set(MINERS) == {"epoch-ensemble", "generalized-cross-entropy", "loss", "misclassified"}
+    with pytest.raises(InputError, match=r"post-processor 'parity_finetuning' is unknown \(did you mean 'parity-fine-"):
+        POST_PROCESSORS["parity_finetuning"]
+
+
+def test_a_method_of_one_s_own_is_added_and_removed() -> None:
+    @MINERS.named("known")
+    class Known(Miner):
+        def mine(self, model: nn.Module, loader: Any, *, progress: bool = True) -> MinedSamples:
+            raise NotImplementedError
+
+    try:
+        assert MINERS["known"] is Known and "known" in list(MINERS)
+        with pytest.raises(InputError, match=r"miner name 'known' is taken by .*Known; choose another"):
+            MINERS.add(LossMiner, "known")
+    finally:
+        assert MINERS.remove("known") is Known
+    assert "known" not in MINERS
+    with pytest.raises(InputError, match="expected a subclass of Miner"):
+        MINERS.add(ThresholdSelection)
+
+
+def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    announced = EntryPoint("elsewhere", "fairtrim.mining.trained_miners:LossMiner", "fairtrim.miners")
+    monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [announced] * (group == "fairtrim.miners"))
+    registry = Registry("miner", "fairtrim.mining", Miner, "fairtrim.miners")
+    assert registry["elsewhere"] is LossMiner and set(registry) == {*MINERS, "elsewhere"}
+    assert registry.loaded()["elsewhere"] is LossMiner
+
+
+def test_a_name_without_a_description() -> None:
+    with pytest.raises(InputError, match="has the name 'silent' and no 'does'; expected both"):
+
+        class Silent(ThresholdSelection):
+            name: ClassVar[str] = "silent"
+            standing: ClassVar[Standing] = "ours"
