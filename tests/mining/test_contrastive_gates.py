@@ -614,23 +614,6 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[FairtrimError], str]] = {
         InputError,
         "no sample was mined",
     ),
-    "upweight": (lambda: ContrastiveImportance(FLAGS, upweight=0.0, progress=False), InputError, "upweight=0.0"),
-    "contrastive weight": (
-        lambda: ContrastiveImportance(FLAGS, contrastive_weight=-0.1, progress=False),
-        InputError,
-        "contrastive_weight=-0.1",
-    ),
-    "iterations": (lambda: ContrastiveImportance(FLAGS, iterations=0, progress=False), InputError, "iterations=0"),
-    "learning rate": (
-        lambda: ContrastiveImportance(FLAGS, learning_rate=0.0, progress=False),
-        InputError,
-        "learning_rate=0.0",
-    ),
-    "cost weight": (
-        lambda: ContrastiveImportance(FLAGS, cost_weight=-1.0, progress=False),
-        InputError,
-        "cost_weight=-1.0",
-    ),
     "NaN loss": (
         lambda: ContrastiveImportance(FLAGS, loss_fn=lambda s, t: s.sum() * torch.nan, progress=False),
         InputError,
@@ -670,6 +653,11 @@ def test_errors_leave_no_trace(name: str) -> None:
     [
         (lambda: ContrastiveImportance(FLAGS, form="hard"), "form='hard'; expected one of 'gates', 'first-order', "),  # type: ignore
         (lambda: ContrastiveImportance(FLAGS, cost="latency"), "cost='latency'; expected one of 'channels'"),  # type: ignore
+        (lambda: ContrastiveImportance(FLAGS, upweight=0.0), "upweight=0.0"),
+        (lambda: ContrastiveImportance(FLAGS, contrastive_weight=-0.1), "contrastive_weight=-0.1"),
+        (lambda: ContrastiveImportance(FLAGS, iterations=0), "iterations=0"),
+        (lambda: ContrastiveImportance(FLAGS, learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: ContrastiveImportance(FLAGS, cost_weight=-1.0), "cost_weight=-1.0"),
         (lambda: AccumulatedConfidenceImportance(FLAGS, selection="both"), "selection='both'"),  # type: ignore
         (lambda: AccumulatedConfidenceImportance(FLAGS, beta=1.0), "beta=1.0"),
         (lambda: ContrastiveImportance(FLAGS, normalizer="mean"), "normalizer='mean' .*reverses"),
