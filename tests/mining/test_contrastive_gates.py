@@ -457,7 +457,7 @@ def test_forms_of_the_importance() -> None:
             assert importance.selection_.scores.argsort().tolist() == of_form.argsort().tolist()
 
 
-# In the host's pruner -------------------------------------------------------------------------------------
+# In Torch-Pruning's pruner -------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "gates": lambda **k: ContrastiveImportance(FLAGS, iterations=4, **k),
@@ -484,7 +484,7 @@ def test_prunes_what_the_host_prunes(name: str, maker: str, mode: str) -> None:
         pruner.step()
     report = importance.report()
     assert report.skipped == [] and report.layers["asked"].tolist() == report.layers["removed"].tolist()
-    assert "skipped by the host: none" in str(report)
+    assert "skipped by Torch-Pruning: none" in str(report)
     assert ("conflicting" in str(report)) == maker.startswith("accumulated")
     if mode == "local":
         case.pruner(theirs, tp.importance.GroupMagnitudeImportance()).step()
@@ -514,7 +514,7 @@ def test_fit_leaves_no_trace(maker: str) -> None:
     case = CASES["residual"]
     model = _odd_state(case)
     importance = MAKERS[maker](progress=False)
-    pruner = case.pruner(model, importance)  # the host puts the network in eval mode when it traces
+    pruner = case.pruner(model, importance)  # Torch-Pruning puts the network in eval mode when it traces
     before = Snapshot(model)
     importance.fit(pruner, DataLoader(Noisy(*case.batch(N)), batch_size=5, shuffle=True))
     before.assert_unchanged()

@@ -300,7 +300,7 @@ def _has_heads(case: Case) -> bool:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not _has_heads(case)])
 @pytest.mark.parametrize("criterion", ["random", "magnitude"])
 def test_every_way_of_coupling_is_pruned_level_by_level(name: str, criterion: Any) -> None:
-    """As many channels go as with one step of the host's to the last level; the caller's network stays."""
+    """As many channels go as with one step of Torch-Pruning's to the last level; the caller's network stays."""
     case = CASES[name]
     model = case.model()
     shrinking: list[nn.Module] = []
@@ -315,7 +315,7 @@ def test_every_way_of_coupling_is_pruned_level_by_level(name: str, criterion: An
     before.assert_unchanged()
     assert mined.scores.shape == (13,) and bool(torch.isfinite(mined.scores).all())
     if (criterion, name) == ("random", "split"):
-        return  # the host skips the group where chance would empty a part of it
+        return  # Torch-Pruning skips the group where chance would empty a part of it
     direct = copy.deepcopy(model)
     case.pruner(direct, tp.importance.GroupMagnitudeImportance()).step()
     assert [p.shape for p in shrinking[0].parameters()] == [p.shape for p in direct.parameters()]

@@ -662,7 +662,7 @@ def test_no_closed_gate_is_said() -> None:
 
 
 def test_a_kind_of_layer_is_no_name_of_a_layer() -> None:
-    """``customized_pruners`` of the host has classes for keys."""
+    """``customized_pruners`` of Torch-Pruning has classes for keys."""
     options = {"pruner_options": {"customized_pruners": {nn.GRU: type(tp.prune_linear_out_channels.__self__)()}}}
     assert run_recipe("denp", mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8
 
