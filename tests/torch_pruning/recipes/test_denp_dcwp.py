@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
     ContrastiveImportance,
+    dcwp,
+    denp,
 )
 from fairtrim_adapters.torch_pruning.graph.level_pruner import pruner_of_levels
 from fairtrim_adapters.torch_pruning.recipes import sparse_run
@@ -604,7 +607,7 @@ def test_no_closed_gate_is_said() -> None:
 
 
 def test_a_kind_of_layer_is_no_name_of_a_layer() -> None:
-    """``customized_pruners`` of the host has classes for keys."""
+    """``customized_pruners`` of Torch-Pruning has classes for keys."""
     options = {"pruner_options": {"customized_pruners": {nn.GRU: type(tp.prune_linear_out_channels.__self__)()}}}
     assert run_recipe("denp", mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8
 
@@ -614,3 +617,50 @@ def test_very_few_mined_samples_are_pointed_out() -> None:
     flags[3] = True
     with pytest.warns(UserWarning, match=f"only 1 of {N} samples were mined, for 2 classes"):
         run_recipe("denp", mlp(), miner=FixedMiner(flags), pruning_ratio=0.5)
+
+
+OLD: list[tuple[Any, str, str]] = [
+    (denp, "steps", "iterative_steps="),
+    (denp, "seed", "random_state="),
+    (denp, "learning_rate", "fine_tuning={'learning_rate': ...}"),
+    (dcwp, "gate_learning_rate", "gate_training={'learning_rate': ...}"),
+    (dcwp, "iterations", "gate_training={'iterations': ...}"),
+    (dcwp, "epochs", "fine_tuning={'epochs': ...}"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "old", "new"), OLD)
+def test_old_names_say_the_new_ones(recipe: Any, old: str, new: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{recipe.__name__} has no {old}=; it is called {new}")):
+        recipe(mlp(), data_of_recipes(), **{old: 1})
+
+
+def test_settings_in_dicts_are_looked_at() -> None:
+    with pytest.raises(InputError, match=r"dcwp has no 'mminer' \(did you mean 'miner'\?\)"):
+        dcwp(mlp(), data_of_recipes(), mminer=FixedMiner())  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"fine_tuning has no 'epoch' \(did you mean 'epochs'\?\)"):
+        denp(mlp(), data_of_recipes(), fine_tuning={"epoch": 1})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(InputError, match=r"gate_training has no 'iteration' \(did you mean 'iterations'\?\)"):
+        dcwp(mlp(), data_of_recipes(), gate_training={"iteration": 1})  # type: ignore[typeddict-unknown-key]
+    for name in ("fine_tuning", "gate_training"):
+        with pytest.raises(InputError, match=f"{name} is a int; expected a dict such as"):
+            dcwp(mlp(), data_of_recipes(), **{name: 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_a_generator_gives_the_seed_by_one_draw(recipe: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(8)
+    drawn = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(8)))
+    left, right = (run_recipe(recipe, mlp(), random_state=state) for state in (generator, drawn))
+    assert_same_result(left, right)
+    with pytest.raises(InputError, match="random_state is a Generator beside folder=; expected a whole number"):
+        run_recipe(recipe, mlp(), random_state=generator, folder=tmp_path)
+
+
+def test_options_of_the_pruner_by_a_function_of_the_copy() -> None:
+    def options(model: nn.Module) -> dict[str, Any]:
+        first = model.get_submodule("0")
+        return {"ignored_layers": [first], "forward_fn": lambda traced, inputs: traced(inputs)}
+
+    model: Any = run_recipe("denp", mlp(), pruner_options=options).model
+    assert (model[0].out_features, model[2].out_features) == (16, 6)
