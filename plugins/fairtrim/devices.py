@@ -1,8 +1,8 @@
-"""Where a network and its batches lie."""
+"""Where a network and its batches lie, and what to do with every tensor of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
-__all__ = ["model_device", "to_device"]
+__all__ = ["floating_type", "map_tensors", "model_device", "to_device"]
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -34,6 +34,44 @@ def model_device(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor in tuples, lists and dicts.
+
+    Args:
+        value: A tensor, a container of them, or anything else, which stays as it is.
+        function: Tensor to tensor.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> map_tensors({"x": (torch.ones(1), "a")}, torch.neg)
+        {'x': (tensor([-1.]), 'a')}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(entry, function) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(map_tensors(entry, function) for entry in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(entry, function) for entry in value)
+    return value
+
+
+def floating_type(model: nn.Module) -> torch.dtype:
+    """Floating-point type of the network's parameters and buffers, and so of what it takes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        That of the first; torch's default for a network without any.
+    """
+    types = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return next(types, torch.get_default_dtype())
+
+
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor in tuples, lists and dicts.
 
@@ -44,13 +82,5 @@ def to_device(value: Any, device: torch.device) -> Any:
     Returns:
         The same structure on the device; what comes to the CPU can be read at once.
     """
-    if isinstance(value, Tensor):
-        # on the CPU nothing waits for a copy that is still under way
-        return value.to(device, non_blocking=device.type != "cpu")
-    if isinstance(value, Mapping):
-        return {key: to_device(entry, device) for key, entry in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
-        return type(value)(*(to_device(entry, device) for entry in value))
-    if isinstance(value, tuple | list):
-        return type(value)(to_device(entry, device) for entry in value)
-    return value
+    # on the CPU nothing waits for a copy that is still under way
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))

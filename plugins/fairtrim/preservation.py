@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
+    "in_mode",
     "insist",
     "preserved_attributes",
     "preserved_model",
@@ -108,6 +109,42 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
 
 @contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the network in eval or training mode, and restore the flags of its modules one by one.
+
+    Args:
+        model: Any network.
+        training: Whether as ``model.train()`` leaves it; in eval mode all modules are, even if the network overrides
+            ``train``.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> network = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> with in_mode(network, training=False):
+        ...     network.training
+        False
+        >>> [module.training for module in network.modules()]
+        [True, True, False]
+    """
+    flags = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
+        for module, flag in flags:
+            module.training = flag
+
+    try:
+        model.train(training)
+        if not training:
+            for module, _ in flags:
+                module.training = False
+        yield
+    finally:
+        insist(restore)
+
+
+@contextmanager
 def preserved_model(model: nn.Module) -> Iterator[None]:
     """Put the network in eval mode and restore training flags, buffers, ``.grad`` and ``requires_grad``.
 
@@ -126,7 +163,6 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         >>> network.training
         True
     """
-    training = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer._version, buffer.detach().clone())
         for module in model.modules()
@@ -136,8 +172,6 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
 
     def restore() -> None:
-        for module, flag in training:
-            module.training = flag
         with torch.no_grad():
             for module, name, buffer, version, value in buffers:
                 if buffer._version != version:
@@ -145,15 +179,13 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer  # the network may have assigned another one
         _restore_parameters(parameters)
 
-    try:
-        model.eval()
-        for module in model.modules():  # a network may override train()
-            module.training = False
-        for parameter, _, _ in parameters:
-            parameter.grad = None  # a backward pass of the caller's code would add to it in place
-        yield
-    finally:
-        insist(restore)
+    with in_mode(model, training=False):
+        try:
+            for parameter, _, _ in parameters:
+                parameter.grad = None  # a backward pass of the caller's code would add to it in place
+            yield
+        finally:
+            insist(restore)
 
 
 def _restore_parameters(parameters: Iterable[tuple[nn.Parameter, Tensor | None, bool]]) -> None:
@@ -232,25 +264,18 @@ def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         >>> norm.running_mean.tolist(), norm.training
         ([0.0, 0.0, 0.0], True)
     """
-    flags = [(module, module.training) for module in model.modules()]
     buffers = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     copies: dict[int, Tensor] = {}
 
     def restore() -> None:
-        for module, flag in flags:
-            module.training = flag
         _restore_parameters(parameters)
         for held, own in buffers:
             held.clear()
             held.update(own)
 
-    with preserved_random_state(), preserved_attributes(model):
+    with preserved_random_state(), preserved_attributes(model), in_mode(model, training=training):
         try:
-            model.train(training)
-            if not training:
-                for module, _ in flags:  # a network may override train()
-                    module.training = False
             for parameter, _, _ in parameters:
                 parameter.grad = None  # a backward pass of the caller's code would add to it in place
             for held, own in buffers:

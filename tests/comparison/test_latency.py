@@ -28,6 +28,23 @@ class Clock:
         return self.now
 
 
+CLOCK = "fairtrim.comparison.latency.perf_counter"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(CLOCK, clock)
+    return clock
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second goes by each time the clock is read."""
+    ticks = itertools.count()
+    monkeypatch.setattr(CLOCK, lambda: float(next(ticks)))
+
+
 class Taking(nn.Module):
     """Takes so many seconds by the clock; the n-th call may take longer."""
 
@@ -47,12 +64,11 @@ class Taking(nn.Module):
 X = torch.ones(1, 3)
 
 
-def test_medians_and_ratios_in_closed_form() -> None:
-    clock = Clock()
+def test_medians_and_ratios_in_closed_form(clock: Clock) -> None:
     # three warm-up calls and one to find that a single call takes long enough, then the rounds
     first = Taking(clock, "first", lambda call: 0.010 + 0.001 * max(0, call - 4))
     second = Taking(clock, "second", lambda call: 3 * (0.010 + 0.001 * max(0, call - 4)))
-    found = measure_latency({"first": first, "second": second}, X, rounds=7, clock=clock, progress=False)
+    found = measure_latency({"first": first, "second": second}, X, rounds=7, progress=False)
     expected = 0.010 + 0.001 * np.arange(7)
     np.testing.assert_allclose(found.seconds["first"], expected, rtol=1e-9)
     np.testing.assert_allclose(found.seconds["second"], 3 * expected, rtol=1e-9)
@@ -72,26 +88,23 @@ def test_ratios_are_those_of_rounds() -> None:
     assert mixed.ratio("b") == MedianInterval(1.0, 0.5, 2.0)  # ratios 1, 1/2, 1, 2, 1/2, 2
 
 
-def test_networks_take_turns_to_be_first() -> None:
-    clock = Clock()
+def test_networks_take_turns_to_be_first(clock: Clock) -> None:
     models = {name: Taking(clock, name, lambda call: 0.02) for name in "abc"}
-    measure_latency(models, X, rounds=6, warm_up=2, clock=clock, progress=False)
+    measure_latency(models, X, rounds=6, warm_up=2, progress=False)
     assert "".join(clock.order) == "aabbcc" + "abc" + "abcbcacab" * 2
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(0.01, 1), (0.003, 2), (0.0011, 5), (0.0009, 10), (0.00003, 200)])
-def test_calls_are_repeated_until_they_take_long_enough(seconds: float, calls: int) -> None:
-    clock = Clock()
-    found = measure_latency(Taking(clock, "a", lambda call: seconds), X, rounds=6, clock=clock, progress=False)
+def test_calls_are_repeated_until_they_take_long_enough(clock: Clock, seconds: float, calls: int) -> None:
+    found = measure_latency(Taking(clock, "a", lambda call: seconds), X, rounds=6, progress=False)
     assert found.calls == {"model": calls}
     np.testing.assert_allclose(found.seconds["model"], np.full(6, seconds), rtol=1e-9)
 
 
-def test_every_call_of_a_measurement_counts() -> None:
-    clock = Clock()
+def test_every_call_of_a_measurement_counts(clock: Clock) -> None:
     # three calls to warm up, 1 + 2 + 5 to find the number; in the first round one of five takes longer
     model = Taking(clock, "a", lambda call: 0.101 if call == 13 else 0.001)
-    found = measure_latency(model, X, rounds=6, clock=clock, progress=False)
+    found = measure_latency(model, X, rounds=6, progress=False)
     np.testing.assert_allclose(found.seconds["model"], [0.021, *[0.001] * 5], rtol=1e-9)
 
 
@@ -147,6 +160,7 @@ class Named(nn.Module):
         return {"logits": input_ids.float()}
 
 
+@pytest.mark.usefixtures("ticks")
 @pytest.mark.parametrize(
     ("inputs", "got"),
     [
@@ -160,23 +174,19 @@ class Named(nn.Module):
 )
 def test_inputs_of_any_kind(inputs: Any, got: set[str]) -> None:
     model = Named()
-    ticks = itertools.count()
-    measure_latency(model, inputs, rounds=6, warm_up=1, clock=lambda: float(next(ticks)), progress=False)
+    measure_latency(model, inputs, rounds=6, warm_up=1, progress=False)
     assert model.got == got
 
 
+@pytest.mark.usefixtures("ticks")
 def test_forward_function() -> None:
     model, seen = Named(), []
-    ticks = itertools.count()
 
     def forward(network: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         seen.append(network)
         return network(inputs["words"])
 
-    clock = lambda: float(next(ticks))  # noqa: E731
-    found = measure_latency(
-        {"a": model}, {"words": X}, rounds=8, warm_up=2, forward_fn=forward, clock=clock, progress=False
-    )
+    found = measure_latency({"a": model}, {"words": X}, rounds=8, warm_up=2, forward_fn=forward, progress=False)
     assert seen == [model] * (2 + 1 + 8) and list(found.seconds["a"]) == [1.0] * 8
 
 
@@ -185,6 +195,7 @@ def _fails(model: nn.Module, inputs: Any) -> None:
     raise RuntimeError("no more")
 
 
+@pytest.mark.usefixtures("ticks")
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_left_as_it_was(fails: bool) -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).train()
@@ -205,9 +216,7 @@ def test_everything_is_left_as_it_was(fails: bool) -> None:
             _fails(network, inputs)
         return network(inputs) + torch.rand(1)
 
-    ticks = itertools.count()
-    options: dict[str, Any] = {"rounds": 6, "forward_fn": forward, "progress": False}
-    options |= {"threads": n_threads + 1, "clock": lambda: float(next(ticks))}
+    options: dict[str, Any] = {"rounds": 6, "forward_fn": forward, "progress": False, "threads": n_threads + 1}
     if fails:
         with pytest.raises(RuntimeError, match="no more"):
             measure_latency(model, X, **options)
@@ -245,15 +254,21 @@ def test_real_clock() -> None:
         ({"models": nn.Linear(4, 2)}, "network 'model' failed on the inputs: RuntimeError: .*; expected inputs that"),
         ({"inputs": {"x": X}}, "'model' failed on the inputs: TypeError: .* 'x'; expected inputs that .* forward_fn"),
         ({"models": nn.Linear(3, 2, device="meta")}, "lies on the meta device, which computes nothing"),
-        ({"clock": lambda: 3.0}, "calls took less than 0.005 s; expected a clock that advances"),
     ],
 )
-def test_errors(arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fairtrim.comparison.latency._MOST_CALLS", 100)
+def test_errors(arguments: dict[str, Any], message: str) -> None:
     n_threads = torch.get_num_threads()
     with pytest.raises(InputError, match=message):
         measure_latency(**{"models": nn.Identity(), "inputs": X, "progress": False, **arguments})
     assert torch.get_num_threads() == n_threads and torch.is_grad_enabled() and gc.isenabled()
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairtrim.comparison.latency._MOST_CALLS", 100)
+    with pytest.raises(InputError, match=r"calls took less than 0.005 s; expected a clock that advances"):
+        measure_latency(nn.Identity(), X, progress=False)
+    assert torch.is_grad_enabled() and gc.isenabled()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairtrim import ChannelGroup, ChannelPlace, InputError, UnsupportedModelError, collect_damage
+from fairtrim.damage.measured_change import measured_change
 from fairtrim.oracle import explicit_gates, oracle_damage
 from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 from tests.networks import CASES, Case
@@ -335,3 +336,14 @@ def test_malformed_channel_groups(groups: list[ChannelGroup], message: str) -> N
     case = CASES["mlp"]
     with pytest.raises(InputError, match=message):
         collect_damage(case.model(), [case.batch(3)], groups, progress=False)
+
+
+def test_options_that_a_pass_has_no_use_for_are_refused_by_name() -> None:
+    case = CASES["mlp"]
+    model = case.model()
+    groups = case.plan(model).groups
+    with pytest.raises(InputError, match=r"collect_damage has no 'max_batch' \(did you mean 'max_batches'\?\)"):
+        collect_damage(model, [case.batch(3)], groups, max_batch=3)  # type: ignore[call-arg]
+    table = collect_damage(model, [case.batch(3)], groups, progress=False)
+    with pytest.raises(InputError, match="measured_change has no 'folder'"):
+        measured_change(model, [case.batch(3)], table, folder="a")  # type: ignore[call-arg]

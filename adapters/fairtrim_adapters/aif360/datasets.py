@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fairtrim import InputError, ValidationSet
 from fairtrim.comparison.predictions import predict
 from fairtrim.data.batches import ForwardFunction
+from fairtrim.devices import floating_type
 from fairtrim.measures.scores import positive_margin
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 
 from .host import BinaryLabelDataset, compute_boolean_conditioning_vector
 
@@ -67,7 +69,8 @@ class DatasetTensors:
         return len(self.target)
 
 
-def _check_dataset(dataset: Any, argument: str = "dataset") -> None:
+def check_dataset(dataset: Any, argument: str = "dataset") -> None:
+    """Refuse what is no binary labelled dataset."""
     if not isinstance(dataset, BinaryLabelDataset):
         raise InputError(
             f"{argument} is a {type(dataset).__name__}; expected an aif360.datasets.BinaryLabelDataset, such as a "
@@ -81,7 +84,8 @@ def _check_names(names: Sequence[str], what: str) -> None:
         raise InputError(f"{what} {repeated} occur more than once; expected every name once")
 
 
-def _feature_names(dataset: Any, features: Sequence[str] | None) -> list[str]:
+def feature_names_of(dataset: Any, features: Sequence[str] | None) -> list[str]:
+    """Names of the features that the network takes."""
     if isinstance(features, str):
         raise InputError(f"features={features!r} is a string; expected a list of names: [{features!r}]")
     names = list(dataset.feature_names if features is None else features)
@@ -96,7 +100,8 @@ def _feature_names(dataset: Any, features: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _inputs(dataset: Any, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+def inputs_of(dataset: Any, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+    """Features, (N, D)."""
     columns = [dataset.feature_names.index(name) for name in names]
     inputs = torch.tensor(np.asarray(dataset.features)[:, columns], dtype=dtype)
     bad = [name for name, finite in zip(names, torch.isfinite(inputs).all(0).tolist(), strict=True) if not finite]
@@ -138,8 +143,8 @@ def to_tensors(
         >>> tensors.inputs.tolist(), tensors.target.tolist(), tensors.protected_attributes["sex"].tolist()
         ([[1.0], [0.0]], [1, 0], [0.0, 1.0])
     """
-    _check_dataset(dataset)
-    names = _feature_names(dataset, features)
+    check_dataset(dataset)
+    names = feature_names_of(dataset, features)
     labels = _rows(dataset.labels, dataset, "labels")
     favorable = labels == dataset.favorable_label
     other = np.unique(labels[~favorable & (labels != dataset.unfavorable_label)])
@@ -150,7 +155,7 @@ def to_tensors(
         )
     protected = np.asarray(dataset.protected_attributes, dtype=np.float64)
     return DatasetTensors(
-        inputs=_inputs(dataset, names, dtype),
+        inputs=inputs_of(dataset, names, dtype),
         target=torch.tensor(favorable, dtype=torch.int64),
         weight=torch.tensor(_rows(dataset.instance_weights, dataset, "instance weights")),
         feature_names=tuple(names),
@@ -264,7 +269,8 @@ def _column(values: Tensor, name: str, n_rows: int) -> npt.NDArray[np.float64]:
     return column
 
 
-def _clauses(groups: Groups, argument: str) -> list[dict[str, float]]:
+def clauses_of(groups: Groups, argument: str) -> list[dict[str, float]]:
+    """A side as a list of dicts."""
     clauses = [groups] if isinstance(groups, Mapping) else groups
     if (
         isinstance(clauses, str)
@@ -296,10 +302,10 @@ def _members(dataset: Any, clauses: list[dict[str, float]], argument: str) -> np
     return members
 
 
-def _sides(dataset: Any, unprivileged_groups: Groups, privileged_groups: Groups) -> tuple[Tensor, Tensor]:
+def sides_of(dataset: Any, unprivileged_groups: Groups, privileged_groups: Groups) -> tuple[Tensor, Tensor]:
     """Rows that are in a side, increasing, and which: 0 unprivileged, 1 privileged."""
-    unprivileged = _members(dataset, _clauses(unprivileged_groups, "unprivileged_groups"), "unprivileged_groups")
-    privileged = _members(dataset, _clauses(privileged_groups, "privileged_groups"), "privileged_groups")
+    unprivileged = _members(dataset, clauses_of(unprivileged_groups, "unprivileged_groups"), "unprivileged_groups")
+    privileged = _members(dataset, clauses_of(privileged_groups, "privileged_groups"), "privileged_groups")
     both = int((unprivileged & privileged).sum())
     if both:
         raise InputError(
@@ -312,7 +318,7 @@ def _sides(dataset: Any, unprivileged_groups: Groups, privileged_groups: Groups)
 
 def _side_name(groups: Groups, argument: str) -> str:
     return " or ".join(
-        ", ".join(f"{name}={value}" for name, value in clause.items()) for clause in _clauses(groups, argument)
+        ", ".join(f"{name}={value}" for name, value in clause.items()) for clause in clauses_of(groups, argument)
     )
 
 
@@ -351,8 +357,8 @@ def to_validation_set(
         >>> people.groups, people.group.tolist()
         (('sex=0', 'sex=1'), [0, 0, 1])
     """
-    _check_dataset(dataset)
-    rows, side = _sides(dataset, unprivileged_groups, privileged_groups)
+    check_dataset(dataset)
+    rows, side = sides_of(dataset, unprivileged_groups, privileged_groups)
     tensors = to_tensors(dataset, features=features, dtype=dtype)
     return ValidationSet(
         inputs=tensors.inputs[rows],
@@ -390,7 +396,7 @@ def to_dataset(dataset: BinaryLabelDataset, scores: _Scores) -> BinaryLabelDatas
         >>> predicted.labels.tolist(), predicted.scores.round(2).tolist()
         ([[0.0], [1.0]], [[0.5], [0.88]])
     """
-    _check_dataset(dataset)
+    check_dataset(dataset)
     logits = torch.as_tensor(scores).detach().double().cpu()
     logits = logits[:, None] if logits.ndim == 1 else logits
     n_rows = len(dataset.features)
@@ -412,20 +418,11 @@ def to_dataset(dataset: BinaryLabelDataset, scores: _Scores) -> BinaryLabelDatas
     return predicted
 
 
-def _input_dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _scores(
-    model: nn.Module,
-    inputs: Tensor,
-    batch_size: int,
-    forward_fn: ForwardFunction | None,
-    output_transform: Any,
-) -> npt.NDArray[np.float64]:
+def scores_of(network: ScoredNetwork, inputs: Tensor, batch_size: int) -> npt.NDArray[np.float64]:
+    """Scores of a network, (N, K)."""
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in torch.split(inputs, batch_size)]
-    options: dict[str, Any] = {"forward_fn": forward_fn, "output_transform": output_transform, "progress": False}
-    return predict(model, batches, **options).scores["model"]
+    options: dict[str, Any] = {"forward_fn": network.forward_fn, "output_transform": network.output_transform}
+    return predict(network.model, batches, progress=False, **options).scores["model"]
 
 
 def predict_dataset(
@@ -435,7 +432,7 @@ def predict_dataset(
     features: Sequence[str] | None = None,
     batch_size: int = 1024,
     forward_fn: ForwardFunction | None = None,
-    output_transform: Any = None,
+    output_transform: OutputTransform | None = None,
 ) -> BinaryLabelDataset:
     """Any network's predictions for a dataset: the ``dataset_pred`` of AIF360.
 
@@ -461,8 +458,8 @@ def predict_dataset(
         >>> predict_dataset(nn.Identity(), dataset).labels.tolist()
         [[0.0], [1.0]]
     """
-    _check_dataset(dataset)
+    check_dataset(dataset)
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}; expected at least 1")
-    inputs = _inputs(dataset, _feature_names(dataset, features), _input_dtype(model))
-    return to_dataset(dataset, _scores(model, inputs, batch_size, forward_fn, output_transform))
+    inputs = inputs_of(dataset, feature_names_of(dataset, features), floating_type(model))
+    return to_dataset(dataset, scores_of(ScoredNetwork(model, forward_fn, output_transform), inputs, batch_size))

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from fairtrim import InputError, NotFittedError, PostProcessor, Repair, ValidationSet
 from fairtrim.data.batches import ForwardFunction
+from fairtrim.devices import floating_type
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 
 from .datasets import (
     Groups,
-    _check_dataset,
-    _clauses,
-    _feature_names,
-    _input_dtype,
-    _inputs,
-    _scores,
-    _sides,
+    check_dataset,
+    clauses_of,
+    feature_names_of,
+    inputs_of,
+    scores_of,
+    sides_of,
     to_dataset,
     to_validation_set,
 )
@@ -37,7 +38,7 @@ _ALIGNED = (
 
 
 def _check_aligned(dataset_true: Any, dataset_pred: Any) -> None:
-    _check_dataset(dataset_pred, "dataset_pred")
+    check_dataset(dataset_pred, "dataset_pred")
     differs = [
         name for name in _ALIGNED if not np.array_equal(getattr(dataset_true, name), getattr(dataset_pred, name))
     ]
@@ -106,7 +107,7 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         *,
         features: Sequence[str] | None = None,
         forward_fn: ForwardFunction | None = None,
-        output_transform: Any = None,
+        output_transform: OutputTransform | None = None,
         progress: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -122,8 +123,8 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         super().__init__(
             model=type(model).__name__,
             post_processor=repr(post_processor),
-            unprivileged_groups=_clauses(unprivileged_groups, "unprivileged_groups"),
-            privileged_groups=_clauses(privileged_groups, "privileged_groups"),
+            unprivileged_groups=clauses_of(unprivileged_groups, "unprivileged_groups"),
+            privileged_groups=clauses_of(privileged_groups, "privileged_groups"),
             features=None if features is None else list(features),
         )
         self.model = model
@@ -168,14 +169,14 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
             InputError: The datasets or settings don't allow it; the message says why.
         """
         self._check_sides_are_ours()
-        _check_dataset(dataset_true, "dataset_true")
+        check_dataset(dataset_true, "dataset_true")
         if dataset_pred is not None:
             _check_aligned(dataset_true, dataset_pred)
-        names = _feature_names(dataset_true, self.features)
+        names = feature_names_of(dataset_true, self.features)
         people, rows = self._people(dataset_true, names)
         selection, selection_rows = None, rows
         if dataset_selection is not None:
-            _check_dataset(dataset_selection, "dataset_selection")
+            check_dataset(dataset_selection, "dataset_selection")
             self._check_features(dataset_selection, names)
             selection, selection_rows = self._people(dataset_selection, names)
         n_scores = self._scores(self.model, people.inputs[:1]).shape[1]
@@ -215,9 +216,9 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         """
         if not hasattr(self, "repair_"):
             raise NotFittedError("there is no repaired network yet; call fit(dataset_true) first")
-        _check_dataset(dataset)
+        check_dataset(dataset)
         self._check_features(dataset, self.feature_names_)
-        inputs = _inputs(dataset, self.feature_names_, _input_dtype(self.model_))
+        inputs = inputs_of(dataset, self.feature_names_, floating_type(self.model_))
         return to_dataset(dataset, self._scores(self.model_, inputs))
 
     def fit_predict(
@@ -236,11 +237,12 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
 
     def _people(self, dataset: BinaryLabelDataset, names: Sequence[str]) -> tuple[ValidationSet, Tensor]:
         sides = self.unprivileged_groups, self.privileged_groups
-        people = to_validation_set(dataset, *sides, features=names, dtype=_input_dtype(self.model))
-        return people, _sides(dataset, *sides)[0]
+        people = to_validation_set(dataset, *sides, features=names, dtype=floating_type(self.model))
+        return people, sides_of(dataset, *sides)[0]
 
     def _scores(self, model: nn.Module, inputs: Tensor) -> npt.NDArray[np.float64]:
-        return _scores(model, inputs, self.post_processor.batch_size, self.forward_fn, self.output_transform)
+        network = ScoredNetwork(model, self.forward_fn, self.output_transform)
+        return scores_of(network, inputs, self.post_processor.batch_size)
 
     def _check_features(self, dataset: Any, names: Sequence[str]) -> None:
         missing = [name for name in names if name not in dataset.feature_names]

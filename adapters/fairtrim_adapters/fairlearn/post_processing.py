@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fairtrim import FairtrimError, InputError, ParityFineTuning, PostProcessor, UnsupportedModelError, ValidationSet
-from fairtrim.data.batches import ForwardFunction, map_tensors
+from fairtrim.data.batches import ForwardFunction, slice_samples
 from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
-from fairtrim.devices import model_device
-from fairtrim.network.scored_network import class_scores
+from fairtrim.devices import floating_type
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, seeded
+
+from .estimator_inputs import number_of_samples, sensitive_columns, tensor_of_entry, tensors_of
 
 __all__ = ["RepairedClassifier"]
 
@@ -112,7 +114,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         validation_share: float = 0.25,
         sensitive_names: SensitiveNames | None = None,
         forward_fn: ForwardFunction | None = None,
-        output_transform: Callable[[Any], Tensor] | None = None,
+        output_transform: OutputTransform | None = None,
         random_state: int | np.random.RandomState | None = 0,
         progress: bool = False,
     ) -> None:
@@ -169,20 +171,20 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         self.estimator_, prefit = self._checked_estimator()
         before = None if prefit else _steps_before(self.estimator_)
         if before is None:
-            dtype = _floating_type(_network(self.estimator_)) if prefit else torch.get_default_dtype()
+            dtype = floating_type(_network(self.estimator_)) if prefit else torch.get_default_dtype()
             inputs = self._read(X, dtype, reset=True)
-            n_samples = _n_samples(inputs)
+            n_samples = number_of_samples(inputs)
         else:  # what those steps make of X is known when they are fitted
             validate_data(self, X, reset=True, skip_check_array=True)
             n_samples = _num_samples(X)
 
         def part(rows: Tensor) -> Any:
             if before is None:
-                return map_tensors(inputs, lambda tensor: tensor[rows])
+                return slice_samples(inputs, rows)
             return _safe_indexing(X, rows.numpy())
 
         codes = self._fit_labels(y, n_samples)
-        columns = _sensitive_columns(sensitive_features, n_samples)
+        columns = sensitive_columns(sensitive_features, n_samples)
         people = ValidationSet.from_loader(
             [(torch.arange(n_samples), codes, columns)], sensitive_names=self.sensitive_names, progress=False
         )
@@ -199,7 +201,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         network = _network(self.estimator_)
         held_out = part(validation)
         if before is not None:
-            held_out = self._read(held_out, _floating_type(network), reset=False)
+            held_out = self._read(held_out, floating_type(network), reset=False)
         people = replace(people.take(validation), inputs=held_out)
         self.training_rows_, self.validation_rows_ = training.numpy(), validation.numpy()
         self._check_outputs(network, people)
@@ -358,7 +360,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
                 self.input_names_ = tuple(X)
             elif set(X) != set(self.input_names_):
                 raise InputError(f"X has the entries {list(X)}; expected {list(self.input_names_)}, as in fit")
-            return {name: _entry(values, str(name), dtype, self) for name, values in X.items()}
+            return {name: tensor_of_entry(values, str(name), dtype, self) for name, values in X.items()}
         if isinstance(X, Tensor):
             X = X.detach().cpu()
             if not X.is_floating_point() and not X.is_complex():
@@ -368,7 +370,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
 
     def _scores(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self)
-        inputs = self._read(X, _floating_type(self.model_), reset=False)
+        inputs = self._read(X, floating_type(self.model_), reset=False)
         scores = self._run(self.model_, inputs, self.post_processor_.batch_size)
         finite = np.isfinite(scores).all(1)
         if not finite.all():
@@ -378,14 +380,14 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
             )
         return scores
 
-    def _run(self, network: nn.Module, inputs: Any, batch_size: int) -> npt.NDArray[np.float64]:
-        nothing = torch.zeros(_n_samples(inputs), dtype=torch.int64)
+    def _run(self, model: nn.Module, inputs: Any, batch_size: int) -> npt.NDArray[np.float64]:
+        """Scores of a network, (N, K)."""
+        network = ScoredNetwork(model, self.forward_fn, self.output_transform)
+        nothing = torch.zeros(number_of_samples(inputs), dtype=torch.int64)
         people = ValidationSet(inputs, nothing, nothing, (EVERYONE,))
-        with preserved_model(network), torch.no_grad():
-            parts = [
-                class_scores(network, batch, self.forward_fn, self.output_transform).double().cpu()
-                for _, batch in people.batches(batch_size, model_device(network))
-            ]
+        with preserved_model(model), torch.no_grad():
+            batches = people.batches(batch_size, network.device)
+            parts = [network.scores(batch).double().cpu() for _, batch in batches]
         return torch.cat(parts).numpy()
 
     def _check_outputs(self, network: nn.Module, people: ValidationSet) -> None:
@@ -395,7 +397,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         except FairtrimError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            shapes = [("N", *tensor.shape[1:]) for tensor in _tensors(inputs)]
+            shapes = [("N", *tensor.shape[1:]) for tensor in tensors_of(inputs)]
             raise InputError(
                 f"the network can't be run on X of shape {shapes}: {error}; expected X as the network takes it, or a "
                 "forward_fn that calls it otherwise"
@@ -449,96 +451,3 @@ def _net_target(estimator: Any, codes: Tensor) -> npt.NDArray[Any]:
     """Labels as the net's loss takes them."""
     of_one_logit = issubclass(_criterion(_last_step(estimator)), nn.BCEWithLogitsLoss)
     return (codes.to(torch.get_default_dtype()) if of_one_logit else codes).numpy()
-
-
-def _floating_type(network: nn.Module) -> torch.dtype:
-    types = (tensor.dtype for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point())
-    return next(types, torch.get_default_dtype())
-
-
-def _tensors(inputs: Any) -> list[Tensor]:
-    return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-
-
-def _n_samples(inputs: Any) -> int:
-    lengths = [len(tensor) for tensor in _tensors(inputs)]
-    if len(set(lengths)) != 1:
-        raise InputError(f"the entries of X have {lengths} rows; expected at least one entry and as many rows in each")
-    return lengths[0]
-
-
-def _entry(values: Any, name: str, dtype: torch.dtype, estimator: Any) -> Tensor:
-    """An entry of a dict of inputs: fractions in the network's type, whole numbers as they are."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.to(torch.float32) if values.dtype in (torch.bfloat16, torch.float16) else values
-        values = values.numpy()
-    array = check_array(values, dtype="numeric", ensure_2d=False, allow_nd=True, input_name=name, estimator=estimator)
-    return torch.tensor(array, dtype=dtype if array.dtype.kind == "f" else None)
-
-
-def _sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
-    """Columns of the sensitive features by name, as plain values.
-
-    Args:
-        sensitive: A series, a data frame, a dict of columns, or an array, tensor or list (N,) or (N, S).
-        n_samples: N.
-
-    Returns:
-        S lists of N values.
-
-    Raises:
-        InputError: They have another form or length, or a value is missing or a fraction.
-    """
-    forms = "expected a series, a data frame, a dict of columns, or an array (N,) or (N, S)"
-    columns: dict[str, Any]
-    if isinstance(sensitive, Tensor):
-        sensitive = sensitive.detach().cpu().numpy()
-    if isinstance(sensitive, Mapping):
-        columns = {str(name): values for name, values in sensitive.items()}
-    elif hasattr(sensitive, "columns"):
-        names = [str(name) for name in sensitive.columns]
-        if len(set(names)) < len(names):
-            raise InputError(f"the sensitive features are named {names}; expected different names")
-        columns = {str(name): sensitive[name] for name in sensitive.columns}
-    elif hasattr(sensitive, "to_numpy"):
-        name = getattr(sensitive, "name", None)
-        columns = {"sensitive_feature_0" if name is None else str(name): sensitive}
-    else:
-        array = np.asarray(sensitive, dtype=object)
-        if array.ndim not in (1, 2):
-            raise InputError(f"sensitive_features is a {type(sensitive).__name__} of {array.ndim} dimensions; {forms}")
-        if len(array) != n_samples:
-            raise InputError(
-                f"sensitive_features has the shape {array.shape} for {n_samples} rows of X; expected ({n_samples},) or "
-                f"({n_samples}, S)"
-            )
-        columns = {f"sensitive_feature_{s}": column for s, column in enumerate(array.reshape(n_samples, -1).T)}
-    if not columns:
-        raise InputError(f"sensitive_features has no column; {forms}")
-    return {name: _plain_values(values, name, n_samples) for name, values in columns.items()}
-
-
-def _plain_values(column: Any, name: str, n_samples: int) -> list[Any]:
-    values = np.asarray(column.detach().cpu().numpy() if isinstance(column, Tensor) else column, dtype=object)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.shape != (n_samples,):
-        raise InputError(
-            f"sensitive feature {name!r} has the shape {values.shape} for {n_samples} rows of X; expected "
-            f"({n_samples},): cross-validation cuts data frames, series and arrays to each fold, but not dicts"
-        )
-    missing = int(pd.isna(values).sum())
-    if missing:
-        raise InputError(
-            f"sensitive feature {name!r} is missing for {missing} of {n_samples} people; expected a value for each: "
-            "leave those people out, or give the missing value a name of its own, e.g. 'unknown'"
-        )
-    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-    fraction = next((value for value in plain if isinstance(value, float) and not value.is_integer()), None)
-    if fraction is not None:
-        raise InputError(
-            f"sensitive feature {name!r} holds the fraction {fraction!r}; expected values that name groups: cut a "
-            "continuous feature into ranges first, e.g. with pandas.cut"
-        )
-    return [int(value) if isinstance(value, float) else value for value in plain]

@@ -13,10 +13,11 @@ from fairtrim.arguments import did_you_mean, require_known, require_number
 from fairtrim.comparison.latency import FEWEST_ROUNDS
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.run_settings import described, plain_settings
+from fairtrim.network.recalibration import batchnorm_layers
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
-from fairtrim_adapters.torch_pruning.prune_copy import Training, has_batchnorm, trains
+from fairtrim_adapters.torch_pruning.prune_copy import Training, trains
 
 __all__ = ["MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
 
@@ -158,7 +159,7 @@ class Settings:
                     f"ignored_layers holds {name!r}{did_you_mean(name, names)}; expected names of the network's "
                     f"layers: {names[:20]}"
                 )
-        if self.recalibrate and not trains(self.fine_tuning) and has_batchnorm(network):
+        if self.recalibrate and not trains(self.fine_tuning) and batchnorm_layers(network):
             self.splits.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
 
     @property

@@ -16,6 +16,7 @@ from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, 
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.network.fine_tuning import FineTuning
+from fairtrim.network.recalibration import batchnorm_layers
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -25,7 +26,7 @@ from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
 
-__all__ = ["Training", "has_batchnorm", "prune_copy", "trains"]
+__all__ = ["Training", "prune_copy", "trains"]
 
 Training = int | FineTuning | Callable[[nn.Module, int], Any]
 """Epochs of ``fairtrim.fine_tune``, its settings, or one's own loop: ``fine_tuning(model, seed)`` trains in place."""
@@ -102,7 +103,7 @@ def prune_copy(
         levels = [pruning_ratio * (step + 1) / iterative_steps for step in range(iterative_steps)]
         with preserved_random_state():
             _prune(network, importance, splits, levels, ignored_layers, pruner_options, progress)
-        if recalibrate and not trains(fine_tuning) and has_batchnorm(network.model):
+        if recalibrate and not trains(fine_tuning) and batchnorm_layers(network.model):
             loader = splits.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
             recalibrate_batchnorm(network.model, loader, forward_fn=splits.forward_fn, progress=progress)
         if callable(training):
@@ -194,23 +195,6 @@ def _prune(
             f"nothing was removed at pruning_ratio={levels[-1]:g}: every layer is ignored, or too small to lose a "
             "channel; expected a higher pruning_ratio or fewer ignored_layers"
         )
-
-
-def has_batchnorm(model: nn.Module) -> bool:
-    """Whether a network has BatchNorm statistics, which pruning makes wrong.
-
-    Args:
-        model: The network.
-
-    Returns:
-        Whether.
-
-    Example:
-        >>> has_batchnorm(nn.BatchNorm1d(3)), has_batchnorm(nn.BatchNorm1d(3, track_running_stats=False))
-        (True, False)
-    """
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return any(norm.running_mean is not None for norm in norms)
 
 
 def _score(

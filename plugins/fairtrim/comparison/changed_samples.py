@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
+from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
 from fairtrim.errors import InputError
+from fairtrim.measures.scores import labels_of, two_or_more
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores, refuse_shares
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_random_state
 
-from .predictions import Predictions, labels_of_batch, predicted_labels
+from .predictions import Predictions, labels_of_batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,7 +190,7 @@ def changed_samples(
     *,
     sensitive_names: SensitiveNames | None = None,
     forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
+    output_transform: OutputTransform | None = None,
     keep_inputs: bool = True,
     max_batches: int | None = None,
     progress: bool = True,
@@ -232,6 +235,8 @@ def changed_samples(
     for name, network in (("reference", reference), ("model", model)):
         if not isinstance(network, nn.Module):
             raise InputError(f"{name} is a {type(network).__name__}; expected a network (torch.nn.Module)")
+    before = ScoredNetwork(reference, forward_fn, output_transform)
+    networks = {"the reference": before, "the model": before.of(model)}
     encoder = SensitiveEncoder(sensitive_names)
     people: Counter[GroupName] = Counter()
     parts: list[dict[str, Any]] = []
@@ -243,8 +248,8 @@ def changed_samples(
             loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="comparing labels"
         ):
             scores = [
-                _scores(name, network, batch, forward_fn, output_transform, seen.setdefault(name, ProbabilityScores()))
-                for name, network in (("the reference", reference), ("the model", model))
+                _scores(name, network, batch, seen.setdefault(name, ProbabilityScores()))
+                for name, network in networks.items()
             ]
             n_classes, of_model = (max(2, one.shape[1]) for one in scores)
             if n_classes != of_model:
@@ -252,21 +257,17 @@ def changed_samples(
                     f"the reference tells {n_classes} classes and the model {of_model}; expected networks of one task"
                 )
             target = labels_of_batch(batch, None)
-            if target.min() < 0 or target.max() >= n_classes:
-                raise InputError(
-                    f"batch {batch.index}: labels reach from {target.min()} to {target.max()}; expected 0 to "
-                    f"{n_classes - 1} for {n_classes} classes"
-                )
+            require_labels(target, n_classes, what=f"batch {batch.index}: labels")
             columns = _sensitive_columns(encoder, batch)
             people.update(_group_names(columns, len(batch)))
-            before, after = (predicted_labels(one) for one in scores)
-            rows = (before != after).nonzero()[0]
+            was, now = (labels_of(one).numpy() for one in scores)
+            rows = (was != now).nonzero()[0]
             parts.append(
                 {
                     "row": n_samples + rows,
                     "target": target[rows],
-                    "before": before[rows],
-                    "after": after[rows],
+                    "before": was[rows],
+                    "after": now[rows],
                     "probability_before": _probability(scores[0], target)[rows],
                     "probability_after": _probability(scores[1], target)[rows],
                     "sensitive": {name: [column[row] for row in rows] for name, column in columns.items()},
@@ -347,7 +348,7 @@ def changed_between(
     found: dict[str, ChangedSamples] = {}
     for name, changed in rows.items():
         target = predictions.target[changed]
-        was, now = (_probability(scores[network][changed], target) for network in (reference, name))
+        was, now = (_probability(torch.from_numpy(scores[network][changed]), target) for network in (reference, name))
         order = np.argsort(now - was, kind="stable")
         at = changed[order]
         found[name] = ChangedSamples(
@@ -399,29 +400,24 @@ def _group_names(columns: Mapping[str, list[str]], n_samples: int) -> list[Group
 
 def _scores(
     name: str,
-    network: nn.Module,
+    network: ScoredNetwork,
     batch: Batch,
-    forward_fn: ForwardFunction | None,
-    output_transform: Callable[[Any], Tensor] | None,
     seen: ProbabilityScores,
-) -> npt.NDArray[np.float64]:
+) -> Tensor:
     """Scores of one batch, (N, K) float64; those at several positions, and probabilities, are refused."""
-    given = label_scores(name, network, batch, forward_fn, output_transform, watch=batch.index == 0)
+    given = label_scores(name, network, batch, watch=batch.index == 0)
     scores = given.cpu().double()
     if not bool(torch.isfinite(scores).all()):
         raise InputError(f"a network gave scores that are not finite in batch {batch.index}")
     seen.add(given)
     if seen.shares:
         refuse_shares(name)
-    return scores.numpy()
+    return scores
 
 
-def _probability(scores: npt.NDArray[np.float64], target: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _probability(scores: Tensor, target: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Softmax, or for a single logit the sigmoid, at the target, (N,)."""
-    tensor = torch.from_numpy(scores)
-    if scores.shape[1] == 1:
-        tensor = torch.cat([torch.zeros_like(tensor), tensor], 1)
-    return tensor.softmax(1).numpy()[np.arange(len(target)), target]
+    return two_or_more(scores).softmax(1).numpy()[np.arange(len(target)), target]
 
 
 def _sensitive_columns(encoder: SensitiveEncoder, batch: Batch) -> Mapping[str, list[str]]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import gc
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from timeit import Timer
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import quantile_test
 from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
+from fairtrim.network.scored_network import call_of
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 if TYPE_CHECKING:
@@ -77,9 +79,10 @@ class Latency:
     def median(self, name: str) -> MedianInterval:
         """Median seconds of a call, with an interval that needs no assumption about the distribution.
 
-        Its ends are order statistics: the true median lies between the k-th smallest and the k-th largest of R
-        independent rounds unless fewer than k fall on one side of it, whose probability the binomial distribution
-        gives (H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed., section 7.1).
+        Its ends are order statistics, those of ``scipy.stats.quantile_test``: the true median lies between the k-th
+        smallest and the k-th largest of R independent rounds unless fewer than k fall on one side of it, whose
+        probability the binomial distribution gives (H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed.,
+        section 7.1).
 
         Args:
             name: Of the network.
@@ -147,20 +150,11 @@ class Latency:
         return "\n".join(lines)
 
 
-def _ends(n_rounds: int) -> int:
-    """The largest k for which fewer than k of n fall on one side of the median with probability at most 2.5 %; or 0."""
-    k, outside = 0, 0
-    while k < n_rounds and 40 * (outside := outside + math.comb(n_rounds, k)) <= 2**n_rounds:
-        k += 1
-    return k
-
-
 def _interval(values: npt.NDArray[np.float64]) -> MedianInterval:
-    k = _ends(len(values))
-    if k == 0:
+    ends = quantile_test(values).confidence_interval(0.95)
+    if np.isnan(ends.low):
         raise InputError(f"{len(values)} rounds have no 95 % interval of the median; expected at least {FEWEST_ROUNDS}")
-    ordered = np.sort(values)
-    return MedianInterval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[-k]))
+    return MedianInterval(float(np.median(values)), float(ends.low), float(ends.high))
 
 
 def measure_latency(
@@ -172,13 +166,12 @@ def measure_latency(
     forward_fn: ForwardFunction | None = None,
     threads: int | None = None,
     progress: bool = True,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Time forward passes of networks, in eval mode and without gradients, and leave everything as it was.
 
     Each round times every network once, one after the other, and each round starts with the next of them: a machine
     that warms up or is shared then hits all alike. One measurement repeats the call until it takes some milliseconds.
-    On a GPU the clock is read when the device has done what it was given.
+    On a GPU the clock is read when the device has done what it was given. Garbage is not collected meanwhile.
 
     Args:
         models: One network (named ``model``) or several by name; ratios are to the first.
@@ -189,7 +182,6 @@ def measure_latency(
         forward_fn: How to call a network.
         threads: Number of threads of torch on the CPU meanwhile; None leaves it.
         progress: Show a progress bar.
-        clock: Gives seconds.
 
     Returns:
         The times.
@@ -209,11 +201,14 @@ def measure_latency(
     named = {"model": models} if isinstance(models, nn.Module) else models
     _check(named, rounds, warm_up, threads)
     calls: dict[str, Callable[[], Any]] = {}
-    devices = {name: model_device(model) for name, model in named.items()}
+    timers: dict[str, Timer] = {}
     for name, model in named.items():
-        if devices[name].type == "meta":
+        device = model_device(model)
+        if device.type == "meta":
             raise InputError(f"network {name!r} lies on the meta device, which computes nothing; expected weights")
-        calls[name] = _call(model, to_device(inputs, devices[name]), forward_fn)
+        calls[name] = call_of(model, to_device(inputs, device), forward_fn)
+        # torch's own Timer is one of these; it adds two calls to each measurement, and waits for one device only
+        timers[name] = Timer(calls[name], timer=partial(_now, device))
     names = list(named)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
@@ -224,13 +219,11 @@ def measure_latency(
         stack.enter_context(torch.no_grad())  # not inference mode: a network may keep a tensor, and be trained later
         for name in names:
             _warm_up(name, calls[name], warm_up)
-        stack.enter_context(_no_collection())
-        repeats = {name: _repeats(calls[name], devices[name], clock) for name in names}
+        repeats = {name: _repeats(timers[name]) for name in names}
         for i in tqdm(range(rounds), desc="timing", disable=not progress, leave=False, unit="round"):
             for j in range(len(names)):
                 name = names[(i + j) % len(names)]
-                elapsed = _elapsed(calls[name], repeats[name], devices[name], clock)
-                seconds[name].append(elapsed / repeats[name])
+                seconds[name].append(timers[name].timeit(repeats[name]) / repeats[name])
         n_threads = torch.get_num_threads()
     return Latency({name: np.asarray(values) for name, values in seconds.items()}, repeats, n_threads)
 
@@ -249,16 +242,6 @@ def _check(models: Mapping[str, nn.Module], rounds: int, warm_up: int, threads: 
             raise InputError(f"{argument}={value!r}; expected a whole number of at least {bound}")
 
 
-def _call(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None) -> Callable[[], Any]:
-    if forward_fn is not None:
-        return lambda: forward_fn(model, inputs)
-    if isinstance(inputs, Mapping):
-        return lambda: model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return lambda: model(*inputs)
-    return lambda: model(inputs)
-
-
 def _warm_up(name: str, call: Callable[[], Any], times: int) -> None:
     try:
         for _ in range(times):
@@ -270,26 +253,18 @@ def _warm_up(name: str, call: Callable[[], Any], times: int) -> None:
         ) from error
 
 
-def _elapsed(call: Callable[[], Any], times: int, device: torch.device, clock: Callable[[], float]) -> float:
-    _synchronize(device)
-    start = clock()
-    for _ in range(times):
-        call()
-    _synchronize(device)
-    return clock() - start
-
-
-def _synchronize(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
     if device.type != "cpu":  # kernels are only queued when a call returns
         torch.accelerator.synchronize(device)
+    return perf_counter()
 
 
-def _repeats(call: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> int:
+def _repeats(timer: Timer) -> int:
     """1, 2, 5, 10, ... calls, as ``timeit`` does: the first that take long enough."""
     scale = 1
     while scale < _MOST_CALLS:
         for times in (scale, 2 * scale, 5 * scale):
-            if _elapsed(call, times, device, clock) >= LEAST_SECONDS:
+            if timer.timeit(times) >= LEAST_SECONDS:
                 return times
         scale *= 10
     raise InputError(f"{5 * scale // 10} calls took less than {LEAST_SECONDS} s; expected a clock that advances")
@@ -304,16 +279,3 @@ def _threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Garbage is collected before and after, not in the middle of a measurement."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,4 +1,4 @@
-"""How large a network is, and how long it takes."""
+"""How large a network is: parameters and multiply-accumulate operations."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairtrim.data.batches import Batch, slice_samples
-from fairtrim.network.scored_network import class_scores
+from fairtrim.data.batches import Batch, ForwardFunction, slice_samples
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 __all__ = ["network_size"]
 
 
-def network_size(model: nn.Module, batch: Batch, **calling: Any) -> dict[str, int]:
+def network_size(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: OutputTransform | None = None,
+) -> dict[str, int]:
     """Parameters, and multiply-accumulate operations of one sample.
 
     Args:
         model: The network.
         batch: At least one sample.
-        calling: ``forward_fn`` and ``output_transform``.
+        forward_fn: How to call the network.
+        output_transform: How to find the scores in what it returns.
 
     Returns:
         ``parameters``, each shared one counted once, and ``macs``: half of what torch's FlopCounterMode counts, which
@@ -37,7 +44,7 @@ def network_size(model: nn.Module, batch: Batch, **calling: Any) -> dict[str, in
     one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)
     counter = FlopCounterMode(display=False)
     with preserved_random_state(), preserved_model(model), torch.no_grad(), _nothing_fused(), counter:
-        class_scores(model, one, positions=True, **calling)
+        ScoredNetwork(model, forward_fn, output_transform).scores(one, positions=True)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "macs": counter.get_total_flops() // 2,

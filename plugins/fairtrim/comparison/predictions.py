@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
+from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
 from fairtrim.errors import InputError
+from fairtrim.measures.scores import labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_random_state
 
-__all__ = ["Predictions", "labels_of_batch", "predict", "predicted_labels"]
+__all__ = ["Predictions", "labels_of_batch", "predict"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def predict(
     *,
     sensitive_names: SensitiveNames | None = None,
     forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
+    output_transform: OutputTransform | None = None,
     max_batches: int | None = None,
     progress: bool = True,
 ) -> Predictions:
@@ -107,15 +110,9 @@ def predict(
         ):
             labelled: Tensor | None = None
             for name, model in named.items():
-                given = label_scores(
-                    f"network {name!r}",
-                    model,
-                    batch,
-                    forward_fn,
-                    output_transform,
-                    positions=True,
-                    watch=not collected[name],
-                )
+                network = ScoredNetwork(model, forward_fn, output_transform)
+                watch = not collected[name]
+                given = label_scores(f"network {name!r}", network, batch, positions=True, watch=watch)
                 scores = given.cpu().double()
                 if scores.ndim == 3:
                     labelled = batch.target >= 0
@@ -141,13 +138,10 @@ def predict(
     n_classes = max(2, *(int(scores.shape[1]) for scores in scores_of.values()))
     if not len(target):
         raise InputError("no position of any sample has a label of at least 0; expected some that have")
-    if target.min() < 0 or target.max() >= n_classes:
-        raise InputError(
-            f"labels reach from {target.min()} to {target.max()}; expected 0 to {n_classes - 1} for {n_classes} classes"
-        )
+    require_labels(target, n_classes)
     return Predictions(
         target=target,
-        label={name: predicted_labels(scores) for name, scores in scores_of.items()},
+        label={name: labels_of(torch.from_numpy(scores)).numpy() for name, scores in scores_of.items()},
         scores=scores_of,
         sensitive={name: np.asarray(values) for name, values in sensitive.items()},
     )
@@ -163,22 +157,6 @@ def _check_is_network(name: str, model: Any) -> None:
     elif isinstance(getattr(model, "model", None), nn.Module):
         remedy += ": pass its .model"
     raise InputError(f"network {name!r} is a {type(model).__name__}; {remedy}")
-
-
-def predicted_labels(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The labels that scores give.
-
-    Args:
-        scores: (N, K), or (N, 1) for single logits.
-
-    Returns:
-        The largest score's, or for a single logit whether it is above 0, (N,).
-
-    Example:
-        >>> predicted_labels(np.array([[0.1, 0.7], [2.0, 1.0]])).tolist(), predicted_labels(np.array([[-1.0]])).tolist()
-        ([1, 0], [0])
-    """
-    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
 
 
 def labels_of_batch(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:

@@ -2,6 +2,15 @@
 
 from .channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .collection import collect_damage
+from .reading import CollectionOptions, ReadingOptions
 from .table import DamageTable
 
-__all__ = ["ChannelGroup", "ChannelPlace", "DamageTable", "ParameterPlace", "collect_damage"]
+__all__ = [
+    "ChannelGroup",
+    "ChannelPlace",
+    "CollectionOptions",
+    "DamageTable",
+    "ParameterPlace",
+    "ReadingOptions",
+    "collect_damage",
+]

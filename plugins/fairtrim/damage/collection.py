@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches
-from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
-from fairtrim.devices import model_device
+from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described
-from fairtrim.network.sample_loss import SampleLoss
-from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.processes import Processes
 
@@ -25,6 +19,7 @@ from .channel_groups import ChannelGroup, channel_sites
 from .gates import Gates, hooked_gates
 from .loss_expansion import Curvature, OutputExpansion, expand_outputs
 from .moments import SUMS, Interactions, Moments, resolved_interactions
+from .reading import CollectionOptions, Reading
 from .scoring_run import ScoringRun
 from .table import DamageTable
 
@@ -36,18 +31,10 @@ def collect_damage(
     loader: Iterable[Any],
     channel_groups: Sequence[ChannelGroup],
     *,
-    loss_fn: LossFunction = F.cross_entropy,
     curvature: Curvature = "auto",
     interactions: bool | Interactions = False,
-    sensitive_names: SensitiveNames | None = None,
-    sensitive_weights: bool = False,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    max_batches: int | None = None,
     require_sensitive: bool = False,
-    distributed: bool | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    **options: Unpack[CollectionOptions],
 ) -> DamageTable:
     """Score every channel for every sensitive group in one pass over the data.
 
@@ -59,24 +46,13 @@ def collect_damage(
         model: The network, on any one device.
         loader: Batches of (inputs, target), (inputs, target, sensitive), or dicts with ``labels``.
         channel_groups: Which channels there are and where they are consumed.
-        loss_fn: Loss of scores and target; any differentiable one that is a sum or a mean over samples. A mean with
-            weights, Σ w_n ℓ_n / Σ w_n, gives the damages of w_n ℓ_n over the mean weight.
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 scores a sample).
         interactions: Also collect what joint selection needs. ``"exact"``: the table keeps 8·G·C² bytes, and twice
             that for a moment at the end; ``"sketched"``: a sketch of the samples, at most about 12 KiB·G·C;
             True: exact up to 4,096 channels.
-        sensitive_names: Names of the sensitive features, and of their values.
-        sensitive_weights: The third entry of a batch holds no values of features but weights, (N, G): how much each
-            person counts in each group; ``sensitive_names`` is then a list with the names of the groups.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-        max_batches: Stop after so many batches.
         require_sensitive: Refuse a loader without sensitive features at its first batch; else everybody is one group.
-        distributed: Whether the processes of ``torch.distributed`` each read a share of the data and the sums are added
-            up over them; None if it is initialised with several, False to compute alone.
-        folder: Where to keep the sums once a minute, so that a run that was cut short goes on from there: call again
-            with the same network and a loader that gives the same batches. The file is removed at the end.
-        progress: Show a progress bar.
+        options: How the data are read: ``loss_fn``, ``forward_fn``, ``output_transform``, ``sensitive_names``, ...; see
+            ``fairtrim.damage.CollectionOptions``.
 
     Returns:
         The damage table, the same in every process.
@@ -93,31 +69,33 @@ def collect_damage(
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
         >>> hidden = ChannelGroup("0", 2, (ChannelPlace("1", "input", range(2), range(2), channel_axis=-1),))
         >>> people = [(x, x.sum(1, keepdim=True), ["a", "b"])]  # without error, so that removing x_c costs x_c²
-        >>> table = collect_damage(model, people, [hidden], loss_fn=F.mse_loss, progress=False)
+        >>> table = collect_damage(model, people, [hidden], loss_fn=nn.functional.mse_loss, progress=False)
         >>> table["0"].round(decimals=3).tolist()
         [[1.0, 4.0], [9.0, 0.0]]
     """
-    processes = Processes(distributed)
+    reading = Reading.of(options, "collect_damage", CollectionOptions)
+    processes, folder = Processes(options.get("distributed")), options.get("folder")
     with processes.together():
         sites = channel_sites(model, channel_groups)
-        device = model_device(model)
-        check_network(model)
+        network = reading.network(model)
+        device = network.device
+        network.check()
         sizes = {group.name: group.size for group in channel_groups}
         n_columns = sum(sizes.values())
-        sample_loss = SampleLoss(loss_fn, in_parts=folder is not None or processes.count > 1)
-        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
+        in_parts = folder is not None or processes.count > 1
+        sample_loss, encoder = reading.sample_loss(in_parts=in_parts), reading.encoder()
         pairs = resolved_interactions(interactions, n_columns)
         moments = Moments(n_columns, pairs, processes.rank)
         settings = {
-            "network": fingerprint(model) if folder is not None or processes.count > 1 else "",
+            "network": fingerprint(model) if in_parts else "",
             "sizes": sizes,
             "curvature": curvature,
             "interactions": pairs,
-            "sensitive_names": repr(sensitive_names),
-            "sensitive_weights": sensitive_weights,
-            "loss_fn": described(loss_fn),
-            "forward_fn": described(forward_fn),
-            "output_transform": described(output_transform),
+            "sensitive_names": repr(reading.sensitive_names),
+            "sensitive_weights": reading.sensitive_weights,
+            "loss_fn": described(reading.loss_fn),
+            "forward_fn": described(reading.forward_fn),
+            "output_transform": described(reading.output_transform),
             "sums": list(SUMS),  # of an earlier release there were fewer
         }
         run = ScoringRun(folder, settings, processes)
@@ -131,20 +109,13 @@ def collect_damage(
         torch.enable_grad(),
         hooked_gates(model, sites, n_columns) as gates,
     ):
-        batches = iterate_batches(
-            loader,
-            None,
-            max_batches=max_batches,
-            progress=progress,
-            description="damage table",
-            allow_empty=processes.count > 1,
-        )
+        batches = reading.batches(loader, None, "damage table", allow_empty=processes.count > 1)
         checked = False
         for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
                 _refuse_nobody(batch)
             gates.start(len(batch))
-            scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
+            scores = network.scores(batch, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
                 weights = encoder.encode(batch.sensitive, len(batch), batch.index)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches, slice_samples
-from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
-from fairtrim.devices import model_device, to_device
+from fairtrim.data.batches import Batch, slice_samples, tensors_of
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
-from fairtrim.network.sample_loss import SampleLoss
-from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .moments import read_order, standard_errors
+from .reading import Reading, ReadingOptions
 from .table import DamageTable
 
 __all__ = ["MeasuredChange", "measured_change"]
@@ -52,14 +49,8 @@ def measured_change(
     loader: Iterable[Any],
     table: DamageTable,
     *,
-    loss_fn: LossFunction = F.cross_entropy,
-    sensitive_names: SensitiveNames | None = None,
-    sensitive_weights: bool = False,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    max_batches: int | None = None,
     max_samples: int = MAX_SAMPLES,
-    progress: bool = True,
+    **options: Unpack[ReadingOptions],
 ) -> MeasuredChange:
     """Measure the people of a damage table again, after the network was changed: one forward pass.
 
@@ -67,14 +58,8 @@ def measured_change(
         model: The network as it is now.
         loader: The data that the table was collected from; of several processes, the share of this one.
         table: What was collected before the change.
-        loss_fn: As for ``collect_damage``.
-        sensitive_names: As for ``collect_damage``.
-        sensitive_weights: As for ``collect_damage``.
-        forward_fn: As for ``collect_damage``.
-        output_transform: As for ``collect_damage``.
-        max_batches: As for ``collect_damage``.
         max_samples: Measure about so many, evenly spaced over the data.
-        progress: Show a progress bar.
+        options: See ``ReadingOptions``; as for ``collect_damage``.
 
     Returns:
         The change of each group's mean loss.
@@ -97,15 +82,14 @@ def measured_change(
     before = table.sample_losses
     if before is None or table.loss_error is None:
         raise InputError("this table keeps no losses of single samples to compare with; collect it with collect_damage")
-    sample_loss, encoder = SampleLoss(loss_fn), SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
-    device = model_device(model)
+    reading = Reading.of(options, "measured_change")
+    network, sample_loss, encoder = reading.network(model), reading.sample_loss(), reading.encoder()
+    device = network.device
     stride = max(1, -(-len(before) // max_samples))
     losses, units, positions, belongs = [], [], [], []
     order, n_read = b"", 0
     with preserved_random_state(loader), preserved_model(model), torch.no_grad():
-        for batch in iterate_batches(
-            loader, None, max_batches=max_batches, progress=progress, description="measured change"
-        ):
+        for batch in reading.batches(loader, None, "measured change"):
             weights = encoder.encode(batch.sensitive, len(batch), batch.index)
             order = read_order(order, weights)
             chosen = _every(batch, n_read, stride)
@@ -114,7 +98,7 @@ def measured_change(
                 continue
             part, places = chosen
             part = Batch(to_device(part.inputs, device), part.target.to(device), None, part.index)
-            scores = class_scores(model, part, forward_fn, output_transform, positions=True)
+            scores = network.scores(part, positions=True)
             with torch.autocast(device.type, enabled=False):
                 of_samples, of_loss = sample_loss.weighted(_floating(scores), part.target)
                 losses.append(of_samples.double().cpu())
@@ -144,7 +128,7 @@ def _every(batch: Batch, before: int, stride: int) -> tuple[Batch, slice] | None
     if first >= len(batch):
         return None
     if stride == 1 or any(
-        isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) != len(batch)) for leaf in tree_leaves(batch.inputs)
+        tensor.ndim == 0 or len(tensor) != len(batch) for tensor in tensors_of(batch.inputs)
     ):  # what belongs to no single sample can't be taken apart
         return batch, slice(None)
     places = slice(first, None, stride)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fairtrim.data.batches import Batch, ForwardFunction, slice_samples
-from fairtrim.network.scored_network import class_scores
+from fairtrim.data.batches import Batch, slice_samples
+from fairtrim.network.scored_network import ScoredNetwork
 
 from .moments import group_sums
 
@@ -25,21 +24,14 @@ class PerSampleSquares(nn.Module):
     """The network with the caller's way to call it, as one module whose parameters can be replaced.
 
     Args:
-        model: The network.
-        forward_fn: How to call it.
-        output_transform: How to find the scores in what it returns.
+        network: The network.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward_fn: ForwardFunction | None,
-        output_transform: Callable[[Any], Tensor] | None,
-    ) -> None:
+    def __init__(self, network: ScoredNetwork) -> None:
         super().__init__()
-        self.model, self._forward_fn, self._output_transform = model, forward_fn, output_transform
+        self.model, self._network = network.model, network
         # vmap can't go through recurrent layers
-        self._one_by_one = any(isinstance(module, nn.RNNBase) for module in model.modules())
+        self._one_by_one = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores of a batch, (N, K) or (N, T, K).
@@ -50,7 +42,7 @@ class PerSampleSquares(nn.Module):
         Returns:
             The scores.
         """
-        return class_scores(self.model, batch, self._forward_fn, self._output_transform, positions=True)
+        return self._network.scores(batch, positions=True)
 
     def squares(self, names: Sequence[str], batch: Batch, direction: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Σ_n w_gn (∂ direction_n · f_n / ∂θ)² of the named parameters.

@@ -7,21 +7,19 @@ the square of a batch's mean gradient is a few per cent of it and ranks differen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches
-from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
-from fairtrim.devices import model_device
+from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
-from fairtrim.network.sample_loss import SampleLoss
-from fairtrim.network.scored_network import check_network, class_scores
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
 from fairtrim.processes import Processes
 
@@ -29,6 +27,7 @@ from .channel_groups import ChannelGroup
 from .loss_expansion import Curvature, expand_outputs
 from .moments import Moments, group_sums, spread
 from .per_sample_gradients import CHUNK_BYTES, PerSampleSquares
+from .reading import Reading, ReadingOptions
 from .table import DamageTable
 
 __all__ = ["collect_weight_saliency", "squared_gradients"]
@@ -41,16 +40,10 @@ def squared_gradients(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    loss_fn: LossFunction = F.cross_entropy,
     curvature: Curvature = "auto",
-    sensitive_names: SensitiveNames | None = None,
-    sensitive_weights: bool = False,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
     parameters: Sequence[str] | None = None,
-    max_batches: int | None = None,
     distributed: bool | None = None,
-    progress: bool = True,
+    **options: Unpack[ReadingOptions],
 ) -> tuple[DamageTable, dict[str, Tensor]]:
     """h_i^g of every parameter for every sensitive group, in one pass.
 
@@ -61,16 +54,10 @@ def squared_gradients(
     Args:
         model: The network.
         loader: Batches of (inputs, target) or (inputs, target, sensitive).
-        loss_fn: Loss of scores and target.
         curvature: ``"exact"`` (one pass a class but one), ``"empirical"`` or ``"auto"``.
-        sensitive_names: Names of the sensitive features and values.
-        sensitive_weights: Whether the third entry of a batch holds weights, (N, G); see ``collect_damage``.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
         parameters: Names of the parameters to score; default all of them.
-        max_batches: Stop after so many batches.
-        distributed: Whether several processes each read a share of the data; see ``collect_damage``.
-        progress: Show a progress bar.
+        distributed: Whether several processes each read a share of the data; see ``CollectionOptions``.
+        options: See ``ReadingOptions``.
 
     Returns:
         A damage table without channels, for the names, counts and losses of the G groups, and (G, *shape) in
@@ -80,38 +67,32 @@ def squared_gradients(
         ProcessError: Another process failed.
         UnsupportedModelError: The network is a single function of all samples, or can't be differentiated.
     """
-    processes = Processes(distributed)
+    reading, processes = Reading.of(options, "squared_gradients"), Processes(distributed)
     with processes.together():
-        device = model_device(model)
-        check_network(model)
-        sample_loss, moments = SampleLoss(loss_fn, in_parts=processes.count > 1), Moments(0)
-        encoder = SensitiveEncoder(sensitive_names, sensitive_weights=sensitive_weights)
+        network = reading.network(model)
+        device = network.device
+        network.check()
+        sample_loss, moments = reading.sample_loss(in_parts=processes.count > 1), Moments(0)
+        encoder = reading.encoder()
         wanted = dict(model.named_parameters())
         if parameters is not None:
             wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
         sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
         names = {id(p): name for name, p in wanted.items()}
         closed = _closed_form_layers(model, names)
-        per_sample = PerSampleSquares(model, forward_fn, output_transform)
-        network = fingerprint(model) if processes.count > 1 else ""
-    processes.agree({"network": network, "curvature": curvature})
+        per_sample = PerSampleSquares(network)
+        known = fingerprint(model) if processes.count > 1 else ""
+    processes.agree({"network": known, "curvature": curvature})
     with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False
-        for batch in iterate_batches(
-            loader,
-            device,
-            max_batches=max_batches,
-            progress=progress,
-            description="saliency",
-            allow_empty=processes.count > 1,
-        ):
+        for batch in reading.batches(loader, device, "saliency", allow_empty=processes.count > 1):
             if not checked:
-                closed = _layers_of_agreement(model, closed, batch, forward_fn, output_transform)
+                closed = _layers_of_agreement(network, closed, batch)
                 covered = {id(p) for module in closed for p in module.parameters(recurse=False)}
                 others = [name for name, p in wanted.items() if id(p) not in covered]
                 checked = True
             with _recorded_calls(closed) as calls:
-                scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
+                scores = network.scores(batch, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
                 weights = encoder.encode(batch.sensitive, len(batch), batch.index)
@@ -149,7 +130,13 @@ def _added(total: Tensor, new: Tensor) -> Tensor:
 
 
 def collect_weight_saliency(
-    model: nn.Module, loader: Iterable[Any], channel_groups: Sequence[ChannelGroup], **options: Any
+    model: nn.Module,
+    loader: Iterable[Any],
+    channel_groups: Sequence[ChannelGroup],
+    *,
+    curvature: Curvature = "auto",
+    distributed: bool | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> DamageTable:
     """The damage table with Σ_{i∈c} ½ θ_i² h_i^g in place of the gates' damages: FairPrune's structured form.
 
@@ -160,7 +147,9 @@ def collect_weight_saliency(
         model: The network.
         loader: Batches of (inputs, target) or (inputs, target, sensitive).
         channel_groups: Channel groups with their ``parameters``.
-        options: As for ``squared_gradients``.
+        curvature: As for ``squared_gradients``.
+        distributed: As for ``squared_gradients``.
+        options: See ``ReadingOptions``.
 
     Returns:
         A table whose slope is zero and that has no interactions.
@@ -176,33 +165,30 @@ def collect_weight_saliency(
                 f"channel group {group.name!r} lists the parameters {unknown or 'none'}; expected the model's"
             )
     needed = list(dict.fromkeys(place.parameter for group in channel_groups for place in group.parameters))
-    table, curvature = squared_gradients(model, loader, parameters=needed, **options)
+    table, squares = squared_gradients(
+        model, loader, parameters=needed, curvature=curvature, distributed=distributed, **options
+    )
     n_groups = len(table.sensitive_groups)
     columns = []
     for group in channel_groups:
         saliency = torch.zeros(n_groups, group.size, dtype=torch.float64)
         for place in group.parameters:
             parameter = parameters[place.parameter].detach().double().cpu()
-            of_weights = parameter.square() * curvature[place.parameter]
+            of_weights = parameter.square() * squares[place.parameter]
             of_channels = of_weights.movedim(place.axis % parameter.ndim + 1, 1)
             of_channels = of_channels.reshape(*of_channels.shape[:2], -1).sum(2)
             chosen = of_channels[:, torch.as_tensor(list(place.channels))]
             saliency.index_add_(1, torch.as_tensor(list(place.group_channels)), chosen)
         columns.append(saliency)
     total = torch.cat(columns, 1)
-    return DamageTable(
-        sensitive_groups=table.sensitive_groups,
-        features=table.features,
+    return replace(
+        table,
         sizes={group.name: group.size for group in channel_groups},
-        counts=table.counts,
-        loss=table.loss,
         slope=torch.zeros_like(total),
         curvature=total,
-        people=table.people,
-        signed_loss=table.signed_loss,
-        loss_error=table.loss_error,
-        sample_losses=table.sample_losses,
-        read_order=table.read_order,
+        interactions=None,
+        standard_error=None,
+        second_order_error=None,
     )
 
 
@@ -224,13 +210,7 @@ def _closed_form_layers(model: nn.Module, wanted: Container[int]) -> list[nn.Mod
     ]
 
 
-def _layers_of_agreement(
-    model: nn.Module,
-    layers: Sequence[nn.Module],
-    batch: Batch,
-    forward_fn: ForwardFunction | None,
-    output_transform: Callable[[Any], Tensor] | None,
-) -> list[nn.Module]:
+def _layers_of_agreement(network: ScoredNetwork, layers: Sequence[nn.Module], batch: Batch) -> list[nn.Module]:
     """Layers whose closed form gives autograd's gradient of a batch.
 
     It does not where the network also uses a layer's weight by itself, as a tied decoder does.
@@ -238,7 +218,7 @@ def _layers_of_agreement(
     for layer in layers:
         layer.requires_grad_(True)  # the caller's flags come back with preserved_model
     with _recorded_calls(layers) as calls:
-        scores = class_scores(model, batch, forward_fn, output_transform, positions=True)
+        scores = network.scores(batch, positions=True)
     if not calls or not scores.requires_grad:
         return list(layers)
     direction = torch.linspace(1, 2, scores[0].numel(), dtype=scores.dtype, device=scores.device)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
-from fairtrim.devices import to_device
+from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
 
 __all__ = [
@@ -25,6 +24,7 @@ __all__ = [
     "map_tensors",
     "parts_of_batch",
     "slice_samples",
+    "tensors_of",
 ]
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
@@ -59,12 +59,12 @@ class Batch:
         return int(self.target.shape[0])
 
 
-def slice_samples(inputs: Any, samples: slice) -> Any:
+def slice_samples(inputs: Any, samples: slice | Tensor) -> Any:
     """Some of the samples of a batch's inputs.
 
     Args:
         inputs: Tensors in tuples, lists and dicts; anything else in them belongs to no sample and stays.
-        samples: Which.
+        samples: Which, a slice or positions (M,).
 
     Returns:
         The same structure.
@@ -73,7 +73,30 @@ def slice_samples(inputs: Any, samples: slice) -> Any:
         >>> slice_samples({"x": torch.eye(3), "return_dict": True}, slice(0, 1))
         {'x': tensor([[1., 0., 0.]]), 'return_dict': True}
     """
-    return tree_map(lambda leaf: leaf[samples] if isinstance(leaf, Tensor) else leaf, inputs)
+    return map_tensors(inputs, lambda tensor: tensor[samples])
+
+
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """Every tensor of a batch's inputs.
+
+    Args:
+        inputs: Tensors in tuples, lists and dicts.
+
+    Returns:
+        The tensors.
+
+    Example:
+        >>> [len(tensor) for tensor in tensors_of({"x": torch.eye(3), "return_dict": True})]
+        [3]
+    """
+    found: list[Tensor] = []
+
+    def noted(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(inputs, noted)
+    return found
 
 
 def as_target(target: Any, index: int) -> Tensor:
@@ -204,24 +227,3 @@ def iterate_batches(
         yield Batch(inputs, target, sensitive, index)
     if empty and not allow_empty:
         raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")
-
-
-def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor of a structure of tuples, lists and dicts.
-
-    Args:
-        inputs: What a network takes.
-        function: Tensor to tensor.
-
-    Returns:
-        The same structure.
-    """
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: map_tensors(entry, function) for key, entry in inputs.items()}
-    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
-        return type(inputs)(*(map_tensors(entry, function) for entry in inputs))
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(map_tensors(entry, function) for entry in inputs)
-    return inputs

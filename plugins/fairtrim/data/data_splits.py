@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairtrim.arguments import did_you_mean
 from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_random_state
 
@@ -105,9 +105,7 @@ class DataSplits:
         known = [entry.name for entry in fields(cls)]
         for key in value:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                meant = f" (did you mean {near[0]!r}?)" if near else ""
-                raise InputError(f"the data have an entry {key!r}{meant}; expected some of {known}")
+                raise InputError(f"the data have an entry {key!r}{did_you_mean(key, known)}; expected some of {known}")
         if "test" not in value:
             raise InputError(f"the data have {list(value)}, but no 'test'; expected the loader of those who judge")
         return cls(**value)
@@ -145,7 +143,7 @@ class DataSplits:
 
     @property
     def calling(self) -> dict[str, Any]:
-        """``forward_fn`` and ``output_transform``."""
+        """How networks are called: ``forward_fn`` and ``output_transform``."""
         return {"forward_fn": self.forward_fn, "output_transform": self.output_transform}
 
     def first_batch(self, split: str, device: Any) -> Batch:

@@ -16,6 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from fairtrim.arguments import RandomState, random_generator, renamed
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_random_state
@@ -128,14 +129,15 @@ class IndexedSamples:
             _, batch = next(self._batches(range(min(self.batch_size, self.n_samples)), device, seed=0))
         return batch
 
+    @renamed(generator="random_state")
     def shuffled(
-        self, device: torch.device, generator: torch.Generator, weights: Tensor | None = None
+        self, device: torch.device, random_state: RandomState, weights: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Batch]]:
         """N samples in random order: every one once, or drawn with replacement by weight.
 
         Args:
             device: Where inputs and targets go.
-            generator: Source of randomness.
+            random_state: Seed, or a torch.Generator.
             weights: Sampling weights, (N,), or None.
 
         Returns:
@@ -144,6 +146,7 @@ class IndexedSamples:
         Raises:
             InputError: The weights are not one non-negative number a sample.
         """
+        generator = random_generator(random_state)
         if weights is None:
             order = torch.randperm(self.n_samples, generator=generator)
         else:

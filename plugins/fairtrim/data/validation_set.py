@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairtrim.data.batches import map_tensors
-from fairtrim.data.labels import whole_labels
-from fairtrim.devices import to_device
+from fairtrim.arguments import RandomState, random_generator, renamed
+from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import needs_labels
 from fairtrim.preservation import preserved_random_state
 
-from .batches import Batch, iterate_batches
+from .batches import Batch, iterate_batches, slice_samples, tensors_of
+from .labels import require_labels, whole_labels
 from .sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames, match_groups
 
 __all__ = ["ValidationSet"]
@@ -93,9 +93,7 @@ class ValidationSet:
             raise InputError(
                 f"sides=True with {len(self.groups)} groups; expected an unprivileged and a privileged one"
             )
-        lengths: list[int] = []
-        for side in (self.inputs, self.counterfactual):
-            map_tensors(side, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
+        lengths = [len(tensor) for tensor in tensors_of((self.inputs, self.counterfactual))]
         columns = [self.target, self.group] + ([] if self.weight is None else [self.weight])
         lengths += [len(column) for column in columns]
         if len(set(lengths)) != 1:
@@ -208,11 +206,11 @@ class ValidationSet:
         """
         return replace(
             self,
-            inputs=map_tensors(self.inputs, lambda tensor: tensor[rows]),
+            inputs=slice_samples(self.inputs, rows),
             target=self.target[rows],
             group=self.group[rows],
             weight=None if self.weight is None else self.weight[rows],
-            counterfactual=map_tensors(self.counterfactual, lambda tensor: tensor[rows]),
+            counterfactual=slice_samples(self.counterfactual, rows),
         )
 
     def flipped(self) -> ValidationSet:
@@ -228,17 +226,18 @@ class ValidationSet:
             raise InputError("the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs)")
         return replace(self, inputs=self.counterfactual, counterfactual=None)
 
-    def split(self, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    @renamed(generator="random_state")
+    def split(self, share: float, random_state: RandomState) -> tuple[Tensor, Tensor]:
         """Rows for editing and rows for selecting, every group and label shared out alike.
 
         Args:
             share: Share of the first part, in (0, 1).
-            generator: Source of randomness.
+            random_state: Seed, or a torch.Generator.
 
         Returns:
             The two parts' positions, increasing.
         """
-        chosen = torch.zeros(len(self), dtype=torch.bool)
+        generator, chosen = random_generator(random_state), torch.zeros(len(self), dtype=torch.bool)
         cell = self.group * (int(self.target.max()) + 1) + self.target
         for value in sorted(set(cell.tolist())):
             rows = (cell == value).nonzero().squeeze(1)
@@ -247,22 +246,25 @@ class ValidationSet:
             chosen[rows[: min(max(n_chosen, 1), max(1, len(rows) - 1))]] = True
         return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
 
+    @renamed(generator="random_state")
     def batches(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+        self, batch_size: int, device: torch.device, random_state: RandomState | None = None
     ) -> Iterator[tuple[Tensor, Batch]]:
         """Minibatches with the rows they hold.
 
         Args:
             batch_size: Samples a batch; the last may be smaller.
             device: Where inputs and targets go.
-            generator: Shuffles, if given.
+            random_state: Shuffles, if given; seed, or a torch.Generator.
 
         Yields:
             Pairs of (rows, batch).
         """
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        order = torch.arange(len(self))
+        if random_state is not None:
+            order = torch.randperm(len(self), generator=random_generator(random_state))
         for index, rows in enumerate(torch.split(order, batch_size)):
-            inputs = to_device(map_tensors(self.inputs, lambda tensor, rows=rows: tensor[rows]), device)  # type: ignore[misc]
+            inputs = to_device(slice_samples(self.inputs, rows), device)
             yield rows, Batch(inputs, self.target[rows].to(device), None, index)
 
     def check_not_empty(self) -> None:
@@ -288,14 +290,11 @@ class ValidationSet:
             InputError: Labels are outside 0 … K − 1 or all the same, there is one group only, or a group has nobody
                 that the measure compares.
         """
-        low, high = int(self.target.min()), int(self.target.max())
-        if low < 0 or high >= n_classes:
+        require_labels(self.target, n_classes)
+        if len(torch.unique(self.target)) == 1:
             raise InputError(
-                f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} classes"
-            )
-        if low == high:
-            raise InputError(
-                f"everybody in the validation data has label {low}; expected people of at least two labels"
+                f"everybody in the validation data has label {int(self.target[0])}; expected people of at least two "
+                "labels"
             )
         absent = sorted(set(range(n_classes)) - set(self.target.tolist()))
         if absent:

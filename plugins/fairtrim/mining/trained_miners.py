@@ -104,6 +104,20 @@ class TrainedMiner(TrainingMiner):
 
     Raises:
         InputError: The network is no function.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
+        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
+        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
+        >>> miners = MisclassifiedMiner, LossMiner, EpochEnsemble, GeneralizedCrossEntropyMiner
+        >>> for miner in miners:
+        ...     mined = miner(learning_rate=0.2).mine(nn.Linear(1, 2), loader, progress=False)
+        ...     print(miner.__name__, int(mined.scores.argmax()))
+        MisclassifiedMiner 18
+        LossMiner 18
+        EpochEnsemble 18
+        GeneralizedCrossEntropyMiner 18
     """
 
     network: Callable[[], nn.Module] | None = None
@@ -161,15 +175,6 @@ class GeneralizedCrossEntropyMiner(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
-
-    Example:
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
-        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
-        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
-        >>> mined = GeneralizedCrossEntropyMiner(learning_rate=0.1).mine(nn.Linear(1, 2), loader, progress=False)
-        >>> mined.conflicting().nonzero().tolist()
-        [[18]]
     """
 
     name: ClassVar[str] = "generalized-cross-entropy"
@@ -207,15 +212,6 @@ class EpochEnsemble(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
-
-    Example:
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
-        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
-        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
-        >>> mined = EpochEnsemble(learning_rate=0.2).mine(nn.Linear(1, 2), loader, progress=False)
-        >>> mined.conflicting().nonzero().tolist()
-        [[18]]
     """
 
     name: ClassVar[str] = "epoch-ensemble"
@@ -260,15 +256,6 @@ class LossMiner(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
-
-    Example:
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
-        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
-        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
-        >>> mined = LossMiner(learning_rate=0.2).mine(nn.Linear(1, 2), loader, progress=False)
-        >>> int(mined.scores.argmax())
-        18
     """
 
     name: ClassVar[str] = "loss"
@@ -293,15 +280,6 @@ class MisclassifiedMiner(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
-
-    Example:
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> x = torch.tensor([[-1.0]] * 9 + [[1.0]] * 10)
-        >>> y = torch.tensor([0] * 9 + [1] * 9 + [0])  # the last sample contradicts what the others share
-        >>> loader = DataLoader(TensorDataset(x, y), batch_size=5)
-        >>> mined = MisclassifiedMiner(learning_rate=0.2).mine(nn.Linear(1, 2), loader, progress=False)
-        >>> mined.conflicting().nonzero().tolist()
-        [[18]]
     """
 
     name: ClassVar[str] = "misclassified"

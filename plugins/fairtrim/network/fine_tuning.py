@@ -14,25 +14,25 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
 from fairtrim.arguments import RandomState, random_generator, renamed, require_known
-from fairtrim.data.batches import ForwardFunction, LossFunction
+from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
-from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
-from fairtrim.network.scored_network import class_scores
-from fairtrim.preservation import seeded
+from fairtrim.preservation import in_mode, seeded
 
 from .losses import contrastive_loss
 from .output_layer import FeatureTap
+from .recalibration import batchnorm_layers
+from .scored_network import OutputTransform, ScoredNetwork
 
 __all__ = ["FineTuning", "fine_tune", "reinitialized"]
 
 
-def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
+def reinitialized(model: nn.Module, random_state: RandomState) -> nn.Module:
     """A copy of a network with new random weights.
 
     Args:
         model: The network; every layer with parameters needs ``reset_parameters``, as torch's layers have.
-        generator: Source of randomness.
+        random_state: Seed, or a torch.Generator.
 
     Returns:
         The copy.
@@ -51,7 +51,7 @@ def reinitialized(model: nn.Module, generator: torch.Generator) -> nn.Module:
             f"the layers {stubborn[:5]} have parameters but no reset_parameters(), so the network can't be trained "
             "from scratch; pass network=, a function that builds a new one"
         )
-    with seeded(generator):
+    with seeded(random_generator(random_state)):
         for module in fresh.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
@@ -89,7 +89,7 @@ def fine_tune(
     loss_fn: LossFunction = F.cross_entropy,
     conflicting: Tensor | None = None,
     forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[object], Tensor] | None = None,
+    output_transform: OutputTransform | None = None,
     random_state: RandomState = 0,
     after_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
@@ -126,6 +126,60 @@ def fine_tune(
         >>> round(model(torch.ones(1, 1)).softmax(1)[0, 1].item(), 2)  # the share of label 1
         0.75
     """
+    samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
+    _check(fine_tuning, conflicting, samples)
+    epochs, contrastive_weight = fine_tuning.get("epochs", 1), fine_tuning.get("contrastive_weight", 0.0)
+    network, generator = ScoredNetwork(model, forward_fn, output_transform), random_generator(random_state)
+    device = network.device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
+    optimizer = torch.optim.Adam(parameters, lr=fine_tuning.get("learning_rate", 1e-3))
+    total = max(1, epochs * len(samples))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+    norms = batchnorm_layers(model, with_statistics=False)
+    frozen = [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
+    if len(norms) > len(frozen) and samples.batch_size < 2:
+        raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
+    tap = FeatureTap(model, fine_tuning.get("feature_layer")) if contrastive_weight else None
+
+    def loss_of(indices: Tensor, batch: Batch) -> Tensor:
+        with tap.attached() if tap else nullcontext():
+            scores = network.scores(batch)
+            loss = loss_fn(scores, batch.target).mean()  # of a loss that gives one number a sample
+            if tap is not None and conflicting is not None:
+                b = conflicting[indices].to(device)
+                loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), batch.target, b)
+        if not bool(torch.isfinite(loss)):
+            raise InputError(f"the loss of batch {batch.index} is {loss.item()}; lower the learning rate")
+        return loss
+
+    bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
+    try:
+        with bar, in_mode(model, training=True):
+            for norm in frozen:
+                norm.eval()
+            for epoch in range(epochs):
+                with seeded(generator):  # dropout and transforms
+                    for indices, batch in samples.shuffled(device, generator, sample_weights):
+                        if norms and len(batch) < 2:  # the rest of an epoch; one sample has no statistics
+                            continue
+                        loss = loss_of(indices, batch)
+                        optimizer.zero_grad()
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                        schedule.step()
+                        bar.update()
+                if after_epoch is not None:
+                    after_epoch(epoch)
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+    return model
+
+
+def _check(fine_tuning: FineTuning, conflicting: Tensor | None, samples: IndexedSamples) -> None:
+    """Refuse settings that can't be, or would have no effect."""
     require_known("fine_tuning", fine_tuning, FineTuning.__annotations__)
     epochs, learning_rate = fine_tuning.get("epochs", 1), fine_tuning.get("learning_rate", 1e-3)
     contrastive_weight, feature_layer = fine_tuning.get("contrastive_weight", 0.0), fine_tuning.get("feature_layer")
@@ -139,54 +193,7 @@ def fine_tune(
             f"{idle} would have no effect without contrastive_weight=, the weight of the term that reads it; to show "
             "the mined samples more often pass sample_weights="
         )
-    samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
     if isinstance(samples.loader.sampler, WeightedRandomSampler):
         raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")
     if conflicting is not None:
         samples.check_flags(conflicting)
-    device = model_device(model)
-    generator = random_generator(random_state)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    total = max(1, epochs * len(samples))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    frozen = [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
-    if len(norms) > len(frozen) and samples.batch_size < 2:
-        raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
-    tap = FeatureTap(model, feature_layer) if contrastive_weight else None
-    flags = [(module, module.training) for module in model.modules()]
-    bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
-    try:
-        model.train()
-        for norm in frozen:
-            norm.eval()
-        for epoch in range(epochs):
-            with seeded(generator):  # dropout and transforms
-                for indices, batch in samples.shuffled(device, generator, sample_weights):
-                    if norms and len(batch) < 2:  # the rest of an epoch; one sample has no statistics
-                        continue
-                    with tap.attached() if tap else nullcontext():
-                        scores = class_scores(model, batch, forward_fn, output_transform)
-                        loss = loss_fn(scores, batch.target).mean()  # of a loss that gives one number a sample
-                        if tap is not None and conflicting is not None:
-                            b = conflicting[indices].to(device)
-                            loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), batch.target, b)
-                    if not bool(torch.isfinite(loss)):
-                        raise InputError(f"the loss of batch {batch.index} is {loss.item()}; lower the learning rate")
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    schedule.step()
-                    bar.update()
-            if after_epoch is not None:
-                after_epoch(epoch)
-    finally:
-        bar.close()
-        for parameter in parameters:
-            parameter.grad = None
-        for module, flag in flags:
-            module.training = flag
-    return model

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fairtrim.data.batches import Batch, ForwardFunction
+from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError, UnsupportedModelError
-from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model
+
+from .scored_network import ScoredNetwork
 
 __all__ = ["FeatureTap", "LinearHead", "find_head", "fold_threshold"]
 
@@ -54,7 +54,11 @@ class FeatureTap:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Listen for the length of the block."""
+        """Listen for the length of the block.
+
+        Yields:
+            Nothing.
+        """
         handles: list[RemovableHandle] = []
         try:
             for name, module in self._candidates.items():
@@ -118,26 +122,18 @@ class LinearHead:
     module: nn.Linear
     tap: FeatureTap
 
-    def features(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        forward_fn: ForwardFunction | None = None,
-        output_transform: Callable[[Any], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def features(self, network: ScoredNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
         """Inputs of the layer for one batch, and the scores.
 
         Args:
-            model: The network it belongs to.
+            network: The network it belongs to.
             batch: The batch.
-            forward_fn: How to call the network.
-            output_transform: How to find the scores.
 
         Returns:
             Features (N, D) and scores (N, K).
         """
         with self.tap.attached():
-            scores = class_scores(model, batch, forward_fn, output_transform)
+            scores = network.scores(batch)
             return self.tap.features(scores), scores
 
     def theta(self) -> Tensor:
@@ -155,19 +151,12 @@ class LinearHead:
             self.module.bias.copy_(theta[:, -1])
 
 
-def find_head(
-    model: nn.Module,
-    batch: Batch,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-) -> LinearHead:
+def find_head(network: ScoredNetwork, batch: Batch) -> LinearHead:
     """Find the linear layer whose outputs the network returns.
 
     Args:
-        model: The network; left as it was.
+        network: The network; left as it was.
         batch: Some samples.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores.
 
     Returns:
         The head.
@@ -177,12 +166,13 @@ def find_head(
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> find_head(network, Batch(torch.ones(5, 3), torch.zeros(5), None, 0)).name
+        >>> find_head(ScoredNetwork(network), Batch(torch.ones(5, 3), torch.zeros(5), None, 0)).name
         '2'
     """
+    model = network.model
     tap = FeatureTap(model)
     with preserved_model(model), torch.no_grad(), tap.attached():
-        scores = class_scores(model, batch, forward_fn, output_transform)
+        scores = network.scores(batch)
         name = tap.head(scores)
     if name is None:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -208,24 +198,17 @@ def find_head(
             f"the head {name!r} has {module.out_features} outputs and the network {scores.shape[1]} scores; expected "
             "as many"
         )
-    _check_decides(model, name, module, batch, forward_fn, output_transform)
+    _check_decides(network, name, module, batch)
     return LinearHead(name, module, FeatureTap(model, name))
 
 
-def _check_decides(
-    model: nn.Module,
-    name: str,
-    module: nn.Linear,
-    batch: Batch,
-    forward_fn: ForwardFunction | None,
-    output_transform: Callable[[Any], Tensor] | None,
-) -> None:
+def _check_decides(network: ScoredNetwork, name: str, module: nn.Linear, batch: Batch) -> None:
     """Refuse a head whose outputs are used twice, or changed before they are returned."""
     calls: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output.detach().clone())))
     try:
-        with preserved_model(model), torch.no_grad():
-            scores = class_scores(model, batch, forward_fn, output_transform)
+        with preserved_model(network.model), torch.no_grad():
+            scores = network.scores(batch)
     finally:
         handle.remove()
     if len(calls) != 1:

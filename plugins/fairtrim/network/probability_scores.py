@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fairtrim.data.batches import Batch, ForwardFunction
-from fairtrim.devices import model_device, to_device
+from fairtrim.data.batches import Batch
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
-from fairtrim.network.scored_network import class_scores
 from fairtrim.preservation import preserved_model
+
+from .scored_network import ScoredNetwork
 
 __all__ = ["ProbabilityScores", "SigmoidWatch", "label_scores", "refuse_shares", "refuse_sigmoid"]
 
@@ -163,10 +164,8 @@ def _can_be_watched(model: nn.Module) -> bool:
 
 def label_scores(
     name: str,
-    model: nn.Module,
+    network: ScoredNetwork,
     batch: Batch,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
     *,
     positions: bool = False,
     watch: bool = True,
@@ -175,10 +174,8 @@ def label_scores(
 
     Args:
         name: Of the network, for the message.
-        model: The network.
+        network: The network.
         batch: The batch, on any device.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
         positions: Whether scores (N, T, K) for a target (N, T) will do as well.
         watch: Whether to look at what makes the scores; once a network is enough.
 
@@ -191,12 +188,13 @@ def label_scores(
 
     Example:
         >>> batch = Batch(torch.zeros(2, 1), torch.tensor([0, 1]), None, 0)
-        >>> label_scores("net", nn.Sigmoid(), batch, output_transform=torch.logit).tolist()
+        >>> label_scores("net", ScoredNetwork(nn.Sigmoid(), output_transform=torch.logit), batch).tolist()
         [[0.0], [0.0]]
     """
-    here = Batch(to_device(batch.inputs, model_device(model)), batch.target, None, batch.index)
-    with preserved_model(model), SigmoidWatch() if watch and _can_be_watched(model) else nullcontext() as seen:
-        scores = class_scores(model, here, forward_fn, output_transform, positions=positions)
+    here = Batch(to_device(batch.inputs, network.device), batch.target, None, batch.index)
+    watched = watch and _can_be_watched(network.model)
+    with preserved_model(network.model), SigmoidWatch() if watched else nullcontext() as seen:
+        scores = network.scores(here, positions=positions)
     if seen is not None and scores.shape[-1] == 1 and seen.made(scores):
         refuse_sigmoid(name, "its single score is the output of a sigmoid")
     return scores

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fairtrim.data.batches import ForwardFunction, iterate_batches
+from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
-from fairtrim.network.scored_network import class_scores
-from fairtrim.preservation import insist, preserved_random_state
+from fairtrim.preservation import in_mode, insist, preserved_random_state
 
-__all__ = ["recalibrate_batchnorm"]
+from .scored_network import class_scores
+
+__all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
 
 
-def _no_scores(n_samples: int, output: Any) -> Tensor:
-    """Whatever the network returns is of no interest here."""
-    return torch.zeros(n_samples, 1)
+def batchnorm_layers(model: nn.Module, *, with_statistics: bool = True) -> list[_BatchNorm]:
+    """The BatchNorm layers of a network.
+
+    Args:
+        model: The network.
+        with_statistics: Only those that keep running means and variances, which pruning makes wrong; else also those
+            that normalise by the batch even in eval mode.
+
+    Returns:
+        The layers.
+
+    Example:
+        >>> layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
+        >>> len(batchnorm_layers(layers)), len(batchnorm_layers(layers, with_statistics=False))
+        (1, 2)
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [layer for layer in layers if layer.running_mean is not None or not with_statistics]
 
 
 def recalibrate_batchnorm(
@@ -57,51 +74,55 @@ def recalibrate_batchnorm(
         >>> recalibrate_batchnorm(norm, [batch], progress=False).running_mean
         tensor([2.])
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    norms = batchnorm_layers(model)
     if not norms:
         raise InputError("the network has no BatchNorm with running statistics; there is nothing to recalibrate")
     before = [(norm, norm.momentum, {k: b.detach().clone() for k, b in norm.named_buffers()}) for norm in norms]
-    training = [(module, module.training) for module in model.modules()]
 
     def restore_statistics() -> None:
         for norm, _, buffers in before:
             for name, value in buffers.items():
                 getattr(norm, name).copy_(value)
 
-    def restore_settings() -> None:
+    def restore_momentum() -> None:
         for norm, momentum, _ in before:
             norm.momentum = momentum
-        for module, flag in training:
-            module.training = flag
 
-    try:
-        for module in model.modules():
-            module.training = False
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.training = True
-        n_samples = 0
-        with preserved_random_state(loader), torch.no_grad():
-            for batch in iterate_batches(
+    with preserved_random_state(loader), in_mode(model, training=False), torch.no_grad():
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training = True
+            batches = iterate_batches(
                 loader, model_device(model), max_batches=max_batches, progress=progress, description="BatchNorm"
-            ):
-                if len(batch) < 2:  # the rest of a loader; one sample has no variance
-                    continue
-                n_samples += len(batch)
-                for norm in norms:
-                    norm.momentum = len(batch) / n_samples  # every sample counts once
-                class_scores(model, batch, forward_fn, partial(_no_scores, len(batch)))
-            if n_samples == 0:
-                raise InputError("every batch holds one sample; statistics need at least two at a time")
-            if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):
-                raise InputError("the statistics are not finite; check the inputs for NaN and infinity")
-    except BaseException:
-        insist(restore_statistics)
-        raise
-    finally:
-        insist(restore_settings)
+            )
+            _average(model, norms, batches, forward_fn)
+        except BaseException:
+            insist(restore_statistics)
+            raise
+        finally:
+            insist(restore_momentum)
     return model
+
+
+def _no_scores(n_samples: int, output: Any) -> Tensor:
+    """Whatever the network returns is of no interest here."""
+    return torch.zeros(n_samples, 1)
+
+
+def _average(
+    model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Batch], forward_fn: ForwardFunction | None
+) -> None:
+    """Run the network over the batches, so that every sample counts once."""
+    n_samples = 0
+    for batch in batches:
+        if len(batch) < 2:  # the rest of a loader; one sample has no variance
+            continue
+        n_samples += len(batch)
+        for norm in norms:
+            norm.momentum = len(batch) / n_samples
+        class_scores(model, batch, forward_fn, partial(_no_scores, len(batch)))
+    if n_samples == 0:
+        raise InputError("every batch holds one sample; statistics need at least two at a time")
+    if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):
+        raise InputError("the statistics are not finite; check the inputs for NaN and infinity")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim.data.batches import LossFunction
+from fairtrim.data.labels import require_labels
 from fairtrim.errors import InputError
 
 from .loss_weights import LossWeights
@@ -311,6 +312,4 @@ def _check_labels(scores: Tensor, target: Tensor) -> None:
             "labels (N,): for several labels a sample pass "
             "loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression torch.nn.functional.mse_loss"
         )
-    low, high = (int(target.min()), int(target.max())) if len(target) else (0, 0)
-    if low < 0 or high >= n_classes:
-        raise InputError(f"labels reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} scores")
+    require_labels(target, n_classes, unit="scores")

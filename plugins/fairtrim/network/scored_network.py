@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 
-__all__ = ["OutputTransform", "ScoredNetwork", "check_network", "class_scores", "network_output"]
+__all__ = ["OutputTransform", "ScoredNetwork", "call_of", "check_network", "class_scores", "network_output"]
 
 OutputTransform = Callable[[Any], Tensor]
 """Finds the scores (N, K) in what the network returns."""
@@ -160,10 +161,26 @@ def _tensors(model: nn.Module, inputs: Any) -> Any:
     return tree_map(converted, inputs)
 
 
-def _called(model: nn.Module, inputs: Any) -> Any:
+def call_of(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None) -> Callable[[], Any]:
+    """The call of a network with the inputs of a batch, unchecked.
+
+    Args:
+        model: The network.
+        inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
+        forward_fn: How to call the network instead.
+
+    Returns:
+        A function without arguments.
+
+    Example:
+        >>> call_of(nn.Bilinear(2, 3, 4), (torch.ones(5, 2), torch.ones(5, 3)))().shape
+        torch.Size([5, 4])
+    """
+    if forward_fn is not None:
+        return partial(forward_fn, model, inputs)
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+        return partial(model, **inputs)
+    return partial(model, *inputs) if isinstance(inputs, tuple | list) else partial(model, inputs)
 
 
 def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:
@@ -202,7 +219,7 @@ def network_output(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | 
     if isinstance(inputs, Mapping):
         _check_names(model, inputs)
     try:
-        return _called(model, inputs)
+        return call_of(model, inputs)()
     except RuntimeError as error:
         _explain_types(model, inputs, index, error)
         raise

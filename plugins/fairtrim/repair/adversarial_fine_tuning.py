@@ -67,11 +67,7 @@ class AdversarialFineTuning(PostProcessor):
     strength: float = 10.0
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         steps = {name: getattr(self, name) for name in ("epochs", "critic_steps", "actor_steps")}
         positive = self.learning_rate, self.critic_learning_rate, self.strength

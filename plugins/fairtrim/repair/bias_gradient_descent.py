@@ -56,11 +56,7 @@ class BiasGradientDescent(PostProcessor):
     performance_floor: float | None = None
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if min(self.epochs, self.evaluate_every) < 1 or self.training_batch_size < 2 or not self.learning_rate > 0:
             raise InputError(

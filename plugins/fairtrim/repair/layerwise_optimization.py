@@ -65,11 +65,7 @@ class LayerwiseOptimization(PostProcessor):
     max_evaluations: int = 100
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.tensors < 1 or self.max_evaluations < 1 or not self.width > 0:
             raise InputError(

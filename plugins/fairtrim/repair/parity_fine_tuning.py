@@ -66,11 +66,7 @@ class ParityFineTuning(PostProcessor):
     multiclass: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.layers not in ("output", "all"):
             raise InputError(f"layers={self.layers!r}; expected 'output' or 'all'")

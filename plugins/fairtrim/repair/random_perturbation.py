@@ -50,11 +50,7 @@ class RandomPerturbation(PostProcessor):
     edits_on_data: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.trials < 1 or not self.deviation > 0:
             raise InputError(

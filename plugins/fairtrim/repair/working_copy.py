@@ -56,8 +56,7 @@ class WorkingCopy:
         self.device = self.network.device
         self._batches: dict[int, tuple[ValidationSet, list[Batch]]] = {}  # with the set, so that no id is used again
         _, batch = next(people.batches(batch_size, self.device))
-        calling = network.forward_fn, network.output_transform
-        self.head: LinearHead = find_head(self.model, batch, *calling)
+        self.head: LinearHead = find_head(self.network, batch)
         self.n_classes = max(2, self.head.module.out_features)
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         self.original = {name: value.detach().clone() for name, value in self.model.named_parameters()}
@@ -93,7 +92,7 @@ class WorkingCopy:
         Returns:
             (N, D) and (N, K).
         """
-        return self.head.features(self.model, batch, self.network.forward_fn, self.network.output_transform)
+        return self.head.features(self.network, batch)
 
     def scores(self, people: ValidationSet) -> Tensor:
         """Scores of the copy for all of some people.

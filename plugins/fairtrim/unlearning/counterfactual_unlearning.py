@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fairtrim.data.batches import map_tensors
 from fairtrim.data.validation_set import ValidationSet
+from fairtrim.devices import map_tensors
 from fairtrim.errors import InputError
 from fairtrim.measures.counterfactual_bias import CounterfactualBias, counterfactual_bias
 from fairtrim.measures.differentiable_bias import balancing_weights
@@ -102,11 +102,7 @@ class CounterfactualUnlearning(PostProcessor):
     multiclass: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Refuse settings that can't work.
-
-        Raises:
-            InputError: One is out of range.
-        """
+        """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
         if self.form not in ("consistency", "published") or self.layers not in ("output", "all"):
             raise InputError(

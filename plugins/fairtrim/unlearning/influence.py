@@ -283,13 +283,13 @@ def unlearn_samples(
 
 def _head(network: ScoredNetwork, samples: IndexedSamples) -> LinearHead:
     """The output layer of a network."""
-    return find_head(network.model, samples.first(network.device), network.forward_fn, network.output_transform)
+    return find_head(network, samples.first(network.device))
 
 
 def _batch_features(network: ScoredNetwork, batch: Batch, head: LinearHead) -> Tensor:
     """Inputs of the output layer, (N, D) float64 on the CPU."""
     with torch.no_grad():
-        features, _ = head.features(network.model, batch, network.forward_fn, network.output_transform)
+        features, _ = head.features(network, batch)
         return features.cpu().double()
 
 

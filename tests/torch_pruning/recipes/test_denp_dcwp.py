@@ -254,9 +254,9 @@ def test_every_network(recipe: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("iterative_steps", [1, 2, 3, 6])
-def test_number_of_steps_does_not_change_how_many_channels_go(steps: int) -> None:
+def test_number_of_steps_does_not_change_how_many_channels_go(iterative_steps: int) -> None:
     """3 · 0.2 / 3 is more than 0.2 in floating point, and 5 · (1 − that) less than 4."""
-    model: Any = run_recipe("denp", mlp_of(10, 5), pruning_ratio=0.2, iterative_steps=steps).model
+    model: Any = run_recipe("denp", mlp_of(10, 5), pruning_ratio=0.2, iterative_steps=iterative_steps).model
     assert (model[0].out_features, model[2].out_features) == (8, 4)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 
 from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
 from fairtrim.arguments import did_you_mean
+from fairtrim.damage import CollectionOptions
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
-from fairtrim.data.batches import ForwardFunction, LossFunction
-from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.processes import Processes
 from fairtrim.registry import Described
@@ -37,23 +35,15 @@ __all__ = ["ChannelImportance", "CollectOptions", "ImportanceOptions", "Normaliz
 Normalizer = Literal["gaussian", "standarization"] | Callable[[Tensor], Tensor] | None
 
 
-class CollectOptions(TypedDict, total=False):
+class CollectOptions(CollectionOptions, total=False):
     """How the data are read; the same for the constructor (self-collecting form) and for ``fit``.
 
+    Those of ``fairtrim.damage.CollectionOptions``, which say how ``fairtrim.collect_damage`` reads them, and one more.
+
     Attributes:
-        loss_fn: Loss of scores and target, a sum or a (weighted) mean over samples; default cross-entropy.
-        forward_fn: ``forward_fn(model, inputs)``.
-        output_transform: Finds the scores (N, K) in what the network returns.
         after_step: What your script does to the network after each step before it can run, such as writing sizes into
             its modules; done where channels go on trial, too. The number of heads in modules that are named like those
             of timm and Hugging Face needs none.
-        sensitive_names: Names of the sensitive features, and of their values.
-        sensitive_weights: Whether the third entry of a batch holds weights of people in groups, (N, G); default False.
-        max_batches: Stop after so many batches.
-        distributed: Whether the processes of ``torch.distributed`` each read a share of the data; default: if it is
-            initialised with several.
-        folder: Where a long pass keeps its sums, to go on after it was cut short; see ``fairtrim.collect_damage``.
-        progress: Show a progress bar; default True.
 
     Example:
         >>> from fairtrim_adapters.torch_pruning import WorstGroupImportance
@@ -61,16 +51,7 @@ class CollectOptions(TypedDict, total=False):
         >>> importance = WorstGroupImportance(**options)  # importance.fit(pruner, loader, **options) takes them, too
     """
 
-    loss_fn: LossFunction
-    forward_fn: ForwardFunction | None
-    output_transform: Callable[[Any], Tensor] | None
     after_step: Callable[[nn.Module], Any] | None
-    sensitive_names: SensitiveNames | None
-    sensitive_weights: bool
-    max_batches: int | None
-    distributed: bool | None
-    folder: str | os.PathLike[str] | None
-    progress: bool
 
 
 class ImportanceOptions(CollectOptions, total=False):

@@ -22,7 +22,7 @@ from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, label_probabilities
 from fairtrim.network.fine_tuning import FineTuning, fine_tune
 from fairtrim.network.output_layer import FeatureTap
-from fairtrim.network.recalibration import recalibrate_batchnorm
+from fairtrim.network.recalibration import batchnorm_layers, recalibrate_batchnorm
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -146,7 +146,7 @@ class SparseRun:
 
     def recalibrate(self) -> None:
         """Bring BatchNorm statistics up to date where no fine-tuning does."""
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules()):
+        if batchnorm_layers(self.model):
             batches = ((batch.inputs, batch.target) for _, batch in self.samples.in_order(self.network.device))
             calling = self.network.forward_fn
             recalibrate_batchnorm(self.model, batches, forward_fn=calling, progress=self.settings.progress)

@@ -1,0 +1,44 @@
+"""Layer-wise optimisation: one tensor after the other, of any size and scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fairtrim import (
+    LayerwiseOptimization,
+)
+from tests.repair_cases import begun_network, some_people
+
+
+def test_layers_are_searched_one_at_a_time() -> None:
+    people, model = some_people(), begun_network()
+    method = LayerwiseOptimization(tensors=2, max_evaluations=40, epsilon=0.1)
+    repair = method.repair(model, people, progress=False)
+    assert {entry["tensor"] for entry in repair.history[1:]} <= {"2.weight", "2.bias"}
+    points = {point.candidate: point for point in repair.trade_off}
+    assert len(points) > 2
+    for candidate, point in points.items():
+        if candidate:
+            other = repair._network(point).state_dict()
+            changed = {name for name, value in model.state_dict().items() if not torch.equal(value, other[name])}
+            assert changed - {"2.bias"} == {repair.history[candidate]["tensor"]} - {
+                "2.bias"
+            }  # the bias holds thresholds
+            given = model[2].weight.detach()
+            box = 2.2 * given.std(correction=0)
+            assert float((other["2.weight"] - given).abs().max()) <= float(box) + 1e-12
+
+
+def test_large_tensors() -> None:
+    wide = begun_network(hidden=300)
+    method = LayerwiseOptimization(tensors=2, max_evaluations=9, epsilon=0.3)
+    assert method.repair(wide, some_people(), progress=False).within_bound
+
+
+def test_boxes_that_are_too_wide() -> None:
+    model = begun_network(dtype=torch.float32)
+    people = replace(some_people(), inputs=some_people().inputs.float() * 1e3)
+    method = LayerwiseOptimization(width=1e38, max_evaluations=9, epsilon=0.3)
+    assert method.repair(model, people, progress=False).within_bound
