@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
+from torch.utils._pytree import tree_any, tree_map
 
-from fairtrim.data.batches import Batch, ForwardFunction
+from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 
@@ -224,7 +224,7 @@ def call_of(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = 
 
 
 def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:
-    given = {leaf.dtype for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+    given = {tensor.dtype for tensor in tensors_of(inputs) if tensor.is_floating_point()}
     types = _floating_types(model)
     told = str(error).lower()
     if len(types) == 1 and given - types and ("dtype" in told or "type" in told):
