@@ -149,7 +149,7 @@ def main() -> None:
     }.items():
         print(f"{name:45s} {fastest(function) / plain:6.2f}", flush=True)
 
-    small = resnet34(2, width=16)  # the host's loop keeps 64 graphs alive
+    small = resnet34(2, width=16)  # Torch-Pruning's loop keeps 64 graphs alive
     few = batches_of(128, 2, 2)
     small_groups = plan(small).groups
     loop = seconds(lambda: documented_hessian_loop(small, few), 1)
@@ -157,7 +157,7 @@ def main() -> None:
     weights = fastest(lambda: collect_weight_saliency(small, few, small_groups, curvature="empirical", progress=False))
     one = fastest(lambda: plain_pass(small, few))
     print("\nquarter of the width, 128 samples in batches of 64, in plain passes:")
-    print(f"the host's documented Hessian loop {loop / one:.1f}, weight-level saliency {weights / one:.2f},")
+    print(f"Torch-Pruning's documented Hessian loop {loop / one:.1f}, weight-level saliency {weights / one:.2f},")
     print(f"damage table (exact) {ours / one:.2f}: {loop / ours:.0f} times faster than the loop", flush=True)
 
     n_samples = 4 * arguments.samples

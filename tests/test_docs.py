@@ -23,6 +23,7 @@ import torch_pruning as tp
 import fairtrim
 import fairtrim_adapters
 from fairtrim_adapters.torch_pruning import IMPORTANCES, forget_layer
+from tests.registries import keep
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -51,12 +52,11 @@ def undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     if importlib.util.find_spec("matplotlib"):
         importlib.import_module("matplotlib").use("Agg")
-    registered, on_host = dict(IMPORTANCES), dict(vars(tp.importance))
+    keep(IMPORTANCES, monkeypatch)
+    before = dict(vars(tp.importance))
     with torch.random.fork_rng(devices=[]):
         yield
-    IMPORTANCES.clear()
-    IMPORTANCES.update(registered)
-    for name in set(vars(tp.importance)) - set(on_host):
+    for name in set(vars(tp.importance)) - set(before):
         delattr(tp.importance, name)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")

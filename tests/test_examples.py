@@ -37,7 +37,7 @@ def test_prune_adult(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_existing_script(tmp_path: Path) -> None:
     text = _run("existing_script.py", cwd=tmp_path)
-    assert text.count("skipped by the host: none") == 3
+    assert text.count("skipped by Torch-Pruning: none") == 3
     assert float(text.rsplit(":", 1)[1]) == 0
 
 

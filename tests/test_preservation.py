@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import FairtrimError, collect_damage, recalibrate_batchnorm
+from fairtrim import FairtrimError, collect_damage
 from fairtrim.comparison.predictions import predict
 from fairtrim.damage.weight_saliency import squared_gradients
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
@@ -183,33 +183,3 @@ def test_gpu_equals_cpu() -> None:
     here = collect_damage(model, [(x, y)], groups, interactions=True, progress=False)
     there = collect_damage(model.cuda(), [(x, y)], groups, interactions=True, progress=False)
     torch.testing.assert_close(here.interactions, there.interactions)
-
-
-def test_recalibration_averages_over_the_data() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.2), nn.Dropout(0.5), nn.Linear(4, 2)).double()
-    model.train()
-    x = torch.randn(13, 3).double()
-    weights = [p.clone() for p in model.parameters()]
-    batches = [(x[:8], torch.zeros(8)), (x[8:12], torch.zeros(4)), (x[12:], torch.zeros(1))]
-    recalibrate_batchnorm(model, batches, progress=False)
-    hidden = model[0](x[:12])  # a batch of one has no variance
-    torch.testing.assert_close(model[1].running_mean, hidden.mean(0))
-    torch.testing.assert_close(model[1].running_var, (8 * hidden[:8].var(0) + 4 * hidden[8:].var(0)) / 12)
-    assert model[1].momentum == 0.2 and all(m.training for m in model.modules())
-    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [[], [(torch.randn(1, 3).double(), torch.zeros(1))], [(torch.full((4, 3), torch.nan).double(), torch.zeros(4))]],
-    ids=["empty", "one sample", "NaN"],
-)
-def test_failed_recalibration_restores_the_statistics(fault: Any) -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double().eval()
-    model[1].running_mean.fill_(0.7)
-    before = Snapshot(model)
-    with pytest.raises(FairtrimError):
-        recalibrate_batchnorm(model, fault, progress=False)
-    before.assert_unchanged()
-    with pytest.raises(FairtrimError, match="no BatchNorm"):
-        recalibrate_batchnorm(nn.Linear(2, 2), fault, progress=False)

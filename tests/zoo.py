@@ -1,7 +1,7 @@
 """Tiny networks for every layer and coupling that Torch-Pruning prunes; sizes are pairwise different.
 
 ``NETWORKS`` are pruned whole. Of those in ``LEFT`` one dependency group is left as it is, with a warning, because gates
-can't describe it or the host prunes it wrongly; so it is with those in ``LEFT_ON_TRIAL``, where only a look at the
+can't describe it or Torch-Pruning prunes it wrongly; so it is with those in ``LEFT_ON_TRIAL``, where only a look at the
 network tells.
 """
 
@@ -29,8 +29,8 @@ class Network(Case):
         spare: Names of further layers that are ignored.
         traced: Whether its pruner is made with ``traceable``.
         message: What the warning or the error says.
-        alone: What the host does without fairtrim: it is right, can't make a pruner ("traces wrongly"), its network
-            does not run after one or two steps ("fails", "fails later"), or computes something else ("is wrong").
+        alone: What Torch-Pruning does without fairtrim: it is right, can't make a pruner ("traces wrongly"), its
+            network does not run after one or two steps ("fails", "fails later"), or is another one ("is wrong").
     """
 
     vocabulary: int = 0
@@ -276,10 +276,13 @@ LEFT: dict[str, Network] = {
     ),
     "gated, unsaid": Network(images.Gated, IMAGE, message=r"stem: chunk\(\).*model.stem: 2", alone="fails later"),
     "pixel shuffle": Network(
-        images.PixelShuffled, (2, 4, 3), message="up: the host maps channel 11 to 'mix', which has 3", alone="fails"
+        images.PixelShuffled,
+        (2, 4, 3),
+        message="up: Torch-Pruning maps channel 11 to 'mix', which has 3",
+        alone="fails",
     ),
     "mixer": Network(
-        tokens.Mixer, TOKENS, message="embed: the host maps channel 6 to 'over', which has 5 inputs", alone="fails"
+        tokens.Mixer, TOKENS, message="embed: Torch-Pruning maps channel 6 to 'over', which has 5 inputs", alone="fails"
     ),
     "scaled channels, axis unsaid": Network(
         images.ScaledChannels,
@@ -337,10 +340,13 @@ LEFT: dict[str, Network] = {
         lambda: tokens.CrossAttention(6), TOKENS, exact=False, options=_groups_of("mix", 2), message="b: .*'mix'"
     ),
     "bare matrix": Network(
-        tokens.BareMatrix, TOKENS, message="embed: the host maps 6 channels to the 9 inputs of 'up'", alone="fails"
+        tokens.BareMatrix, TOKENS, message="embed: Torch-Pruning maps 6 channels to the 9 inputs of 'up'", alone="fails"
     ),
     "flattened tokens": Network(
-        tokens.FlattenedTokens, TOKENS, message="embed: the host maps 6 channels to the 30 inputs of", alone="fails"
+        tokens.FlattenedTokens,
+        TOKENS,
+        message="embed: Torch-Pruning maps 6 channels to the 30 inputs of",
+        alone="fails",
     ),
     "shared keys": Network(**{**vars(SHARED_KEYS), "message": "heads share keys and values"}),
     "lstm, not ignored": Network(
@@ -352,7 +358,7 @@ LEFT: dict[str, Network] = {
     ),
 }
 
-# All channels of a group would go as one: the host skips it.
+# All channels of a group would go as one: Torch-Pruning skips it.
 SKIPPED: dict[str, Network] = {
     "a group for each channel": _pooled(
         _layer(C2, 2, 6, 3), _layer(nn.GroupNorm, 6, 6), nn.ReLU, _layer(C2, 6, 7, 1), nn.ReLU, _layer(C2, 7, 5, 1)

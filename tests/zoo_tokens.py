@@ -1,4 +1,4 @@
-"""Networks of the zoo over tokens and time, and with layers that the host knows from the user only."""
+"""Networks of the zoo over tokens and time, and with layers that Torch-Pruning knows from the user only."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ describe_layer(OwnNorm, output_parameters={"gain": 0})
 
 
 class Customised(nn.Module):
-    """Layers that the host prunes by pruners of the user's."""
+    """Layers that Torch-Pruning prunes by pruners of the user's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -202,7 +202,7 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prune", *WORK, "-o", "x", "--onnx", "no/x"], "folder no doesn't exist"),
         (["prune", *WORK, "-o", "x", "--criterion", "worst_group"], "did you mean 'worst-group'"),
         (["prune", *WORK, "-o", "x", "--criterion", "group-saliency"], "group-saliency:privileged="),
-        (["prune", *WORK, "-o", "x", "--pruning-ratio", "1.5"], "a share in"),
+        (["prune", *WORK, "-o", "x", "--pruning-ratio", "1.5"], "a share of the channels"),
         (["prune", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'scoring'"),
         (["prune", *WORK, "-o", "x", "--pruner-options", "work:number"], "expected a function of the network"),
         (["repair", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'validation'"),

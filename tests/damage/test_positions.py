@@ -6,7 +6,6 @@ import copy
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,10 +31,8 @@ from fairtrim import (
 )
 from fairtrim.damage.loss_expansion import expand_outputs
 from fairtrim.damage.weight_saliency import collect_weight_saliency, squared_gradients
-from fairtrim.data.batches import Batch
 from fairtrim.mining import LossMiner
 from fairtrim.network.sample_loss import SampleLoss
-from fairtrim.network.scored_network import check_network, class_scores
 from fairtrim.oracle import explicit_gates
 from tests.snapshot import Snapshot
 
@@ -639,22 +636,3 @@ def test_networks_compiled_in_place_are_refused(collect: Any, part: bool) -> Non
     before.assert_unchanged()
     again = collect(copy.deepcopy(model), [batch], GROUPS, progress=False)
     assert torch.equal(again.curvature, collect(_tagger(), [batch], GROUPS, progress=False).curvature)
-
-
-def test_a_partial_keeps_its_ignore_index() -> None:
-    scores, target = torch.randn(2, 5, 3, dtype=torch.float64), torch.tensor([[1, 2, 0, 0, 0], [1, 2, 1, 0, 2]])
-    found = SampleLoss(partial(F.cross_entropy, ignore_index=0))(scores, target)
-    torch.testing.assert_close(found, SampleLoss(nn.CrossEntropyLoss(ignore_index=0))(scores, target))
-    torch.testing.assert_close(found[0], F.cross_entropy(scores[0, :2], target[0, :2]))
-
-
-def test_words_for_wrappers_and_surplus_keys() -> None:
-    class Named(nn.Module):
-        def forward(self, ids: Tensor) -> Tensor:
-            return ids[:, :2].double()
-
-    with pytest.raises(UnsupportedModelError, match=r"wrapped in DataParallel.* expected the network itself"):
-        check_network(nn.DataParallel(nn.Linear(2, 2)))
-    batch = Batch({"ids": torch.ones(2, 3), "idx": torch.arange(2)}, torch.tensor([0, 1]), None, 0)
-    with pytest.raises(InputError, match=r"a dict with \['idx'\], which the network's forward doesn't take"):
-        class_scores(Named(), batch)

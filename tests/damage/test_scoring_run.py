@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from fairtrim import ChannelGroup, ChannelPlace, DamageTable, InputError, collec
 from fairtrim.damage import sample_sketch as sketch_module
 from fairtrim.damage import scoring_run as streaming_module
 from fairtrim.damage.sample_sketch import SampleSketch
-from fairtrim.files.run_settings import described
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
 from tests.networks import CASES
 from tests.recipe_cases import Evil
@@ -397,12 +395,3 @@ def test_tokens_in_dicts(tmp_path: Path) -> None:
         loader = _cut(batches, 2, CutShortError())
         collect_damage(model, loader, groups, interactions=True, folder=tmp_path, progress=False)
     _assert_same(collect_damage(model, batches, groups, interactions=True, folder=tmp_path, progress=False), whole)
-
-
-def test_losses_are_told_apart() -> None:
-    smooth, sharp = (partial(torch.nn.functional.cross_entropy, label_smoothing=s) for s in (0.1, 0.0))
-    weighted, other = (torch.nn.CrossEntropyLoss(weight=torch.tensor(w)) for w in ([1.0, 2.0], [1.0, 3.0]))
-    first, second = (lambda s, t: (s - t).square().sum(1)), (lambda s, t: (s - t).abs().sum(1))
-    for one, two in ((smooth, sharp), (weighted, other), (first, second)):
-        assert described(one) == described(one) != described(two)
-        json.dumps(described(one))

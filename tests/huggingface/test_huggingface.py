@@ -1,4 +1,4 @@
-"""Transformers of Hugging Face inside the host's pruner."""
+"""Transformers of Hugging Face inside Torch-Pruning's pruner."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CRITERIA: dict[str, Callable[[], Any]] = {
 
 
 def _of_the_host(family: Family) -> Any:
-    """A criterion of the host's that sees all layers: its others pass over those with a customised pruner."""
+    """A criterion of Torch-Pruning's that sees all layers: its others pass over those with a customised pruner."""
     return tp.importance.RandomImportance() if family.name == "GPT2" else tp.importance.GroupMagnitudeImportance()
 
 
@@ -178,7 +178,7 @@ def _check_sizes(family: Family, model: Any, part: Part, unsaid: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "part"), [(n, p) for n in FAMILIES for p in PARTS if _prunes(n, p)])
 def test_closed_gates_are_removed_channels(transformers: Any, name: str, part: Part) -> None:
-    """What the host removes is what the gates close, and the listed slices of parameters are what disappears."""
+    """What Torch-Pruning removes is what the gates close, and the listed slices of parameters are what disappears."""
     family = FAMILIES[name]
     model, batches = family.model(transformers), family.batches()
     importance = MeanDamageImportance(progress=False)
@@ -272,7 +272,7 @@ def test_everything_at_once_in_steps(transformers: Any, name: str) -> None:
     ]
     for _ in range(2):
         for network, pruner in zip((model, theirs), pruners, strict=True):
-            correct_graph(pruner.DG)  # or the host maps the split of GPT-2 as it was before the first step
+            correct_graph(pruner.DG)  # or Torch-Pruning maps the split of GPT-2 as it was before the first step
             correct_pruner(pruner)  # or it counts heads from those that are left
             pruner.step()
             update(network, pruner)
@@ -289,7 +289,7 @@ def test_attention_stays_without_a_head_ratio(transformers: Any, tmp_path: Path)
         model, example_inputs(model), importance=importance, pruning_ratio=0.3, **pruning_options(model)
     )
     shared = inspect.signature(tp.pruner.BasePruner).parameters["out_channel_groups"].default
-    assert not set(shared) & set(model.modules())  # which all pruners of the host would see
+    assert not set(shared) & set(model.modules())  # which all pruners of Torch-Pruning would see
     pruner.step()
     update_sizes(model, pruner)  # the config can say all of it
     assert importance.report().skipped == []
@@ -326,7 +326,7 @@ def test_heads_of_a_layer_that_the_host_skipped(transformers: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA.keys())
 def test_shared_keys_and_values(transformers: Any, make: Callable[[], Any], tmp_path: Path) -> None:
-    """The host can't say which heads share them: attention stays, the rest is pruned."""
+    """Torch-Pruning can't say which heads share them: attention stays, the rest is pruned."""
     family = FAMILIES["llama"]
     model = family.model(transformers, num_key_value_heads=2)
     importance = make()

@@ -1,4 +1,4 @@
-"""Real weights inside the host's pruner, and the example that prunes them."""
+"""Real weights inside Torch-Pruning's pruner, and the example that prunes them."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from fairtrim.mining import (
 from fairtrim.mining.accumulated_confidence import AccumulatedConfidence as CoreAccumulatedConfidence
 from fairtrim.mining.accumulated_confidence import accumulated
 from fairtrim.network.fine_tuning import fine_tune
-from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.network.losses import negative_margin
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 from fairtrim_adapters.torch_pruning.recipes.gradual import gradual_channel_pruning, pruner_of_levels
 from tests.mining_cases import N, data_of, loader_of_shortcut, mlp

@@ -88,7 +88,7 @@ module that holds one
         ],
         "output_transform": _scores,
         "forward_fn": _traced_forward,
-        # the host's defaults are dicts that all its pruners share
+        # Torch-Pruning's defaults are dicts that all its pruners share
         "in_channel_groups": {},
         "out_channel_groups": {layer: 2 for t in transformers for layer in t.fused_intermediate},
     }
@@ -99,7 +99,7 @@ def example_inputs(model: nn.Module, *, batch_size: int = 2) -> dict[str, Tensor
 
     Args:
         model: A network of Hugging Face, or a module with the same arguments around one.
-        batch_size: N; with 1 the host may take the samples' axis for none.
+        batch_size: N; with 1 Torch-Pruning may take the samples' axis for none.
 
     Returns:
         ``input_ids`` and ``attention_mask``, (N, T) each, or ``pixel_values`` (N, C, H, W), on the model's device.
@@ -135,18 +135,18 @@ module that holds one
 
 
 def _scores(output: Any) -> Tensor:
-    """The tensor whose graph the host follows."""
+    """The tensor whose graph Torch-Pruning follows."""
     for name in ("logits", "last_hidden_state"):
         if hasattr(output, name):
             output = getattr(output, name)
     return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
 
 
-# Layers that the host doesn't know ---------------------------------------------------------------------------
+# Layers that Torch-Pruning doesn't know ---------------------------------------------------------------------------
 
 
 class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
-    """The host's LinearPruner for a weight (in, out)."""
+    """Torch-Pruning's LinearPruner for a weight (in, out)."""
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         kept = sorted(set(range(layer.nf)) - set(idxs))
@@ -171,7 +171,7 @@ class _Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
 
 
 def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePruningFunc]:
-    """Pruners for layers that the host doesn't know; types that nobody has described yet are described."""
+    """Pruners for layers that Torch-Pruning doesn't know; types that nobody has described yet are described."""
     pruners: dict[type[nn.Module], tp.BasePruningFunc] = {}
     module: Any
     for module in model.modules():
@@ -180,8 +180,8 @@ def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePrunin
             continue
         pruners[type(module)] = _Conv1DPruner() if conv1d else RMSNormPruner()
         if conv1d and not hasattr(type(module), "out_features"):
-            # where the host removes whole heads it asks for this name; save_pruned would store an int of Python's, and
-            # a network that was only built has no counterpart to it
+            # where Torch-Pruning removes whole heads it asks for this name; save_pruned would store an int of Python's,
+            # and a network that was only built has no counterpart to it
             module.out_features = np.int64(module.nf)
         if description_of(module) is None:
             outputs = {"weight": 1, "bias": 0} if conv1d else {"weight": 0}
@@ -189,11 +189,11 @@ def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePrunin
     return pruners
 
 
-# Attention that the host can't follow ------------------------------------------------------------------------
+# Attention that Torch-Pruning can't follow ------------------------------------------------------------------------
 
 
 def _traced_forward(model: nn.Module, inputs: Any) -> Any:
-    """Run the network for the host's trace, with stand-ins for some attention."""
+    """Run the network for Torch-Pruning's trace, with stand-ins for some attention."""
     bases = [module.base_model for _, module in outermost(model)]
     attentions = [a for base in bases for a in attentions_of(base)]
     forwards = {a.module: _stand_in(a) for a in attentions if a.rotary or a.fused}
@@ -222,8 +222,8 @@ def _no_cache(model: nn.Module) -> Iterator[None]:
 def _stand_ins(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
     """Attention without rotations and softmax, in which the same channels are coupled.
 
-    The host's walk does not end on the slices of rotary positions, and it does not see that GPT-2's split at axis 2 is
-    one of channels.
+    Torch-Pruning's walk does not end on the slices of rotary positions, and it does not see that GPT-2's split at axis
+    2 is one of channels.
     """
     try:
         for module, forward in forwards.items():
@@ -270,7 +270,7 @@ def _shared_stand_in(module: Any) -> Callable[..., tuple[Tensor, None]]:
 
 
 def _repeated(states: Tensor, times: int) -> Tensor:
-    """Keys or values for the queries that share them, in the operations whose form the host knows."""
+    """Keys or values for the queries that share them, in the operations whose form Torch-Pruning knows."""
     if times == 1:
         return states
     n, heads, length, size = states.shape

@@ -88,7 +88,7 @@ def bare_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def layer_types(model: nn.Module) -> tuple[type[nn.Module], ...]:
-    """Types of the layers whose outputs the host may prune.
+    """Types of the layers whose outputs Torch-Pruning may prune.
 
     Args:
         model: The network.
@@ -315,7 +315,7 @@ class Transformer:
         biased = [f"{a.name}.{name}" for a in self.attentions for name, _ in bare_parameters(a.module)]
         if "heads" in wanted and biased:
             raise UnsupportedModelError(
-                f"{biased[0]} holds numbers for every head, and the host doesn't know that they go with it; leave "
+                f"{biased[0]} holds numbers for every head, and Torch-Pruning doesn't know that they go with it; leave "
                 "'heads' out of prune="
             )
         rotary = [attention.name for attention in self.attentions if attention.rotary]

@@ -40,7 +40,7 @@ def update_sizes(model: nn.Module, pruner: tp.pruner.BasePruner | None = None) -
 
     Raises:
         InputError: The network holds no transformer.
-        UnsupportedModelError: Layers don't fit together, because the host pruned something out of its sight.
+        UnsupportedModelError: Layers don't fit together, because Torch-Pruning pruned something out of its sight.
 
     Example:
         >>> update_sizes(nn.Linear(2, 2))
@@ -121,7 +121,7 @@ def _update_attention(
         if counted > 0 and outputs[layer] % counted == 0:
             heads[layer] = counted
         else:
-            # the host counts heads away before it finds that it must skip a layer that would lose all of them
+            # Torch-Pruning counts heads away before it finds that it must skip a layer that would lose all of them
             pruner.num_heads[layer] = pruner.out_channel_groups[layer] = heads[layer]
     sizes = {width / heads[layer] if heads[layer] else 0 for layer, width in outputs.items()}
     if len(sizes) > 1 or not all(size >= 1 and size == int(size) for size in sizes):
@@ -169,7 +169,7 @@ def _update_pooler(transformer: Transformer, hidden: int, unsaid: list[str]) -> 
     if dense.in_features != hidden:
         raise UnsupportedModelError(
             f"the pooler of {type(transformer.base).__name__} expects {dense.in_features} hidden channels and {hidden} "
-            "are left: the scores don't depend on it, so the host didn't see it. Build the network with "
+            "are left: the scores don't depend on it, so Torch-Pruning didn't see it. Build the network with "
             "add_pooling_layer=False, and prune again"
         )
     if hasattr(transformer.config, "pooler_output_size"):
@@ -204,7 +204,7 @@ def _refusal(config: Any) -> Iterator[str]:
 
 
 def _tie(transformer: Transformer) -> None:
-    """Let weights that were shared before the host replaced both be one again."""
+    """Let weights that were shared before Torch-Pruning replaced both be one again."""
     if not getattr(transformer.config, "tie_word_embeddings", False):
         return
     inputs, outputs = transformer.module.get_input_embeddings(), transformer.module.get_output_embeddings()

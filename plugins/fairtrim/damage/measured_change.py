@@ -1,4 +1,4 @@
-"""The true change of each sensitive group's loss, measured on the people who were scored."""
+"""The true change of each sensitive group's loss, measured on the scoring data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class MeasuredChange:
 
     Attributes:
         change: Loss now minus loss when the table was collected, (G,); NaN where nobody was measured.
-        standard_error: Of the change, (G,); NaN for one person.
+        standard_error: Of the change, (G,); NaN for one sample.
         people: How many of each group were measured, (G,).
         n_samples: How many samples were measured in all.
-        paired: Whether each person's losses are compared, or, where the data came in another order, the groups' means.
+        paired: Whether each sample's losses are compared, or, where the data came in another order, the groups' means.
     """
 
     change: Tensor
@@ -52,7 +52,7 @@ def measured_change(
     max_samples: int = MAX_SAMPLES,
     **options: Unpack[ReadingOptions],
 ) -> MeasuredChange:
-    """Measure the people of a damage table again, after the network was changed: one forward pass.
+    """Measure the samples of a damage table again, after the network was changed: one forward pass.
 
     Args:
         model: The network as it is now.
@@ -136,7 +136,7 @@ def _every(batch: Batch, before: int, stride: int) -> tuple[Batch, slice] | None
 
 
 def _of_groups(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard error and number of people of each group; NaN where there is nobody."""
+    """Mean, standard error and number of samples of each group; NaN where there is none."""
     counts = weights.sum(0)
     people = counts.square() / weights.square().sum(0)
     mean = weights.T @ values / counts

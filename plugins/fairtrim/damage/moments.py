@@ -99,7 +99,7 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def read_order(so_far: bytes, weights: Tensor) -> bytes:
-    """A digest of who was read, in which order: the same people in another order give another one.
+    """A digest of the samples that were read, in their order: another order gives another one.
 
     Args:
         so_far: The digest of the batches before.
@@ -112,12 +112,12 @@ def read_order(so_far: bytes, weights: Tensor) -> bytes:
 
 
 def standard_errors(square: Tensor, mean: Tensor, people: Tensor) -> Tensor:
-    """Standard errors of means over people, from the mean square.
+    """Standard errors of means over samples, from the mean square.
 
     Args:
         square: Mean of the squared values, (G, C).
         mean: Mean of the values, (G, C).
-        people: Number of people of equal weight, (G,).
+        people: Number of samples of equal weight, (G,).
 
     Returns:
         (G, C); NaN where a group is one person, whose deviation nothing tells.
@@ -255,7 +255,7 @@ class Moments:
                 self.flush()
 
     def flush(self) -> None:
-        """Work off the rows that wait: one product for each group of people, or one sum in the sketch."""
+        """Work off the rows that wait: one product for each sensitive group, or one sum in the sketch."""
         if not self._waiting:
             return
         n_groups = max(weights.shape[1] for _, weights in self._waiting)

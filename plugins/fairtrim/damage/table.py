@@ -1,4 +1,4 @@
-"""The damage table: what removing each channel does to the loss of each group of people."""
+"""The damage table: what removing each channel does to the loss of each sensitive group."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class DamageTable:
         interactions: E_g E_y[s_nc(y) s_nd(y)], (G, C, C); a sketch of the samples that stands for it, over very many
             channels; or None if they were not collected.
         people: (Σ_n w_gn)² / Σ_n w_gn², which is n_g without weights, (G,); None where it wasn't collected.
-        standard_error: Of Δ_gc, that of a mean over people, (G, C); NaN for a group of one person; None where it wasn't
-            collected.
+        standard_error: Of Δ_gc, that of a mean over samples, (G, C); NaN for a group of one sample; None where it
+            wasn't collected.
         second_order_error: Of ½ E_g E_y[s_nc(y)²] alone, (G, C).
         signed_loss: Whether some sample's loss is negative, so that a mean below 0 is possible.
         loss_error: Standard error of ``loss``, (G,).
@@ -89,7 +89,7 @@ class DamageTable:
 
     @property
     def shares(self) -> Tensor:
-        """Share of each group among the people, (G,); sums to 1."""
+        """Share of each group among the samples, (G,); sums to 1."""
         return self.counts / self.counts.sum()
 
     @property
@@ -135,7 +135,7 @@ class DamageTable:
         return below & (not self.signed_loss)
 
     def prediction_error(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
-        """Standard error of ``predict`` that comes from the sketch, not from the number of people.
+        """Standard error of ``predict`` that comes from the sketch, not from the number of samples.
 
         Args:
             channels: R, channel numbers by group name.
@@ -179,7 +179,7 @@ class DamageTable:
         return self.interactions[:, column]
 
     def pooled(self, groups: Sequence[Sequence[int]], names: Sequence[GroupName]) -> DamageTable:
-        """The table of larger groups of people: each row the mean over the people of some rows of this one.
+        """The table of larger sensitive groups: each row the mean over the samples of some rows of this one.
 
         Args:
             groups: For each new row, the rows that it pools.
@@ -301,7 +301,7 @@ class DamageTable:
 
 
 def _mixed_errors(mixing: Tensor, errors: Tensor | None) -> Tensor | None:
-    """Of sums over groups that hold different people."""
+    """Of sums over groups that hold different samples."""
     if errors is None:
         return None
     unknown = (mixing != 0).double() @ errors.isnan().double() > 0

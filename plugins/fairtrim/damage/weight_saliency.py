@@ -284,7 +284,7 @@ def _closed_form_squares(
         single_linear = isinstance(module, nn.Linear) and len(of_module) == 1 and of_module[0][0].ndim == 2
         if single_linear and len(of_module[0][0]) == n_samples:
             value, gradient = (t.to(weights.dtype).square() for t in of_module[0])
-            # (g_o a_i)² = g_o² a_i²: one product for each group of people, no per-sample matrices
+            # (g_o a_i)² = g_o² a_i²: one product for each sensitive group, no per-sample matrices
             members = [w.nonzero().squeeze(1) for w in weights]
             products = [(gradient[m] * w[m].unsqueeze(1)).T @ value[m] for w, m in zip(weights, members, strict=True)]
             yield id(module.weight), torch.stack(products)

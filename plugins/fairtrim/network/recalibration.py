@@ -15,7 +15,7 @@ from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import in_mode, insist, preserved_random_state
 
-from .scored_network import class_scores
+from .scored_network import ScoredNetwork
 
 __all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
 
@@ -121,7 +121,7 @@ def _average(
         n_samples += len(batch)
         for norm in norms:
             norm.momentum = len(batch) / n_samples
-        class_scores(model, batch, forward_fn, partial(_no_scores, len(batch)))
+        ScoredNetwork(model, forward_fn, partial(_no_scores, len(batch))).scores(batch)
     if n_samples == 0:
         raise InputError("every batch holds one sample; statistics need at least two at a time")
     if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):

@@ -17,10 +17,12 @@ from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 
-__all__ = ["OutputTransform", "ScoredNetwork", "call_of", "check_network", "class_scores", "network_output"]
+__all__ = ["OutputTransform", "ScoredNetwork", "call_of"]
 
 OutputTransform = Callable[[Any], Tensor]
 """Finds the scores (N, K) in what the network returns."""
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
 @dataclass(frozen=True)
@@ -60,69 +62,107 @@ class ScoredNetwork:
         return replace(self, model=model)
 
     def check(self) -> None:
-        """Refuse a network whose samples or layers can't be told apart from outside; see ``check_network``."""
-        check_network(self.model)
+        """Refuse a network whose samples or layers can't be told apart from outside.
+
+        Raises:
+            UnsupportedModelError: It was compiled, is wrapped for several devices, or has a BatchNorm without running
+                statistics, which normalises by the batch even in eval mode.
+        """
+        for name, module in self.model.named_modules():
+            if type(module).__name__ in _WRAPPERS:
+                raise UnsupportedModelError(
+                    f"{name or 'the network'} is wrapped in {type(module).__name__}, whose forward pass waits for "
+                    "other processes or devices; expected the network itself, model.module (shares of the data are "
+                    "added up without a wrapper)"
+                )
+            if hasattr(module, "_orig_mod"):  # torch.compile's wrapper: hooks on the layers inside are compiled away
+                raise UnsupportedModelError(
+                    f"{name or 'the network'} was compiled by torch.compile; expected the network itself, "
+                    "model._orig_mod (the compiled one shares its weights; compile again after pruning, which "
+                    "changes the shapes)"
+                )
+            if getattr(module, "_compiled_call_impl", None) is not None:  # may have left out hooks that come later
+                raise UnsupportedModelError(
+                    f"{name or 'the network'} was compiled in place by its compile(), which passes hooks over in "
+                    "silence; expected one that is not: compile after pruning, or take copy.deepcopy(model), which is "
+                    "not compiled"
+                )
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                raise UnsupportedModelError(
+                    f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
+                    "samples are not independent; expected track_running_stats=True"
+                )
 
     def output(self, inputs: Any, *, index: int = 0) -> Any:
-        """What the network returns for the inputs of a batch; see ``network_output``.
+        """What the network returns for the inputs of a batch.
 
         Args:
-            inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
+            inputs: A tensor, a tuple or list of arguments, or a dict of them by name. Arrays and frames become tensors.
             index: Number of the batch, for messages.
 
         Returns:
             Whatever it returns.
+
+        Raises:
+            InputError: A dict names an argument that the network doesn't take, or inputs are of another floating-point
+                type than the network.
         """
-        return network_output(self.model, inputs, self.forward_fn, index=index)
+        if self.forward_fn is not None:
+            return self.forward_fn(self.model, inputs)
+        if tree_any(_is_array, inputs):
+            inputs = _tensors(self.model, inputs)
+        if isinstance(inputs, Mapping):
+            _check_names(self.model, inputs)
+        try:
+            return call_of(self.model, inputs)()
+        except RuntimeError as error:
+            _explain_types(self.model, inputs, index, error)
+            raise
 
     def scores(self, batch: Batch, *, positions: bool = False) -> Tensor:
-        """Scores f(x) of one batch; see ``class_scores``.
+        """Scores f(x) of one batch, (N, K).
 
         Args:
             batch: The batch.
-            positions: Whether scores (N, T, K) for a target (N, T) will do as well.
+            positions: Whether scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
 
         Returns:
-            (N, K) or (N, T, K).
+            Scores, (N, K) or (N, T, K); (N,) becomes (N, 1).
+
+        Raises:
+            InputError: There are more or fewer targets than inputs.
+            UnsupportedModelError: What came back has no scores of that shape.
         """
-        return class_scores(self.model, batch, self.forward_fn, self.output_transform, positions=positions)
-
-
-_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
-
-
-def check_network(model: nn.Module) -> None:
-    """Refuse a network whose samples or layers can't be told apart from outside.
-
-    Args:
-        model: The network.
-
-    Raises:
-        UnsupportedModelError: It was compiled, is wrapped for several devices, or has a BatchNorm without running
-            statistics, which normalises by the batch even in eval mode.
-    """
-    for name, module in model.named_modules():
-        if type(module).__name__ in _WRAPPERS:
+        inputs = batch.inputs
+        output = self.output(inputs, index=batch.index)
+        if self.output_transform is not None:
+            output = self.output_transform(output)
+        elif isinstance(output, Mapping) and "logits" in output:
+            output = output["logits"]
+        elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+            output = output.logits
+        if not isinstance(output, Tensor):
             raise UnsupportedModelError(
-                f"{name or 'the network'} is wrapped in {type(module).__name__}, whose forward pass waits for other "
-                "processes or devices; expected the network itself, model.module (shares of the data are added up "
-                "without a wrapper)"
+                f"the network returned a {type(output).__name__}; expected a tensor of scores (N, K): "
+                "pass output_transform, e.g. output_transform=lambda output: output[0]"
             )
-        if hasattr(module, "_orig_mod"):  # torch.compile's wrapper: hooks on the layers inside are compiled away
+        scores = output.unsqueeze(1) if output.ndim == 1 else output
+        n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
+        if n_inputs not in (None, len(batch)):
+            raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
+        at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
+        if at_positions and not positions:
             raise UnsupportedModelError(
-                f"{name or 'the network'} was compiled by torch.compile; expected the network itself, model._orig_mod "
-                "(the compiled one shares its weights; compile again after pruning, which changes the shapes)"
+                f"the network returned scores of shape {tuple(scores.shape)}, one row for each of {scores.shape[1]} "
+                "positions; this method is defined for one label a sample: pass output_transform to select a position"
             )
-        if getattr(module, "_compiled_call_impl", None) is not None:  # may have left out hooks that come later
+        if scores.shape[0] != len(batch) or not (scores.ndim == 2 or at_positions):
             raise UnsupportedModelError(
-                f"{name or 'the network'} was compiled in place by its compile(), which passes hooks over in silence; "
-                "expected one that is not: compile after pruning, or take copy.deepcopy(model), which is not compiled"
+                f"the network returned scores of shape {tuple(output.shape)} for a target of shape "
+                f"{tuple(batch.target.shape)}; expected (N, K), or (N, T, K) for labels (N, T): pass output_transform "
+                "to select or reshape them"
             )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise UnsupportedModelError(
-                f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
-                "samples are not independent; expected track_running_stats=True"
-            )
+        return scores
 
 
 def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -194,90 +234,3 @@ def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeErro
             f"batch {index}: the inputs are {others} and the network is {name} ({error}); expected one type: give "
             f"inputs.to(torch.{name}), or pass forward_fn=lambda model, inputs: model(inputs.to(torch.{name}))"
         ) from error
-
-
-def network_output(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None, *, index: int = 0) -> Any:
-    """What a network returns for the inputs of a batch.
-
-    Args:
-        model: The network.
-        inputs: A tensor, a tuple or list of arguments, or a dict of them by name. Arrays and frames become tensors.
-        forward_fn: How to call the network instead.
-        index: Number of the batch, for messages.
-
-    Returns:
-        Whatever it returns.
-
-    Raises:
-        InputError: A dict names an argument that the network doesn't take, or inputs are of another floating-point type
-            than the network.
-    """
-    if forward_fn is not None:
-        return forward_fn(model, inputs)
-    if tree_any(_is_array, inputs):
-        inputs = _tensors(model, inputs)
-    if isinstance(inputs, Mapping):
-        _check_names(model, inputs)
-    try:
-        return call_of(model, inputs)()
-    except RuntimeError as error:
-        _explain_types(model, inputs, index, error)
-        raise
-
-
-def class_scores(
-    model: nn.Module,
-    batch: Batch,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: Callable[[Any], Tensor] | None = None,
-    *,
-    positions: bool = False,
-) -> Tensor:
-    """Scores f(x) of one batch, (N, K).
-
-    Args:
-        model: The network.
-        batch: The batch.
-        forward_fn: How to call the network; by default ``model(inputs)``, ``model(*inputs)`` for a tuple or
-            list and ``model(**inputs)`` for a dict.
-        output_transform: Takes the scores out of what the network returns. Tensors, and the ``logits`` of an
-            object or dict, need none. (N,) becomes (N, 1).
-        positions: Whether scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
-
-    Returns:
-        Scores, (N, K) or (N, T, K).
-
-    Raises:
-        InputError: There are more or fewer targets than inputs.
-        UnsupportedModelError: What came back has no scores of that shape.
-    """
-    inputs = batch.inputs
-    output = network_output(model, inputs, forward_fn, index=batch.index)
-    if output_transform is not None:
-        output = output_transform(output)
-    elif isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        output = output.logits
-    if not isinstance(output, Tensor):
-        raise UnsupportedModelError(
-            f"the network returned a {type(output).__name__}; expected a tensor of scores (N, K): "
-            "pass output_transform, e.g. output_transform=lambda output: output[0]"
-        )
-    scores = output.unsqueeze(1) if output.ndim == 1 else output
-    n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
-    if n_inputs not in (None, len(batch)):
-        raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
-    at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
-    if at_positions and not positions:
-        raise UnsupportedModelError(
-            f"the network returned scores of shape {tuple(scores.shape)}, one row for each of {scores.shape[1]} "
-            "positions; this method is defined for one label a sample: pass output_transform to select a position"
-        )
-    if scores.shape[0] != len(batch) or not (scores.ndim == 2 or at_positions):
-        raise UnsupportedModelError(
-            f"the network returned scores of shape {tuple(output.shape)} for a target of shape "
-            f"{tuple(batch.target.shape)}; expected (N, K), or (N, T, K) for labels (N, T): pass output_transform to "
-            "select or reshape them"
-        )
-    return scores

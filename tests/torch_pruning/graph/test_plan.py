@@ -64,7 +64,7 @@ def test_host_options(options: dict[str, Any]) -> None:
 
 
 def test_a_cap_that_the_ratio_exceeds_is_given_up_but_no_layer_is_lost() -> None:
-    """The host takes its ratio whatever max_pruning_ratio says; a layer whole in that set it would skip."""
+    """Torch-Pruning takes its ratio whatever max_pruning_ratio says; a layer whole in that set it would skip."""
     case = CASES["residual"]
     model = case.model()
     importance = WorstGroupImportance(model=model, loader=batches_of(case), progress=False)
@@ -102,7 +102,7 @@ def test_whole_heads_are_removed_as_one() -> None:
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_heads_beside_global_pruning(ratio: float) -> None:
-    """The host counts head dimensions in its ranking of all channels, though it removes heads only."""
+    """Torch-Pruning counts head dimensions in its ranking of all channels, though it removes heads only."""
     case = CASES["attention"]
     model = case.model()
     importance = WorstGroupImportance(model=model, loader=batches_of(case), progress=False)
@@ -216,11 +216,11 @@ def test_group_that_gates_cannot_describe_is_left_and_named() -> None:
     importance = WorstGroupImportance(progress=False)
     case = Case(Reshaped, (4,))
     pruner = case.pruner(model, importance)
-    with pytest.warns(UserWarning, match="leaves these dependency groups as they are: up: the host doesn't map 9"):
+    with pytest.warns(UserWarning, match="leaves these dependency groups as they are: up: Torch-Pruning doesn't map 9"):
         importance.fit(pruner, batches_of(case))
     pruner.step()
     assert (model.body.out_features, model.up.out_features, model.mix.out_channels) == (3, 12, 3)
-    assert "not scored: up: the host" in str(importance.report())
+    assert "not scored: up: Torch-Pruning" in str(importance.report())
     model(case.batch(3)[0])
 
 
@@ -321,7 +321,7 @@ def _heads(**options: Any) -> tuple[tp.pruner.BasePruner, SeparateHeads, MeanDam
 
 
 def test_heads_are_counted_from_the_first() -> None:
-    """The host takes the share from the heads that are left: 8 heads, 4 steps to a half, 1 left."""
+    """Torch-Pruning takes the share from the heads that are left: 8 heads, 4 steps to a half, 1 left."""
     batches = [(torch.randn(9, 5, 3), torch.arange(9) % 3)]
     pruner, model, importance = _heads(
         num_heads={}, prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.5, iterative_steps=4
@@ -340,6 +340,6 @@ def test_heads_are_counted_from_the_first() -> None:
 
 def test_attention_whose_heads_the_host_is_not_told_of_is_left() -> None:
     pruner, model, importance = _heads(pruning_ratio=0.5)
-    with pytest.raises(UnsupportedModelError, match=r"of which the host is not told; give the pruner num_heads"):
+    with pytest.raises(UnsupportedModelError, match=r"of which Torch-Pruning is not told; give the pruner num_heads"):
         importance.fit(pruner, [(torch.randn(9, 5, 3), torch.arange(9) % 3)])
     assert model.query.out_features == 8

@@ -78,10 +78,10 @@ def _warning(case: Network) -> Any:
 
 
 class Quota:
-    """An importance with scores that mean nothing: the number of channels that go is the host's own.
+    """An importance with scores that mean nothing: the number of channels that go is Torch-Pruning's own.
 
-    The host's magnitude criterion can't tell it everywhere: it fails on a root whose indices repeat, and on what the
-    host's graph or functions get wrong. These are put right first, as fairtrim does.
+    Torch-Pruning's magnitude criterion can't tell it everywhere: it fails on a root whose indices repeat, and on what
+    its graph or functions get wrong. These are put right first, as fairtrim does.
     """
 
     def __init__(self, left: dict[str, str]) -> None:
@@ -138,7 +138,7 @@ def test_prunes_with_any_criterion(case: Network, criterion: str, mode: str, tmp
     quota = copy.deepcopy(model)
     importance: ChannelImportance = CRITERIA[criterion](progress=False, output_transform=case.transform)
     pruner = case.pruner(model, importance, **options)
-    model.train()  # the host's trace leaves it in eval mode
+    model.train()  # Torch-Pruning's trace leaves it in eval mode
     before, values = _state(model), copy.deepcopy(model.state_dict())
     for step in range(pruner.iterative_steps):
         with _warning(case):
@@ -191,7 +191,7 @@ EXACT = [pytest.param(case, id=name) for name, case in {**ALL, **LEFT}.items() i
 
 @pytest.mark.parametrize("case", EXACT)
 def test_closed_gates_equal_removal(case: Network) -> None:
-    """Two steps: what the host maps after the first must be right too."""
+    """Two steps: what Torch-Pruning maps after the first must be right too."""
     model = case.model().eval()
     pruner = case.pruner(model, iterative_steps=2)
     x = case.batch(12)[0]
@@ -304,7 +304,7 @@ def test_weight_table_equals_the_oracle(case: Network) -> None:
         torch.testing.assert_close(fast[group.name], expected, rtol=1e-8, atol=1e-12)
 
 
-# What is refused, and what the host does by itself ---------------------------------------------------------------
+# What is refused, and what Torch-Pruning does by itself ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in REFUSED.items()])

@@ -40,7 +40,7 @@ from tests.networks import CASES, Case
 )
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_prunes_what_the_host_prunes(case: Case, mode: str, maker: Any) -> None:
-    """As many channels go from each layer as with the host's own criterion (local); all that are asked for go."""
+    """As many channels go from each layer as with Torch-Pruning's own criterion (local); all that are asked for go."""
     options = {"global_pruning": mode != "local", "iterative_steps": 2 if mode == "iterative" else 1}
     dense = case.model()
     ours, theirs = copy.deepcopy(dense), copy.deepcopy(dense)
@@ -55,7 +55,7 @@ def test_prunes_what_the_host_prunes(case: Case, mode: str, maker: Any) -> None:
     report = importance.report()
     assert report.skipped == []
     assert report.layers["asked"].tolist() == report.layers["removed"].tolist()
-    assert "skipped by the host: none" in str(report)
+    assert "skipped by Torch-Pruning: none" in str(report)
     x, y = case.batch(4)
     output = ours(x)
     scores = case.transform(output) if case.transform else output
@@ -84,7 +84,7 @@ def test_self_collecting_form_follows_the_network() -> None:
 
 @pytest.mark.parametrize("name", ["split", "attention"])
 def test_self_collecting_form_repairs_the_host_s_splits(name: str) -> None:
-    """The host's map through a split is stale after a step; the magnitude criterion raises IndexError here."""
+    """Torch-Pruning's map through a split is stale after a step; the magnitude criterion raises IndexError here."""
     case = CASES[name]
     model = case.model()
     importance = WorstGroupImportance(model=model, loader=batches_of(case), progress=False)
@@ -97,7 +97,7 @@ def test_self_collecting_form_repairs_the_host_s_splits(name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_order_repairs_the_host_s_splits(seed: int) -> None:
-    """By its stale map the host asks for groups that it passes over by the right one."""
+    """By its stale map Torch-Pruning asks for groups that it passes over by the right one."""
     generator = torch.Generator().manual_seed(seed)
     case = CASES["split"]
     model = case.model()
@@ -200,7 +200,7 @@ def test_table_of_another_pruner() -> None:
 
 
 def test_step_that_failed_can_be_tried_again() -> None:
-    """The host counts a step before it asks for scores: after an error it must not be lost."""
+    """Torch-Pruning counts a step before it asks for scores: after an error it must not be lost."""
     case = CASES["mlp"]
     model = case.model()
     importance = WorstGroupImportance(progress=False)
@@ -239,7 +239,7 @@ def test_host_s_own_questions_outside_a_step() -> None:
     regularizing = tp.pruner.GroupNormPruner(
         model, case.batch(2)[0], importance=importance, pruning_ratio=0.4, ignored_layers=[model[4]]
     )
-    with pytest.raises(InputError, match=r"GroupNormPruner.*regulariz.*one of the host's own importances"):
+    with pytest.raises(InputError, match=r"GroupNormPruner.*regulariz.*one of Torch-Pruning's own importances"):
         regularizing.update_regularizer()
         regularizing.regularize(model)
 

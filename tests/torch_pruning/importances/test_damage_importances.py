@@ -50,7 +50,7 @@ def test_host_removes_the_set_that_joint_selection_chose() -> None:
 
 
 def test_all_equal_scores_remove_no_more_than_the_ratio() -> None:
-    """Dead channels tie at zero: the host's own threshold would take them all."""
+    """Dead channels tie at zero: Torch-Pruning's own threshold would take them all."""
     model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 3)).double()
     for layer in (model[0], model[2]):
         nn.init.zeros_(layer.weight)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import FairtrimError, InputError, UnsupportedModelError
 from fairtrim.data.indexed_samples import IndexedSamples
-from fairtrim.files.resumption import Resumption, fingerprint
 from fairtrim.mining import MinedSamples, MisclassifiedMiner, label_probabilities
 from fairtrim.network import fine_tuning as core_training
 from fairtrim.network.fine_tuning import fine_tune
@@ -30,6 +27,8 @@ from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidence,
     AccumulatedConfidenceImportance,
     ContrastiveImportance,
+    dcwp,
+    denp,
 )
 from fairtrim_adapters.torch_pruning.graph.level_pruner import pruner_of_levels
 from fairtrim_adapters.torch_pruning.recipes import sparse_run
@@ -454,45 +453,6 @@ def test_damaged_progress_is_refused(recipe: str, damage: str, finished: Mapping
     assert path.read_bytes() == left and [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing unpickled
 
 
-def test_progress_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored comes back; a failed save leaves the one before and no other file."""
-    resumption = Resumption(tmp_path, {"seed": 0, "levels": (0.5,)})
-    assert resumption.load() is None
-    tensors = {"a": torch.arange(6).reshape(2, 3).T, "b": torch.tensor([True]), "c": torch.tensor(2.0).bfloat16()}
-    resumption.save(3, {"rows": [{"level": float("nan"), "what": "ä"}]}, tensors)
-
-    def failing(stored: Any, path: str, **options: Any) -> None:
-        Path(path).write_bytes(b"half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fairtrim.files.resumption.save_file", failing)
-    with pytest.raises(KeyboardInterrupt):
-        resumption.save(4, {}, {})
-    progress = resumption.load()
-    assert progress is not None and progress.step == 3
-    assert progress.data["rows"][0]["what"] == "ä" and np.isnan(progress.data["rows"][0]["level"])
-    assert progress.tensors.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(progress.tensors[name], tensor) and progress.tensors[name].dtype == tensor.dtype
-    assert [path.name for path in tmp_path.iterdir()] == ["progress.safetensors"]
-    nowhere = Resumption(None, {})
-    nowhere.save(1, {}, {})
-    assert nowhere.load() is None
-
-
-def test_fingerprint() -> None:
-    """Any tensor that differs, buffers and dtypes included, makes another."""
-    models = [CASES["plain"].model() for _ in range(6)]
-    with torch.no_grad():
-        models[1][0].weight[0, 0, 0, 0] += 1e-12  # type: ignore[index]
-        models[2][1].running_mean[1] += 1  # type: ignore[index]
-        models[3][1].num_batches_tracked += 1  # type: ignore[index]
-    models[4].bfloat16()
-    models[5].eval().requires_grad_(False)
-    prints = [fingerprint(model) for model in models]
-    assert len(set(prints)) == 5 and prints[5] == prints[0]
-
-
 # Refusals -------------------------------------------------------------------------------------------------
 
 FAULTS: dict[str, tuple[dict[str, Any], type[FairtrimError], str]] = {
@@ -620,18 +580,6 @@ def test_run_with_other_samples_is_refused(tmp_path: Path, monkeypatch: pytest.M
         run_recipe("denp", model, DataLoader(loader.dataset, batch_size=8), folder=tmp_path)
 
 
-def test_edited_progress_is_refused(tmp_path: Path) -> None:
-    resumption = Resumption(tmp_path, {"seed": 0})
-    resumption.save(1, {"rows": []}, {"flags": torch.tensor([True, False])})
-    path = tmp_path / "progress.safetensors"
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["fairtrim-recipe"])
-    for changed, flags in ((header, [False, True]), ({**header, "step": 9}, [True, False])):
-        save_file({"flags": torch.tensor(flags)}, path, metadata={"fairtrim-recipe": json.dumps(changed)})
-        with pytest.raises(InputError, match="was changed since it was written"):
-            resumption.load()
-
-
 def test_mining_is_kept_when_the_cut_is_wrong(tmp_path: Path) -> None:
     miner = FixedMiner()
     with pytest.raises(InputError, match=r"no sample.*cut=\{'share_per_class': ...\}"):
@@ -659,7 +607,7 @@ def test_no_closed_gate_is_said() -> None:
 
 
 def test_a_kind_of_layer_is_no_name_of_a_layer() -> None:
-    """``customized_pruners`` of the host has classes for keys."""
+    """``customized_pruners`` of Torch-Pruning has classes for keys."""
     options = {"pruner_options": {"customized_pruners": {nn.GRU: type(tp.prune_linear_out_channels.__self__)()}}}
     assert run_recipe("denp", mlp(), pruning_ratio=0.5, **options).model[0].out_features == 8
 
@@ -669,3 +617,50 @@ def test_very_few_mined_samples_are_pointed_out() -> None:
     flags[3] = True
     with pytest.warns(UserWarning, match=f"only 1 of {N} samples were mined, for 2 classes"):
         run_recipe("denp", mlp(), miner=FixedMiner(flags), pruning_ratio=0.5)
+
+
+OLD: list[tuple[Any, str, str]] = [
+    (denp, "steps", "iterative_steps="),
+    (denp, "seed", "random_state="),
+    (denp, "learning_rate", "fine_tuning={'learning_rate': ...}"),
+    (dcwp, "gate_learning_rate", "gate_training={'learning_rate': ...}"),
+    (dcwp, "iterations", "gate_training={'iterations': ...}"),
+    (dcwp, "epochs", "fine_tuning={'epochs': ...}"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "old", "new"), OLD)
+def test_old_names_say_the_new_ones(recipe: Any, old: str, new: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{recipe.__name__} has no {old}=; it is called {new}")):
+        recipe(mlp(), data_of_recipes(), **{old: 1})
+
+
+def test_settings_in_dicts_are_looked_at() -> None:
+    with pytest.raises(InputError, match=r"dcwp has no 'mminer' \(did you mean 'miner'\?\)"):
+        dcwp(mlp(), data_of_recipes(), mminer=FixedMiner())  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"fine_tuning has no 'epoch' \(did you mean 'epochs'\?\)"):
+        denp(mlp(), data_of_recipes(), fine_tuning={"epoch": 1})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(InputError, match=r"gate_training has no 'iteration' \(did you mean 'iterations'\?\)"):
+        dcwp(mlp(), data_of_recipes(), gate_training={"iteration": 1})  # type: ignore[typeddict-unknown-key]
+    for name in ("fine_tuning", "gate_training"):
+        with pytest.raises(InputError, match=f"{name} is a int; expected a dict such as"):
+            dcwp(mlp(), data_of_recipes(), **{name: 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_a_generator_gives_the_seed_by_one_draw(recipe: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(8)
+    drawn = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(8)))
+    left, right = (run_recipe(recipe, mlp(), random_state=state) for state in (generator, drawn))
+    assert_same_result(left, right)
+    with pytest.raises(InputError, match="random_state is a Generator beside folder=; expected a whole number"):
+        run_recipe(recipe, mlp(), random_state=generator, folder=tmp_path)
+
+
+def test_options_of_the_pruner_by_a_function_of_the_copy() -> None:
+    def options(model: nn.Module) -> dict[str, Any]:
+        first = model.get_submodule("0")
+        return {"ignored_layers": [first], "forward_fn": lambda traced, inputs: traced(inputs)}
+
+    model: Any = run_recipe("denp", mlp(), pruner_options=options).model
+    assert (model[0].out_features, model[2].out_features) == (16, 6)

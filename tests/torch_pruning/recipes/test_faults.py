@@ -162,7 +162,7 @@ def _fit(name: str) -> Run:
         importance = IMPORTANCES[name](progress=False, **more.get(name, {}))
         indexed = name in ("accumulated-confidence", "contrastive")
         loader = setting.loader if indexed else _batches(setting)
-        fuse, setting.fuse.at = setting.fuse.at, 0  # the host's own forward passes are not what is tried
+        fuse, setting.fuse.at = setting.fuse.at, 0  # Torch-Pruning's own forward passes are not what is tried
         pruner = CASE.pruner(setting.model, importance)
         setting.model.train()
         setting.model.norm.eval()
@@ -268,7 +268,7 @@ def _break_at_every_call(run: Run, place: str, n_outputs: int = 3, most: int = 9
         setting = Setting(place, n_outputs)
         error = (BrokenError, KeyboardInterrupt)[number % 2](f"call {call} of {n_calls}")
         setting.fuse.calls, setting.fuse.at, setting.fuse.error = 0, call, error
-        fitted = run.__qualname__.startswith("_fit")  # takes its own, after the host has traced the network
+        fitted = run.__qualname__.startswith("_fit")  # takes its own, after Torch-Pruning has traced the network
         before = None if fitted else Snapshot(setting.model)
         drawn = setting.generator.get_state()
         # a fit tells what a network raises without some of its channels, or in training mode, in words of its own
@@ -454,7 +454,7 @@ def test_recipes_go_on_from_wherever_they_broke(recipe: str, own_miner: bool, tm
         assert_same_result(run_recipe(recipe, network(fuse), data_of_recipes(), folder=folder, **options), whole)
         # what was finished is not done again; to take up costs two passes over the data
         assert fuse.calls <= n_calls + 12
-    assert len(swallowed) <= 2  # the host's trace, and a trial of several groups, try once more after any error
+    assert len(swallowed) <= 2  # Torch-Pruning's trace, and a trial of several groups, try once more after any error
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairtrim import UnsupportedModelError
 from fairtrim.data.batches import Batch
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.torch_pruning import MeanDamageImportance
 from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 from fairtrim_adapters.torch_pruning.verification.channel_axes import observed_axes
@@ -92,7 +93,7 @@ def test_axes_of_one_class_in_two_layouts() -> None:
     pruner = tp.pruner.BasePruner(model, x[:2], importance=None, pruning_ratio=0.4, ignored_layers=[model.head])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = Batch(x, torch.zeros(8), None, 0)
-    axes = observed_axes(pruner.DG, plan_of_pruner(pruner), batch, {})
+    axes = observed_axes(pruner.DG, plan_of_pruner(pruner), batch, ScoredNetwork(pruner.model))
     assert axes == {
         ("norm", "output"): 1,
         ("last", "output"): -1,

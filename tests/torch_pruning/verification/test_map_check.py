@@ -1,4 +1,4 @@
-"""The look at the host's map of channels: wrong maps are refused, right ones never, and nothing is left behind."""
+"""The look at Torch-Pruning's map of channels: wrong maps are refused, right ones never, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairtrim_adapters.torch_pruning import MeanDamageImportance
 
 
 class _Moved(nn.Module):
-    """Channels change places between two layers, which the host takes for an elementwise operation."""
+    """Channels change places between two layers, which Torch-Pruning takes for an elementwise operation."""
 
     def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def _labels(n: int) -> Tensor:
 def test_channels_that_change_places_are_left(move: Callable[[Tensor], Tensor]) -> None:
     model, x = _Moved(move), torch.randn(9, 2, 4, 4)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.warns(UserWarning, match=r"the host maps the channels of 'a' to the wrong inputs of 'b'"):
+    with pytest.warns(UserWarning, match=r"Torch-Pruning maps the channels of 'a' to the wrong inputs of 'b'"):
         pruner, importance = _fit(model, x, [(x, _labels(9))])
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert list(importance.plan_.unscored) == ["a"]

@@ -24,7 +24,7 @@ N, D = 20, 12
 
 
 class Odd(nn.Module):
-    """A plain first layer, and behind a second something that the host's trace doesn't show."""
+    """A plain first layer, and behind a second something that Torch-Pruning's trace doesn't show."""
 
     def __init__(self, odd: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Where Torch-Pruning 1.6's graph or its pruning functions are wrong, put right on the graph of one pruner.
 
-Nothing of the host is patched globally: what is replaced belongs to one dependency graph. ``docs/torch_pruning.md``
-lists the faults.
+Nothing of Torch-Pruning is patched globally: what is replaced belongs to one dependency graph.
+``docs/torch_pruning.md`` lists the faults.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch_pruning.dependency import index_mapping, shape_infer
 
 __all__ = ["PruningFunction", "correct_graph", "correct_group", "correct_pruner", "output_shape"]
 
-_FAR = 100  # the host's own bound: axes from the back are saved as huge unsigned numbers
+_FAR = 100  # Torch-Pruning's own bound: axes from the back are saved as huge unsigned numbers
 
 
 def correct_graph(graph: tp.DependencyGraph) -> bool:
     """Bring a graph in order; after each step again.
 
     Args:
-        graph: The host's dependency graph.
+        graph: Torch-Pruning's dependency graph.
 
     Returns:
         Whether channels are mapped differently now, so that groups made before are wrong.
@@ -36,7 +36,7 @@ def correct_graph(graph: tp.DependencyGraph) -> bool:
         if node.type == tp.ops.OPTYPE.SPLIT:
             changed |= _map_split(graph, node)
             if node.module.split_sizes is not None:
-                # the host updates the sizes after a step, and sets the offsets on the wrong object
+                # Torch-Pruning updates the sizes after a step, and sets the offsets on the wrong object
                 offsets = [0, *np.cumsum(node.module.split_sizes).tolist()]
                 changed |= node.module.offsets != offsets
                 node.module.offsets = offsets
@@ -49,7 +49,7 @@ def correct_graph(graph: tp.DependencyGraph) -> bool:
 
 
 def correct_pruner(pruner: tp.pruner.BasePruner) -> None:
-    """Count heads from those that there were at first, as the host does for channels, and for heads in global pruning.
+    """Count heads from those that there were at first, as is done for channels, and for heads in global pruning.
 
     Torch-Pruning 1.6 takes the share that should be gone by a step from the heads that are still there, so that of 8
     heads 4 steps to a ratio of .5 leave 1. Changed on this pruner only.
@@ -74,7 +74,7 @@ class _RatioOfHeads:
             return ratio
         first = int(self._pruner.init_num_heads.get(module, present))
         surplus = present - (first - math.ceil(ratio * first - 1e-9))
-        return max(0.0, (surplus - 1e-6) / present)  # the host rounds up
+        return max(0.0, (surplus - 1e-6) / present)  # Torch-Pruning rounds up
 
 
 # Maps of channels ---------------------------------------------------------------------------------------------
@@ -144,12 +144,12 @@ def output_shape(grad_fn: Any, number: int = 0) -> tuple[int, ...] | None:
 
 
 def _is_channel_axis_of_tokens(axis: int, shape: tuple[int, ...] | None) -> bool:
-    """Whether an axis is that of the channels of (N, T, C), counted from the front; the host knows axes 1 and −1."""
+    """Whether an axis is that of the channels of (N, T, C), counted from the front; known are axes 1 and −1."""
     return shape is not None and len(shape) == 3 and axis == 2
 
 
 def _map_split(graph: tp.DependencyGraph, node: Any) -> bool:
-    """A split of tokens along axis 2, which the host takes for an elementwise operation."""
+    """A split of tokens along axis 2, which Torch-Pruning takes for an elementwise operation."""
     function = node.grad_fn
     shape: tuple[int, ...] = getattr(function, "_saved_self_sym_sizes", ())
     if getattr(node.module, "own_map", False) or not _is_channel_axis_of_tokens(
@@ -205,7 +205,7 @@ def _set_mapping(source: Any, target: Any, place: int, mapping: Callable[[Any], 
 
 
 def _map_flatten(graph: tp.DependencyGraph, node: Any) -> bool:
-    """A flattened convolution in a network in which any linear layer gives out three axes: the host then maps none."""
+    """A flattened convolution in a network in which any linear layer gives out three axes: then none is mapped."""
     before, after = getattr(node.grad_fn, "_saved_self_sym_sizes", None), output_shape(node.grad_fn)
     if graph._2d_4d or before is None or after is None or len(before) < 3 or len(after) != 2:
         return False
@@ -227,10 +227,10 @@ def _map_flatten(graph: tp.DependencyGraph, node: Any) -> bool:
 
 
 class PruningFunction:
-    """Stands for a pruning function of the host, equal to it, and does it right.
+    """Stands for a pruning function of Torch-Pruning, equal to it, and does it right.
 
     Args:
-        of_host: The host's function, bound to its pruner.
+        of_host: Torch-Pruning's function, bound to its pruner.
         function: What to do in its place: (layer, idxs) -> layer.
     """
 
@@ -258,10 +258,10 @@ class PruningFunction:
 
 
 def correct_group(group: tp.Group) -> None:
-    """Give the items of a group the corrected functions; its root is made by the host for each group.
+    """Give the items of a group the corrected functions; its root is made by Torch-Pruning for each group.
 
     Args:
-        group: A dependency group of the host.
+        group: A dependency group of Torch-Pruning.
     """
     owners = _owners_of_parameters(group._DG.model)
     for item in group:
@@ -283,7 +283,7 @@ def _replace_functions(graph: tp.DependencyGraph) -> None:
 
 
 def _prune_slice(slices: Sequence[Any], part: Any, idxs: Sequence[int]) -> Any:
-    """Slices that follow each other move up; the host moves each by the channels that it has lost itself."""
+    """Slices that follow each other move up; Torch-Pruning moves each by the channels that it has lost itself."""
     for other in slices[next(k for k, entry in enumerate(slices) if entry is part) :]:
         other.start -= 0 if other is part else len(idxs)
         other.end -= len(idxs)
@@ -331,7 +331,7 @@ def _kept(size: int, idxs: Sequence[int]) -> list[int]:
 
 
 def _prune_layer_norm(layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
-    """The host keeps the channels in the order of a set, which is not theirs where few are left."""
+    """Torch-Pruning keeps the channels in the order of a set, which is not theirs where few are left."""
     keep = _kept(layer.normalized_shape[-1], idxs)
     _slice(layer, ("weight", "bias"), keep, -1)
     layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep))
@@ -339,7 +339,7 @@ def _prune_layer_norm(layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
 
 
 def _prune_instance_norm(layer: Any, idxs: Sequence[int]) -> Any:
-    """The host leaves the running statistics as they are."""
+    """Torch-Pruning leaves the running statistics as they are."""
     keep = _kept(layer.num_features, idxs)
     _slice(layer, ("weight", "bias"), keep, 0)
     for name in ("running_mean", "running_var"):
@@ -350,7 +350,7 @@ def _prune_instance_norm(layer: Any, idxs: Sequence[int]) -> Any:
 
 
 def _prune_outputs_of_transposed(layer: Any, idxs: Sequence[int]) -> Any:
-    """The weight is (in, out / groups, ...): the host takes channels of all groups for its second axis."""
+    """The weight is (in, out / groups, ...): Torch-Pruning takes channels of all groups for its second axis."""
     per_group = layer.out_channels // layer.groups
     _slice(layer, ("weight",), _kept(per_group, [k for k in idxs if k < per_group]), 1)
     _slice(layer, ("bias",), _kept(layer.out_channels, idxs), 0)
@@ -359,14 +359,14 @@ def _prune_outputs_of_transposed(layer: Any, idxs: Sequence[int]) -> Any:
 
 
 def _prune_inputs_of_transposed(layer: Any, idxs: Sequence[int]) -> Any:
-    """The first axis of the weight holds the inputs of all groups: the host keeps those of one."""
+    """The first axis of the weight holds the inputs of all groups: Torch-Pruning keeps those of one."""
     _slice(layer, ("weight",), _kept(layer.in_channels, idxs), 0)
     layer.in_channels -= len(idxs)
     return layer
 
 
 def _prune_weight_of(norm: nn.Module, of_host: Any) -> Callable[[Any, Sequence[int]], Any]:
-    """An RMSNorm is to the host a bare parameter: it leaves ``normalized_shape`` as it is."""
+    """An RMSNorm is to Torch-Pruning a bare parameter: it leaves ``normalized_shape`` as it is."""
 
     def prune(weight: Any, idxs: Sequence[int]) -> Any:
         of_host.__self__.pruning_dim = -1

@@ -36,11 +36,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Root:
-    """Where the host starts when it removes channels of a dependency group.
+    """Where Torch-Pruning starts when it removes channels of a dependency group.
 
     Attributes:
         module: The root layer.
-        pruning_fn: The host's function for its outputs (or inputs).
+        pruning_fn: Torch-Pruning's function for its outputs (or inputs).
         units: For each of its channels, the channel of the channel group, (root channels,).
     """
 
@@ -52,7 +52,7 @@ class Root:
 def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
     """Whether an item of a group takes channels in and gives others out; norms pass theirs on.
 
-    To the host attention passes its channels on too, but it consumes its inputs.
+    To Torch-Pruning attention passes its channels on too, but it consumes its inputs.
     """
     module, handler = item.dep.target.module, item.dep.handler
     description = description_of(module)
@@ -66,10 +66,10 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
 
 
 def mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Channels of an item and the root channels they belong to; what the host couldn't map (None) is left out.
+    """Channels of an item and the root channels they belong to; what Torch-Pruning couldn't map (None) is left out.
 
     Args:
-        item: An item of a dependency group of the host.
+        item: An item of a dependency group of Torch-Pruning.
 
     Returns:
         Channels and root channels, (n,) each.
@@ -85,7 +85,7 @@ def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt
     """The layers of a dependency group that consume its channels.
 
     Args:
-        group: A dependency group of the host, full or partial.
+        group: A dependency group of Torch-Pruning, full or partial.
 
     Yields:
         Module name, its input channels, and the root channel of each.
@@ -102,8 +102,8 @@ def is_consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
     """Whether any layer consumes the channels, so that they are not outputs of the network.
 
     Args:
-        group: A dependency group of the host.
-        graph: The host's graph.
+        group: A dependency group of Torch-Pruning.
+        graph: Torch-Pruning's graph.
 
     Returns:
         Whether.
@@ -112,10 +112,10 @@ def is_consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
 
 
 def passes_on(graph: tp.DependencyGraph, module: nn.Module) -> bool:
-    """Whether channels pass through a layer, so that the host prunes its inputs and outputs as one.
+    """Whether channels pass through a layer, so that Torch-Pruning prunes its inputs and outputs as one.
 
     Args:
-        graph: The host's graph.
+        graph: Torch-Pruning's graph.
         module: A layer of it.
 
     Returns:
@@ -149,7 +149,7 @@ def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn
     """Query, key and value layers of an attention group.
 
     Args:
-        group: A dependency group of the host.
+        group: A dependency group of Torch-Pruning.
         pruner: The pruner, which knows about heads; None finds none.
 
     Returns:
@@ -168,13 +168,13 @@ def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn
 
 
 def units_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int, Callable[[Any], Any]]:
-    """How many things the host removes as one, and which of them a root channel belongs to.
+    """How many things Torch-Pruning removes as one, and which of them a root channel belongs to.
 
-    With convolution or norm groups the host removes the same channel of every group; with attention heads the
+    With convolution or norm groups Torch-Pruning removes the same channel of every group; with attention heads the
     same dimension of every head, or a whole head.
 
     Args:
-        group: A full dependency group of the host.
+        group: A full dependency group of Torch-Pruning.
         pruner: The pruner, which knows about heads and groups; None for a bare dependency graph.
 
     Returns:
@@ -209,7 +209,7 @@ def _convolution_groups(module: Any) -> int:
 
 
 def prunes_heads(attention: Sequence[nn.Module], pruner: tp.pruner.BasePruner) -> bool:
-    """Whether the host will remove whole heads of these layers.
+    """Whether Torch-Pruning will remove whole heads of these layers.
 
     Args:
         attention: Query, key and value layers, or none.
@@ -222,10 +222,10 @@ def prunes_heads(attention: Sequence[nn.Module], pruner: tp.pruner.BasePruner) -
 
 
 def group_name(group: tp.Group) -> str:
-    """Name of the root layer; with "(input)" where the host starts at its inputs, as it does for attention.
+    """Name of the root layer; with "(input)" where Torch-Pruning starts at its inputs, as it does for attention.
 
     Args:
-        group: A dependency group of the host.
+        group: A dependency group of Torch-Pruning.
 
     Returns:
         The name.
@@ -239,11 +239,11 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
     """Where the channels of a dependency group are consumed, and which parameters go with them.
 
     Args:
-        group: A full dependency group of the host.
+        group: A full dependency group of Torch-Pruning.
         pruner: The pruner, which knows about heads and groups; None for a bare dependency graph.
 
     Returns:
-        The channel group; one channel is what the host removes as one.
+        The channel group; one channel is what Torch-Pruning removes as one.
 
     Raises:
         UnsupportedModelError: No layer consumes them, or one whose axis of channels is not known.
@@ -295,7 +295,7 @@ def producers_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[
     """Where the channels of a group come from, and which layers they pass.
 
     Args:
-        group: A full dependency group of the host.
+        group: A full dependency group of Torch-Pruning.
         pruner: The pruner; None for a bare dependency graph.
 
     Returns:
@@ -343,14 +343,14 @@ def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterato
 
 
 def root_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Root:
-    """Where the host starts when it removes channels of this group.
+    """Where Torch-Pruning starts when it removes channels of this group.
 
     Args:
-        group: A full dependency group of the host.
+        group: A full dependency group of Torch-Pruning.
         pruner: The pruner; None for a bare dependency graph.
 
     Returns:
-        The layer, the host's function, and the unit of each of the layer's channels.
+        The layer, Torch-Pruning's function, and the unit of each of the layer's channels.
     """
     dep = group[0].dep
     return Root(dep.target.module, dep.handler, units_of(group, pruner)[1](np.arange(len(group[0].idxs))))

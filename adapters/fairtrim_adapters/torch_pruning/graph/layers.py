@@ -1,6 +1,6 @@
 """Which axis of a layer's input holds the channels, and which slices of its parameters go with them.
 
-Everything that is known about types of layers is here. Layers of other packages, which the host prunes with
+Everything that is known about types of layers is here. Layers of other packages, which Torch-Pruning prunes with
 ``customized_pruners``, are described in the same words with ``describe_layer``.
 """
 
@@ -62,7 +62,7 @@ class LayerDescription:
         channel_axis: Axis of the channels in its first input.
         sample_axis: Axis of the samples there; None asks the layer's ``batch_first``.
         axes: (layer, whether it consumes the channels) -> axes of its parameters that lose slices.
-        mixes: It reads all of its input channels though the host prunes inputs and outputs as one (attention).
+        mixes: It reads all of its input channels though Torch-Pruning prunes inputs and outputs as one (attention).
     """
 
     channel_axis: int
@@ -83,10 +83,10 @@ def describe_layer(
     output_parameters: Mapping[str, int] | Iterable[ParameterAxis] = (),
     mixes: bool = False,
 ) -> None:
-    """Describe a type of layers that the host prunes with ``customized_pruners``.
+    """Describe a type of layers that Torch-Pruning prunes with ``customized_pruners``.
 
-    Whether such a layer consumes channels or passes them on (as norms do) is read from the host's pruner: it passes
-    them on if ``prune_in_channels`` and ``prune_out_channels`` are the same function. The description holds for
+    Whether such a layer consumes channels or passes them on (as norms do) is read from Torch-Pruning's pruner: it
+    passes them on if ``prune_in_channels`` and ``prune_out_channels`` are the same function. The description holds for
     subclasses too; describing a type again replaces what was said before.
 
     Args:
@@ -95,7 +95,7 @@ def describe_layer(
         sample_axis: Axis of the samples there.
         input_parameters: Axis of each parameter that loses slices with input channels; for ``level="weight"``.
         output_parameters: The same for output channels, and for layers that pass channels on.
-        mixes: Whether it reads all its input channels though the host prunes inputs and outputs as one.
+        mixes: Whether it reads all its input channels though Torch-Pruning prunes inputs and outputs as one.
 
     Raises:
         InputError: The type is no type of modules, an axis no integer, or the axes of channels and samples the same.

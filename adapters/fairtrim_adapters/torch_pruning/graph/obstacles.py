@@ -1,4 +1,4 @@
-"""Why a dependency group is left as it is: gates can't describe it, or the host prunes it wrongly."""
+"""Why a dependency group is left as it is: gates can't describe it, or Torch-Pruning prunes it wrongly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
     """Why a group can't be scored or pruned, or nothing.
 
     Args:
-        of_host: A full dependency group of the host.
+        of_host: A full dependency group of Torch-Pruning.
         group: The same as a channel group.
         pruner: The pruner; None for a bare dependency graph.
 
@@ -47,7 +47,7 @@ def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePrune
 
 
 _PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "c_attn", "qkv")
-"""Names by which attention is known where the host is not told of its heads: those of timm and Hugging Face."""
+"""Names by which attention is known where Torch-Pruning is not told of its heads: those of timm and Hugging Face."""
 
 _PARTS = tp.ops.OPTYPE.CONCAT, tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.SLICE, tp.ops.OPTYPE.UNBIND
 
@@ -72,8 +72,8 @@ def _unknown_heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iter
             continue
         if any(hasattr(modules.get(parent), attribute) for attribute in (*HEADS, *HEAD_SIZES)):
             yield (
-                f"{names[layer]!r} makes the heads of {parent or 'the network'}, of which the host is not told; give "
-                "the pruner num_heads={layer: number of heads} for query, key and value "
+                f"{names[layer]!r} makes the heads of {parent or 'the network'}, of which Torch-Pruning is not told; "
+                "give the pruner num_heads={layer: number of heads} for query, key and value "
                 "(fairtrim_adapters.huggingface.pruning_options finds them)"
             )
 
@@ -86,11 +86,11 @@ def _unmapped(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iterator[
         if any(item.dep.target.module is layer for layer in attention) and None in item.root_idxs
     ]
     if names:
-        yield f"the host doesn't map the channels of {names} (attention in which heads share keys and values)"
+        yield f"Torch-Pruning doesn't map the channels of {names} (attention in which heads share keys and values)"
 
 
 def _padded(group: tp.Group) -> Iterator[str]:
-    """Channels of zeros that the host takes for an elementwise operation: it maps the others to wrong places."""
+    """Channels of zeros that Torch-Pruning takes for an elementwise operation: it maps the others to wrong places."""
     for item in group:
         function = item.dep.target.grad_fn
         pad: Sequence[int] = getattr(function, "_saved_pad", ())
@@ -103,13 +103,13 @@ def _padded(group: tp.Group) -> Iterator[str]:
             if added and len(item.idxs) in (shape[axis], shape[axis] - added):
                 yield (
                     f"zeros are added beside its channels (F.pad with {added} channels, as in shortcuts of residual "
-                    "networks), and the host doesn't know where they lie; make the shortcut a convolution of size 1, "
-                    "or add these layers to ignored_layers"
+                    "networks), and Torch-Pruning doesn't know where they lie; make the shortcut a convolution of size "
+                    "1, or add these layers to ignored_layers"
                 )
 
 
 def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:
-    """Layers that the host prunes into something else, or not at all."""
+    """Layers that Torch-Pruning prunes into something else, or not at all."""
     graph = group._DG
     known = {id(parameter) for parameter in graph.model.parameters()}
     in_parts = any(item.dep.target.type in _PARTS for item in group)
@@ -120,9 +120,9 @@ def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:
             size, axis = module.shape[item.dep.target.pruning_dim], item.dep.target.pruning_dim
             if len(channels) and channels.max() >= size:
                 yield (
-                    f"the host maps channel {channels.max()} to axis {axis} of the parameter "
-                    f"{graph._param_to_name[module]!r}, which has {size} entries there; tell the host the axis of its "
-                    "channels: unwrapped_parameters=[(parameter, axis)]"
+                    f"Torch-Pruning maps channel {channels.max()} to axis {axis} of the parameter "
+                    f"{graph._param_to_name[module]!r}, which has {size} entries there; tell Torch-Pruning the axis of "
+                    "its channels: unwrapped_parameters=[(parameter, axis)]"
                 )
             continue
         if module not in graph._module2name or not len(channels):
@@ -132,36 +132,37 @@ def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:
         present = sizes[0] if sizes else None
         if inwards and present is not None and channels.max() >= present:
             yield (
-                f"the host maps channel {channels.max()} to {name!r}, which has {present} inputs: it takes an "
+                f"Torch-Pruning maps channel {channels.max()} to {name!r}, which has {present} inputs: it takes an "
                 "operation between them (a pixel shuffle, a transpose, a reshape) for one that leaves channels where "
                 "they are, or the network has changed since the pruner was made"
             )
         elif inwards and present is not None and len(set(channels.tolist())) < present and not in_parts:
             yield (
-                f"the host maps {len(channels)} channels to the {present} inputs of {name!r}: an operation between "
-                "them (a product with a bare matrix, a reshape) makes others of them"
+                f"Torch-Pruning maps {len(channels)} channels to the {present} inputs of {name!r}: an operation "
+                "between them (a product with a bare matrix, a reshape) makes others of them"
             )
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
             yield (
-                f"{name!r} normalises {len(module.normalized_shape)} axes, and the host prunes the last of them, "
+                f"{name!r} normalises {len(module.normalized_shape)} axes, and Torch-Pruning prunes the last of them, "
                 "whichever holds the channels"
             )
         if isinstance(module, nn.RNNBase) and not inwards:
             yield (
-                f"{name!r} feeds its outputs back to itself, which gates at its readers don't see, and the host prunes "
-                "its recurrent weights along wrong axes; add it to ignored_layers"
+                f"{name!r} feeds its outputs back to itself, which gates at its readers don't see, and Torch-Pruning "
+                "prunes its recurrent weights along wrong axes; add it to ignored_layers"
             )
         convolution = isinstance(module, nn.modules.conv._ConvNd)
         if convolution and 1 < module.groups == module.out_channels < module.in_channels:
             yield (
                 f"{name!r} has one output for each of its {module.groups} convolution groups and several inputs, and "
-                "the host takes it for a depthwise convolution"
+                "Torch-Pruning takes it for a depthwise convolution"
             )
         computed = [p for p, _, _ in parameter_axes(module, consumer=inwards) if id(p) not in known]
         if computed:
             yield (
-                f"a weight of {name!r} is computed from other parameters (weight_norm, a parametrization), which the "
-                "host doesn't prune; make it plain first, e.g. torch.nn.utils.parametrize.remove_parametrizations"
+                f"a weight of {name!r} is computed from other parameters (weight_norm, a parametrization), which "
+                "Torch-Pruning doesn't prune; make it plain first, e.g. "
+                "torch.nn.utils.parametrize.remove_parametrizations"
             )
 
 
@@ -180,8 +181,8 @@ def _unequal_parts(group: tp.Group, name: str, unit_of: Callable[[Any], Any]) ->
         parts = np.split(units, np.cumsum(sizes)[:-1])
         if any(not np.array_equal(part, parts[0]) for part in parts[1:]) and (units >= 0).all():
             yield (
-                f"chunk() cuts its channels into {len(sizes)} equal parts, and the host would take a different number "
-                "from each; take the same ones from each with "
+                f"chunk() cuts its channels into {len(sizes)} equal parts, and Torch-Pruning would take a different "
+                "number from each; take the same ones from each with "
                 f"out_channel_groups={{{module_expression(name)}: {len(sizes)}}}, or cut by the sizes of the readers: "
                 "x.split([a.in_channels, b.in_channels], 1)"
             )
@@ -211,14 +212,16 @@ def _uneven_patterns(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterator
             repeats, size, kind = module.num_groups, module.num_channels, "groups of channels"
         elif isinstance(module, nn.MultiheadAttention):
             repeats, size, kind = module.num_heads, module.embed_dim, "heads"
-            remedy = f"; tell the host with out_channel_groups={{{module_expression(_name(group, module))}: {repeats}}}"
+            remedy = (
+                f"; tell Torch-Pruning with out_channel_groups={{{module_expression(_name(group, module))}: {repeats}}}"
+            )
         if repeats == 1:
             continue
         rows = _units_by_channel(item, unit_of, size)
         if len(rows) % repeats or (rows.reshape(repeats, -1) != rows[: len(rows) // repeats]).any():
             yield (
-                f"{_name(group, module)!r} has {repeats} {kind}, and the host would not take the same channels from "
-                f"each{remedy}"
+                f"{_name(group, module)!r} has {repeats} {kind}, and Torch-Pruning would not take the same channels "
+                f"from each{remedy}"
             )
 
 
@@ -229,7 +232,7 @@ def _uncovered(of_host: tp.Group, group: ChannelGroup) -> Iterator[str]:
             yield f"several of its channels share one input channel of {place.module!r} (a reshape in between)"
         covered.update(place.group_channels)
     if len(covered) < group.size:
-        reason = f"the host doesn't map {group.size - len(covered)} of its {group.size} channels to any consumer"
+        reason = f"Torch-Pruning doesn't map {group.size - len(covered)} of its {group.size} channels to any consumer"
         if any(item.dep.target.type == tp.ops.OPTYPE.SPLIT for item in of_host):
             reason += (
                 "; where the parts of a chunk meet again, say that they go together: "
@@ -239,10 +242,10 @@ def _uncovered(of_host: tp.Group, group: ChannelGroup) -> Iterator[str]:
 
 
 def fewest_units(group: tp.Group) -> int:
-    """How many units a group must keep: a grouped convolution of one output each is depthwise to the host.
+    """How many units a group must keep: a grouped convolution of one output each is depthwise to Torch-Pruning.
 
     Args:
-        group: A dependency group of the host.
+        group: A dependency group of Torch-Pruning.
 
     Returns:
         1, or 2 where a grouped convolution makes the channels.

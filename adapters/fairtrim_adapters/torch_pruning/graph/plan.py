@@ -51,18 +51,18 @@ class PruningPlan:
     """What a pruner will ask an importance for in its next step.
 
     Attributes:
-        groups: Its dependency groups as channel groups; a channel here is what the host removes as one.
-        pools: Groups that are ranked against each other, with the number of channels the host will take.
-        heads: Attention groups of which the host removes whole heads, if anything; their single channels count in
+        groups: Its dependency groups as channel groups; a channel here is what Torch-Pruning removes as one.
+        pools: Groups that are ranked against each other, with the number of channels Torch-Pruning will take.
+        heads: Attention groups of which Torch-Pruning removes whole heads, if anything; their single channels count in
             its ranking of all channels, but are not removed there.
-        round_to: What the host rounds the channels of a layer to, or 1.
-        floors: Channels that stay: the host skips a group whole rather than empty a layer.
-        roots: Where the host starts when it removes channels of a group.
+        round_to: What Torch-Pruning rounds the channels of a layer to, or 1.
+        floors: Channels that stay: Torch-Pruning skips a group whole rather than empty a layer.
+        roots: Where Torch-Pruning starts when it removes channels of a group.
         unscored: Groups that gates can't describe, with the reason; they are not pruned.
-        step: Number of the host's step, or 0 where no pruner is known.
+        step: Number of Torch-Pruning's step, or 0 where no pruner is known.
         producers: Where the channels of a group come from; none where a layer is not described.
-        untried: Attention groups of which no draw of channels is like what the host removes: it takes whole heads and
-            dimensions of heads at once, or nothing.
+        untried: Attention groups of which no draw of channels is like what Torch-Pruning removes: it takes whole heads
+            and dimensions of heads at once, or nothing.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -93,7 +93,7 @@ class Caller:
 
     Attributes:
         pruner: The pruner, or None where a script asks by itself.
-        in_step: Whether a step of it is running; the host has counted that step already.
+        in_step: Whether a step of it is running; Torch-Pruning has counted that step already.
     """
 
     pruner: tp.pruner.BasePruner | None
@@ -103,7 +103,7 @@ class Caller:
 def caller_of(graph: tp.DependencyGraph) -> Caller:
     """The pruner that is asking for the score of a group.
 
-    The host hands an importance one dependency group at a time and nothing else, but an order over the whole
+    Torch-Pruning hands an importance one dependency group at a time and nothing else, but an order over the whole
     network depends on what else will be removed: ignored layers, ratios and scopes. Those are the caller's.
 
     Args:
@@ -113,7 +113,7 @@ def caller_of(graph: tp.DependencyGraph) -> Caller:
         The pruner on the call stack that owns the graph.
 
     Raises:
-        InputError: The host regularises by the scores, which are differences and may be negative.
+        InputError: Torch-Pruning regularises by the scores, which are differences and may be negative.
     """
     pruner: tp.pruner.BasePruner | None = None
     functions: set[str] = set()
@@ -128,7 +128,7 @@ def caller_of(graph: tp.DependencyGraph) -> Caller:
     if penalties:
         raise InputError(
             f"{type(pruner).__name__}.{penalties.pop()} takes scores for the weights of a penalty, once an iteration; "
-            "these scores are signed, or places in an order: give that pruner one of the host's own importances"
+            "these scores are signed, or places in an order: give that pruner one of Torch-Pruning's own importances"
         )
     return Caller(pruner, "_prune" in functions)
 
@@ -136,11 +136,11 @@ def caller_of(graph: tp.DependencyGraph) -> Caller:
 def plan_of_pruner(
     pruner: tp.pruner.BasePruner, *, inside_step: bool = False, left: Mapping[str, str] | None = None
 ) -> PruningPlan:
-    """Ask the host itself which groups its next step will score, without pruning anything.
+    """Ask Torch-Pruning itself which groups its next step will score, without pruning anything.
 
     Args:
         pruner: Any pruner that is derived from ``BasePruner``.
-        inside_step: Whether that step is running (the host counts it before it asks).
+        inside_step: Whether that step is running (Torch-Pruning counts it before it asks).
         left: Groups that are to be left as they are, each with the reason; then nothing is told in a warning.
 
     Returns:
@@ -148,13 +148,14 @@ def plan_of_pruner(
 
     Raises:
         InputError: The pruner has done all its steps, nothing in the network may be pruned, a ratio is not in [0, 1),
-            or the host ranks wrongly with these options.
+            or Torch-Pruning ranks wrongly with these options.
         UnsupportedModelError: Every group has to be left as it is.
     """
     check_ratios(pruner)
     if pruner.isomorphic and not pruner.global_pruning:
         raise InputError(
-            "isomorphic=True without global_pruning=True makes the host remove channels by the wrong indices; pass both"
+            "isomorphic=True without global_pruning=True makes Torch-Pruning remove channels by the wrong indices; "
+            "pass both"
         )
     step = pruner.current_step if inside_step else pruner.current_step + 1
     if step > pruner.iterative_steps:
@@ -174,19 +175,19 @@ def plan_of_pruner(
 
 @contextmanager
 def _listening(pruner: tp.pruner.BasePruner, step: int) -> Iterator[list[tp.Group]]:
-    """The groups that the host asks for at a step; nothing is pruned, and the step doesn't count."""
+    """The groups that Torch-Pruning asks for at a step; nothing is pruned, and the step doesn't count."""
     correct_graph(pruner.DG)
     correct_pruner(pruner)
     listener = _Listener()
     with undone(Held(pruner.DG, pruner)):
         pruner.importance, pruner.current_step = listener, step - 1
         for _ in pruner.step(interactive=True):
-            raise AssertionError("the host pruned a group that was not scored")
+            raise AssertionError("Torch-Pruning pruned a group that was not scored")
         yield listener.groups
 
 
 def groups_of_next_step(pruner: tp.pruner.BasePruner) -> list[tp.Group]:
-    """The host's dependency groups that its next step may touch.
+    """Torch-Pruning's dependency groups that its next step may touch.
 
     Args:
         pruner: The pruner.
@@ -207,7 +208,7 @@ def plan_of_graph(graph: tp.DependencyGraph, *, left: Mapping[str, str] | None =
     """The plan when only a dependency graph is known: every group that doesn't end in the network's output.
 
     Args:
-        graph: The host's dependency graph.
+        graph: Torch-Pruning's dependency graph.
         left: Groups that are to be left as they are, each with the reason; then nothing is told in a warning.
 
     Returns:
@@ -273,7 +274,7 @@ def _plan(
         raise UnsupportedModelError(f"no dependency group of this network can be scored and pruned: {reasons}")
     if not scored:
         raise InputError(
-            "nothing in this network can be pruned: the host finds no dependency group that it may touch; check "
+            "nothing in this network can be pruned: Torch-Pruning finds no dependency group that it may touch; check "
             "ignored_layers, root_module_types, max_pruning_ratio, and that parameters have requires_grad=True"
         )
     return PruningPlan(
@@ -297,25 +298,26 @@ def _both_or_neither(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> bo
 
 
 def _left_with_too_few(scored: Sequence[tuple[tp.Group, ChannelGroup]], pools: Sequence[Pool]) -> dict[str, str]:
-    """Groups that the host's quota would leave with channels that it mistakes for depthwise ones in its next step."""
+    """Groups that the quota would leave with channels that Torch-Pruning mistakes for depthwise ones afterwards."""
     quotas = {pool.layers[0]: pool.quota for pool in pools if len(pool.layers) == 1 and pool.quota is not None}
     reasons = {}
     for of_host, group in scored:
         quota = quotas.get(group.name, 0)
         if quota and fewest_units(of_host) == 2 > group.size - quota:
             reasons[group.name] = (
-                f"{quota} of {group.size} channels of each convolution group should go, and the host takes what would "
-                "be left for a depthwise convolution in its next step; lower pruning_ratio, or add it to ignored_layers"
+                f"{quota} of {group.size} channels of each convolution group should go, and Torch-Pruning takes what "
+                "would be left for a depthwise convolution in its next step; lower pruning_ratio, or add it to "
+                "ignored_layers"
             )
     return reasons
 
 
 def removed_units(plan: PruningPlan, history: Iterable[Sequence[Any]]) -> dict[str, set[int]]:
-    """Which channels of the plan's groups the host has removed.
+    """Which channels of the plan's groups Torch-Pruning has removed.
 
     Args:
         plan: The plan.
-        history: The host's: [module name, of outputs, channels].
+        history: Torch-Pruning's: [module name, of outputs, channels].
 
     Returns:
         Channels by group.
@@ -330,7 +332,7 @@ def removed_units(plan: PruningPlan, history: Iterable[Sequence[Any]]) -> dict[s
 
 
 class _Listener:
-    """An importance that notes each group and declines to score it, so that the host prunes nothing."""
+    """An importance that notes each group and declines to score it, so that Torch-Pruning prunes nothing."""
 
     def __init__(self) -> None:
         self.groups: list[tp.Group] = []
@@ -356,8 +358,8 @@ def _pools(
     for group, channel_group in scored:
         attention = head_layers(group, pruner)
         scope, ratio = _scope(pruner, group, step)
-        targets.setdefault(scope, ratio)  # the host takes the first record's ratio for the whole scope
-        # what the host ranks there: one of each group of channels, of attention the dimensions of a head
+        targets.setdefault(scope, ratio)  # Torch-Pruning takes the first record's ratio for the whole scope
+        # what Torch-Pruning ranks there: one of each group of channels, of attention the dimensions of a head
         ranked = len(group[0].idxs) // pruner._get_channel_groups(group)
         present[scope] = present.get(scope, 0) + ranked
         before = _initial_size(pruner, group, ranked)
@@ -375,7 +377,7 @@ def _pools(
     roots = {channel_group.name: len(group[0].idxs) for group, channel_group in scored}
     pools = []
     for scope, layers in members.items():
-        # the host remembers the size of a scope from its first step, groups that it gave up since included
+        # Torch-Pruning remembers the size of a scope from its first step, groups that it gave up since included
         first = pruner._scope_initial_channels.get(scope, initial[scope])
         quota = max(0, present[scope] - int(first * (1 - targets[scope])))
         if not pruner.global_pruning:
@@ -392,7 +394,7 @@ def _pools(
 
 
 def rounded_quota(quota: int, present: int, round_to: int) -> int:
-    """How many channels the host removes from a layer when it rounds what is left.
+    """How many channels Torch-Pruning removes from a layer when it rounds what is left.
 
     Args:
         quota: How many the ratio asks for; for none it rounds nothing.
@@ -407,7 +409,7 @@ def rounded_quota(quota: int, present: int, round_to: int) -> int:
 
 
 def _scope(pruner: tp.pruner.BasePruner, group: tp.Group, step: int) -> tuple[str, float]:
-    """The host's name for the groups that it ranks together, and the ratio it prunes there at this step."""
+    """Torch-Pruning's name for the groups that it ranks together, and the ratio it prunes there at this step."""
     graph = group._DG
     for item in group:
         dep = item.dep
@@ -427,7 +429,7 @@ def _scope(pruner: tp.pruner.BasePruner, group: tp.Group, step: int) -> tuple[st
 
 
 def _initial_size(pruner: tp.pruner.BasePruner, group: tp.Group, ranked: int) -> int:
-    """How many channels of a group the host ranked before the first step, given how many it ranks now."""
+    """How many channels of a group Torch-Pruning ranked before the first step, given how many it ranks now."""
     dep = group[0].dep
     outwards = group._DG.is_out_channel_pruning_fn(dep.handler)
     initial = (pruner.layer_init_out_ch if outwards else pruner.layer_init_in_ch)[dep.target.module]

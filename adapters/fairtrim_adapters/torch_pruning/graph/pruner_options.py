@@ -1,4 +1,4 @@
-"""What the host's pruner takes, checked before it is made and before anything runs."""
+"""What Torch-Pruning's pruner takes, checked before it is made and before anything runs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _SET_HERE = {
     "forward_fn": "forward_fn= is an argument of its own",
     "output_transform": "output_transform= is an argument of its own",
 }
-"""Arguments of the host's that are not for its options, and why."""
+"""Arguments of Torch-Pruning's that are not for its options, and why."""
 
 
 def check_pruner_options(options: Any) -> None:
-    """Refuse options that the host doesn't have, or that are given elsewhere.
+    """Refuse options that Torch-Pruning doesn't have, or that are given elsewhere.
 
     Args:
         options: Further arguments of ``BasePruner``, or None.

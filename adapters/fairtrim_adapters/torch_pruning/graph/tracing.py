@@ -80,7 +80,7 @@ class RecurrentPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
 class RMSNormPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
     """Prunes ``nn.RMSNorm``, with or without a weight, and norms of other packages that have one weight a channel.
 
-    Channels pass through them: the same function for both sides tells the host so.
+    Channels pass through them: the same function for both sides tells Torch-Pruning so.
 
     Example:
         >>> layer = nn.RMSNorm(3)
@@ -128,8 +128,8 @@ class RMSNormPruner(tp.pruner.BasePruningFunc):  # type: ignore[misc]
 def traceable(model: nn.Module) -> Iterator[dict[type[nn.Module], tp.pruner.BasePruningFunc]]:
     """Let Torch-Pruning trace recurrent layers as one operation each, and hand it pruners for them and for RMSNorm.
 
-    Without it making a pruner fails, or couples the wrong channels: the host follows the inner steps of ``nn.GRU`` and
-    ``nn.RNN``, and of ``nn.LSTM`` in float64, and knows no ``nn.RMSNorm``.
+    Without it making a pruner fails, or couples the wrong channels: Torch-Pruning follows the inner steps of ``nn.GRU``
+    and ``nn.RNN``, and of ``nn.LSTM`` in float64, and knows no ``nn.RMSNorm``.
 
     Args:
         model: The network.

@@ -24,7 +24,7 @@ class Held:
     """What a pruner, its graph and its network hold: to be put back as often as it is changed.
 
     Args:
-        graph: The host's dependency graph.
+        graph: Torch-Pruning's dependency graph.
         pruner: Its pruner, if there is one.
     """
 
@@ -107,8 +107,8 @@ def _is_plain(value: Any) -> bool:
 def undone(held: Held, *, only_on_error: bool = False) -> Iterator[None]:
     """Whatever is removed inside of the block is there again behind it.
 
-    The host replaces parameters and buffers by shorter ones and writes sizes into layers, its graph and itself; these
-    are put back as they were, the very tensors with their versions, and with them the attributes of modules, what
+    Torch-Pruning replaces parameters and buffers by shorter ones and writes sizes into layers, its graph and itself;
+    these are put back as they were, the very tensors with their versions, and with them the attributes of modules, what
     lists, dicts, sets and arrays among them hold, and the attributes of plain objects such as a config. Numbers that
     are written into parameters or buffers in place don't come back. It costs no copy of the network.
 

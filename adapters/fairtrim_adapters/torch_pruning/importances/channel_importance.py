@@ -1,4 +1,4 @@
-"""What every importance here has in common: reading data, staleness, and scores where the host wants them."""
+"""What every importance here has in common: reading data, staleness, and scores where Torch-Pruning wants them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
 
     Attributes:
         selection_: Order and scores of the last fit.
-        plan_: What the host was going to ask for.
+        plan_: What Torch-Pruning was going to ask for.
 
     Raises:
         InputError: An argument is wrong.
@@ -224,14 +224,14 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
     # Scoring ----------------------------------------------------------------------------------------------
 
     def __call__(self, group: tp.Group) -> Tensor | None:
-        """Score one dependency group; the host calls this.
+        """Score one dependency group; Torch-Pruning calls this.
 
         Args:
             group: A dependency group, full or partial.
 
         Returns:
             (len(group[0].idxs),) float64 on the CPU: finite, distinct; smaller = remove first. None for a group
-            that gates can't describe (``plan_.unscored``): the host leaves it as it is.
+            that gates can't describe (``plan_.unscored``): Torch-Pruning leaves it as it is.
 
         Raises:
             NotFittedError: There are no scores, or (StaleTableError) they are out of date.
@@ -242,20 +242,20 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             return self._score(group, caller)
         except BaseException:
             if caller.pruner is not None and caller.in_step:
-                caller.pruner.current_step -= 1  # the host has counted the step before asking; it can be tried again
+                caller.pruner.current_step -= 1  # which was counted before asking; it can be tried again
             raise
 
     def _score(self, group: tp.Group, caller: Caller) -> Tensor | None:
         remapped = correct_graph(group._DG)
         if caller.pruner is not None:
             correct_pruner(caller.pruner)
-        correct_group(group)  # the host will prune from this root
-        if remapped:  # the host mapped this group before
+        correct_group(group)  # Torch-Pruning will prune from this root
+        if remapped:  # Torch-Pruning mapped this group before
             group = group._DG.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, group[0].idxs)
         self._ensure_fitted(group._DG, caller)
         name = group_name(group)
         if name in self.plan_.unscored or (remapped and name not in self.plan_.roots):
-            return None  # by its own stale map the host asks for a group that it would pass over by the right one
+            return None  # by its own stale map Torch-Pruning asks for a group that it would pass over by the right one
         position = {root: k for k, root in enumerate(group[0].idxs)}
         scores = np.full(len(position), np.nan)
         all_scores = self.selection_.scores.numpy()
@@ -278,7 +278,8 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
                 f"{missing[:5]}; was it fitted with another pruner? Fit again with this one"
             )
         if name in self.plan_.heads:
-            # their single channels must not take places in the host's ranking of all channels: it removes heads only
+            # their single channels must not take places in Torch-Pruning's ranking of all channels: it removes heads
+            # only
             scores += np.ptp(all_scores) + 1
         return self._normalized(torch.from_numpy(scores), name)
 
@@ -297,7 +298,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             values[position] = normalized.to(values)  # channels that go as one share a score
         if normalized.shape != scores.shape or bool((values.diff() < 0).any()):
             raise InputError("the normalizer changed the order of the scores or their number; use normalizer=None")
-        # The host takes every score up to a threshold: scaling must not make different scores equal, neither in a
+        # Torch-Pruning takes every score up to a threshold: scaling must not make different scores equal, neither in a
         # layer nor between layers, which all end at 0 and 1.
         names = [group.name for group in self.plan_.groups]
         place = names.index(name) if name in names else 0
@@ -331,7 +332,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
     # Telling ----------------------------------------------------------------------------------------------
 
     def report(self, *, measure: bool = True) -> PruningReport:
-        """What the host removed since the last fit, what it skipped, what that was predicted to do, and what it does.
+        """What Torch-Pruning removed since the last fit, what it skipped, what that was predicted to do, and does.
 
         Args:
             measure: Run the network as it is now once more over what was scored, or an evenly spaced sample of it, for
@@ -379,7 +380,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             pruner: The pruner that the importance was fitted with.
 
         Yields:
-            The host's groups; call ``group.prune()`` on each.
+            Torch-Pruning's groups; call ``group.prune()`` on each.
 
         Raises:
             NotFittedError: There are no scores, or they are out of date.

@@ -90,7 +90,7 @@ class DamageImportance(ChannelImportance):
     Attributes:
         damage_: The damage table of the last fit.
         selection_: Order and scores of the last fit.
-        plan_: What the host was going to ask for.
+        plan_: What Torch-Pruning was going to ask for.
 
     Raises:
         InputError: An argument is wrong.
@@ -370,7 +370,7 @@ class ShareBalancedImportance(DamageImportance):
         selection = share_balanced_order(table)
         if all(floor.channels is None for floor in plan.floors):
             return selection
-        # behind a split every reader must keep a channel, or the host skips the layer
+        # behind a split every reader must keep a channel, or Torch-Pruning skips the layer
         order = ranked(selection.scores, table.columns, pools=pools, floors=plan.floors)
         return replace(order, change=selection.change)
 

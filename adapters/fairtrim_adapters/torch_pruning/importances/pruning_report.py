@@ -1,4 +1,4 @@
-"""What the host did with the scores: it says nothing of its own."""
+"""What Torch-Pruning did with the scores: it says nothing of its own."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PruningReport:
 
     @property
     def skipped(self) -> list[str]:
-        """Layers that were to lose channels and lost none: the host skips a group whole, without a word."""
+        """Layers that were to lose channels and lost none: Torch-Pruning skips a group whole, without a word."""
         return list(self.layers.loc[self.layers["skipped"], "layer"])
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class PruningReport:
                 + ("" if removed else ": no step since the fit, or none was asked for")
             ),
             _fitting(self.layers),
-            _wrapped("skipped by the host: " + (", ".join(self.skipped) or "none")),
+            _wrapped("skipped by Torch-Pruning: " + (", ".join(self.skipped) or "none")),
             *(_wrapped(f"not scored: {name}: {_first_sentence(reason)}") for name, reason in self.unscored.items()),
         ]
         if len(self.predicted):
@@ -149,8 +149,8 @@ def pruning_report(
     Args:
         table: The damage table, if there is one.
         selection: The scores.
-        plan: What the host was going to ask for.
-        history: The host's pruning history since the fit: [module name, of outputs, channels].
+        plan: What Torch-Pruning was going to ask for.
+        history: Torch-Pruning's pruning history since the fit: [module name, of outputs, channels].
         rule: How many channels of each group a rule asked for in place of the pruner's ratio.
         measured: The change of each group's loss, or why there is none.
 
@@ -289,7 +289,7 @@ def asked_of_layers(selection: Selection, plan: PruningPlan) -> dict[str, int]:
 
     Args:
         selection: The scores.
-        plan: What the host is going to ask for.
+        plan: What Torch-Pruning is going to ask for.
 
     Returns:
         The numbers by name of the dependency group.

@@ -1,8 +1,8 @@
 """Where a layer with a forward pass of its own keeps its channels: one class may serve several layouts.
 
-A LayerNorm over images may permute its input, normalise the last axis and permute back; to the host, and by its class,
-its channels lie on the last axis. One pass through the layer tells: a single number of its weight or bias is changed,
-and the place where its output changes is the axis.
+A LayerNorm over images may permute its input, normalise the last axis and permute back; to Torch-Pruning, and by its
+class, its channels lie on the last axis. One pass through the layer tells: a single number of its weight or bias is
+changed, and the place where its output changes is the axis.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def channels_pass(graph: tp.DependencyGraph, module: nn.Module) -> bool:
     """Whether a layer gives out the channels that it takes, so that a layer without some of them can stand for it.
 
     Args:
-        graph: The host's graph.
+        graph: Torch-Pruning's graph.
         module: A layer of it.
 
     Returns:

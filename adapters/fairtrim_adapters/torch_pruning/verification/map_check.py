@@ -1,4 +1,4 @@
-"""Is the host's map of channels that of the network? One forward pass tells, before anything is pruned."""
+"""Is Torch-Pruning's map of channels that of the network? One forward pass tells, before anything is pruned."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def check_map(
 ) -> None:
     """Make some channels of each group not-a-number where they are produced, and look where they are consumed.
 
-    Half of the channels, drawn for each group, are spoilt. Every one of them that the host maps to a consumer must
+    Half of the channels, drawn for each group, are spoilt. Every one of them that Torch-Pruning maps to a consumer must
     arrive there; and where a consumer still has clean channels of the group, no other may. Consumers then go on with
     zeros, so that one pass tells about all groups; layers that pass channels on (norms) are looked at like consumers,
-    and spoil their outputs anew. A channel that the host takes for another (a channel shuffle, a concatenation along an
-    axis that it misreads) would be scored, and removed, in place of it. Where nothing arrives, or everything does
-    (behind an operation that mixes channels), nothing is learned, and nothing refused: ``rehearsal`` finds out.
+    and spoil their outputs anew. A channel that Torch-Pruning takes for another (a channel shuffle, a concatenation
+    along an axis that it misreads) would be scored, and removed, in place of it. Where nothing arrives, or everything
+    does (behind an operation that mixes channels), nothing is learned, and nothing refused: ``rehearsal`` finds out.
 
     Args:
         graph: Torch-Pruning's dependency graph.
@@ -43,7 +43,7 @@ def check_map(
         names: Groups to look at.
 
     Raises:
-        UnsupportedModelError: The host's map is wrong.
+        UnsupportedModelError: Torch-Pruning's map is wrong.
     """
     model = graph.model
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -123,8 +123,8 @@ def _refuse_norm(name: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         if bool(args[0].isnan().any()) and not bool(args[0].isnan().all()):
             raise UnsupportedModelError(
-                f"{name!r} is an nn.RMSNorm without weight over channels that would be pruned, and the host doesn't "
-                "know it; make the pruner inside `with traceable(model) as pruners:` "
+                f"{name!r} is an nn.RMSNorm without weight over channels that would be pruned, and Torch-Pruning "
+                "doesn't know it; make the pruner inside `with traceable(model) as pruners:` "
                 "(fairtrim_adapters.torch_pruning.traceable), with customized_pruners=pruners"
             )
 
@@ -154,9 +154,9 @@ def _compare(
             continue  # nothing arrives: an activation made numbers of all of them
         if missing or (strays and mine - here):
             raise UnsupportedModelError(
-                f"the host maps the channels of {name!r} to the wrong inputs of {place.module!r}: when the channels "
-                f"{sorted(wanted)[:8]} of it should change, {sorted(missing)[:8]} of them don't, and "
+                f"Torch-Pruning maps the channels of {name!r} to the wrong inputs of {place.module!r}: when the "
+                f"channels {sorted(wanted)[:8]} of it should change, {sorted(missing)[:8]} of them don't, and "
                 f"{sorted(strays)[:8]} do besides. An operation between them moves channels (a channel shuffle, a "
-                "flatten, a concatenation along an axis that the host misreads); add the layers that produce them to "
-                f"ignored_layers, e.g. {module_expression(name)}"
+                "flatten, a concatenation along an axis that Torch-Pruning misreads); add the layers that produce them "
+                f"to ignored_layers, e.g. {module_expression(name)}"
             )

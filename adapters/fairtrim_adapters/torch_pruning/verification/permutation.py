@@ -29,7 +29,7 @@ def permuted_channels(graph: tp.DependencyGraph, plan: PruningPlan, group: Chann
     """Permute the channels of a group between the layers that give them out and those that read them.
 
     Args:
-        graph: The host's dependency graph.
+        graph: Torch-Pruning's dependency graph.
         plan: The plan.
         group: A group of it whose layers are all described.
 

@@ -1,6 +1,6 @@
-"""Prune on trial, run the network, and put everything back: what can't be seen on the host's graph shows here.
+"""Prune on trial, run the network, and put everything back: what can't be seen on Torch-Pruning's graph shows here.
 
-The host follows a trace of one pass. What the trace doesn't show (a frozen layer, a buffer with a number for each
+Torch-Pruning follows a trace of one pass. What the trace doesn't show (a frozen layer, a buffer with a number for each
 channel, a branch on a size, a head that only training mode runs, an operation that mixes channels) breaks the network
 after the channels have gone, or makes of it something else than the closed gates predict. So the channels go on trial
 first: the network runs a real batch in eval and in training mode, and its scores are compared with those of the network
@@ -43,7 +43,7 @@ SHARE_ON_TRIAL = 8
 TOLERATED = 4.0
 """What removal may differ from closed gates by, as a share of what closing does, where the order of the channels
 doesn't matter to anything between the layers: all of it and more, in small layers, where a norm or a threshold that
-the host doesn't know looks at fewer channels."""
+Torch-Pruning doesn't know looks at fewer channels."""
 
 TOLERATED_IN_ORDER = 0.1
 """The same where it does: neighbours of a channel may have a little to say (local response norm), and no more."""
@@ -128,7 +128,7 @@ class Rehearsal:
         self._held = Held(graph, pruner)
         frozen = [n for n, m in modules if any(not p.requires_grad for p in m.parameters(recurse=False))]
         self._cause = (
-            f"The host doesn't see what is frozen: let {frozen[:5]} require gradients while the pruner is made"
+            f"Torch-Pruning doesn't see what is frozen: let {frozen[:5]} require gradients while the pruner is made"
             if frozen
             else ""
         )
@@ -296,7 +296,7 @@ class Rehearsal:
         self._try(plan, step)
 
     def try_groups(self, plan: PruningPlan, groups: Callable[[], Iterable[tp.Group]]) -> None:
-        """Remove groups of the host on trial.
+        """Remove groups of Torch-Pruning on trial.
 
         Args:
             plan: The plan.
@@ -371,7 +371,7 @@ class Rehearsal:
         group = self.graph.get_pruning_group(root.module, root.pruning_fn, idxs)
         correct_group(group)
         if self.pruner is not None and name in plan.heads:
-            for layer in head_layers(group, self.pruner):  # which the host counts in its step
+            for layer in head_layers(group, self.pruner):  # which Torch-Pruning counts in its step
                 self.pruner.num_heads[layer] -= len(units)
                 self.pruner.out_channel_groups[layer] = self.pruner.num_heads[layer]
         group.prune()
@@ -414,7 +414,7 @@ class Rehearsal:
         if self._training is not None and training:
             extra = self.only_in_training
             where = f"{without}, in training mode," + (
-                f" which also runs {extra}, layers that the host didn't see," if extra else ""
+                f" which also runs {extra}, layers that Torch-Pruning didn't see," if extra else ""
             )
             unseen = "Let eval mode run these layers, too, while the pruner is made and channels are scored"
             with failing(where, unseen if extra else self._cause):

@@ -59,7 +59,7 @@ def failing(where: str, cause: str = "") -> Iterator[None]:
 
     Args:
         where: Without which channels, and in which mode.
-        cause: What hides a layer from the host and what helps, if it is known.
+        cause: What hides a layer from Torch-Pruning and what helps, if it is known.
 
     Yields:
         Nothing.
@@ -80,9 +80,9 @@ def failing(where: str, cause: str = "") -> Iterator[None]:
 
 
 _ANY_CAUSE = (
-    "The host sees only what one differentiable pass in eval mode shows, not frozen layers, buffers with a number for "
-    "each channel, parts under no_grad, products with a bare parameter, or the network's own input in a sum: let these "
-    "require gradients while the pruner is made"
+    "Torch-Pruning sees only what one differentiable pass in eval mode shows, not frozen layers, buffers with a number "
+    "for each channel, parts under no_grad, products with a bare parameter, or the network's own input in a sum: let "
+    "these require gradients while the pruner is made"
 )
 
 

@@ -117,7 +117,7 @@ def _warn_of_layers(rehearsal: Rehearsal, unread: Mapping[str, Sequence[str]], l
     if unseen:
         warnings.warn(
             f"eval mode, in which channels are scored, never reaches {unseen}, which training mode runs: what "
-            "pruning does to them is neither scored nor seen by the host",
+            "pruning does to them is neither scored nor seen by Torch-Pruning",
             stacklevel=5,
         )
     _warn_of_training(rehearsal)

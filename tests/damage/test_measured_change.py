@@ -560,7 +560,7 @@ def test_a_printed_report_fits_a_hundred_columns() -> None:
     figures = ["loss before", "predicted change", "error of the sketch", "measured change", "standard error"]
     people = ["Female, Amer-Indian-Eskimo, 45 and older, " + "never married" * k for k in (1, 4)]
     predicted = pd.DataFrame({"sensitive_group": people, "people": "40", **dict.fromkeys(figures, 0.25)})
-    reason = "the host doesn't map " + "one of its channels or another " * 20
+    reason = "Torch-Pruning doesn't map " + "one of its channels or another " * 20
     unscored = {"up." * 50: f"{reason}; add the layer to ignored_layers. Or not", "down": "short"}
     report = PruningReport(layers, predicted, unscored, ("a flag " * 30,), "measured on 6 of 6 samples, " * 8)
     text = str(report)

@@ -1,0 +1,113 @@
+"""A registry over a package made for the test: what it reads, refuses, and takes from other packages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from fairtrim import InputError
+from fairtrim.registry import Described, Registry
+
+METHOD = """
+from fairtrim.registry import Described
+class {cls}(Described):
+    name, does, standing = {name!r}, "nothing", "ours"
+"""
+
+
+class Others(Described):
+    """What another package would announce."""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "methods_of_a_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "first.py").write_text(METHOD.format(cls="First", name="the-first") + "class Base(Described): pass\n")
+    (folder / "second.py").write_text("from .first import First\n" + METHOD.format(cls="Second", name="second"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in [name for name in sys.modules if name.startswith(folder.name)]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    found: list[EntryPoint] = []
+    monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: list(found))
+    return found
+
+
+def _registry(package: Path) -> Registry:
+    return Registry("method", package.name, Described, "fairtrim.methods")
+
+
+def test_every_module_is_read_at_the_first_look_up(package: Path) -> None:
+    registry = _registry(package)
+    assert package.name not in sys.modules
+    assert list(registry) == ["the-first", "second"] and len(registry) == 2 and "base" not in registry
+    assert registry["the-first"].__name__ == "First" and repr(registry) == "methods ['second', 'the-first']"
+    for unknown in ("the_first", "third"):
+        with pytest.raises(InputError, match=f"^method '{unknown}' is unknown"):
+            registry[unknown]
+    with pytest.raises(KeyError):  # for whoever treats it as a dict
+        registry["third"]
+    assert registry.get("third") is None
+
+
+def test_two_of_one_name(package: Path) -> None:
+    (package / "third.py").write_text(METHOD.format(cls="Third", name="second"))
+    with pytest.raises(InputError, match="method name 'second' is taken by Second; choose another"):
+        list(_registry(package))
+
+
+@pytest.mark.parametrize("name", ["Upper", "under_score", "two words", "", "end-", None])
+def test_malformed_names(package: Path, name: str | None) -> None:
+    with pytest.raises(InputError, match="expected lower-case words joined by hyphens"):
+        _registry(package).add(Others, name)
+
+
+def test_what_other_packages_announce(package: Path, announced: list[EntryPoint]) -> None:
+    registry = _registry(package)
+    with pytest.raises(InputError, match="'others' is unknown"):
+        registry["others"]
+    announced.append(EntryPoint("others", f"{__name__}:Others", registry.group))
+    assert registry["others"] is Others and set(registry.loaded()) == {"the-first", "second", "others"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("nowhere.at.all:Thing", "ModuleNotFoundError"),
+        ("fairtrim:Thing", "AttributeError"),
+        ("builtins:dict", "expected a subclass of Described"),
+    ],
+)
+def test_a_broken_one_troubles_only_who_asks_for_it(
+    package: Path, announced: list[EntryPoint], value: str, message: str
+) -> None:
+    registry = _registry(package)
+    announced.append(EntryPoint("broken", value, registry.group))
+    assert registry["second"].__name__ == "Second" and "broken" in registry
+    with pytest.raises(InputError, match=message):
+        registry["broken"]
+    with pytest.warns(UserWarning, match=message):
+        assert "broken" not in registry.loaded()
+
+
+def test_names_that_clash(package: Path, announced: list[EntryPoint]) -> None:
+    registry = _registry(package)
+    announced += [EntryPoint("others", value, registry.group) for value in (f"{__name__}:Others", "a_package:Others")]
+    announced.append(EntryPoint("second", f"{__name__}:Others", registry.group))
+    with pytest.raises(InputError, match="'others'"):
+        registry["others"]
+    assert registry["second"].__name__ == "Second"
+    with pytest.warns(UserWarning) as warned:
+        assert set(registry.loaded()) == {"the-first", "second"}
+    told = " ".join(str(entry.message) for entry in warned)
+    assert "announces 'second', which is fairtrim's own; rename it" in told and "'others'" in told
