@@ -164,7 +164,7 @@ def influence_on_bias(
     network = ScoredNetwork(model, forward_fn, output_transform)
     network.check()
     with preserved_model(model), preserved_random_state(loader):
-        head = _head(network, samples)
+        head = find_head(network, samples.first(network.device))
         people.check(None if measure == "counterfactual_bias" else measure, max(2, head.module.out_features))
         if layers == "all":
             with warnings.catch_warnings():
@@ -261,7 +261,7 @@ def unlearn_samples(
     network = ScoredNetwork(repaired, forward_fn, output_transform)
     network.check()
     with preserved_model(repaired), preserved_random_state(loader):
-        head = _head(network, samples)
+        head = find_head(network, samples.first(network.device))
         problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
         theta = problem.refitted(theta)
         weight = torch.ones(len(gone), dtype=torch.float64) if problem.weight is None else problem.weight
@@ -280,11 +280,6 @@ def unlearn_samples(
             theta = others.refitted(theta)
         head.write(theta)
     return repaired
-
-
-def _head(network: ScoredNetwork, samples: IndexedSamples) -> LinearHead:
-    """The output layer of a network."""
-    return find_head(network, samples.first(network.device))
 
 
 def _batch_features(network: ScoredNetwork, batch: Batch, head: LinearHead) -> Tensor:
