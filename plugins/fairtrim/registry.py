@@ -150,13 +150,13 @@ class Registry(Mapping[str, type[Any]]):
     def _read_packages(self) -> None:
         if self._read:
             return
-        self._read = True
         for name in self._packages:
             for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
                 for cls in _own_classes(importlib.import_module(module.name)):
                     if issubclass(cls, self.base) and "name" in vars(cls):
                         self._add(cls, vars(cls)["name"])
                         self._own.add(vars(cls)["name"])
+        self._read = True  # only now: after an error the next look-up meets it again
 
     def announced(self) -> dict[str, list[EntryPoint]]:
         """Entry points of other packages by name.
