@@ -57,20 +57,7 @@ def pruner_of_levels(
     if callable(pruner_options):  # which may say how Torch-Pruning can trace the network
         tracing |= {name: options.pop(name) for name in tracing if name in options}
     check_pruner_options(options)
-    if isinstance(ignored_layers, str):
-        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
-    names = {module: name for name, module in modules.items()}
-    asked = [names.get(layer, layer) for layer in (*ignored_layers, *options.pop("ignored_layers", ()))]
-    unknown = [name if isinstance(name, str) else type(name).__name__ for name in asked if name not in modules]
-    if unknown:
-        raise InputError(
-            f"ignored_layers holds {unknown}; expected names of the network's layers, e.g. 'blocks.2', because a copy "
-            "of the network is pruned"
-        )
-    tap = FeatureTap(model)
-    with preserved_random_state(), preserved_model(model), torch.no_grad(), tap.attached():
-        head = tap.head(network.scores(batch))
-    ignored = [modules[name] for name in dict.fromkeys([*asked, *([head] if head else [])])]
+    ignored = _ignored(network, batch, modules, ignored_layers, options.pop("ignored_layers", ()))
     inputs = batch.inputs[:2] if isinstance(batch.inputs, Tensor) else batch.inputs
     with preserved_random_state(), preserved_model(model):
         model.requires_grad_(True)  # or the trace has no graph; the flags come back with preserved_model
@@ -87,6 +74,41 @@ def pruner_of_levels(
             **{"in_channel_groups": {}, "out_channel_groups": {}, "num_heads": {}, **_by_layer(options, modules)},
         )
     check_ratios(pruner)
+    small = _too_small(pruner, levels[-1])
+    if small and not pruner.global_pruning and not whole_layers:
+        raise InputError(
+            f"level {levels[-1]} leaves no channel of the layers {small} (name: channels); expected a lower ratio (or "
+            "lower levels= of AccumulatedConfidence), global_pruning=True, or those layers in ignored_layers"
+        )
+    return pruner
+
+
+def _ignored(
+    network: ScoredNetwork,
+    batch: Batch,
+    modules: Mapping[str, nn.Module],
+    ignored_layers: Sequence[str],
+    of_options: Sequence[Any],
+) -> list[nn.Module]:
+    """The layers whose outputs stay: those named, those of the options, and the layer that gives the scores."""
+    if isinstance(ignored_layers, str):
+        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    names = {module: name for name, module in modules.items()}
+    asked = [names.get(layer, layer) for layer in (*ignored_layers, *of_options)]
+    unknown = [name if isinstance(name, str) else type(name).__name__ for name in asked if name not in modules]
+    if unknown:
+        raise InputError(
+            f"ignored_layers holds {unknown}; expected names of the network's layers, e.g. 'blocks.2', because a copy "
+            "of the network is pruned"
+        )
+    tap = FeatureTap(network.model)
+    with preserved_random_state(), preserved_model(network.model), torch.no_grad(), tap.attached():
+        head = tap.head(network.scores(batch))
+    return [modules[name] for name in dict.fromkeys([*asked, *([head] if head else [])])]
+
+
+def _too_small(pruner: tp.pruner.BasePruner, level: float) -> dict[str, int]:
+    """Channels of the layers of which a level leaves none; channels that nothing consumes are refused."""
     small = {}
     for group in groups_of_next_step(pruner):
         name = group_name(group)
@@ -96,14 +118,9 @@ def pruner_of_levels(
                 f"them would remove its scores; add {name!r} to ignored_layers"
             )
         size = len(group[0].idxs) // pruner._get_channel_groups(group)
-        if int(size * (1 - levels[-1])) < 1:
+        if int(size * (1 - level)) < 1:
             small[name] = size
-    if small and not pruner.global_pruning and not whole_layers:
-        raise InputError(
-            f"level {levels[-1]} leaves no channel of the layers {small} (name: channels); expected a lower ratio (or "
-            "lower levels= of AccumulatedConfidence), global_pruning=True, or those layers in ignored_layers"
-        )
-    return pruner
+    return small
 
 
 def frozen_parameters(model: nn.Module) -> set[str]:
