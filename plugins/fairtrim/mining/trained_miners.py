@@ -175,6 +175,8 @@ class GeneralizedCrossEntropyMiner(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "generalized-cross-entropy"
@@ -212,6 +214,8 @@ class EpochEnsemble(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "epoch-ensemble"
@@ -256,6 +260,8 @@ class LossMiner(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "loss"
@@ -280,6 +286,8 @@ class MisclassifiedMiner(TrainedMiner):
 
     Raises:
         InputError: A number is out of range.
+
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "misclassified"
