@@ -146,7 +146,8 @@ def _has_example(value: Any, names: dict[str, Any]) -> bool:
     """Whether there is one, or a word which class or sibling has one that will do: ``Example: see ``Name``; ...``."""
     doc = inspect.cleandoc(value.__doc__ or "")
     seen = re.search(r"^Example: see ``(\w+)``", doc, re.MULTILINE)
-    shown = names.get(seen.group(1)) if seen else value
+    bases = {base.__name__: base for base in getattr(value, "__mro__", ())}
+    shown = {**bases, **names}.get(seen.group(1)) if seen else value
     return shown is not None and ">>>" in _section(shown.__doc__ or "", "Example")
 
 

@@ -267,7 +267,9 @@ def test_softmax_in_a_skorch_module_is_refused_with_the_remedy() -> None:
 
 def test_skorch_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skorch", None)  # importing it is an error
-    spec = importlib.util.spec_from_file_location(f"{post_processing.__package__}.without_skorch", post_processing.__file__)
+    spec = importlib.util.spec_from_file_location(
+        f"{post_processing.__package__}.without_skorch", post_processing.__file__
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

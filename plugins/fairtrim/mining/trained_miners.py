@@ -176,7 +176,7 @@ class GeneralizedCrossEntropyMiner(TrainedMiner):
     Raises:
         InputError: A number is out of range.
 
-    Example: see ``Miner``; ``TrainedMiner`` shows all that train.
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "generalized-cross-entropy"
@@ -215,7 +215,7 @@ class EpochEnsemble(TrainedMiner):
     Raises:
         InputError: A number is out of range.
 
-    Example: see ``Miner``; ``TrainedMiner`` shows all that train.
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "epoch-ensemble"
@@ -261,7 +261,7 @@ class LossMiner(TrainedMiner):
     Raises:
         InputError: A number is out of range.
 
-    Example: see ``Miner``; ``TrainedMiner`` shows all that train.
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "loss"
@@ -287,7 +287,7 @@ class MisclassifiedMiner(TrainedMiner):
     Raises:
         InputError: A number is out of range.
 
-    Example: see ``Miner``; ``TrainedMiner`` shows all that train.
+    Example: see ``TrainedMiner``.
     """
 
     name: ClassVar[str] = "misclassified"

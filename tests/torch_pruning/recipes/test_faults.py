@@ -380,6 +380,7 @@ def test_worker_that_dies(name: str) -> None:
             DEADLY[name](setting.model, loader)
         finally:
             time.sleep(0.3)  # the signal may come after the error
+            torch.set_grad_enabled(True)  # or within torch's own no_grad, which then stays
     before.assert_unchanged()
 
 
