@@ -17,28 +17,26 @@ Example:
 
 from __future__ import annotations
 
-from .graph import ParameterAxis, RecurrentPruner, RMSNormPruner, describe_layer, forget_layer, traceable
-from .importances import (
-    IMPORTANCES,
-    AccumulatedConfidenceImportance,
-    ChannelImportance,
-    CollectOptions,
-    ContrastiveImportance,
+from .graph.layers import ParameterAxis, describe_layer, forget_layer
+from .graph.tracing import RecurrentPruner, RMSNormPruner, traceable
+from .importances.channel_importance import ChannelImportance, CollectOptions, ImportanceOptions
+from .importances.damage_importances import (
     DamageImportance,
     DamageOptions,
-    GateTraining,
     GroupSaliencyImportance,
-    ImportanceOptions,
     MeanDamageImportance,
-    PruningReport,
     ShareBalancedImportance,
     TailRiskImportance,
     WorstGroupImportance,
-    register,
-    register_importance,
 )
+from .importances.mined_importances import AccumulatedConfidenceImportance, ContrastiveImportance, GateTraining
+from .importances.pruning_report import PruningReport
+from .importances.registry import IMPORTANCES, register, register_importance
 from .prune_copy import prune_copy
-from .recipes import AccumulatedConfidence, RecipeOptions, RecipeResult, dcwp, denp, gradual_channel_pruning
+from .recipes.denp_dcwp import dcwp, denp
+from .recipes.gradual import AccumulatedConfidence, gradual_channel_pruning
+from .recipes.recipe_options import RecipeOptions
+from .recipes.sparse_run import RecipeResult
 
 __all__ = [
     "IMPORTANCES",

@@ -27,7 +27,7 @@ from .gradual import AccumulatedConfidence
 from .recipe_options import RecipeOptions, run_settings
 from .sparse_run import RecipeResult, begin
 
-__all__ = ["RecipeOptions", "RecipeResult", "dcwp", "denp"]
+__all__ = ["dcwp", "denp"]
 
 
 def _in(argument: str, *names: str) -> dict[str, str]:
