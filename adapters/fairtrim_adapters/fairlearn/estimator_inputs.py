@@ -12,20 +12,9 @@ from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from fairtrim import InputError
+from fairtrim.data.batches import tensors_of
 
-__all__ = ["number_of_samples", "sensitive_columns", "tensor_of_entry", "tensors_of"]
-
-
-def tensors_of(inputs: Any) -> list[Tensor]:
-    """The tensors that inputs consist of.
-
-    Args:
-        inputs: A tensor, or a dict of tensors.
-
-    Returns:
-        At least one.
-    """
-    return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+__all__ = ["number_of_samples", "sensitive_columns", "tensor_of_entry"]
 
 
 def number_of_samples(inputs: Any) -> int:

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fairtrim import FairtrimError, InputError, ParityFineTuning, PostProcessor, UnsupportedModelError, ValidationSet
-from fairtrim.data.batches import ForwardFunction, slice_samples
+from fairtrim.data.batches import ForwardFunction, slice_samples, tensors_of
 from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
 from fairtrim.devices import floating_type
+from fairtrim.measures.scores import labels_of
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, seeded
 
-from .estimator_inputs import number_of_samples, sensitive_columns, tensor_of_entry, tensors_of
+from .estimator_inputs import number_of_samples, sensitive_columns, tensor_of_entry
 
 __all__ = ["RepairedClassifier"]
 
@@ -233,8 +234,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         Returns:
             Labels, (N,).
         """
-        scores = self._scores(X)
-        return np.asarray(self.classes_[scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)])
+        return np.asarray(self.classes_[labels_of(torch.from_numpy(self._scores(X))).numpy()])
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """The repaired network's probabilities, whose largest is its decision.
