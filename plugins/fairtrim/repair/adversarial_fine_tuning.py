@@ -82,7 +82,7 @@ class AdversarialFineTuning(PostProcessor):
         size = min(self.training_batch_size, len(working.people))
         _, batch = self._batch(working, size)
         with torch.no_grad():
-            width = working.features(batch)[0].shape[1]
+            width = working.head.features(working.network, batch)[0].shape[1]
         critic = self._critic(size * width, working)
         watch = torch.optim.Adam(critic.parameters(), lr=self.critic_learning_rate)
         act = torch.optim.Adam(working.trainable(), lr=self.learning_rate)
@@ -109,7 +109,7 @@ class AdversarialFineTuning(PostProcessor):
     def _critic_loss(self, working: WorkingCopy, critic: nn.Module, rows: Tensor, batch: Batch) -> Tensor:
         """Squared error of the predicted bias of a batch."""
         with torch.no_grad():
-            features, scores = working.features(batch)
+            features, scores = working.head.features(working.network, batch)
             decided = scores > 0 if scores.shape[1] == 1 else (scores[:, 1] > scores[:, 0])[:, None]
             counts = working.counts(decided.cpu().double(), rows)
             truth = bias(self.measure, counts, signed=counts.n_groups == 2)
@@ -117,7 +117,7 @@ class AdversarialFineTuning(PostProcessor):
 
     def _actor_loss(self, working: WorkingCopy, critic: nn.Module, rows: Tensor, batch: Batch, bound: float) -> Tensor:
         """max(1, λ(|critic| − bound) + 1) · cross-entropy."""
-        features, scores = working.features(batch)
+        features, scores = working.head.features(working.network, batch)
         suspected: Tensor = critic(features.flatten()[None])[0, 0].abs()
         factor = (self.strength * (suspected - bound) + 1).clamp(min=1)
         losses, weight = label_losses(scores, batch.target), working.people.weight

@@ -82,7 +82,7 @@ class BiasGradientDescent(PostProcessor):
                 for rows, batch in people.batches(self.training_batch_size, working.device, working.generator):
                     if candidates.exhausted():
                         return
-                    counts = working.counts(probabilities(working.forward(batch)), rows)
+                    counts = working.counts(probabilities(working.network.scores(batch)), rows)
                     slope = sign * proxy_bias(self.measure, counts)
                     bar.update()
                     step += 1

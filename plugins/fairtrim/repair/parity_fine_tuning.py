@@ -152,7 +152,7 @@ class ParityFineTuning(PostProcessor):
                         if len(rows) < 2:
                             continue
                         optimizer.zero_grad()
-                        self._loss(working, working.forward(batch), rows, weights, penalty).backward()  # type: ignore[no-untyped-call]
+                        self._loss(working, working.network.scores(batch), rows, weights, penalty).backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                     candidates.offer(penalty=penalty, epoch=epoch)
                     bar.update()

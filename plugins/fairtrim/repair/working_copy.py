@@ -72,28 +72,6 @@ class WorkingCopy:
             self._batches[id(people)] = (people, [batch for _, batch in people.batches(self.batch_size, self.device)])
         return self._batches[id(people)][1]
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Scores of the copy, (N, K).
-
-        Args:
-            batch: The batch.
-
-        Returns:
-            The scores, with gradients where they are enabled.
-        """
-        return self.network.scores(batch)
-
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Penultimate features and scores of the copy.
-
-        Args:
-            batch: The batch.
-
-        Returns:
-            (N, D) and (N, K).
-        """
-        return self.head.features(self.network, batch)
-
     def scores(self, people: ValidationSet) -> Tensor:
         """Scores of the copy for all of some people.
 
@@ -104,7 +82,7 @@ class WorkingCopy:
             (N, K) float64 on the CPU.
         """
         with torch.no_grad():
-            return torch.cat([self.forward(batch) for batch in self._kept_batches(people)]).cpu().double()
+            return torch.cat([self.network.scores(batch) for batch in self._kept_batches(people)]).cpu().double()
 
     def all_features(self, people: ValidationSet) -> Tensor:
         """Penultimate features of the copy for all of some people.
@@ -116,7 +94,8 @@ class WorkingCopy:
             (N, D) float64 on the CPU.
         """
         with torch.no_grad():
-            return torch.cat([self.features(batch)[0] for batch in self._kept_batches(people)]).cpu().double()
+            parts = [self.head.features(self.network, batch)[0] for batch in self._kept_batches(people)]
+            return torch.cat(parts).cpu().double()
 
     def counts(self, given: Tensor, rows: Tensor | None = None) -> GroupCounts:
         """Confusion counts of decisions, or of probabilities, for the people of the edit.

@@ -284,7 +284,7 @@ class CounterfactualUnlearning(PostProcessor):
                     for rows in torch.split(order, self.training_batch_size):
                         chosen = (side.take(rows) for side in (people, flipped))
                         sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]
-                        here, there = (working.forward(side) for side in sides)
+                        here, there = (working.network.scores(side) for side in sides)
                         own_here = own[rows].to(here)
                         wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
                         losses = label_losses(here, wanted)
