@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -204,16 +204,19 @@ class Moments:
         """
         self._loss_weight += torch.tensor([float(weight.cpu().double().sum()), len(weight)], dtype=torch.float64)
 
+    def _kept(self, n_groups: int) -> Iterator[tuple[str, Tensor]]:
+        """The sums that are kept, by name; for so many groups there has to be room."""
+        for name in SUMS:
+            if (sums := getattr(self, name)) is not None:
+                if name == "gram":
+                    _check_room(n_groups, sums.shape[1])
+                yield name, sums
+
     def _grow(self, n_groups: int) -> None:
         missing = n_groups - len(self.counts)
         if missing <= 0:
             return
-        for name in SUMS:
-            sums = getattr(self, name)
-            if sums is None:
-                continue
-            if name == "gram":
-                _check_room(n_groups, sums.shape[1])
+        for name, sums in self._kept(n_groups):
             setattr(self, name, torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])]))
 
     def add(self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor) -> None:
@@ -287,12 +290,8 @@ class Moments:
         if processes.count == 1:
             return self
         total = Moments(self.slope.shape[1])
-        for name in SUMS:
-            sums = getattr(self, name)
-            if sums is None:
-                continue
+        for name, sums in self._kept(n_groups):
             if name == "gram":
-                _check_room(n_groups, sums.shape[1])
                 # one group at a time: together they may be gigabytes
                 here = dict(zip(places, sums, strict=True))
                 blank = sums.new_zeros(sums.shape[1:])
