@@ -232,23 +232,7 @@ class AccumulatedConfidenceImportance(ChannelImportance):
     Raises:
         InputError: An argument is wrong.
 
-    Example:
-        >>> import torch_pruning as tp
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
-        >>> with torch.no_grad():
-        ...     _ = nn.init.eye_(model[0].weight), model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
-        >>> x = torch.tensor([[3.0, 2.0], [0.0, 2.0], [0.0, 2.0]])
-        >>> loader = DataLoader(TensorDataset(x, torch.tensor([1, 1, 0])), batch_size=3)
-        >>> mined = torch.tensor([True, False, False])  # whom the first channel serves
-        >>> importance = AccumulatedConfidenceImportance(mined)
-        >>> pruner = tp.pruner.BasePruner(
-        ...     model, x, importance=importance, pruning_ratio=0.5, ignored_layers=[model[2]]
-        ... )
-        >>> fitted = importance.fit(pruner, loader, progress=False)
-        >>> pruner.step()
-        >>> model[0].weight.tolist()
-        [[1.0, 0.0]]
+    Example: see ``ContrastiveImportance``; of the same mined samples it keeps the same channel.
     """
 
     name = "accumulated-confidence"
