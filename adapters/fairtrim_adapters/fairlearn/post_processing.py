@@ -234,7 +234,8 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         Returns:
             Labels, (N,).
         """
-        return np.asarray(self.classes_[labels_of(torch.from_numpy(self._scores(X))).numpy()])
+        labels = labels_of(torch.from_numpy(self._scores(X)))
+        return np.asarray(self.classes_[labels.numpy()])
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """The repaired network's probabilities, whose largest is its decision.
