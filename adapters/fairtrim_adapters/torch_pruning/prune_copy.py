@@ -201,26 +201,26 @@ def _score(
     importance: tp.importance.Importance,
     pruner: tp.pruner.BasePruner,
     network: ScoredNetwork,
-    data: DataSplits,
+    splits: DataSplits,
     progress: bool,
 ) -> None:
     """Give an importance what it looks at."""
     model = network.model
     if isinstance(importance, ChannelImportance):
-        shared = {"sensitive_names": data.sensitive_names, "progress": progress, **data.calling}
-        if data.loss_fn is not F.cross_entropy:  # else the importance's own default
-            shared["loss_fn"] = data.loss_fn
+        shared = {"sensitive_names": splits.sensitive_names, "progress": progress, **splits.calling}
+        if splits.loss_fn is not F.cross_entropy:  # else the importance's own default
+            shared["loss_fn"] = splits.loss_fn
         # what the importance was made with is for it alone, and takes precedence over what all share
         options = {k: v for k, v in shared.items() if k not in importance.idle_options and k not in importance._options}
-        importance.fit(pruner, data.need("scoring", type(importance).__name__), **options)
+        importance.fit(pruner, splits.need("scoring", type(importance).__name__), **options)
         return
     correct_graph(pruner.DG)
     if isinstance(importance, tp.importance.GroupTaylorImportance):
-        loader = data.need("scoring", "Torch-Pruning's Taylor importance")
+        loader = splits.need("scoring", "Torch-Pruning's Taylor importance")
         model.zero_grad()
         with preserved_random_state(loader):
             for batch in iterate_batches(loader, network.device, progress=progress, description="Taylor scores"):
-                loss = data.loss_fn(network.scores(batch, positions=True), batch.target)
+                loss = splits.loss_fn(network.scores(batch, positions=True), batch.target)
                 (loss.mean() * len(batch)).backward()  # type: ignore[no-untyped-call]
     elif isinstance(importance, _NEED_MORE):
         raise InputError(
