@@ -17,7 +17,7 @@ from torch import nn
 from fairtrim import FairtrimError, InputError, load_pruned
 from fairtrim_adapters.sweep import DataSplits
 
-__all__ = ["data_of", "load_object", "network_of", "networks_of"]
+__all__ = ["data_of", "load_object", "networks_of"]
 
 _FORM = "expected module:function or path/to/file.py:function"
 
@@ -104,24 +104,11 @@ def _called(target: str, option: str, **arguments: Any) -> Any:
         raise InputError(f"{option} {target!r} raised {_said(error)}") from error
 
 
-def network_of(target: str, seed: int = 0, option: str = "--model") -> nn.Module:
-    """The network that a function gives.
-
-    Args:
-        target: ``module:function``; the function is called with ``seed=`` if it has a parameter of that name. A network
-            under that name will do as well.
-        seed: The seed.
-        option: The option it was given with, for messages.
-
-    Returns:
-        The network, in eval mode.
-
-    Raises:
-        InputError: There is no such function, it fails, or gives something else.
-    """
-    network = _called(target, option, seed=seed)
+def _network_of(target: str, seed: int) -> nn.Module:
+    """The network that a function gives, called with ``seed=`` if it has a parameter of that name; or the network."""
+    network = _called(target, "--model", seed=seed)
     if not isinstance(network, nn.Module):
-        raise InputError(f"{option} {target!r} gave a {type(network).__name__}; expected a torch.nn.Module")
+        raise InputError(f"--model {target!r} gave a {type(network).__name__}; expected a torch.nn.Module")
     return network.eval()
 
 
@@ -161,7 +148,7 @@ def networks_of(
     Raises:
         InputError: A name is taken twice, or a file is missing, damaged or of another network.
     """
-    networks = {reference: network_of(model, seed)}
+    networks = {reference: _network_of(model, seed)}
     for text in checkpoints:
         name, equals, path = text.partition("=")
         if not equals:

@@ -14,28 +14,13 @@ from .markdown import to_markdown
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-__all__ = ["to_model_card", "with_section"]
+__all__ = ["to_model_card"]
 
 BEGIN, END = "<!-- fairtrim:begin -->", "<!-- fairtrim:end -->"
 
 
-def with_section(text: str, section: str) -> str:
-    r"""A text with a section between two comments put in, or put in place of an earlier one.
-
-    Args:
-        text: Markdown.
-        section: What shall stand between the comments.
-
-    Returns:
-        The text, unchanged outside the comments; a first section comes last.
-
-    Raises:
-        InputError: There is one comment without the other, or there are several.
-
-    Example:
-        >>> with_section("A\n" + BEGIN + "\nold\n" + END + "\nB\n", "new")
-        'A\n<!-- fairtrim:begin -->\nnew\n<!-- fairtrim:end -->\nB\n'
-    """
+def _with_section(text: str, section: str) -> str:
+    """A text with a section between two comments, in place of an earlier one or else at its end."""
     numbers = text.count(BEGIN), text.count(END)
     begin, end = text.find(BEGIN), text.find(END)
     if numbers not in ((0, 0), (1, 1)) or begin > end:
@@ -78,5 +63,5 @@ def to_model_card(
         text = str(card)
     else:
         raise InputError(f"card is a {type(card).__name__}; expected a ModelCard, its text, or the path of its file")
-    with_section(text, "")  # refused before pictures are written
-    return ModelCard(with_section(text, to_markdown(report, folder)))
+    _with_section(text, "")  # refused before pictures are written
+    return ModelCard(_with_section(text, to_markdown(report, folder)))

@@ -32,7 +32,6 @@ __all__ = [
     "UNREPAIRED",
     "Cell",
     "Dense",
-    "people_digest",
     "run_cell",
     "run_dense",
 ]
@@ -88,15 +87,8 @@ class Cell:
         return RunKey(self.seed, self.criterion, self.pruning_ratio, post_processor)
 
 
-def people_digest(predictions: Predictions) -> str:
-    """Tells test data from others, by labels and sensitive features in their order.
-
-    Args:
-        predictions: Of the test data.
-
-    Returns:
-        Hexadecimal digits.
-    """
+def _people_digest(predictions: Predictions) -> str:
+    """Tells test data from others, by labels and sensitive features in their order."""
     columns = [predictions.target, *predictions.sensitive.values()]
     return hashlib.sha256(repr([column.tolist() for column in columns]).encode()).hexdigest()
 
@@ -125,7 +117,7 @@ def run_dense(model: nn.Module, settings: Settings) -> Dense:
             "(inputs, target, sensitive)"
         )
     size = network_size(model, splits.first_batch("test", model_device(model)), **splits.calling)
-    return Dense(model, replace(predictions, scores={}), size, people_digest(predictions))
+    return Dense(model, replace(predictions, scores={}), size, _people_digest(predictions))
 
 
 def run_cell(
@@ -218,7 +210,7 @@ def _measured(
         after = predict(
             {name: model}, splits.test, sensitive_names=splits.sensitive_names, progress=False, **splits.calling
         )
-        if people_digest(after) != dense.people:
+        if _people_digest(after) != dense.people:
             raise InputError(
                 "the test data came in another order than before; expected a loader that gives the same people in the "
                 "same order each time: shuffle=False"

@@ -19,7 +19,6 @@ __all__ = [
     "Batch",
     "ForwardFunction",
     "LossFunction",
-    "as_target",
     "iterate_batches",
     "map_tensors",
     "parts_of_batch",
@@ -99,23 +98,8 @@ def tensors_of(inputs: Any) -> list[Tensor]:
     return found
 
 
-def as_target(target: Any, index: int) -> Tensor:
-    """The target of a batch as a tensor.
-
-    Args:
-        target: A tensor or what makes one; of a pandas object the values in their order, whatever its index.
-        index: Number of the batch, for the message.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        InputError: It makes none.
-
-    Example:
-        >>> as_target([1, 0], 0)
-        tensor([1, 0])
-    """
+def _as_target(target: Any, index: int) -> Tensor:
+    """The target of a batch as a tensor; of a pandas object the values in their order, whatever its index."""
     if isinstance(target, Tensor):
         return target
     try:
@@ -170,7 +154,7 @@ def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
             f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive), or a "
             "dict with 'labels'"
         )
-    target = as_target(target, index)
+    target = _as_target(target, index)
     if target.ndim == 0:
         raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
     return inputs, target, sensitive
