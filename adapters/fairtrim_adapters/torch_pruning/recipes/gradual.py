@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch_pruning as tp
 from torch import nn
 
 from fairtrim import InputError
+from fairtrim.arguments import renamed
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import accumulated_confidence as core
@@ -89,15 +91,17 @@ def gradual_channel_pruning(
     return prune
 
 
+@renamed(seed="random_state")
+@dataclass(frozen=True, kw_only=True)
 class AccumulatedConfidence(core.AccumulatedConfidence):
     """Accumulated confidence (DENP, a reconstruction), its network pruned by Torch-Pruning.
+
+    The other settings are those of ``fairtrim.mining.accumulated_confidence.AccumulatedConfidence``.
 
     Args:
         criterion: Which channels go: ``"random"``, ``"magnitude"`` or a function (model, samples) -> importance.
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of ``BasePruner``.
-        options: As for ``fairtrim.mining.accumulated_confidence.AccumulatedConfidence``: ``levels``, ``epochs``,
-            ``learning_rate``, ``loss_fn``, ``accumulate``, ``random_state``, ``forward_fn``, ``output_transform``.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -110,16 +114,18 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
         18
     """
 
-    def __init__(
-        self,
-        criterion: Criterion = "random",
-        *,
-        ignored_layers: Sequence[str] = (),
-        pruner_options: PrunerOptions = None,
-        **options: Any,
-    ) -> None:
-        shared = {key: options[key] for key in ("forward_fn", "output_transform") if key in options}
+    criterion: Criterion = field(default="random", kw_only=False)
+    ignored_layers: Sequence[str] = ()
+    pruner_options: PrunerOptions = None
+    prune: GradualPruning = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         prune = gradual_channel_pruning(
-            criterion, ignored_layers=ignored_layers, pruner_options=pruner_options, **shared
+            self.criterion,
+            ignored_layers=self.ignored_layers,
+            pruner_options=self.pruner_options,
+            forward_fn=self.forward_fn,
+            output_transform=self.output_transform,
         )
-        super().__init__(prune=prune, **options)
+        object.__setattr__(self, "prune", prune)
