@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fairtrim.arguments import renamed, require_number
+from fairtrim.arguments import drawn_seed, renamed, require_number
 from fairtrim.data.batches import LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
@@ -114,9 +114,7 @@ class AccumulatedConfidence(TrainingMiner):
             The trace, one row a repeat and level, and the confidence of the unpruned network, (N,).
         """
         dense, _, target = self._seen(model, IndexedSamples(loader))
-        seed = self.random_state
-        if isinstance(seed, torch.Generator):
-            seed = int(torch.randint(2**31, (), generator=seed))
+        seed = drawn_seed(self.random_state)
         repeats = Parallel(n_jobs=self.n_jobs)(
             delayed(self._repeat)(model, loader, seed + r, progress) for r in range(self.repeats)
         )

@@ -13,7 +13,7 @@ from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import bias
 from fairtrim.measures.scores import label_losses
-from fairtrim.preservation import preserved_random_state
+from fairtrim.preservation import seeded
 from fairtrim.registry import Standing
 
 from .candidates import Candidates
@@ -127,9 +127,7 @@ class AdversarialFineTuning(PostProcessor):
         return factor * ((losses * own).sum() / own.sum())
 
     def _critic(self, n_inputs: int, working: WorkingCopy) -> nn.Module:
-        seed = int(torch.randint(2**31, (), generator=working.generator))
-        with preserved_random_state():
-            torch.manual_seed(seed)
+        with seeded(working.generator):
             critic = nn.Sequential(nn.Linear(n_inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
         like = working.head.module.weight
         return critic.to(device=like.device, dtype=like.dtype)

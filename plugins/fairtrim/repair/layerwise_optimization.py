@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import drawn_seed
 from fairtrim.errors import InputError
 from fairtrim.measures.objective import Objective
 from fairtrim.registry import Standing
@@ -112,7 +113,7 @@ class LayerwiseOptimization(PostProcessor):
             bar.update()
             return value
 
-        seed = int(torch.randint(2**31, (), generator=working.generator))
+        seed = drawn_seed(working.generator)
         search(loss, parameter.numel(), self.max_evaluations, seed)
 
     def _loss(self, working: WorkingCopy, objective: Objective) -> float:
