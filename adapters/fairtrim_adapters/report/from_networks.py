@@ -125,23 +125,14 @@ def report_networks(
 
 @dataclass(frozen=True)
 class _TestPeople:
-    """All that is read of the test people, however many networks there are: a first batch, and one pass for them all.
-
-    Attributes:
-        splits: Where they are read from.
-        reference: Name of the network that changes are measured from.
-        batch: The first batch, on the CPU.
-        predictions: Of all networks.
-        people: Labels only, and crossings as one feature, so that those that nobody belongs to don't come up.
-        changes: The changed samples of each other network; none if a sample has several labels.
-    """
+    """All that is read of the test people, however many networks there are: one batch, and one pass for them all."""
 
     splits: DataSplits
     reference: str
-    batch: Batch
+    batch: Batch  # the first, on the CPU
     predictions: Predictions
-    people: Predictions
-    changes: Mapping[str, ChangedSamples]
+    people: Predictions  # labels only, and crossings as one feature, so that those of nobody don't come up
+    changes: Mapping[str, ChangedSamples]  # none if a sample has several labels
 
 
 def _read(

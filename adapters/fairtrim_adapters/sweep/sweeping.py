@@ -131,15 +131,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Every run of a sweep, in the order of the table.
-
-    Attributes:
-        settings: What all runs share.
-        factories: Of criteria, by label.
-        chosen: What each label stands for, as JSON can hold it.
-        pruning_ratios: Shares of the channels to remove.
-        seeds: Of everything random.
-    """
+    """Every run of a sweep, in the order of the table; ``chosen``: what each label stands for, as JSON can hold it."""
 
     settings: Settings
     factories: Mapping[str, CriterionFactory]

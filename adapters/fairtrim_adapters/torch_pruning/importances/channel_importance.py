@@ -55,12 +55,7 @@ class CollectOptions(CollectionOptions, total=False):
 
 
 class ImportanceOptions(CollectOptions, total=False):
-    """Options of every importance's constructor; see ``ChannelImportance`` and ``CollectOptions``.
-
-    Attributes:
-        model: The network, for the self-collecting form.
-        loader: Batches of (inputs, target, sensitive), for the self-collecting form.
-        normalizer: None, ``"gaussian"``, ``"standarization"`` or a function that keeps the order.
+    """Options of every importance's constructor: ``CollectOptions``, and three that ``ChannelImportance`` describes.
 
     Example: see ``ChannelImportance``, which takes them one by one.
     """
