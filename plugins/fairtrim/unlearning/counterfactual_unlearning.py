@@ -301,16 +301,7 @@ class CounterfactualUnlearning(PostProcessor):
 
 
 class _PairJudge:
-    """Judges a candidate by the selection pairs at the network's own threshold.
-
-    Args:
-        method: The settings.
-        working: The copy that is edited.
-        candidates: Who selects, and by what.
-
-    Attributes:
-        reasons: Why each candidate that was judged may not be chosen; empty if it may.
-    """
+    """Judges a candidate by the selection pairs at the network's own threshold, and keeps the reasons against it."""
 
     def __init__(self, method: CounterfactualUnlearning, working: WorkingCopy, candidates: Candidates) -> None:
         self.method, self.working, self.objective = method, working, candidates.objective

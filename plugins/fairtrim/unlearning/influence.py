@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim.arguments import renamed
-from fairtrim.data.batches import Batch, ForwardFunction, map_tensors
+from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels
 from fairtrim.data.validation_set import ValidationSet
@@ -422,17 +422,11 @@ def _damped_solution(
 
 
 def _length(inputs: Any) -> int:
-    lengths: list[int] = []
-    map_tensors(inputs, lambda tensor: lengths.append(len(tensor)) or tensor)  # type: ignore[func-returns-value]
-    return lengths[0]
+    return len(tensors_of(inputs)[0])
 
 
 class _Scores(nn.Module):
-    """Inputs -> scores of at least two classes, as the libraries for products and tangents want it.
-
-    Args:
-        network: The network and how to call it.
-    """
+    """Inputs -> scores of at least two classes, as the libraries for products and tangents want it."""
 
     def __init__(self, network: ScoredNetwork) -> None:
         super().__init__()
