@@ -88,6 +88,8 @@ def denp(
         >>> result = denp(dense, loader, iterative_steps=1, final_epochs=1, **options)
         >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
         (8, 4, 4)
+        >>> result.history["level"].tolist()  # as given, pruned, fine-tuned
+        [0.0, 0.5, 0.5]
     """
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=": expected a share in (0, 1)")
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)

@@ -47,16 +47,7 @@ class RecipeResult:
         mined: Scores of the training samples.
         conflicting: The mined set that was used, (N,) bool.
 
-    Example:
-        >>> from fairtrim_adapters.torch_pruning import denp
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-        >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=10)
-        >>> dense = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> options = {"cut": {"share_per_class": 0.1}, "progress": False}
-        >>> result = denp(dense, loader, iterative_steps=1, final_epochs=1, **options)
-        >>> result.history["level"].tolist()  # as given, pruned, fine-tuned
-        [0.0, 0.5, 0.5]
+    Example: see ``denp``, which makes one.
     """
 
     model: nn.Module
