@@ -16,7 +16,7 @@ from fairtrim.files.run_settings import described, plain_settings
 from fairtrim.network.recalibration import batchnorm_layers
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
-from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
+from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_ignored_layers
 from fairtrim_adapters.torch_pruning.prune_copy import Training, trains
 
 __all__ = ["MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
@@ -138,10 +138,7 @@ class Settings:
         if self.post_processors:
             self.splits.need("validation", f"post-processor {next(iter(self.post_processors))!r}")
         check_metrics(self.metrics)
-        if isinstance(self.ignored_layers, str):
-            raise InputError(
-                f"ignored_layers is the string {self.ignored_layers!r}; expected a list: [{self.ignored_layers!r}]"
-            )
+        check_ignored_layers(self.ignored_layers)
 
     def check_network(self, network: nn.Module) -> None:
         """Refuse what would fail after hours of training.

@@ -17,7 +17,7 @@ from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .dependency_groups import group_name, is_consumed
 from .plan import groups_of_next_step
-from .pruner_options import PrunerOptions, check_pruner_options, check_ratios, options_for
+from .pruner_options import PrunerOptions, check_ignored_layers, check_pruner_options, check_ratios, options_for
 
 __all__ = ["freeze", "frozen_parameters", "pruner_of_levels"]
 
@@ -91,8 +91,7 @@ def _ignored(
     of_options: Sequence[Any],
 ) -> list[nn.Module]:
     """The layers whose outputs stay: those named, those of the options, and the layer that gives the scores."""
-    if isinstance(ignored_layers, str):
-        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    check_ignored_layers(ignored_layers)
     names = {module: name for name, module in modules.items()}
     asked = [names.get(layer, layer) for layer in (*ignored_layers, *of_options)]
     unknown = [name if isinstance(name, str) else type(name).__name__ for name in asked if name not in modules]

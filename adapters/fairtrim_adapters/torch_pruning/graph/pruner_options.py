@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch_pruning as tp
@@ -12,7 +12,7 @@ from torch import nn
 from fairtrim import InputError
 from fairtrim.arguments import require_known, require_number
 
-__all__ = ["PrunerOptions", "check_pruner_options", "check_ratios", "options_for"]
+__all__ = ["PrunerOptions", "check_ignored_layers", "check_pruner_options", "check_ratios", "options_for"]
 
 PrunerOptions = Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] | None
 """Further arguments of ``BasePruner``, such as ``global_pruning``, or a function of the network that gives them:
@@ -60,6 +60,19 @@ def check_pruner_options(options: Any) -> None:
             raise InputError(f"pruner_options holds {name!r}: {reason}; leave it out")
     of_host = [*inspect.signature(tp.pruner.BasePruner.__init__).parameters]
     require_known("pruner_options", options, [name for name in of_host if name not in ("self", *_SET_HERE)])
+
+
+def check_ignored_layers(ignored_layers: Sequence[str]) -> None:
+    """Refuse one name where names are expected: a string is a sequence, too.
+
+    Args:
+        ignored_layers: Names of layers.
+
+    Raises:
+        InputError: It is a string.
+    """
+    if isinstance(ignored_layers, str):
+        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
 
 
 def options_for(pruner_options: PrunerOptions, model: nn.Module) -> dict[str, Any]:

@@ -18,7 +18,11 @@ from fairtrim.mining.miner import Miner
 from fairtrim.network.fine_tuning import FineTuning
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import ScoredNetwork
-from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_pruner_options
+from fairtrim_adapters.torch_pruning.graph.pruner_options import (
+    PrunerOptions,
+    check_ignored_layers,
+    check_pruner_options,
+)
 
 __all__ = ["RecipeOptions", "RunSettings", "run_settings"]
 
@@ -139,8 +143,7 @@ def run_settings(
     if cut is not None:
         check_cut(cut)
     ignored_layers, pruner_options = options.get("ignored_layers", ()), options.get("pruner_options")
-    if isinstance(ignored_layers, str):
-        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    check_ignored_layers(ignored_layers)
     if (feature_layer := training["feature_layer"]) is not None:
         FeatureTap(model, feature_layer)
     check_pruner_options(pruner_options)
