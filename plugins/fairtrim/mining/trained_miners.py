@@ -127,9 +127,9 @@ class TrainedMiner(TrainingMiner):
         if self.network is not None and not callable(self.network):
             raise InputError(f"network is a {type(self.network).__name__}; expected a function that builds a new one")
 
-    @abstractmethod
     def _loss(self) -> LossFunction:
         """What the network is trained with."""
+        return F.cross_entropy
 
     @abstractmethod
     def _mined(self, trace: Trace) -> MinedSamples:
@@ -270,9 +270,6 @@ class LossMiner(TrainedMiner):
 
     epochs: int = 3
 
-    def _loss(self) -> LossFunction:
-        return F.cross_entropy
-
     def _mined(self, trace: Trace) -> MinedSamples:
         return MinedSamples(-trace.probability[-1].clamp_min(torch.finfo(torch.float64).tiny).log(), trace.target)
 
@@ -297,9 +294,6 @@ class MisclassifiedMiner(TrainedMiner):
     standing: ClassVar[Standing] = "published"
 
     epochs: int = 3
-
-    def _loss(self) -> LossFunction:
-        return F.cross_entropy
 
     def _mined(self, trace: Trace) -> MinedSamples:
         wrong = ~trace.correct[-1]
