@@ -52,7 +52,8 @@ def undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     if importlib.util.find_spec("matplotlib"):
         importlib.import_module("matplotlib").use("Agg")
-    keep(IMPORTANCES, monkeypatch)
+    for registry in (IMPORTANCES, fairtrim.POST_PROCESSORS, fairtrim.MINERS):
+        keep(registry, monkeypatch)
     before = dict(vars(tp.importance))
     with torch.random.fork_rng(devices=[]):
         yield
@@ -71,7 +72,7 @@ def test_blocks_of_a_page_run_in_order(page: Path, request: pytest.FixtureReques
     expected = _WARNS.get(page.name)
     with pytest.warns(UserWarning, match=expected) if expected else contextlib.nullcontext():
         for number, block in enumerate(_blocks(page, "python")):
-            exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
+            exec(compile(block, f"{page.name}, block {number + 1}", "exec", dont_inherit=True), names)
     if "describe_layer" in names:
         forget_layer(names["Transposed"])
     if page.name == "huggingface.md":
