@@ -12,6 +12,8 @@ from torch import nn
 import fairtrim
 from fairtrim import MINERS, POST_PROCESSORS, InputError, LossMiner, MinedSamples, Miner, ThresholdSelection
 from fairtrim.registry import Registry, Standing
+from fairtrim_adapters import torch_pruning as adapter
+from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 
 REGISTRIES = {"post-processors": POST_PROCESSORS, "miners": MINERS}
 
@@ -21,7 +23,8 @@ def test_every_method_of_the_rooms_is_found_and_describes_itself(registry: Regis
     for name, method in registry.items():
         assert method.name == name and method.does and method.standing and not inspect.isabstract(method)
         assert bool(method.source) or method.standing == "baseline", name
-        assert getattr(fairtrim, method.__name__) is method
+        ours = adapter if method is AccumulatedConfidence else fairtrim
+        assert getattr(ours, method.__name__) is method
 
 
 def test_names() -> None:
@@ -34,7 +37,14 @@ def test_names() -> None:
         "random-perturbation",
         "threshold-selection",
     }
-    assert set(MINERS) == {"epoch-ensemble", "generalized-cross-entropy", "loss", "misclassified"}
+    assert set(MINERS) == {
+        "accumulated-confidence",
+        "epoch-ensemble",
+        "generalized-cross-entropy",
+        "loss",
+        "misclassified",
+    }
+    assert MINERS["accumulated-confidence"] is AccumulatedConfidence
     with pytest.raises(InputError, match=r"post-processor 'parity_finetuning' is unknown \(did you mean 'parity-fine-"):
         POST_PROCESSORS["parity_finetuning"]
 
