@@ -46,6 +46,12 @@ def test_choices() -> None:
     assert did_you_mean(3, ["a"]) == did_you_mean("shares", []) == ""
 
 
+def test_guesses() -> None:
+    assert did_you_mean("nope", ["random", "magnitude"]) == did_you_mean("seed", ["privileged", "epsilon"]) == ""
+    assert did_you_mean("ratio", ["cut", "pruning_ratio"]) == " (did you mean 'pruning_ratio'?)"
+    assert did_you_mean("ratio", ["pruning_ratio", "ratio_of_something"]) == ""
+
+
 def test_generators_go_on_and_seeds_begin_again() -> None:
     generator = torch.Generator().manual_seed(3)
     assert random_generator(generator) is generator

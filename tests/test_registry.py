@@ -12,6 +12,8 @@ from torch import nn
 import fairtrim
 from fairtrim import MINERS, POST_PROCESSORS, InputError, LossMiner, MinedSamples, Miner, ThresholdSelection
 from fairtrim.registry import Registry, Standing
+from fairtrim_adapters import torch_pruning as adapter
+from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 
 REGISTRIES = {"post-processors": POST_PROCESSORS, "miners": MINERS}
 
@@ -21,7 +23,8 @@ def test_every_method_of_the_rooms_is_found_and_describes_itself(registry: Regis
     for name, method in registry.items():
         assert method.name == name and method.does and method.standing and not inspect.isabstract(method)
         assert bool(method.source) or method.standing == "baseline", name
-        assert getattr(fairtrim, method.__name__) is method
+        ours = adapter if method is AccumulatedConfidence else fairtrim
+        assert getattr(ours, method.__name__) is method
 
 
 def test_names() -> None:
@@ -34,7 +37,14 @@ def test_names() -> None:
         "random-perturbation",
         "threshold-selection",
     }
-    assert set(MINERS) == {"epoch-ensemble", "generalized-cross-entropy", "loss", "misclassified"}
+    assert set(MINERS) == {
+        "accumulated-confidence",
+        "epoch-ensemble",
+        "generalized-cross-entropy",
+        "loss",
+        "misclassified",
+    }
+    assert MINERS["accumulated-confidence"] is AccumulatedConfidence
     with pytest.raises(InputError, match=r"post-processor 'parity_finetuning' is unknown \(did you mean 'parity-fine-"):
         POST_PROCESSORS["parity_finetuning"]
 
@@ -60,13 +70,33 @@ def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -
     announced = EntryPoint("elsewhere", "fairtrim.mining.trained_miners:LossMiner", "fairtrim.miners")
     monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [announced] * (group == "fairtrim.miners"))
     registry = Registry("miner", "fairtrim.mining", Miner, "fairtrim.miners")
-    assert registry["elsewhere"] is LossMiner and set(registry) == {*MINERS, "elsewhere"}
+    assert registry["elsewhere"] is LossMiner
+    assert set(registry) == {"elsewhere", "epoch-ensemble", "generalized-cross-entropy", "loss", "misclassified"}
     assert registry.loaded()["elsewhere"] is LossMiner
 
 
 def test_a_name_without_a_description() -> None:
-    with pytest.raises(InputError, match="has the name 'silent' and no 'does'; expected both"):
+    message = "Silent has name='silent', by which registries would offer it, and doesn't say does= beside it"
+    with pytest.raises(InputError, match=message):
 
         class Silent(ThresholdSelection):
             name: ClassVar[str] = "silent"
             standing: ClassVar[Standing] = "ours"
+
+
+def test_a_standing_that_is_none() -> None:
+    with pytest.raises(InputError, match="Great has standing='great'; expected one of 'published', 'reconstruction'"):
+
+        class Great(ThresholdSelection):
+            name: ClassVar[str] = "great"
+            does: ClassVar[str] = "nothing"
+            standing: ClassVar[Any] = "great"
+
+
+def test_a_property_is_no_name_to_be_offered_by() -> None:
+    class Named(LossMiner):
+        @property
+        def name(self) -> str:  # type: ignore[override]
+            return "of this one"
+
+    assert Named().name == "of this one"

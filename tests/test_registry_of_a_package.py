@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,69 @@ def test_names_that_clash(package: Path, announced: list[EntryPoint]) -> None:
         assert set(registry.loaded()) == {"the-first", "second"}
     told = " ".join(str(entry.message) for entry in warned)
     assert "announces 'second', which is fairtrim's own; rename it" in told and "'others'" in told
+
+
+def test_a_module_that_ends_the_process(
+    package: Path, announced: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (package.parent / "ends_the_process_of_a_test.py").write_text("raise SystemExit(3)")
+    registry = _registry(package)
+    announced.append(EntryPoint("broken", "ends_the_process_of_a_test:Thing", registry.group))
+    with pytest.raises(InputError, match=r"'broken' of the package .* can't be loaded \(SystemExit: 3\)"):
+        registry["broken"]
+
+
+def test_values_and_items_are_of_what_can_be_loaded(package: Path, announced: list[EntryPoint]) -> None:
+    registry = _registry(package)
+    announced.append(EntryPoint("broken", "nowhere.at.all:Thing", registry.group))
+    with pytest.warns(UserWarning, match="left out: method 'broken'"):
+        assert [name for name, _ in registry.items()] == ["the-first", "second"]
+    with pytest.warns(UserWarning, match="left out: method 'broken'"):
+        assert [cls.__name__ for cls in registry.values()] == ["First", "Second"]
+    with pytest.raises(InputError, match="'broken'"):
+        registry.get("broken")
+
+
+def test_what_is_known_needs_no_other_package(package: Path, announced: list[EntryPoint]) -> None:
+    registry = _registry(package)
+    announced.append(EntryPoint("others", f"{__name__}:Others", registry.group))
+    assert set(registry.known()) == {"the-first", "second"}
+    assert registry["others"] is registry.known()["others"]
+
+
+def test_another_thread_sees_all_announced_or_asks_itself(
+    package: Path, announced: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = _registry(package)
+    seen: list[dict[str, list[EntryPoint]] | None] = []
+
+    def slow(group: str) -> Iterator[EntryPoint]:
+        yield EntryPoint("one", "a:A", group)
+        seen.append(registry._announced)
+        yield EntryPoint("two", "a:A", group)
+
+    monkeypatch.setattr("fairtrim.registry.entry_points", slow)
+    assert set(registry.announced()) == {"one", "two"} and seen == [None]
+
+
+def test_what_our_own_distribution_announces(package: Path, announced: list[EntryPoint], tmp_path: Path) -> None:
+    """It is no other package's: who announces the same name is left out, and nobody is told to uninstall it."""
+    metadata = tmp_path / "fairtrim-0.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fairtrim\nVersion: 0.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[fairtrim.methods]\nours = {__name__}:Others\ngone = nowhere.at.all:Thing\n"
+    )
+    announced += Distribution.at(metadata).entry_points
+    registry = _registry(package)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert registry.loaded()["ours"] is Others
+    assert len(told) == 1 and "expected fairtrim to be installed anew" in str(told[0].message)
+    announced[:] = [announced[0], EntryPoint("ours", "elsewhere:Others", registry.group)]
+    registry.refresh()
+    assert registry["ours"] is Others
+    with pytest.warns(
+        UserWarning, match="left out: elsewhere:Others announces 'ours', which is fairtrim's own; rename"
+    ):
+        registry.loaded()

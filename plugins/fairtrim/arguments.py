@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
+import re
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any, NoReturn, TypeVar, cast
@@ -19,6 +21,7 @@ __all__ = [
     "Renamed",
     "did_you_mean",
     "drawn_seed",
+    "keyword_names",
     "random_generator",
     "renamed",
     "require_choice",
@@ -113,8 +116,38 @@ def did_you_mean(name: Any, choices: Iterable[str]) -> str:
         >>> did_you_mean("worst_group", ["worst-group", "tail-risk"])
         " (did you mean 'worst-group'?)"
     """
-    near = difflib.get_close_matches(str(name).lower(), list(choices), 1, cutoff=0.4)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    choices, given = list(choices), str(name).lower()
+    near = difflib.get_close_matches(given, choices, 1, cutoff=0.6)
+    if not near:  # a part of one, in whole words
+        near = [choice for choice in choices if _words(given) <= _words(choice)]
+    return f" (did you mean {near[0]!r}?)" if len(near) == 1 else ""
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split("[-_ ]", str(name)))
+
+
+def keyword_names(function: Callable[..., Any], options: type[Any]) -> list[str]:
+    """What can be said by keyword alone.
+
+    Args:
+        function: Has parameters of its own.
+        options: A TypedDict of the others.
+
+    Returns:
+        The names, its own first.
+
+    Example:
+        >>> from typing import TypedDict
+        >>> class Options(TypedDict):
+        ...     seed: int
+        >>> def draw(loader, *, size=1, **options):
+        ...     return size
+        >>> keyword_names(draw, Options)
+        ['size', 'seed']
+    """
+    parameters = inspect.signature(function).parameters.values()
+    return [*(p.name for p in parameters if p.kind is p.KEYWORD_ONLY), *options.__annotations__]
 
 
 def require_choice(name: str, value: object, choices: Iterable[object]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from .arguments import Renamed, did_you_mean
 from .errors import InputError
@@ -32,7 +32,8 @@ class Described:
         remark: Where it departs from its source.
 
     Raises:
-        InputError: A subclass has a name and doesn't say the rest, or implements a method under its former name.
+        InputError: A subclass has a name and doesn't say the rest, its standing is none of these, or it implements a
+            method under its former name.
     """
 
     name: ClassVar[str]
@@ -44,10 +45,18 @@ class Described:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "name" in vars(cls):
-            for entry in ("does", "standing"):
-                if entry not in vars(cls):
-                    raise InputError(f"{cls.__qualname__} has the name {cls.name!r} and no {entry!r}; expected both")
+        if (name := _own_name(cls)) is not None:
+            unsaid = [f"{entry}=" for entry in ("does", "standing") if entry not in vars(cls)]
+            if unsaid:
+                raise InputError(
+                    f"{cls.__qualname__} has name={name!r}, by which registries would offer it, and doesn't say "
+                    f"{', '.join(unsaid)} beside it"
+                )
+            if cls.standing not in get_args(Standing):
+                raise InputError(
+                    f"{cls.__qualname__} has standing={cls.standing!r}; expected one of "
+                    f"{', '.join(map(repr, get_args(Standing)))}"
+                )
         for old in vars(cls):
             former = next((vars(base)[old] for base in cls.__mro__[1:] if old in vars(base)), None)
             if isinstance(former, Renamed) and former.new not in vars(cls):
@@ -66,7 +75,7 @@ class Registry(Mapping[str, type[Any]]):
 
     Every module of a package is read at the first look-up, so that a new method is one new file. Names that other
     packages announce come from their metadata; such a class is imported when it is asked for, so that a package that
-    can't be imported troubles only who asks for what it announces.
+    can't be imported troubles only who asks for what it announces. ``values`` and ``items`` are those of ``loaded``.
 
     Args:
         kind: What messages call a member.
@@ -153,21 +162,23 @@ class Registry(Mapping[str, type[Any]]):
         for name in self._packages:
             for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
                 for cls in _own_classes(importlib.import_module(module.name)):
-                    if issubclass(cls, self.base) and "name" in vars(cls):
-                        self._add(cls, vars(cls)["name"])
-                        self._own.add(vars(cls)["name"])
+                    if issubclass(cls, self.base) and (own := _own_name(cls)) is not None:
+                        self._add(cls, own)
+                        self._own.add(own)
         self._read = True  # only now: after an error the next look-up meets it again
 
     def announced(self) -> dict[str, list[EntryPoint]]:
-        """Entry points of other packages by name.
+        """Entry points by name: those of other packages, and of our own for what is in no room of the registry.
 
         Returns:
             Several of a name where packages disagree.
         """
         if self._announced is None:
-            self._announced = {}
+            announced: dict[str, list[EntryPoint]] = {}
             for entry_point in entry_points(group=self.group):
-                self._announced.setdefault(entry_point.name, []).append(entry_point)
+                announced.setdefault(entry_point.name, []).append(entry_point)
+            self._announced = announced  # complete: other threads may look
+            return announced
         return self._announced
 
     def __getitem__(self, name: str) -> type[Any]:
@@ -180,6 +191,7 @@ class Registry(Mapping[str, type[Any]]):
         if not found:
             meant = did_you_mean(str(name).replace("_", "-"), self)
             raise _UnknownMethodError(f"{self.kind} {name!r} is unknown{meant}; expected one of {sorted(self)}")
+        found = [entry_point for entry_point in found if _is_ours(entry_point)] or found
         packages = sorted({_package_of(entry_point) for entry_point in found})
         if len(packages) > 1:
             raise InputError(
@@ -189,10 +201,13 @@ class Registry(Mapping[str, type[Any]]):
         try:
             cls: type[Any] = self._add(found[0].load(), name)
             return cls
-        except Exception as error:  # whatever a foreign package does when it is imported
+        except (Exception, SystemExit) as error:  # whatever a foreign package does when it is imported
+            remedy = "expected the package to be mended, updated or uninstalled"
+            if _is_ours(found[0]):
+                remedy = "expected fairtrim to be installed anew, with all that it needs"
             raise InputError(
                 f"{self.kind} {name!r} of the package {packages[0]} can't be loaded "
-                f"({type(error).__name__}: {error}); expected the package to be mended, updated or uninstalled"
+                f"({type(error).__name__}: {error}); {remedy}"
             ) from error
 
     def __contains__(self, name: object) -> bool:
@@ -206,6 +221,23 @@ class Registry(Mapping[str, type[Any]]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def known(self) -> dict[str, type[Any]]:
+        """Classes by name that are there without another import: those of the rooms, and what was loaded or added.
+
+        Returns:
+            The classes.
+        """
+        self._read_packages()
+        return dict(self._known)
+
+    def values(self) -> ValuesView[type[Any]]:
+        """The classes that can be loaded; see ``loaded``."""
+        return self.loaded().values()
+
+    def items(self) -> ItemsView[str, type[Any]]:
+        """The classes that can be loaded, with their names; see ``loaded``."""
+        return self.loaded().items()
+
     def loaded(self) -> dict[str, type[Any]]:
         """Every class by name, those of other packages loaded for it; what can't be loaded is left out with a warning.
 
@@ -214,8 +246,9 @@ class Registry(Mapping[str, type[Any]]):
         """
         self._read_packages()
         for name, found in self.announced().items():
-            if name in self._own:
-                packages = ", ".join(map(_package_of, found))
+            others = [entry_point for entry_point in found if not _is_ours(entry_point)]
+            if others and (name in self._own or len(others) < len(found)):
+                packages = ", ".join(map(_package_of, others))
                 warnings.warn(
                     f"left out: {packages} announces {name!r}, which is fairtrim's own; rename it", stacklevel=3
                 )
@@ -233,6 +266,17 @@ class Registry(Mapping[str, type[Any]]):
 
 def _own_classes(module: ModuleType) -> Iterator[type[Any]]:
     return (cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__)
+
+
+def _own_name(cls: type[Any]) -> str | None:
+    """The name that a class gives itself; a property or a field called so is none."""
+    name = vars(cls).get("name")
+    return name if isinstance(name, str) else None
+
+
+def _is_ours(entry_point: EntryPoint) -> bool:
+    """Whether our own distribution announces it."""
+    return _package_of(entry_point) == __name__.partition(".")[0]
 
 
 def _package_of(entry_point: EntryPoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from fairtrim.mining import (
 )
 from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy
-from fairtrim_adapters.torch_pruning import AccumulatedConfidence
+from fairtrim_adapters.torch_pruning import AccumulatedConfidence, ContrastiveImportance
 from tests.mining_cases import CASE, N, data_of, loader_of_shortcut, shortcut
 from tests.snapshot import Snapshot
 
@@ -148,3 +149,14 @@ def test_epoch_ensemble_trains_with_many_classes() -> None:
     assert float(scores.mean()) < 0.9
     stuck = EpochEnsemble(epochs=6, learning_rate=0.3, confidence=0.05).mine(nn.Linear(50, 50), loader, progress=False)
     assert float(stuck.scores.min()) > 0.95
+
+
+def test_the_seed_is_called_random_state() -> None:
+    for one in (LossMiner(), AccumulatedConfidence(), ContrastiveImportance(torch.tensor([True, False]))):
+        with pytest.raises(AttributeError, match="has no seed; it is called random_state"):
+            one.seed  # noqa: B018
+
+
+def test_other_settings_of_accumulated_confidence() -> None:
+    miner = dataclasses.replace(AccumulatedConfidence("magnitude"), epochs=2)
+    assert (miner.criterion, miner.epochs) == ("magnitude", 2)

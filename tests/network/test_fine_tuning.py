@@ -271,3 +271,11 @@ def test_fine_tuning_takes_the_loss_of_each_batch() -> None:
         model = fine_tune(nn.Linear(1, 2), loader, epochs=200, learning_rate=0.1, loss_fn=loss_fn, progress=False)
         shares.append(round(float(model(torch.ones(1, 1)).detach().softmax(1)[0, 1]), 2))
     assert shares == [0.2, 0.2, 0.83, 0.83]  # 4 of 20; 80 of 96
+
+
+def test_unknown_settings() -> None:
+    loader = DataLoader(TensorDataset(torch.eye(4), torch.arange(4) % 2), batch_size=2)
+    with pytest.raises(InputError, match=r"fine_tune has no 'epoch' \(did you mean 'epochs'\?\); .*'sample_weights'"):
+        fine_tune(nn.Linear(4, 2), loader, epoch=3)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="fine_tune has no seed=; it is called random_state="):
+        fine_tune(nn.Linear(4, 2), loader, seed=1)  # type: ignore[call-arg]

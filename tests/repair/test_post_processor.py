@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import (
+    POST_PROCESSORS,
     AdversarialFineTuning,
     BiasGradientDescent,
     FairtrimError,
@@ -24,6 +26,7 @@ from fairtrim import (
     UnsupportedModelError,
     ValidationSet,
 )
+from tests.registries import keep
 from tests.repair_cases import LEARNS_BY_STEPS, METHODS, A, X, Y, begun_network, judgement_of, labels_by, some_people
 from tests.snapshot import Snapshot
 
@@ -286,3 +289,25 @@ def test_aif360_s_name_of_a_measure_means_the_same() -> None:
     assert method.get_params()["measure"] == "statistical_parity_difference"
     with pytest.raises(InputError, match="measure='accuracy_difference' is called 'accuracy_score_difference'"):
         RandomPerturbation(measure="accuracy_difference")
+
+
+def test_an_edit_of_the_old_interface() -> None:
+    message = r"Old\._edit takes \(workspace\); expected \(working, candidates\): see docs/architecture.md"
+    with pytest.raises(InputError, match=message):
+
+        class Old(PostProcessor):
+            def _edit(self, workspace: Any) -> None:  # type: ignore[override]
+                raise NotImplementedError
+
+    class Other(PostProcessor):
+        def _edit(self, *both: Any) -> None:
+            raise NotImplementedError
+
+
+def test_a_refusal_loads_no_other_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(POST_PROCESSORS, monkeypatch)
+    announced = EntryPoint("broken", "nowhere.at.all:Thing", POST_PROCESSORS.group)
+    monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [announced])
+    monkeypatch.setattr(EntryPoint, "load", lambda self: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="has 3 classes"):
+        RandomPerturbation().repair(begun_network(3), some_people(199, n_groups=3, n_classes=3), progress=False)

@@ -6,6 +6,7 @@ import base64
 import copy
 import re
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fairtrim_adapters.report.methods import method_of
 from fairtrim_adapters.sweep import POST_PROCESSORS
 from fairtrim_adapters.torch_pruning import IMPORTANCES, MeanDamageImportance
 from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
+from tests.registries import keep
 from tests.report_cases import (
     HAS_JINJA,
     HAS_MATPLOTLIB,
@@ -74,6 +76,18 @@ def test_a_class_that_says_nothing_is_not_described_by_its_parent() -> None:
 
     assert method_of("criterion", "silent").does == "not described here"
     assert IMPORTANCES.remove("silent") is Silent
+
+
+def test_a_label_of_the_name_of_what_can_t_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("broken", "nowhere.at.all:Thing", "any")
+    twice = [EntryPoint("twice", f"{package}:Thing", "any") for package in ("one", "other")]
+    for registry in (IMPORTANCES, POST_PROCESSORS):
+        keep(registry, monkeypatch)
+    monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [broken, *twice])
+    for kind in ("criterion", "post-processor"):
+        for label in ("broken", "twice"):
+            assert method_of(kind, label, {"epsilon": 0.1}).does == "not described here"
+    assert method_of("criterion", "worst-group: my own").does == "not described here"
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fairtrim import InputError
 from fairtrim_adapters.sweep.named_methods import described_class, parse_named
 
 from .contents import Method
@@ -31,10 +32,13 @@ def method_of(kind: str, text: str, settings: Mapping[str, Any] | None = None) -
         'not described here'
     """
     name = text.partition(":")[0].strip()
-    cls = described_class(kind, name)
-    own = {} if cls is None else parse_named(text)[1]
+    try:
+        cls = described_class(kind, name)
+        own = {} if cls is None else parse_named(text)[1]
+    except InputError:  # a plug-in that can't be loaded, or a label that only looks like a name with settings
+        cls, own = None, {}
     every = {key: str(value) for key, value in {**(settings or {}), **own}.items()}
-    if "does" not in vars(cls or object):  # of another package that doesn't say
+    if "does" not in vars(cls or object):  # can't be loaded, or doesn't say
         return Method(text, kind, "not described here", "", "", "", every)
     facts = {entry: str(getattr(cls, entry, "")) for entry in ("does", "source", "link", "standing", "remark")}
     standing = "; ".join(filter(None, [facts["standing"], facts["remark"]]))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fairtrim.arguments import RandomState, random_generator, renamed, require_number
+from fairtrim.arguments import RandomState, Renamed, random_generator, renamed, require_number
 from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
@@ -58,6 +58,8 @@ class TrainingMiner(Miner):
     random_state: RandomState = 0
     forward_fn: ForwardFunction | None = None
     output_transform: OutputTransform | None = None
+
+    seed = Renamed("random_state")
 
     least_epochs: ClassVar[int] = 1
     """How short the training may be."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
-from fairtrim.arguments import RandomState, random_generator, renamed, require_known
+from fairtrim.arguments import RandomState, keyword_names, random_generator, renamed, require_known
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
@@ -80,7 +80,7 @@ class FineTuning(TypedDict, total=False):
     feature_layer: str | None
 
 
-@renamed(generator="random_state")
+@renamed(generator="random_state", seed="random_state")
 def fine_tune(
     model: nn.Module,
     loader: DataLoader[object] | IndexedSamples,
@@ -180,7 +180,7 @@ def fine_tune(
 
 def _check(fine_tuning: FineTuning, conflicting: Tensor | None, samples: IndexedSamples) -> None:
     """Refuse settings that can't be, or would have no effect."""
-    require_known("fine_tuning", fine_tuning, FineTuning.__annotations__)
+    require_known("fine_tune", fine_tuning, keyword_names(fine_tune, FineTuning))
     epochs, learning_rate = fine_tuning.get("epochs", 1), fine_tuning.get("learning_rate", 1e-3)
     contrastive_weight, feature_layer = fine_tuning.get("contrastive_weight", 0.0), fine_tuning.get("feature_layer")
     if epochs < 0 or learning_rate <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -76,6 +77,19 @@ class PostProcessor(Described, ABC):
     """Whether the edit sees people, who then must not be the ones it is judged by."""
     multiclass: ClassVar[bool] = False
     """Whether the method is defined for more than two classes."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if inspect.isfunction(edit := vars(cls).get("_edit")):
+            signature = inspect.signature(edit)
+            try:
+                signature.bind("self", "working", "candidates")
+            except TypeError:
+                taken = ", ".join(list(signature.parameters)[1:])
+                raise InputError(
+                    f"{cls.__qualname__}._edit takes ({taken}); expected (working, candidates): see "
+                    "docs/architecture.md"
+                ) from None
 
     @abstractmethod
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
@@ -286,7 +300,7 @@ class PostProcessor(Described, ABC):
     def _check_parts(self, parts: _Parts, n_classes: int) -> None:
         """Refuse a network of too many classes, and people whom the measure can't be computed for."""
         if n_classes > 2 and not self.multiclass:
-            able = sorted(method.__name__ for method in POST_PROCESSORS.loaded().values() if method.multiclass)
+            able = sorted(method.__name__ for method in POST_PROCESSORS.known().values() if method.multiclass)
             raise InputError(
                 f"the network has {n_classes} classes and {type(self).__name__} is defined for two; expected two, or "
                 f"one of {able}"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import FairtrimError, InputError, UnsupportedModelError
+from fairtrim import MINERS, FairtrimError, InputError, LossMiner, UnsupportedModelError
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import MinedSamples, MisclassifiedMiner, label_probabilities
 from fairtrim.network import fine_tuning as core_training
@@ -45,6 +46,7 @@ from tests.recipe_cases import (
     mlp_of,
     run_recipe,
 )
+from tests.registries import keep
 from tests.snapshot import Snapshot
 
 
@@ -655,6 +657,43 @@ def test_a_generator_gives_the_seed_by_one_draw(recipe: str, tmp_path: Path) -> 
     assert_same_result(left, right)
     with pytest.raises(InputError, match="random_state is a Generator beside folder=; expected a whole number"):
         run_recipe(recipe, mlp(), random_state=generator, folder=tmp_path)
+
+
+def test_whole_numbers_of_numpy_are_seeds(tmp_path: Path) -> None:
+    plain, kept = (run_recipe("dcwp", mlp(), random_state=s, folder=f) for s, f in ((3, None), (np.int64(3), tmp_path)))
+    assert_same_result(plain, kept)
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_a_miner_by_its_name(recipe: str) -> None:
+    own = {"denp": "accumulated-confidence", "dcwp": "generalized-cross-entropy"}[recipe]
+    options: dict[str, Any] = {"cut": {"share_per_class": 0.15}, "random_state": 5}
+    assert_same_result(*(run_recipe(recipe, mlp(), miner=miner, **options) for miner in (None, own)))
+    by_name, made = (run_recipe(recipe, mlp(), miner=m, **options) for m in ("loss", LossMiner(random_state=5)))
+    assert_same_result(by_name, made)
+    with pytest.raises(InputError, match=r"miner 'epoch-ensembel' is unknown \(did you mean 'epoch-ensemble'\?\)"):
+        run_recipe(recipe, mlp(), miner="epoch-ensembel")
+
+
+def test_a_miner_that_a_name_can_t_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Needy(FixedMiner):
+        def __init__(self, flags: Tensor) -> None:
+            super().__init__(flags)
+
+    keep(MINERS, monkeypatch)
+    MINERS.add(FixedMiner, "fixed")
+    MINERS.add(Needy, "needy")
+    assert torch.equal(run_recipe("dcwp", mlp(), miner="fixed").conflicting, FLAGS)
+    with pytest.raises(InputError, match=r"miner 'needy' can't be made by its name \(.*flags.*\); pass a Needy"):
+        run_recipe("dcwp", mlp(), miner="needy")
+
+
+def test_unknown_options_are_told_all_there_are() -> None:
+    for recipe in (denp, dcwp):
+        with pytest.raises(
+            InputError, match=r"has no 'ratio' \(did you mean 'pruning_ratio'\?\); .*'fine_tuning'.*'cut'"
+        ):
+            recipe(mlp(), data_of_recipes(), ratio=0.5)  # type: ignore[call-arg]
 
 
 def test_options_of_the_pruner_by_a_function_of_the_copy() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, InputError, collect_damage
-from fairtrim.arguments import RandomState, random_generator, renamed, require_choice, require_number
+from fairtrim.arguments import RandomState, Renamed, random_generator, renamed, require_choice, require_number
 from fairtrim.criteria import Criterion, GroupSaliency
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
@@ -107,6 +107,8 @@ class ContrastiveImportance(ChannelImportance):
     link = "https://arxiv.org/abs/2210.05247"
     standing = "published"
     remark = "for weights; the form for channels is ours"
+
+    seed = Renamed("random_state")
 
     idle_options: ClassVar[Mapping[str, str]] = {
         "sensitive_names": _NO_PEOPLE,

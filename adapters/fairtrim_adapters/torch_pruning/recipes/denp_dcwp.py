@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from fairtrim import InputError
 from fairtrim.arguments import renamed, require_known, require_number
 from fairtrim.mining import accumulated_confidence as core
-from fairtrim.mining.miner import Miner
 from fairtrim.mining.trained_miners import GeneralizedCrossEntropyMiner, LossMiner
 from fairtrim.network.fine_tuning import FineTuning
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
@@ -94,7 +93,7 @@ def denp(
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=": expected a share in (0, 1)")
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
     require_number("final_epochs", final_epochs, at_least=0, whole=True)
-    settings = run_settings("denp", model, fine_tuning, {}, options)
+    settings = run_settings(denp, model, fine_tuning, {}, options, AccumulatedConfidence)
     miner = settings.miner
     if importance is not None and (not callable(importance) or isinstance(importance, ChannelImportance)):
         raise InputError(
@@ -107,19 +106,12 @@ def denp(
             f"online=True goes on averaging 1 − p, and {type(miner).__name__} gives other scores here; expected "
             "accumulate='confidence', another miner or online=False"
         )
-    if miner is None:
-        miner = AccumulatedConfidence(
-            random_state=settings.seed,
-            ignored_layers=settings.ignored_layers,
-            pruner_options=settings.pruner_options,
-            **settings.calling,
-        )
     # how many confidences are in the scores at the start
     n_terms = len(miner.levels) if isinstance(miner, core.AccumulatedConfidence) else 1
     levels = [pruning_ratio * ((k + 1) / iterative_steps) for k in range(iterative_steps)]
     epochs = settings.training["epochs"]
     own = {"epochs": [epochs, final_epochs], "online": online, "importance": importance}
-    run, finished = begin(settings, loader, levels, miner, own)
+    run, finished = begin(settings, loader, levels, own)
     make = importance if importance is not None else AccumulatedConfidenceImportance
     for step in range(finished, iterative_steps):
         run.prune_by(make(run.conflicting), loader)
@@ -186,14 +178,14 @@ def dcwp(
     if pruning_ratio is not None:
         remedy = ": expected a share in (0, 1), or None for the closed gates"
         require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=remedy)
-    settings = run_settings("dcwp", model, fine_tuning, {"epochs": 5, "contrastive_weight": 0.05}, options)
+    defaults: FineTuning = {"epochs": 5, "contrastive_weight": 0.05}
+    settings = run_settings(dcwp, model, fine_tuning, defaults, options, GeneralizedCrossEntropyMiner)
     gates = _importance_of_gates(torch.tensor([True, False]), gate_training)  # refused here, before the mining
     used = {name: getattr(gates, name) for name in GateTraining.__annotations__}
     epochs, rate = settings.training["epochs"], used.pop("learning_rate")
-    miner: Miner = settings.miner or GeneralizedCrossEntropyMiner(random_state=settings.seed, **settings.calling)
     own = {"pruning_ratio": pruning_ratio, "epochs": epochs, **used, "gate_learning_rate": rate}
     levels = [pruning_ratio if pruning_ratio is not None else 0.5]
-    run, finished = begin(settings, loader, levels, miner, own, whole_layers=pruning_ratio is None)
+    run, finished = begin(settings, loader, levels, own, whole_layers=pruning_ratio is None)
     if finished < 1:
         contrast = {name: settings.training[name] for name in ("contrastive_weight", "feature_layer")}
         importance = _importance_of_gates(run.conflicting, gate_training, **contrast, random_state=settings.seed)

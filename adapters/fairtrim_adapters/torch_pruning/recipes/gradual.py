@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch_pruning as tp
@@ -17,6 +17,7 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import accumulated_confidence as core
 from fairtrim.mining.accumulated_confidence import GradualPruning
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.registry import Standing
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
@@ -113,6 +114,13 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
         >>> int(mined.scores.argmax())
         18
     """
+
+    name: ClassVar[str] = "accumulated-confidence"
+    does: ClassVar[str] = "mines what a trained network loses confidence in first when it is pruned"
+    source: ClassVar[str] = "DENP: Hong, Kim, Joo, Han, Shin, Wald, Lee, IEEE TIP 2026"
+    link: ClassVar[str] = "https://doi.org/10.1109/TIP.2026.3687070"
+    standing: ClassVar[Standing] = "reconstruction"
+    remark: ClassVar[str] = "the idea is published, the formulas are not"
 
     criterion: Criterion = field(default="random", kw_only=False)
     ignored_layers: Sequence[str] = ()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from fairtrim import InputError
-from fairtrim.arguments import RandomState, drawn_seed, require_known, require_number
+from fairtrim.arguments import RandomState, drawn_seed, keyword_names, require_known, require_number
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.files.run_settings import described, plain_settings
 from fairtrim.mining.mined_samples import check_cut
-from fairtrim.mining.miner import Miner
+from fairtrim.mining.miner import MINERS, Miner
 from fairtrim.network.fine_tuning import FineTuning
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import ScoredNetwork
@@ -31,7 +33,8 @@ class RecipeOptions(TypedDict, total=False):
     """Options of every recipe.
 
     Attributes:
-        miner: Finds the bias-conflicting samples in place of the recipe's own.
+        miner: Finds the bias-conflicting samples in place of the recipe's own; or a name in ``fairtrim.MINERS``, of one
+            that is made as the recipe's own is: with the seed of the run and the same way to call the network.
         cut: How to cut the mined set: arguments of ``MinedSamples.conflicting``; default the miner's own decision.
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``.
@@ -47,11 +50,12 @@ class RecipeOptions(TypedDict, total=False):
         >>> options: RecipeOptions = {"random_state": 3, "cuts": {"share_per_class": 0.1}}
         >>> denp(nn.Linear(2, 2), [], **options)
         Traceback (most recent call last):
-        fairtrim.errors.InputError: denp has no 'cuts' (did you mean 'cut'?); expected some of ['miner', 'cut', \
-'ignored_layers', 'pruner_options', 'random_state', 'folder', 'forward_fn', 'output_transform', 'progress']
+        fairtrim.errors.InputError: denp has no 'cuts' (did you mean 'cut'?); expected some of ['pruning_ratio', \
+'iterative_steps', 'fine_tuning', 'final_epochs', 'online', 'importance', 'miner', 'cut', 'ignored_layers', \
+'pruner_options', 'random_state', 'folder', 'forward_fn', 'output_transform', 'progress']
     """
 
-    miner: Miner | None
+    miner: Miner | str | None
     cut: Mapping[str, float] | None
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
@@ -70,7 +74,7 @@ class RunSettings:
         recipe: Its name.
         network: The caller's network.
         training: Of every fine-tuning, complete.
-        miner: The caller's, or None for the recipe's own.
+        miner: Finds the conflicting samples.
         cut: How to cut the mined set.
         ignored_layers: Names of layers whose outputs stay.
         pruner_options: Further arguments of ``BasePruner``.
@@ -82,7 +86,7 @@ class RunSettings:
     recipe: str
     network: ScoredNetwork
     training: FineTuning
-    miner: Miner | None
+    miner: Miner
     cut: Mapping[str, float]
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
@@ -108,16 +112,22 @@ class RunSettings:
 
 
 def run_settings(
-    recipe: str, model: nn.Module, fine_tuning: FineTuning | None, defaults: FineTuning, options: RecipeOptions
+    recipe: Callable[..., Any],
+    model: nn.Module,
+    fine_tuning: FineTuning | None,
+    defaults: FineTuning,
+    options: RecipeOptions,
+    default_miner: type[Miner],
 ) -> RunSettings:
     """Refuse what would otherwise be refused after the mining.
 
     Args:
-        recipe: Its name.
+        recipe: The function, which has parameters of its own beside the options.
         model: The caller's network.
         fine_tuning: The caller's settings.
         defaults: The recipe's own for those not given.
         options: The caller's options.
+        default_miner: The recipe's own.
 
     Returns:
         All settings.
@@ -125,21 +135,18 @@ def run_settings(
     Raises:
         InputError: An argument is wrong.
     """
-    require_known(recipe, options, RecipeOptions.__annotations__)
+    require_known(recipe.__name__, options, keyword_names(recipe, RecipeOptions))
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a trained torch.nn.Module")
     training = _training(fine_tuning, defaults)
     random_state, folder = options.get("random_state", 0), options.get("folder")
-    if folder is not None and not isinstance(random_state, int):
+    if folder is not None and not isinstance(random_state, Integral):
         raise InputError(
             f"random_state is a {type(random_state).__name__} beside folder=; expected a whole number, for a run that "
             "goes on draws from the same seed"
         )
     seed = drawn_seed(random_state)
-    miner, cut = options.get("miner"), options.get("cut")
-    if miner is not None and not isinstance(miner, Miner):
-        got = f"the class {miner.__name__}" if isinstance(miner, type) else f"a {type(miner).__name__}"
-        raise InputError(f"miner is {got}; expected a Miner, such as LossMiner(epochs=1)")
+    cut = options.get("cut")
     if cut is not None:
         check_cut(cut)
     ignored_layers, pruner_options = options.get("ignored_layers", ()), options.get("pruner_options")
@@ -147,9 +154,19 @@ def run_settings(
     if (feature_layer := training["feature_layer"]) is not None:
         FeatureTap(model, feature_layer)
     check_pruner_options(pruner_options)
+    network = ScoredNetwork(model, options.get("forward_fn"), options.get("output_transform"))
+    miner = _miner(
+        options.get("miner"),
+        default_miner,
+        random_state=seed,
+        ignored_layers=ignored_layers,
+        pruner_options=pruner_options,
+        forward_fn=network.forward_fn,
+        output_transform=network.output_transform,
+    )
     return RunSettings(
-        recipe=recipe,
-        network=ScoredNetwork(model, options.get("forward_fn"), options.get("output_transform")),
+        recipe=recipe.__name__,
+        network=network,
         training=training,
         miner=miner,
         cut=cut or {},
@@ -159,6 +176,22 @@ def run_settings(
         folder=folder,
         progress=options.get("progress", True),
     )
+
+
+def _miner(given: Miner | str | None, default: type[Miner], **settings: Any) -> Miner:
+    """The caller's miner, or one of the class that is named, with those of the settings that it takes."""
+    if isinstance(given, Miner):
+        return given
+    if given is not None and not isinstance(given, str):
+        got = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise InputError(f"miner is {got}; expected a Miner, such as LossMiner(epochs=1), or a name in fairtrim.MINERS")
+    cls = default if given is None else MINERS[given]
+    taken = inspect.signature(cls).parameters
+    try:
+        made: Miner = cls(**{name: value for name, value in settings.items() if name in taken})
+    except TypeError as error:
+        raise InputError(f"miner {given!r} can't be made by its name ({error}); pass a {cls.__name__}") from error
+    return made
 
 
 def _training(given: FineTuning | None, defaults: FineTuning) -> FineTuning:

@@ -243,7 +243,6 @@ def begin(
     settings: RunSettings,
     loader: DataLoader[Any],
     levels: Sequence[float],
-    miner: Miner,
     own: Mapping[str, Any],
     *,
     whole_layers: bool = False,
@@ -254,7 +253,6 @@ def begin(
         settings: Of the recipe.
         loader: Of the training set.
         levels: Of the pruning.
-        miner: Finds the conflicting samples.
         own: Settings of this recipe alone, which must be the same to go on.
         whole_layers: See ``pruner_of_levels``.
 
@@ -269,7 +267,7 @@ def begin(
         "network": fingerprint(dense.model),
         "samples": samples.n_samples,
         "batch_size": samples.batch_size,
-        "miner": plain_settings(miner),
+        "miner": plain_settings(settings.miner),
         "calling": plain_settings(settings.calling),
         "random_state": settings.seed,
     }
@@ -291,7 +289,8 @@ def begin(
     if finished is not None:
         mined, conflicting = _mined_before(finished), finished.tensors["conflicting"]
     else:
-        mined = _mine(miner, dense.model, loader, Resumption(settings.folder, start, "mined"), settings.progress)
+        kept = Resumption(settings.folder, start, "mined")
+        mined = _mine(settings.miner, dense.model, loader, kept, settings.progress)
         conflicting = mined.conflicting(**settings.cut)
     require_some_mined(conflicting, _REMEDY)
     _warn_of_few(conflicting, mined)
