@@ -78,7 +78,7 @@ def test_flags_of_runs_are_taken_apart() -> None:
     }
     flags = (
         "empty cell: a: nobody of class 0; constant classifier: everybody is given label 1; gaps mean nothing; "
-        "levelling down: accuracy difference fell; the bound was not met; the search stopped early"
+        "levelling down: accuracy score difference fell; the bound was not met; the search stopped early"
     )
     table = pd.DataFrame(
         [
@@ -95,7 +95,7 @@ def test_flags_of_runs_are_taken_apart() -> None:
     assert list(found.flags) == [
         Flag("empty cell", "", "a: nobody of class 0"),
         Flag("constant classifier", "magnitude, 50 %, mine", "everybody is given label 1; gaps mean nothing", 1),
-        Flag("levelling down", "magnitude, 50 %, mine", "accuracy difference fell", 1),
+        Flag("levelling down", "magnitude, 50 %, mine", "accuracy score difference fell", 1),
         Flag("post-processor", "magnitude, 50 %, mine", "the bound was not met; the search stopped early", 1),
         Flag("constant classifier", "magnitude, 50 %, other", "everybody is given label 0; gaps mean nothing", 1),
     ]
@@ -129,6 +129,8 @@ def test_a_sweep_that_is_none(tmp_path: Path) -> None:
         report_sweep(tmp_path, pictures=False)
     with pytest.raises(InputError, match="criterion"):
         report_sweep(pd.DataFrame({"seed": [0]}), pictures=False)
+    with pytest.raises(InputError, match="; 'ratio' is called 'pruning_ratio' now; expected"):
+        report_sweep(pd.DataFrame({"seed": [0], "ratio": [0.5]}), pictures=False)
     whole = {"seed": [0], "criterion": ["dense"], "pruning_ratio": [0.0], "post_processor": ["none"], "parameters": [3]}
     with pytest.raises(InputError, match="people"):
         report_sweep(pd.DataFrame({**whole, "accuracy": [0.5]}), pictures=False)

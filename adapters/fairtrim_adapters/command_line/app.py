@@ -42,7 +42,7 @@ from .targets import data_of, load_object, networks_of
 
 __all__ = ["app"]
 
-_AUDIT_VERSION = 2  # 1 had no positives and negatives, without which check can't tell
+_AUDIT_VERSION = 3  # 1 had no positives and negatives, without which check can't tell; 2 had other names of gaps
 
 app = typer.Typer(
     name="fairtrim",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from fairtrim import InputError
 from fairtrim_adapters.fairlearn.flags import CONSTANT, KINDS, OF_DATA
-from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, pareto_set
+from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, now_called, pareto_set
 from fairtrim_adapters.sweep import read_sweep
 from fairtrim_adapters.sweep.cell import DENSE, UNREPAIRED
 
@@ -104,7 +104,8 @@ def _check_table(table: pd.DataFrame) -> None:
     groups = [name for name in table if name.startswith("people[")]
     if missing or not groups or not len(table):
         lacks = missing or (["people[...]"] if len(table) else ["any row"])
-        raise InputError(f"the table lacks {lacks}; expected what fairtrim_adapters.sweep.sweep gave")
+        former = now_called(table, missing)
+        raise InputError(f"the table lacks {lacks}{former}; expected what fairtrim_adapters.sweep.sweep gave")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -255,7 +256,8 @@ def _pictures(table: pd.DataFrame, objectives: Mapping[str, Direction]) -> tuple
 
     if (table["criterion"] == DENSE).all():
         return ()
-    gap = next((name for name in ("equalized_odds_difference", "accuracy_difference") if _is_known(table, name)), None)
+    gaps = ("equalized_odds_difference", "accuracy_score_difference")
+    gap = next((name for name in gaps if _is_known(table, name)), None)
     drawn = []
     if gap is not None:
         axes = plot_pareto(table, x=gap, objectives=objectives)
