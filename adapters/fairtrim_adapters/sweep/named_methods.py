@@ -27,6 +27,11 @@ __all__ = [
 CriterionFactory = Callable[[int], tp.importance.Importance]
 """Makes a new importance for a run, from its seed."""
 
+_SEED_OF_THE_RUN = (
+    "random_state is the seed of the run; set that in its place, with seeds= of the sweep (--seeds; for prune and "
+    "repair --seed)"
+)
+
 
 def parse_named(text: str) -> tuple[str, dict[str, Any]]:
     """Split a name from its settings.
@@ -121,6 +126,8 @@ def _named_criterion(text: str) -> CriterionFactory:
     name, settings = parse_named(text)
     _found("criterion", text, name, [*TORCH_PRUNING_CRITERIA, *IMPORTANCES])
     if name in TORCH_PRUNING_CRITERIA:
+        if "random_state" in settings:
+            raise InputError(f"criterion {text!r}: {_SEED_OF_THE_RUN}")
         if settings:
             raise InputError(f"criterion {text!r}: {name!r} is Torch-Pruning's and takes no settings here")
         return TORCH_PRUNING_CRITERIA[name].importance
@@ -214,9 +221,7 @@ def post_processors_by_label(
             _found("post-processor", value, name, list(POST_PROCESSORS))
             _checked("post-processor", value, POST_PROCESSORS[name], settings)
             if "random_state" in settings:
-                raise InputError(
-                    f"post-processor {value!r}: random_state is the seed of the run; set that in its place"
-                )
+                raise InputError(f"post-processor {value!r}: {_SEED_OF_THE_RUN}")
             found[label] = _made("post-processor", value, POST_PROCESSORS[name], settings)
         elif isinstance(value, PostProcessor):
             found[label] = value

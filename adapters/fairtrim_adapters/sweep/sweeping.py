@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
-from fairtrim.arguments import renamed
+from fairtrim.arguments import renamed, require_known
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described, plain_settings
@@ -36,7 +36,12 @@ NetworkFactory = Callable[..., nn.Module]
 Train = Callable[[nn.Module, int], Any]
 
 
-@renamed(data="splits", ratios="pruning_ratios", fine_tune="fine_tuning", learning_rate="fine_tuning")
+@renamed(
+    data="splits",
+    ratios="pruning_ratios",
+    fine_tune="fine_tuning",
+    learning_rate="fine_tuning={'learning_rate': ...}",
+)
 def sweep(
     model: nn.Module | NetworkFactory,
     splits: DataSplits | Mapping[str, Any],
@@ -104,6 +109,8 @@ def sweep(
         >>> table[["criterion", "pruning_ratio", "parameters"]].values.tolist()
         [['dense', 0.0, 66], ['worst-group', 0.5, 34]]
     """
+    known = [name for name in inspect.signature(sweep).parameters if name != "options"]
+    require_known("sweep", options, [*known, *SweepOptions.__annotations__])
     splits = DataSplits.of(splits)
     factories = criteria_by_label(criteria)
     if n_jobs == 0:
