@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fairtrim import InputError
+from fairtrim import InputError, ThresholdSelection
 from fairtrim_adapters.report import report_sweep
 from fairtrim_adapters.report.contents import Figure, Flag
+from fairtrim_adapters.torch_pruning import WorstGroupImportance
 from tests.report_cases import (
     HAS_JINJA,
     Page,
@@ -19,6 +20,7 @@ from tests.report_cases import (
     needs_matplotlib,
     plain,
 )
+from tests.sweep_cases import network, quick, splits
 
 
 def test_a_sweep_is_told_by_means_over_seeds(swept: tuple[Path, pd.DataFrame]) -> None:
@@ -122,6 +124,25 @@ def test_a_sweep_with_pictures(swept: tuple[Path, pd.DataFrame]) -> None:
         ]
         runs = page.tables["Every run: figures over everybody, and each sensitive group's accuracy"]
         assert len(runs) == 1 + len(swept[1]) and ["accuracy[F]"] in runs[0] and ["accuracy low"] not in runs[0]
+
+
+def test_methods_are_those_that_labels_stand_for(tmp_path: Path) -> None:
+    criteria = {
+        "worst-group: mine": "magnitude",
+        "magnitude": lambda: WorstGroupImportance(),
+        "single": "worst-group:selection=single",
+    }
+    repairs = {"parity-fine-tuning: 2": "threshold-selection:epsilon=0.2", "moved": ThresholdSelection(epsilon=0.3)}
+    table = quick(network(), splits(), criteria, 0.5, post_processors=repairs, folder=tmp_path)
+    found = {(method.kind, method.name): method for method in report_sweep(tmp_path, pictures=False).methods}
+    assert "small weights" in found["criterion", "worst-group: mine"].does
+    assert found["criterion", "magnitude"].does == "not described here"
+    assert found["criterion", "single"].settings == {"selection": "single"}
+    for label, epsilon in (("parity-fine-tuning: 2", "0.2"), ("moved", "0.3")):
+        method = found["post-processor", label]
+        assert method.does == ThresholdSelection.does and method.settings["epsilon"] == epsilon
+    alone = report_sweep(table, pictures=False).methods
+    assert [method.does for method in alone if ": " in method.name] == ["not described here"] * 2
 
 
 def test_a_sweep_that_is_none(tmp_path: Path) -> None:

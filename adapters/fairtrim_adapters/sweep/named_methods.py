@@ -16,13 +16,18 @@ from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
 from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
 
 __all__ = [
+    "DEFAULT_CRITERIA",
     "POST_PROCESSORS",
     "CriterionFactory",
+    "by_label",
     "criteria_by_label",
     "described_class",
     "parse_named",
     "post_processors_by_label",
 ]
+
+DEFAULT_CRITERIA = ("magnitude", "mean-damage", "worst-group")
+"""What a sweep compares unless told otherwise."""
 
 CriterionFactory = Callable[[int], tp.importance.Importance]
 """Makes a new importance for a run, from its seed."""
@@ -94,14 +99,25 @@ def _made(kind: str, text: str, cls: Callable[..., Any], settings: Mapping[str, 
 def _found(kind: str, text: str, name: str, choices: Sequence[str]) -> None:
     if name not in choices:
         meant = did_you_mean(name.replace("_", "-"), choices)
-        raise InputError(f"{kind} {text!r} is unknown{meant}; expected one of {sorted(choices)}")
+        raise InputError(f"{kind} {text!r} is unknown{meant}; expected one of {sorted(set(choices))}")
 
 
-def _by_label(named: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Names are their own labels."""
+def by_label(named: str | Sequence[str] | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What each label stands for; names are their own labels.
+
+    Args:
+        named: A name, names, a dict of labels and whatever they stand for, or None.
+
+    Returns:
+        The dict.
+
+    Example:
+        >>> by_label("magnitude"), by_label({"mine": "magnitude"})
+        ({'magnitude': 'magnitude'}, {'mine': 'magnitude'})
+    """
     if isinstance(named, Mapping):
         return named
-    return {text: text for text in ([named] if isinstance(named, str) else named)}
+    return {text: text for text in ([named] if isinstance(named, str) else named or ())}
 
 
 def described_class(kind: str, name: str) -> type[Described] | None:
@@ -160,7 +176,7 @@ def criteria_by_label(
         >>> list(criteria_by_label(["magnitude", "worst-group:selection=single"]))
         ['magnitude', 'worst-group:selection=single']
     """
-    named = _by_label(criteria)
+    named = by_label(criteria)
     if not named:
         raise InputError("no criteria; expected at least one, such as 'worst-group'")
     found: dict[str, CriterionFactory] = {}
@@ -209,7 +225,7 @@ def post_processors_by_label(
         >>> post_processors_by_label("parity-fine-tuning:epsilon=0.1")["parity-fine-tuning:epsilon=0.1"].epsilon
         0.1
     """
-    named = _by_label(post_processors or {})
+    named = by_label(post_processors)
     found: dict[str, PostProcessor] = {}
     for label, value in named.items():
         if label == "none":

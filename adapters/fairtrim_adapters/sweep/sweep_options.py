@@ -19,7 +19,9 @@ from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_ignored_layers
 from fairtrim_adapters.torch_pruning.prune_copy import Training, trains
 
-__all__ = ["MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
+__all__ = ["DEFAULT_PRUNING_RATIOS", "MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
+
+DEFAULT_PRUNING_RATIOS = (0.25, 0.5, 0.75)
 
 
 class PruningOptions(TypedDict, total=False):
