@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -146,6 +147,12 @@ def _named_criterion(text: str) -> CriterionFactory:
             raise InputError(f"criterion {text!r}: {_SEED_OF_THE_RUN}")
         if settings:
             raise InputError(f"criterion {text!r}: {name!r} is Torch-Pruning's and takes no settings here")
+        if name in IMPORTANCES:
+            warnings.warn(
+                f"criterion {name!r} is Torch-Pruning's here, not the one of that name in IMPORTANCES; for that one "
+                f"pass a function: criteria={{'other': IMPORTANCES[{name!r}]}}",
+                stacklevel=4,
+            )
         return TORCH_PRUNING_CRITERIA[name].importance
     cls = IMPORTANCES[name]
     _checked("criterion", text, cls, settings)
