@@ -12,7 +12,7 @@ import torch_pruning as tp
 
 from fairtrim import POST_PROCESSORS, InputError, PostProcessor
 from fairtrim.arguments import did_you_mean
-from fairtrim.registry import Described
+from fairtrim.registry import Described, Registry
 from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
 from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
 
@@ -25,6 +25,7 @@ __all__ = [
     "described_class",
     "parse_named",
     "post_processors_by_label",
+    "what_methods_do",
 ]
 
 DEFAULT_CRITERIA = ("magnitude", "mean-damage", "worst-group")
@@ -135,8 +136,39 @@ def described_class(kind: str, name: str) -> type[Described] | None:
         >>> described_class("criterion", "magnitude").standing
         'published'
     """
-    registries = (TORCH_PRUNING_CRITERIA, IMPORTANCES) if kind == "criterion" else (POST_PROCESSORS,)
-    return next((registry[name] for registry in registries if name in registry), None)
+    return next((registry[name] for registry in _registries(kind) if name in registry), None)
+
+
+def what_methods_do(kind: str) -> dict[str, str]:
+    """What each method does, for a help text.
+
+    Args:
+        kind: ``criterion`` or ``post-processor``.
+
+    Returns:
+        A line by name, Torch-Pruning's first; an empty one for those that other packages announce, which aren't loaded
+        for it.
+
+    Example:
+        >>> what_methods_do("criterion")["magnitude"]
+        'removes channels of small weights first; looks at no data'
+    """
+    found: dict[str, str] = {}
+    for registry in _registries(kind):
+        announced = registry.announced() if isinstance(registry, Registry) else {}
+        for name in registry:
+            found.setdefault(name, "" if name in announced else _what_it_does(registry[name]))
+    return found
+
+
+def _what_it_does(cls: type[Any]) -> str:
+    mined = inspect.signature(cls).parameters.get("mined")
+    from_python = " (needs mined samples: from Python)" if mined and mined.default is inspect.Parameter.empty else ""
+    return str(getattr(cls, "does", "")) + from_python
+
+
+def _registries(kind: str) -> tuple[Mapping[str, type[Any]], ...]:
+    return (TORCH_PRUNING_CRITERIA, IMPORTANCES) if kind == "criterion" else (POST_PROCESSORS,)
 
 
 def _named_criterion(text: str) -> CriterionFactory:
