@@ -244,3 +244,11 @@ def test_refused_sweeps() -> None:
         InputError, match=r"the run {'seed': 3, 'criterion': 'dense', .* is in the frame more than once"
     ):
         mean_over_seeds(pd.concat([frame, frame.iloc[:2]]))
+
+
+def test_columns_of_before_say_their_new_names() -> None:
+    before = _sweep().rename(columns={"pruning_ratio": "ratio"}).assign(accuracy_difference=0.1)
+    with pytest.raises(InputError, match="'ratio' is called 'pruning_ratio' now and 'accuracy_difference' is called"):
+        mean_over_seeds(before)
+    with pytest.raises(InputError, match="; 'accuracy_difference' is called 'accuracy_score_difference' now; its"):
+        pareto_set(_sweep(), {"accuracy_difference": "min"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 
 from fairtrim import InputError
 
-__all__ = ["DEFAULT_OBJECTIVES", "Direction", "mean_over_seeds", "pareto_set"]
+__all__ = ["DEFAULT_OBJECTIVES", "Direction", "mean_over_seeds", "now_called", "pareto_set"]
 
 Direction = Literal["max", "min"]
 """Whether more of a column is better, or less."""
@@ -21,6 +21,7 @@ DEFAULT_OBJECTIVES: Mapping[str, Direction] = {"accuracy": "max", "worst_group_a
 
 _RUN = ("criterion", "pruning_ratio", "post_processor")
 _SPREADS = ("accuracy", "worst_group_accuracy")
+_FORMER = {"ratio": "pruning_ratio", "accuracy_difference": "accuracy_score_difference"}
 
 
 def mean_over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -140,4 +141,25 @@ def _check_columns(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise InputError(f"the sweep is a {type(frame).__name__}; expected a pandas DataFrame with one row a run")
     missing = [name for name in columns if name not in frame]
     if missing:
-        raise InputError(f"the frame has no column {missing}; its columns are {frame.columns.tolist()}")
+        former = now_called(frame, missing)
+        raise InputError(f"the frame has no column {missing}{former}; its columns are {frame.columns.tolist()}")
+
+
+def now_called(frame: pd.DataFrame, missing: Sequence[str]) -> str:
+    """What columns are called now, for a message about those that are missing.
+
+    Args:
+        frame: Of a sweep, perhaps one of before.
+        missing: Columns that it lacks, perhaps asked for under a former name.
+
+    Returns:
+        Text with a semicolon before it; nothing if no former name is the cause.
+
+    Example:
+        >>> now_called(pd.DataFrame({"ratio": [0.5]}), ["pruning_ratio"])
+        "; 'ratio' is called 'pruning_ratio' now"
+    """
+    asked = {old: new for old, new in _FORMER.items() if old in missing}
+    held = {old: new for old, new in _FORMER.items() if old in frame and new not in frame}
+    told = asked | (held if set(held.values()) & set(missing) else {})
+    return "; " + " and ".join(f"{old!r} is called {new!r} now" for old, new in told.items()) if told else ""

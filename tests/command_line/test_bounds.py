@@ -15,6 +15,14 @@ def test_gaps_between_rates_need_two_classes() -> None:
         judge(parse_bounds("max", ["equalized_odds_difference=0.1"]), {"accuracy": 0.5})
 
 
+def test_names_of_measures() -> None:
+    (bound,) = parse_bounds("max", ["statistical-parity-difference=0.1"])
+    assert bound.metric == "demographic_parity_difference"
+    former = r"--max 'accuracy_difference=0.1': .* is called 'accuracy_score_difference'"
+    with pytest.raises(InputError, match=former):
+        parse_bounds("max", ["accuracy_difference=0.1"])
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "holds", "confident"),
     [

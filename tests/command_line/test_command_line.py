@@ -178,7 +178,7 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     command = ["sweep", *WORK, *options, *more, "--latency-rounds", "0", "-q", "--objective", "accuracy=max"]
     assert run(*command) == 0
     table, facts = read_sweep("s")
-    assert len(table) == 2 * 3 * 2 and facts["criteria"] == ["magnitude", "worst-group:selection=single"]
+    assert len(table) == 2 * 3 * 2 and list(facts["criteria"]) == ["magnitude", "worst-group:selection=single"]
     shown = capsys.readouterr().out
     assert "*" in shown and "2 seeds" in shown
     assert run("report", "--sweep", "s", "-o", "r.html", "-o", "r.md", "-o", "r.json") == 0

@@ -131,7 +131,7 @@ RIGHT = ("--min", "accuracy=0.9")
             [],
         ),
         ("right", "both", ["--max", "demographic_parity_difference=0.004", "--confident"], ["over the whole"], []),
-        ("three", "many_classes", ["--max", "accuracy_difference=0.05"], [], []),
+        ("three", "many_classes", ["--max", "accuracy_score_difference=0.05"], [], []),
     ],
 )
 def test_the_gate(
@@ -189,7 +189,7 @@ def test_audits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content["version"] = 1
     Path("a.json").write_text(json.dumps(content))
     assert main(["check", "--audit", "a.json", *GAP]) == 2
-    assert "is of version 1; expected 2" in capsys.readouterr().err
+    assert "is of version 1; expected 3" in capsys.readouterr().err
 
 
 def test_no_interval_no_confidence() -> None:
@@ -240,7 +240,7 @@ def test_one_line_for_each_group_and_one_number_that_accepts_all() -> None:
     row: dict[str, Any] = {"flags": ""}
     for group, numbers in counts.items():
         row |= {f"{word}[{group}]": n for word, n in zip(("people", "positives", "negatives"), numbers, strict=True)}
-    wide = parse_bounds("max", ["equalized_odds_difference=0.3", "accuracy_difference=0.3"])
+    wide = parse_bounds("max", ["equalized_odds_difference=0.3", "accuracy_score_difference=0.3"])
     lines = shut([*wide, *parse_bounds("min", ["true_positive_rate[M]=0.1"])], row, row)
     assert [line.partition(":")[0] for line in lines] == [
         "group F has 15 people with a negative label, fewer than --min-people 30",

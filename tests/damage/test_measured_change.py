@@ -548,7 +548,7 @@ def test_groups_of_few_people_are_named() -> None:
         optimizer.step()
     importance = WorstGroupImportance(progress=False)
     _pruned(model, (x, y, codes), importance)
-    (flag,) = (flag for flag in importance.report().flags if "too few people" in flag)
+    (flag,) = (flag for flag in importance.report().flags if "too few people to say that it is" in flag)
     assert ": 2 (5):" in flag
     assert WorstGroup().bind(importance.damage_)(importance.damage_.damage).shape == (32,)
 

@@ -56,7 +56,7 @@ def test_levelling_down_and_empty_cells(times: int, flagged: bool) -> None:
     levelling = flags[flags["flag"] == "levelling down"]
     assert levelling["model"].tolist() == (["worse"] if flagged else [])
     if flagged:
-        assert "accuracy difference" in levelling["detail"].iloc[0]
+        assert "accuracy score difference" in levelling["detail"].iloc[0]
         assert "0.200 to 0.400" in levelling["detail"].iloc[0]
     row = measurements(predict(models, [batch], progress=False), "worse", "dense")
     assert ("levelling down" in row["flags"]) is flagged

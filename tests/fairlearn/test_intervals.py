@@ -35,7 +35,7 @@ def some_people(seed: int) -> Predictions:
 def test_every_interval_holds_its_own_figure(seed: int) -> None:
     row = measurements(some_people(seed), "pruned", "dense", n_boot=11, random_state=seed)
     columns = [column for column in row if column_of(column, "_low") in row]
-    assert "accuracy" in columns and "accuracy_difference_change" in columns and "balanced_accuracy" in columns
+    assert "accuracy" in columns and "accuracy_score_difference_change" in columns and "balanced_accuracy" in columns
     for column in columns:
         low, high = (row[column_of(column, end)] for end in ("_low", "_high"))
         if np.isnan(row[column]):
@@ -113,7 +113,7 @@ def test_coverage_of_changes_of_gaps(sizes: list[int], dense: list[float], prune
     for trial in range(trials):
         rows = _rows(draw, sizes, np.array([dense, pruned]))
         ends = _Cells(rows, "pruned", "dense", 200, trial).intervals(changed=True)
-        low, high = ends["accuracy_difference_change"]
+        low, high = ends["accuracy_score_difference_change"]
         hits += low <= truth <= high
     assert hits / trials >= 0.95 - 3 * (0.95 * 0.05 / trials) ** 0.5
 

@@ -260,7 +260,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        ["check", "--max", "accuracy_difference=1"],
+        ["check", "--max", "accuracy_score_difference=1"],
         ["audit"],
         ["prune", "-o", "pruned.safetensors", "--criterion", "magnitude"],
         ["sweep", "--folder", "runs", "--criterion", "magnitude", "--latency-rounds", "0"],

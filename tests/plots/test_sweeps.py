@@ -188,6 +188,11 @@ def test_refused_sweeps() -> None:
         (lambda: plot_pareto([]), "the sweep is a list; expected a pandas DataFrame"),
         (lambda: plot_pareto(frame.iloc[:0]), "the sweep has no rows"),
         (lambda: plot_pareto(frame, x="gap"), r"the sweep has no column \['gap'\]; its columns are"),
+        (lambda: plot_pareto(frame, x="accuracy_difference"), "is called 'accuracy_score_difference' now"),
+        (
+            lambda: plot_group_metric(frame.rename(columns={"pruning_ratio": "ratio"})),
+            "'ratio' is called 'pruning_ratio' now",
+        ),
         (
             lambda: plot_pareto(frame.assign(accuracy=math.nan)),
             "every run has NaN in 'equalized_odds_difference' or 'acc",

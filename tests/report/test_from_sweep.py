@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fairtrim import InputError
+from fairtrim import InputError, ThresholdSelection
 from fairtrim_adapters.report import report_sweep
 from fairtrim_adapters.report.contents import Figure, Flag
+from fairtrim_adapters.torch_pruning import WorstGroupImportance
 from tests.report_cases import (
     HAS_JINJA,
     Page,
@@ -19,6 +20,7 @@ from tests.report_cases import (
     needs_matplotlib,
     plain,
 )
+from tests.sweep_cases import network, quick, splits
 
 
 def test_a_sweep_is_told_by_means_over_seeds(swept: tuple[Path, pd.DataFrame]) -> None:
@@ -78,7 +80,7 @@ def test_flags_of_runs_are_taken_apart() -> None:
     }
     flags = (
         "empty cell: a: nobody of class 0; constant classifier: everybody is given label 1; gaps mean nothing; "
-        "levelling down: accuracy difference fell; the bound was not met; the search stopped early"
+        "levelling down: accuracy score difference fell; the bound was not met; the search stopped early"
     )
     table = pd.DataFrame(
         [
@@ -95,7 +97,7 @@ def test_flags_of_runs_are_taken_apart() -> None:
     assert list(found.flags) == [
         Flag("empty cell", "", "a: nobody of class 0"),
         Flag("constant classifier", "magnitude, 50 %, mine", "everybody is given label 1; gaps mean nothing", 1),
-        Flag("levelling down", "magnitude, 50 %, mine", "accuracy difference fell", 1),
+        Flag("levelling down", "magnitude, 50 %, mine", "accuracy score difference fell", 1),
         Flag("post-processor", "magnitude, 50 %, mine", "the bound was not met; the search stopped early", 1),
         Flag("constant classifier", "magnitude, 50 %, other", "everybody is given label 0; gaps mean nothing", 1),
     ]
@@ -124,11 +126,32 @@ def test_a_sweep_with_pictures(swept: tuple[Path, pd.DataFrame]) -> None:
         assert len(runs) == 1 + len(swept[1]) and ["accuracy[F]"] in runs[0] and ["accuracy low"] not in runs[0]
 
 
+def test_methods_are_those_that_labels_stand_for(tmp_path: Path) -> None:
+    criteria = {
+        "worst-group: mine": "magnitude",
+        "magnitude": lambda: WorstGroupImportance(),
+        "single": "worst-group:selection=single",
+    }
+    repairs = {"parity-fine-tuning: 2": "threshold-selection:epsilon=0.2", "moved": ThresholdSelection(epsilon=0.3)}
+    table = quick(network(), splits(), criteria, 0.5, post_processors=repairs, folder=tmp_path)
+    found = {(method.kind, method.name): method for method in report_sweep(tmp_path, pictures=False).methods}
+    assert "small weights" in found["criterion", "worst-group: mine"].does
+    assert found["criterion", "magnitude"].does == "not described here"
+    assert found["criterion", "single"].settings == {"selection": "single"}
+    for label, epsilon in (("parity-fine-tuning: 2", "0.2"), ("moved", "0.3")):
+        method = found["post-processor", label]
+        assert method.does == ThresholdSelection.does and method.settings["epsilon"] == epsilon
+    alone = report_sweep(table, pictures=False).methods
+    assert [method.does for method in alone if ": " in method.name] == ["not described here"] * 2
+
+
 def test_a_sweep_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished sweep"):
         report_sweep(tmp_path, pictures=False)
     with pytest.raises(InputError, match="criterion"):
         report_sweep(pd.DataFrame({"seed": [0]}), pictures=False)
+    with pytest.raises(InputError, match="; 'ratio' is called 'pruning_ratio' now; expected"):
+        report_sweep(pd.DataFrame({"seed": [0], "ratio": [0.5]}), pictures=False)
     whole = {"seed": [0], "criterion": ["dense"], "pruning_ratio": [0.0], "post_processor": ["none"], "parameters": [3]}
     with pytest.raises(InputError, match="people"):
         report_sweep(pd.DataFrame({**whole, "accuracy": [0.5]}), pictures=False)

@@ -35,7 +35,7 @@ from tests.report_cases import (
 def test_html_shows_the_measurements(report: Report, rows: dict[str, dict[str, Any]]) -> None:
     tables = Page(report.to_html()).tables
     for metric, gap in (
-        ("accuracy", "accuracy_difference"),
+        ("accuracy", "accuracy_score_difference"),
         ("true_positive_rate", "equalized_odds_difference"),
         ("false_positive_rate", "equalized_odds_difference"),
         ("selection_rate", "demographic_parity_difference"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch_pruning as tp
 
 import fairtrim
 import fairtrim_adapters.sweep
 from fairtrim import InputError, ParityFineTuning
 from fairtrim_adapters.report import report_sweep
 from fairtrim_adapters.sweep.named_methods import criteria_by_label, parse_named, post_processors_by_label
+from fairtrim_adapters.torch_pruning import IMPORTANCES, WorstGroupImportance
 from tests.sweep_cases import announced, network, quick, splits
 
 
@@ -38,6 +40,19 @@ def test_methods_of_other_packages_without_register(tmp_path: Path) -> None:
         criteria_by_label("others")
     with pytest.raises(InputError, match="post-processor 'other-threshold' is unknown"):
         post_processors_by_label("other-threshold")
+
+
+def test_a_criterion_of_others_with_a_name_of_torch_prunings() -> None:
+    try:
+        IMPORTANCES.add(WorstGroupImportance, "magnitude")
+        with pytest.warns(UserWarning, match="'magnitude' is Torch-Pruning's here, .* pass a function"):
+            made = criteria_by_label("magnitude")["magnitude"](0)
+        assert isinstance(made, tp.importance.GroupMagnitudeImportance)
+        with pytest.raises(InputError) as refused:
+            criteria_by_label("nothing")
+        assert str(refused.value).count("'magnitude'") == 1
+    finally:
+        IMPORTANCES.remove("magnitude")
 
 
 def test_the_registry_is_the_cores() -> None:

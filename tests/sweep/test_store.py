@@ -22,6 +22,7 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 
 from fairtrim import InputError, ThresholdSelection, load_pruned, predict
+from fairtrim.files.resumption import Resumption
 from fairtrim_adapters.sweep import DataSplits, read_sweep, sweep
 from fairtrim_adapters.sweep.store import RunKey
 from fairtrim_adapters.torch_pruning import WorstGroupImportance
@@ -113,6 +114,13 @@ def test_another_sweep_is_refused(tmp_path: Path) -> None:
         quick(network(), splits(test=people(200, 9)), "worst-group", 0.5, folder=tmp_path)
     with pytest.raises(InputError, match="is a file"):
         quick(network(), splits(), "magnitude", 0.5, folder=tmp_path / "sweep.csv")
+
+
+def test_a_folder_of_an_earlier_form_is_refused_as_such(tmp_path: Path) -> None:
+    row, label = {"ratio": 0.0}, {"label": torch.zeros(3, dtype=torch.int32)}
+    Resumption(tmp_path / "runs", {"data": "the data"}, "seed-0-dense-0-none-12345678").save(1, row, label)
+    with pytest.raises(InputError, match=r"made by an earlier form of the sweep.*expected another folder"):
+        quick(network(), splits(), "magnitude", 0.5, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_several_processes_give_the_same_table() -> None:
         ({"criteria": "group-saliency"}, "needs privileged"),
         ({"criteria": "contrastive"}, "needs the mined samples"),
         ({"criteria": "magnitude:p=1"}, "takes no settings"),
+        ({"criteria": "random:random_state=7"}, "seed of the run; .* seeds= of the sweep"),
+        ({"fine_tuning": 0.0001}, "fine_tuning=0.0001; expected a whole number of epochs, settings such as"),
         ({"criteria": []}, "no criteria"),
         ({"criteria": {"dense": "magnitude"}}, "labelled 'dense'"),
         ({"criteria": {"mine": 3}}, "is a int"),
@@ -217,7 +219,7 @@ def test_more_than_two_classes_and_dicts() -> None:
     [
         ({"ratios": 0.5}, "pruning_ratios="),
         ({"fine_tune": 1}, "fine_tuning="),
-        ({"learning_rate": 0.1}, "fine_tuning="),
+        ({"learning_rate": 0.1}, r"fine_tuning=\{'learning_rate': ...\}"),
         ({"data": {}}, "splits="),
     ],
 )
@@ -229,6 +231,8 @@ def test_old_names_say_the_new_one(old: dict[str, Any], new: str) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(InputError, match=r"sweep has no 'n_bot' \(did you mean 'n_boot'\?\)"):
         sweep(network(), splits(), "magnitude", n_bot=3)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"sweep has no 'seed' \(did you mean 'seeds'\?\).*'folder'.*'n_boot'"):
+        sweep(network(), splits(), "magnitude", seed=3)  # type: ignore[call-arg]
 
 
 def test_settings_of_fine_tuning() -> None:

@@ -11,11 +11,13 @@ import typer
 from fairtrim import InputError, save_pruned
 from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.measurements import joined_flags
-from fairtrim_adapters.sweep.named_methods import criteria_by_label, post_processors_by_label
+from fairtrim_adapters.sweep.named_methods import DEFAULT_CRITERIA, criteria_by_label, post_processors_by_label
+from fairtrim_adapters.sweep.sweep_options import DEFAULT_PRUNING_RATIOS
 
 from .bounds import Bound, judge, parse_bounds
 from .examples import example
 from .gate import flags_of, shut
+from .methods import listing
 from .options import (
     Bootstrap,
     Checkpoint,
@@ -42,7 +44,7 @@ from .targets import data_of, load_object, networks_of
 
 __all__ = ["app"]
 
-_AUDIT_VERSION = 2  # 1 had no positives and negatives, without which check can't tell
+_AUDIT_VERSION = 3  # 1 had no positives and negatives, without which check can't tell; 2 had other names of gaps
 
 app = typer.Typer(
     name="fairtrim",
@@ -86,24 +88,38 @@ def _options(
     pass
 
 
-@app.command(epilog=example("sweep"))
+@app.command(cls=listing("criterion", "post-processor"), epilog=example("sweep"))
 def sweep(
     model: Model,
     data: Data,
     folder: Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Keeps the runs; a sweep goes on there.")],
     criterion: Annotated[
-        list[str] | None, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]", help="May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--criterion",
+            metavar="NAME[:SETTING=VALUE,...]",
+            help="Listed below; may be repeated.",
+            show_default=", ".join(DEFAULT_CRITERIA),
+        ),
     ] = None,
     pruning_ratio: Annotated[
-        list[float] | None, typer.Option("--pruning-ratio", help="Share of the channels; may be repeated.")
+        list[float] | None,
+        typer.Option(
+            "--pruning-ratio",
+            help="Share of the channels to remove; may be repeated.",
+            show_default=", ".join(map(str, DEFAULT_PRUNING_RATIOS)),
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="How many.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Number of seeds, 0 to N − 1.")] = 1,
     post_processor: Annotated[
-        list[str] | None, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]", help="May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--post-processor", metavar="NAME[:SETTING=VALUE,...]", help="Listed below; may be repeated; default none."
+        ),
     ] = None,
     train: Annotated[
         str | None,
-        typer.Option("--train", metavar="MODULE:FUNCTION", help="Trains it in place: f(network, seed)."),
+        typer.Option("--train", metavar="MODULE:FUNCTION", help="Trains the network in place: f(network, seed)."),
     ] = None,
     fine_tuning: FineTuning = 0,
     iterative_steps: IterativeSteps = 1,
@@ -126,8 +142,8 @@ def sweep(
     table = sweeping.sweep(
         load_object(model, "--model"),
         data_of(data),
-        criterion or ("magnitude", "mean-damage", "worst-group"),
-        pruning_ratio or (0.25, 0.5, 0.75),
+        criterion or DEFAULT_CRITERIA,
+        pruning_ratio or DEFAULT_PRUNING_RATIOS,
         seeds,
         post_processors=post_processor,
         train=None if train is None else load_object(train, "--train"),
@@ -150,12 +166,14 @@ def sweep(
     typer.echo(f"table: {folder / 'sweep.csv'}; pictures: fairtrim report --sweep {folder} --output report.html")
 
 
-@app.command(epilog=example("prune"))
+@app.command(cls=listing("criterion"), epilog=example("prune"))
 def prune(
     model: Model,
     data: Data,
     output: Output,
-    criterion: Annotated[str, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]")] = "worst-group",
+    criterion: Annotated[
+        str, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]", help="Listed below.")
+    ] = "worst-group",
     pruning_ratio: Annotated[float, typer.Option("--pruning-ratio", help="Share of the channels to remove.")] = 0.5,
     checkpoint: Checkpoint = None,
     iterative_steps: IterativeSteps = 1,
@@ -236,13 +254,13 @@ def audit(
         typer.echo(f"figures: {output}")
 
 
-@app.command(epilog=example("repair"))
+@app.command(cls=listing("post-processor"), epilog=example("repair"))
 def repair(
     model: Model,
     data: Data,
     output: Output,
     post_processor: Annotated[
-        str, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]")
+        str, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]", help="Listed below.")
     ] = "parity-fine-tuning",
     checkpoint: Checkpoint = None,
     onnx: Onnx = None,

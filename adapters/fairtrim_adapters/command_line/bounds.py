@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairtrim import InputError
+from fairtrim.measures.group_counts import canonical_measure
 from fairtrim_adapters.fairlearn.intervals import GAPS, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES, column_of
 
@@ -77,13 +78,14 @@ def parse_bounds(kind: Kind, texts: Iterable[str]) -> list[Bound]:
 
     Args:
         kind: Which.
-        texts: ``metric=value``; dashes and spaces in the name are underscores.
+        texts: ``metric=value``; dashes and spaces in the name are underscores, and AIF360's name of a measure is
+            Fairlearn's.
 
     Returns:
         The bounds.
 
     Raises:
-        InputError: One has no value, or no finite number for it.
+        InputError: One has no value, no finite number for it, or the former name of a measure.
 
     Example:
         >>> parse_bounds("max", ["equalized-odds-difference=0.1"])[0].metric
@@ -99,7 +101,12 @@ def parse_bounds(kind: Kind, texts: Iterable[str]) -> list[Bound]:
         if not metric or not math.isfinite(number):
             raise InputError(f"--{kind} {text!r}: expected metric=number, e.g. --{kind} accuracy=0.01")
         name, bracket, group = metric.partition("[")
-        bounds.append(Bound(kind, name.strip().replace("-", "_").replace(" ", "_") + bracket + group, number))
+        name = name.strip().replace("-", "_").replace(" ", "_")
+        try:
+            name = canonical_measure(name, [name])  # of figures that are no bias measures, their own
+        except InputError as error:
+            raise InputError(f"--{kind} {text!r}: {error}") from error
+        bounds.append(Bound(kind, name + bracket + group, number))
     return bounds
 
 

@@ -29,7 +29,7 @@ _OVERALL = [
     "accuracy",
     "balanced_accuracy",
     "worst_group_accuracy",
-    "accuracy_difference",
+    "accuracy_score_difference",
     "equalized_odds_difference",
     "demographic_parity_difference",
     "changed_predictions",
@@ -144,7 +144,7 @@ def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 _SHOWN = ["parameters_ratio", "macs_ratio", "latency_ratio", "accuracy", "worst_group_accuracy"]
-_GAPS = ["accuracy_difference", "equalized_odds_difference", "demographic_parity_difference"]
+_GAPS = ["accuracy_score_difference", "equalized_odds_difference", "demographic_parity_difference"]
 
 
 def sweep_text(table: pd.DataFrame, objectives: Mapping[str, Direction] | None) -> str:

@@ -137,9 +137,9 @@ def levelled(changes: npt.ArrayLike, highs: npt.ArrayLike, fell: Iterable[str]) 
         What was found; empty for nothing.
 
     Example:
-        >>> levelled([-0.2, -0.1], [-0.1, -0.05], ["accuracy_difference"])
-        'accuracy difference fell while every group lost accuracy (by 0.100 to 0.200)'
-        >>> levelled([-0.2, -0.1], [-0.1, 0.05], ["accuracy_difference"])
+        >>> levelled([-0.2, -0.1], [-0.1, -0.05], ["accuracy_score_difference"])
+        'accuracy score difference fell while every group lost accuracy (by 0.100 to 0.200)'
+        >>> levelled([-0.2, -0.1], [-0.1, 0.05], ["accuracy_score_difference"])
         ''
     """
     change, gaps = np.asarray(changes), ", ".join(gap.replace("_", " ") for gap in fell)

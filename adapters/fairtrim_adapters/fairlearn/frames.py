@@ -372,7 +372,7 @@ def overall_columns(
         InputError: Some rates of a gap are weighted and others are not.
     """
     columns = dict(frame.overall.drop(left_out))
-    columns["accuracy difference"] = frame.difference()["accuracy"]
+    columns["accuracy score difference"] = frame.difference()["accuracy"]
     if predictions.n_classes == 2:
         for gap, (function, rates) in GAPS.items():
             columns[gap] = function(

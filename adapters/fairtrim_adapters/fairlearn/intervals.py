@@ -58,7 +58,7 @@ RATES_OF_TWO_CLASSES = {
     "false_positive_rate": Rate(lambda target, label: (label == 1) & (target == 0), lambda target: target == 0),
 }
 GAPS = {
-    "accuracy_difference": ("accuracy",),
+    "accuracy_score_difference": ("accuracy",),
     "equalized_odds_difference": ("true_positive_rate", "false_positive_rate"),
     "demographic_parity_difference": ("selection_rate",),
 }

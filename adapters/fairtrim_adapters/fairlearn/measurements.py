@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 LARGER_IS_WORSE = frozenset(
-    {"accuracy_difference", "equalized_odds_difference", "demographic_parity_difference", "changed_predictions"}
+    {"accuracy_score_difference", "equalized_odds_difference", "demographic_parity_difference", "changed_predictions"}
 )
 """Measurements of which less is better; of ``accuracy``, ``balanced_accuracy`` and ``worst_group_accuracy`` more is."""
 
@@ -321,7 +321,7 @@ def measurements(
 
     Returns:
         Values by column. Metrics: ``accuracy``, ``balanced_accuracy``, ``worst_group_accuracy``,
-        ``accuracy_difference``, ``changed_predictions`` (share of labels that differ from the reference's); for
+        ``accuracy_score_difference``, ``changed_predictions`` (share of labels that differ from the reference's); for
         two classes also ``selection_rate``, ``true_positive_rate``, ``false_positive_rate`` and Fairlearn's
         ``equalized_odds_difference`` and ``demographic_parity_difference``. ``flags`` are the comparison's.
 
@@ -333,7 +333,7 @@ def measurements(
         >>> label = {"dense": target, "pruned": np.array([0, 1, 1, 0])}
         >>> people = Predictions(target, label, {}, {"sex": np.array(["F", "F", "M", "M"])})
         >>> row = measurements(people, "pruned", "dense")
-        >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["accuracy_difference"]
+        >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["accuracy_score_difference"]
         (0.75, 0.5, 0.0, 0.5)
     """
     if n_boot is not None and n_boot < 1:

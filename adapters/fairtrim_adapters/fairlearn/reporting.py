@@ -43,7 +43,7 @@ __all__ = ["Comparison", "Metric", "compare_models", "compare_predictions", "met
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "accuracy difference", *GAPS}
+_OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "accuracy score difference", *GAPS}
 
 
 def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
@@ -156,7 +156,7 @@ class Comparison:
             of the group's samples whose predicted label differs from the reference's (the rate of
             compression-identified exemplars, Hooker et al. 2020); with a bootstrap, ``accuracy low`` and
             ``accuracy high``.
-        overall: Index model: every metric over everybody; ``accuracy difference`` (largest between groups);
+        overall: Index model: every metric over everybody; ``accuracy score difference`` (largest between groups);
             for two classes Fairlearn's equalized-odds and demographic-parity differences; changed predictions.
         flags: One row a finding: model, flag, detail.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from fairtrim import InputError
-from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
+from fairtrim_adapters.pareto import Direction, mean_over_seeds, now_called, pareto_set
 
 from .canvas import COLOURS, LINE_STYLES, MARKERS, import_pyplot, new_axes
 
@@ -52,7 +52,8 @@ def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
         raise InputError(f"the sweep is a {type(frame).__name__}; expected a pandas DataFrame with one row a run")
     missing = [name for name in columns if name not in frame]
     if missing:
-        raise InputError(f"the sweep has no column {missing}; its columns are {frame.columns.tolist()}")
+        former = now_called(frame, missing)
+        raise InputError(f"the sweep has no column {missing}{former}; its columns are {frame.columns.tolist()}")
     if not len(frame):
         raise InputError("the sweep has no rows; expected at least one run")
 

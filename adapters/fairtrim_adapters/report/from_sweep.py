@@ -13,7 +13,7 @@ import pandas as pd
 
 from fairtrim import InputError
 from fairtrim_adapters.fairlearn.flags import CONSTANT, KINDS, OF_DATA
-from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, pareto_set
+from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, now_called, pareto_set
 from fairtrim_adapters.sweep import read_sweep
 from fairtrim_adapters.sweep.cell import DENSE, UNREPAIRED
 
@@ -104,7 +104,8 @@ def _check_table(table: pd.DataFrame) -> None:
     groups = [name for name in table if name.startswith("people[")]
     if missing or not groups or not len(table):
         lacks = missing or (["people[...]"] if len(table) else ["any row"])
-        raise InputError(f"the table lacks {lacks}; expected what fairtrim_adapters.sweep.sweep gave")
+        former = now_called(table, missing)
+        raise InputError(f"the table lacks {lacks}{former}; expected what fairtrim_adapters.sweep.sweep gave")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -176,11 +177,27 @@ def _timing(table: pd.DataFrame, about: Mapping[str, Any]) -> Timing | None:
 def _methods(table: pd.DataFrame, about: Mapping[str, Any]) -> tuple[Method, ...]:
     criteria = [name for name in dict.fromkeys(table["criterion"]) if name != DENSE]
     labels = [name for name in dict.fromkeys(table["post_processor"]) if name != UNREPAIRED]
-    settings = about.get("post_processors", {})
+    chosen, repairs = about.get("criteria"), about.get("post_processors", {})
+    names = {name: own.get("name") if "name" in own else name for name, own in repairs.items()}
+    stands_for = chosen if isinstance(chosen, Mapping) else {}
     return (
-        *(method_of("criterion", name) for name in criteria),
-        *(method_of("post-processor", name, settings.get(name, {}).get("post_processor")) for name in labels),
+        *(_method("criterion", label, stands_for.get(label, label)) for label in criteria),
+        *(
+            _method("post-processor", label, names.get(label, label), repairs.get(label, {}).get("post_processor"))
+            for label in labels
+        ),
     )
+
+
+def _method(kind: str, label: str, stands_for: Any, settings: Mapping[str, Any] | None = None) -> Method:
+    """What a label stands for: a name with settings, or something without a name."""
+    if not isinstance(stands_for, str):
+        every = {name: str(value) for name, value in (settings or {}).items()}
+        return Method(label, kind, "not described here", "", "", "", every)
+    try:
+        return dataclasses.replace(method_of(kind, stands_for, settings), name=label)
+    except InputError:  # a table alone doesn't tell which of its labels are names
+        return _method(kind, label, None, settings)
 
 
 def _settings(about: Mapping[str, Any]) -> dict[str, str]:
@@ -255,7 +272,8 @@ def _pictures(table: pd.DataFrame, objectives: Mapping[str, Direction]) -> tuple
 
     if (table["criterion"] == DENSE).all():
         return ()
-    gap = next((name for name in ("equalized_odds_difference", "accuracy_difference") if _is_known(table, name)), None)
+    gaps = ("equalized_odds_difference", "accuracy_score_difference")
+    gap = next((name for name in gaps if _is_known(table, name)), None)
     drawn = []
     if gap is not None:
         axes = plot_pareto(table, x=gap, objectives=objectives)

@@ -123,7 +123,7 @@ def _flags(report: ReportContents) -> Iterator[Block]:
 OVERALL = (
     "accuracy",
     "worst_group_accuracy",
-    "accuracy_difference",
+    "accuracy_score_difference",
     "equalized_odds_difference",
     "demographic_parity_difference",
     "balanced_accuracy",
@@ -257,7 +257,7 @@ _RATES = {
     "selection_rate": "share of people who are predicted {positive}",
 }
 _GAPS = {
-    "accuracy": ("accuracy_difference",),
+    "accuracy": ("accuracy_score_difference",),
     "true_positive_rate": ("equalized_odds_difference",),
     "false_positive_rate": ("equalized_odds_difference",),
     "selection_rate": ("demographic_parity_difference",),
@@ -302,7 +302,7 @@ def _group_grid(report: ReportContents, networks: Sequence[Network], metric: str
         of_group = entries({network.name: network.by_group.get(group, {}).get(metric) for network in networks})
         columns.append((Entry(group, ((f"n = {report.data.people[group]:,}", False),)), of_group))
     gaps = _GAPS.get(metric, ())
-    if "accuracy_difference" not in gaps and "demographic_parity_difference" not in gaps and gaps:
+    if "accuracy_score_difference" not in gaps and "demographic_parity_difference" not in gaps and gaps:
         columns.append(
             (Entry("largest difference"), [Entry(_rate(_difference(network, metric))) for network in networks])
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,21 +12,32 @@ import torch_pruning as tp
 
 from fairtrim import POST_PROCESSORS, InputError, PostProcessor
 from fairtrim.arguments import did_you_mean
-from fairtrim.registry import Described
+from fairtrim.registry import Described, Registry
 from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
 from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
 
 __all__ = [
+    "DEFAULT_CRITERIA",
     "POST_PROCESSORS",
     "CriterionFactory",
+    "by_label",
     "criteria_by_label",
     "described_class",
     "parse_named",
     "post_processors_by_label",
+    "what_methods_do",
 ]
+
+DEFAULT_CRITERIA = ("magnitude", "mean-damage", "worst-group")
+"""What a sweep compares unless told otherwise."""
 
 CriterionFactory = Callable[[int], tp.importance.Importance]
 """Makes a new importance for a run, from its seed."""
+
+_SEED_OF_THE_RUN = (
+    "random_state is the seed of the run; set that in its place, with seeds= of the sweep (--seeds; for prune and "
+    "repair --seed)"
+)
 
 
 def parse_named(text: str) -> tuple[str, dict[str, Any]]:
@@ -89,14 +101,25 @@ def _made(kind: str, text: str, cls: Callable[..., Any], settings: Mapping[str, 
 def _found(kind: str, text: str, name: str, choices: Sequence[str]) -> None:
     if name not in choices:
         meant = did_you_mean(name.replace("_", "-"), choices)
-        raise InputError(f"{kind} {text!r} is unknown{meant}; expected one of {sorted(choices)}")
+        raise InputError(f"{kind} {text!r} is unknown{meant}; expected one of {sorted(set(choices))}")
 
 
-def _by_label(named: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Names are their own labels."""
+def by_label(named: str | Sequence[str] | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What each label stands for; names are their own labels.
+
+    Args:
+        named: A name, names, a dict of labels and whatever they stand for, or None.
+
+    Returns:
+        The dict.
+
+    Example:
+        >>> by_label("magnitude"), by_label({"mine": "magnitude"})
+        ({'magnitude': 'magnitude'}, {'mine': 'magnitude'})
+    """
     if isinstance(named, Mapping):
         return named
-    return {text: text for text in ([named] if isinstance(named, str) else named)}
+    return {text: text for text in ([named] if isinstance(named, str) else named or ())}
 
 
 def described_class(kind: str, name: str) -> type[Described] | None:
@@ -113,16 +136,55 @@ def described_class(kind: str, name: str) -> type[Described] | None:
         >>> described_class("criterion", "magnitude").standing
         'published'
     """
-    registries = (TORCH_PRUNING_CRITERIA, IMPORTANCES) if kind == "criterion" else (POST_PROCESSORS,)
-    return next((registry[name] for registry in registries if name in registry), None)
+    return next((registry[name] for registry in _registries(kind) if name in registry), None)
+
+
+def what_methods_do(kind: str) -> dict[str, str]:
+    """What each method does, for a help text.
+
+    Args:
+        kind: ``criterion`` or ``post-processor``.
+
+    Returns:
+        A line by name, Torch-Pruning's first; an empty one for those that other packages announce, which aren't loaded
+        for it.
+
+    Example:
+        >>> what_methods_do("criterion")["magnitude"]
+        'removes channels of small weights first; looks at no data'
+    """
+    found: dict[str, str] = {}
+    for registry in _registries(kind):
+        announced = registry.announced() if isinstance(registry, Registry) else {}
+        for name in registry:
+            found.setdefault(name, "" if name in announced else _what_it_does(registry[name]))
+    return found
+
+
+def _what_it_does(cls: type[Any]) -> str:
+    mined = inspect.signature(cls).parameters.get("mined")
+    from_python = " (needs mined samples: from Python)" if mined and mined.default is inspect.Parameter.empty else ""
+    return str(getattr(cls, "does", "")) + from_python
+
+
+def _registries(kind: str) -> tuple[Mapping[str, type[Any]], ...]:
+    return (TORCH_PRUNING_CRITERIA, IMPORTANCES) if kind == "criterion" else (POST_PROCESSORS,)
 
 
 def _named_criterion(text: str) -> CriterionFactory:
     name, settings = parse_named(text)
     _found("criterion", text, name, [*TORCH_PRUNING_CRITERIA, *IMPORTANCES])
     if name in TORCH_PRUNING_CRITERIA:
+        if "random_state" in settings:
+            raise InputError(f"criterion {text!r}: {_SEED_OF_THE_RUN}")
         if settings:
             raise InputError(f"criterion {text!r}: {name!r} is Torch-Pruning's and takes no settings here")
+        if name in IMPORTANCES:
+            warnings.warn(
+                f"criterion {name!r} is Torch-Pruning's here, not the one of that name in IMPORTANCES; for that one "
+                f"pass a function: criteria={{'other': IMPORTANCES[{name!r}]}}",
+                stacklevel=4,
+            )
         return TORCH_PRUNING_CRITERIA[name].importance
     cls = IMPORTANCES[name]
     _checked("criterion", text, cls, settings)
@@ -153,7 +215,7 @@ def criteria_by_label(
         >>> list(criteria_by_label(["magnitude", "worst-group:selection=single"]))
         ['magnitude', 'worst-group:selection=single']
     """
-    named = _by_label(criteria)
+    named = by_label(criteria)
     if not named:
         raise InputError("no criteria; expected at least one, such as 'worst-group'")
     found: dict[str, CriterionFactory] = {}
@@ -202,7 +264,7 @@ def post_processors_by_label(
         >>> post_processors_by_label("parity-fine-tuning:epsilon=0.1")["parity-fine-tuning:epsilon=0.1"].epsilon
         0.1
     """
-    named = _by_label(post_processors or {})
+    named = by_label(post_processors)
     found: dict[str, PostProcessor] = {}
     for label, value in named.items():
         if label == "none":
@@ -214,9 +276,7 @@ def post_processors_by_label(
             _found("post-processor", value, name, list(POST_PROCESSORS))
             _checked("post-processor", value, POST_PROCESSORS[name], settings)
             if "random_state" in settings:
-                raise InputError(
-                    f"post-processor {value!r}: random_state is the seed of the run; set that in its place"
-                )
+                raise InputError(f"post-processor {value!r}: {_SEED_OF_THE_RUN}")
             found[label] = _made("post-processor", value, POST_PROCESSORS[name], settings)
         elif isinstance(value, PostProcessor):
             found[label] = value

@@ -15,17 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fairtrim import InputError, load_pruned, save_pruned
 from fairtrim.files.atomic_file import write_text
-from fairtrim.files.resumption import Resumption
+from fairtrim.files.resumption import FORMAT, Resumption
 
 __all__ = ["RunKey", "SweepStore", "as_table", "read_sweep"]
 
 Row = dict[str, Any]
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
+_FORM = 2  # of the rows and settings of a run; before there was none, and columns had other names
 
 
 @dataclass(frozen=True, order=True)
@@ -69,17 +71,18 @@ class SweepStore:
         settings: What must be the same for a run to be taken up again.
 
     Raises:
-        InputError: The folder is a file.
+        InputError: The folder is a file, or holds runs of an earlier form.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._settings = dict(settings)
+        self._settings = {"form": _FORM, **settings}
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"folder {self.folder} is a file; expected a folder, or a name that is free")
             for part in ("runs", "networks"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
+            _require_form(self.folder)
 
     def _resumption(self, key: RunKey, settings: Mapping[str, Any]) -> Resumption:
         folder = None if self.folder is None else self.folder / "runs"
@@ -166,6 +169,21 @@ class SweepStore:
             write_text(self.folder / TABLE_FILE, table.to_csv(index=False))
 
 
+def _require_form(folder: Path) -> None:
+    """Refuse a folder whose rows have other columns than those that would be added."""
+    for path in sorted((folder / "runs").glob("*.safetensors"))[:1]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+        except (SafetensorError, json.JSONDecodeError):
+            return  # damaged: whoever asks for the run is told
+        if isinstance(header, dict) and header.get("settings", {}).get("form") != _FORM:
+            raise InputError(
+                f"{folder} was made by an earlier form of the sweep, whose columns and settings have other names; "
+                "expected another folder (its networks can still be read with load_pruned)"
+            )
+
+
 _FIRST = [
     "criterion",
     "pruning_ratio",
@@ -204,7 +222,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, 
         folder: Of the sweep.
 
     Returns:
-        The table, and data, criteria, seeds and versions of the sweep.
+        The table, and data, criteria (what each label stands for), seeds and versions of the sweep.
 
     Raises:
         InputError: The folder holds no finished sweep.

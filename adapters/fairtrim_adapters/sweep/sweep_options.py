@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from fairtrim import InputError, PostProcessor
-from fairtrim.arguments import did_you_mean, require_known, require_number
+from fairtrim.arguments import did_you_mean, require_number
 from fairtrim.comparison.latency import FEWEST_ROUNDS
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.run_settings import described, plain_settings
@@ -19,7 +19,9 @@ from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_ignored_layers
 from fairtrim_adapters.torch_pruning.prune_copy import Training, trains
 
-__all__ = ["MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
+__all__ = ["DEFAULT_PRUNING_RATIOS", "MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
+
+DEFAULT_PRUNING_RATIOS = (0.25, 0.5, 0.75)
 
 
 class PruningOptions(TypedDict, total=False):
@@ -108,7 +110,7 @@ class Settings:
 
     @classmethod
     def of(cls, splits: DataSplits, post_processors: Mapping[str, PostProcessor], options: SweepOptions) -> Settings:
-        """The settings that a user gave, unknown ones refused.
+        """The settings that a user gave.
 
         Args:
             splits: The data.
@@ -118,7 +120,6 @@ class Settings:
         Returns:
             The settings.
         """
-        require_known("sweep", options, SweepOptions.__annotations__)
         return cls(splits=splits, post_processors=post_processors, **options)
 
     def __post_init__(self) -> None:

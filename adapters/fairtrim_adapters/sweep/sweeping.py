@@ -19,15 +19,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
-from fairtrim.arguments import renamed
+from fairtrim.arguments import renamed, require_known
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described, plain_settings
 
 from .cell import DENSE, PEOPLE, UNREPAIRED, Cell, Dense, run_cell, run_dense
-from .named_methods import CriterionFactory, criteria_by_label, post_processors_by_label
+from .named_methods import DEFAULT_CRITERIA, CriterionFactory, by_label, criteria_by_label, post_processors_by_label
 from .store import Row, RunKey, SweepStore, as_table
-from .sweep_options import Settings, SweepOptions
+from .sweep_options import DEFAULT_PRUNING_RATIOS, Settings, SweepOptions
 from .versions import versions
 
 __all__ = ["sweep"]
@@ -36,16 +36,17 @@ NetworkFactory = Callable[..., nn.Module]
 Train = Callable[[nn.Module, int], Any]
 
 
-@renamed(data="splits", ratios="pruning_ratios", fine_tune="fine_tuning", learning_rate="fine_tuning")
+@renamed(
+    data="splits",
+    ratios="pruning_ratios",
+    fine_tune="fine_tuning",
+    learning_rate="fine_tuning={'learning_rate': ...}",
+)
 def sweep(
     model: nn.Module | NetworkFactory,
     splits: DataSplits | Mapping[str, Any],
-    criteria: str | Sequence[str] | Mapping[str, str | Callable[[], tp.importance.Importance]] = (
-        "magnitude",
-        "mean-damage",
-        "worst-group",
-    ),
-    pruning_ratios: float | Sequence[float] = (0.25, 0.5, 0.75),
+    criteria: str | Sequence[str] | Mapping[str, str | Callable[[], tp.importance.Importance]] = DEFAULT_CRITERIA,
+    pruning_ratios: float | Sequence[float] = DEFAULT_PRUNING_RATIOS,
     seeds: int | Sequence[int] = (0,),
     *,
     post_processors: str | Sequence[str] | Mapping[str, str | PostProcessor] | None = None,
@@ -104,20 +105,24 @@ def sweep(
         >>> table[["criterion", "pruning_ratio", "parameters"]].values.tolist()
         [['dense', 0.0, 66], ['worst-group', 0.5, 34]]
     """
+    known = [name for name in inspect.signature(sweep).parameters if name != "options"]
+    require_known("sweep", options, [*known, *SweepOptions.__annotations__])
     splits = DataSplits.of(splits)
     factories = criteria_by_label(criteria)
     if n_jobs == 0:
         raise InputError("n_jobs=0; expected at least 1, -1 for all processors, or None")
-    if set(factories) - {"random", "magnitude"}:
-        splits.need("scoring", f"a criterion such as {sorted(set(factories) - {'random', 'magnitude'})[0]!r}")
+    looking = [label for label, value in by_label(criteria).items() if value not in ("random", "magnitude")]
+    if looking:
+        splits.need("scoring", f"a criterion such as {looking[0]!r}")
     settings = Settings.of(splits, post_processors_by_label(post_processors), options)
     if not isinstance(model, nn.Module) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; expected a network or a function that gives one")
-    named = criteria if isinstance(criteria, Mapping) else {label: label for label in factories}
+    repairs = by_label(post_processors)
     plan = _Plan(
         settings,
         factories,
-        {label: value if isinstance(value, str) else described(value) for label, value in named.items()},
+        {label: value if isinstance(value, str) else described(value) for label, value in by_label(criteria).items()},
+        {label: value if isinstance(value, str) else vars(type(value)).get("name") for label, value in repairs.items()},
         _shares(pruning_ratios),
         _seeds(seeds),
     )
@@ -131,11 +136,16 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Every run of a sweep, in the order of the table; ``chosen``: what each label stands for, as JSON can hold it."""
+    """Every run of a sweep, in the order of the table.
+
+    ``chosen`` and ``named`` tell what each label stands for: of criteria as JSON can hold it, of post-processors the
+    name, None for those without.
+    """
 
     settings: Settings
     factories: Mapping[str, CriterionFactory]
     chosen: Mapping[str, Any]
+    named: Mapping[str, str | None]
     pruning_ratios: list[float]
     seeds: list[int]
 
@@ -183,10 +193,10 @@ class _Plan:
         return {
             "data": settings.splits.name,
             "description": settings.splits.description,
-            "criteria": list(self.factories),
+            "criteria": dict(self.chosen),
             "pruning_ratios": self.pruning_ratios,
             "seeds": self.seeds,
-            "post_processors": self.repairs,
+            "post_processors": {label: {"name": self.named.get(label), **own} for label, own in self.repairs.items()},
             "pruning": settings.of_pruning,
             "n_boot": settings.n_boot,
             "latency": {

@@ -146,7 +146,13 @@ def _settings(fine_tuning: Training) -> FineTuning | Callable[[nn.Module, int], 
         require_known("fine_tuning", fine_tuning, ("epochs", "learning_rate"))
         settings: FineTuning = {"epochs": 1, "learning_rate": 1e-3, **fine_tuning}
     else:
-        require_number("fine_tuning", fine_tuning, at_least=0, whole=True, remedy=" of epochs, settings or a function")
+        try:
+            require_number("fine_tuning", fine_tuning, at_least=0, whole=True)
+        except InputError:
+            raise InputError(
+                f"fine_tuning={fine_tuning!r}; expected a whole number of epochs, settings such as "
+                "{'epochs': 5, 'learning_rate': 1e-4}, or a function of the network and the seed"
+            ) from None
         settings = {"epochs": fine_tuning, "learning_rate": 1e-3}
     require_number("epochs", settings["epochs"], at_least=0, whole=True)
     require_number("learning_rate", settings["learning_rate"], above=0)

@@ -175,9 +175,10 @@ class Repair:
 
     def __str__(self) -> str:
         objective = self.objective
+        of = f" (epsilon {objective.epsilon:g} − margin {objective.margin:g})" if objective.margin else ""
         lines = [
             f"{objective.measure}: {self.bias_before:+.4f} before, {self.bias:+.4f} after "
-            f"(asked for: at most {objective.bound:g} either way)",
+            f"(asked for: at most {objective.bound:g} either way{of})",
             f"{objective.performance}: {self.performance_before:.4f} before, {self.performance:.4f} after",
             f"candidate {self.chosen.candidate} of {len(self.history)}, threshold {self.threshold:.4f} (folded into "
             f"the last bias); selected on {len(self.selection_rows)} people, edited on {len(self.edit_rows)}",

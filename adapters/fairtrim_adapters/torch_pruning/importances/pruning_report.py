@@ -279,8 +279,8 @@ def _few_people(table: DamageTable, names: Sequence[str]) -> tuple[str, ...]:
     if not few or len(few) == len(names):
         return ()
     return (
-        f"too few people to be told the worst group: {', '.join(few)}: the larger part of what sets their damages "
-        "apart is chance (shrinkage='auto' counts so much less of it)",
+        f"too few people to say that it is the worst group: {', '.join(few)}: the larger part of what sets their "
+        "damages apart is chance (shrinkage='auto' counts so much less of it)",
     )
 
 
