@@ -75,24 +75,7 @@ class SweepOptions(PruningOptions, MeasuringOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all runs of a sweep share, checked; the options are those of ``SweepOptions``.
-
-    Attributes:
-        splits: The data.
-        post_processors: By label.
-        fine_tuning: After pruning.
-        iterative_steps: Of the pruning.
-        ignored_layers: Names of layers whose outputs stay.
-        pruner_options: Further arguments of ``BasePruner``.
-        recalibrate: Whether BatchNorm statistics are computed again after pruning without fine-tuning.
-        metrics: Further metrics.
-        n_boot: Bootstrap samples of the intervals.
-        latency_rounds: Rounds of the latency measurement, 0 for none.
-        latency_batch_size: Samples of the timed forward pass.
-
-    Raises:
-        InputError: One is wrong.
-    """
+    """What all runs of a sweep share, checked. See ``SweepOptions``."""
 
     splits: DataSplits
     post_processors: Mapping[str, PostProcessor]
@@ -108,16 +91,7 @@ class Settings:
 
     @classmethod
     def of(cls, splits: DataSplits, post_processors: Mapping[str, PostProcessor], options: SweepOptions) -> Settings:
-        """The settings that a user gave, unknown ones refused.
-
-        Args:
-            splits: The data.
-            post_processors: By label.
-            options: As given.
-
-        Returns:
-            The settings.
-        """
+        """The settings that a user gave, unknown ones refused."""
         require_known("sweep", options, SweepOptions.__annotations__)
         return cls(splits=splits, post_processors=post_processors, **options)
 
@@ -141,14 +115,7 @@ class Settings:
         check_ignored_layers(self.ignored_layers)
 
     def check_network(self, network: nn.Module) -> None:
-        """Refuse what would fail after hours of training.
-
-        Args:
-            network: A dense one.
-
-        Raises:
-            InputError: There is no such layer, or nothing to compute BatchNorm statistics by.
-        """
+        """Refuse what would fail after hours of training."""
         names = [name for name, _ in network.named_modules() if name]
         for name in self.ignored_layers:
             if name not in names:

@@ -302,20 +302,6 @@ def changed_between(
 ) -> dict[str, ChangedSamples]:
     """The same of predictions that were made already, by each network but the reference: none is run again.
 
-    Args:
-        predictions: Of all networks, with scores, one row a sample.
-        reference: Name of the network before.
-        inputs: The loader that the predictions were made from, to keep the inputs of the changed samples; it must give
-            the same people in the same order.
-        progress: Show a progress bar of reading the loader.
-
-    Returns:
-        The changed samples of each other network by name.
-
-    Raises:
-        InputError: There are no scores, the networks tell different numbers of classes, the loader gives other people
-            than before, or inputs have another shape in each batch.
-
     Example:
         >>> from fairtrim import predict
         >>> batch = (torch.eye(2), torch.tensor([0, 1]), ["a", "b"])

@@ -21,15 +21,9 @@ __all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
 
 
 def batchnorm_layers(model: nn.Module, *, with_statistics: bool = True) -> list[_BatchNorm]:
-    """The BatchNorm layers of a network.
+    """The BatchNorm layers that keep running means and variances, which pruning makes wrong.
 
-    Args:
-        model: The network.
-        with_statistics: Only those that keep running means and variances, which pruning makes wrong; else also those
-            that normalise by the batch even in eval mode.
-
-    Returns:
-        The layers.
+    Without ``with_statistics`` also those that normalise by the batch even in eval mode.
 
     Example:
         >>> layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))

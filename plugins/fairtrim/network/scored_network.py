@@ -51,22 +51,14 @@ class ScoredNetwork:
         return model_device(self.model)
 
     def of(self, model: nn.Module) -> ScoredNetwork:
-        """Another network that is called in the same way, such as a pruned copy.
-
-        Args:
-            model: The other network.
-
-        Returns:
-            It, callable.
-        """
+        """Another network that is called in the same way, such as a pruned copy."""
         return replace(self, model=model)
 
     def check(self) -> None:
         """Refuse a network whose samples or layers can't be told apart from outside.
 
-        Raises:
-            UnsupportedModelError: It was compiled, is wrapped for several devices, or has a BatchNorm without running
-                statistics, which normalises by the batch even in eval mode.
+        It was compiled, is wrapped for several devices, or has a BatchNorm without running statistics, which normalises
+        by the batch even in eval mode.
         """
         for name, module in self.model.named_modules():
             if type(module).__name__ in _WRAPPERS:
@@ -96,16 +88,8 @@ class ScoredNetwork:
     def output(self, inputs: Any, *, index: int = 0) -> Any:
         """What the network returns for the inputs of a batch.
 
-        Args:
-            inputs: A tensor, a tuple or list of arguments, or a dict of them by name. Arrays and frames become tensors.
-            index: Number of the batch, for messages.
-
-        Returns:
-            Whatever it returns.
-
-        Raises:
-            InputError: A dict names an argument that the network doesn't take, or inputs are of another floating-point
-                type than the network.
+        They are a tensor, a tuple or list of arguments, or a dict of them by name; arrays and frames become tensors.
+        Refused: names that the network doesn't take, and another floating-point type than its own.
         """
         if self.forward_fn is not None:
             return self.forward_fn(self.model, inputs)
@@ -120,18 +104,9 @@ class ScoredNetwork:
             raise
 
     def scores(self, batch: Batch, *, positions: bool = False) -> Tensor:
-        """Scores f(x) of one batch, (N, K).
+        """Scores f(x) of one batch, (N, K); (N,) becomes (N, 1).
 
-        Args:
-            batch: The batch.
-            positions: Whether scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
-
-        Returns:
-            Scores, (N, K) or (N, T, K); (N,) becomes (N, 1).
-
-        Raises:
-            InputError: There are more or fewer targets than inputs.
-            UnsupportedModelError: What came back has no scores of that shape.
+        With ``positions`` scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
         """
         inputs = batch.inputs
         output = self.output(inputs, index=batch.index)
@@ -204,13 +179,7 @@ def _tensors(model: nn.Module, inputs: Any) -> Any:
 def call_of(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None) -> Callable[[], Any]:
     """The call of a network with the inputs of a batch, unchecked.
 
-    Args:
-        model: The network.
-        inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
-        forward_fn: How to call the network instead.
-
-    Returns:
-        A function without arguments.
+    Inputs are a tensor, a tuple or list of arguments, or a dict of them by name.
 
     Example:
         >>> call_of(nn.Bilinear(2, 3, 4), (torch.ones(5, 2), torch.ones(5, 3)))().shape

@@ -64,19 +64,9 @@ class RecipeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """All settings of a run that every recipe has.
+    """All settings of a run that every recipe has, checked and complete. See ``RecipeOptions``.
 
-    Attributes:
-        recipe: Its name.
-        network: The caller's network.
-        training: Of every fine-tuning, complete.
-        miner: The caller's, or None for the recipe's own.
-        cut: How to cut the mined set.
-        ignored_layers: Names of layers whose outputs stay.
-        pruner_options: Further arguments of ``BasePruner``.
-        seed: Of everything random.
-        folder: Where to keep what is finished.
-        progress: Show progress bars.
+    ``miner`` is the caller's, or None for the recipe's own.
     """
 
     recipe: str
@@ -110,21 +100,7 @@ class RunSettings:
 def run_settings(
     recipe: str, model: nn.Module, fine_tuning: FineTuning | None, defaults: FineTuning, options: RecipeOptions
 ) -> RunSettings:
-    """Refuse what would otherwise be refused after the mining.
-
-    Args:
-        recipe: Its name.
-        model: The caller's network.
-        fine_tuning: The caller's settings.
-        defaults: The recipe's own for those not given.
-        options: The caller's options.
-
-    Returns:
-        All settings.
-
-    Raises:
-        InputError: An argument is wrong.
-    """
+    """Refuse what would otherwise be refused after the mining."""
     require_known(recipe, options, RecipeOptions.__annotations__)
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a trained torch.nn.Module")
