@@ -13,7 +13,7 @@ from fairtrim.arguments import did_you_mean, require_known, require_number
 from fairtrim.comparison.latency import FEWEST_ROUNDS
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.run_settings import described, plain_settings
-from fairtrim.network.recalibration import batchnorm_layers
+from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_ignored_layers

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
@@ -15,23 +15,10 @@ from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import in_mode, insist, preserved_random_state
 
+from .batchnorm import batchnorm_layers
 from .scored_network import ScoredNetwork
 
-__all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
-
-
-def batchnorm_layers(model: nn.Module, *, with_statistics: bool = True) -> list[_BatchNorm]:
-    """The BatchNorm layers that keep running means and variances, which pruning makes wrong.
-
-    Without ``with_statistics`` also those that normalise by the batch even in eval mode.
-
-    Example:
-        >>> layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
-        >>> len(batchnorm_layers(layers)), len(batchnorm_layers(layers, with_statistics=False))
-        (1, 2)
-    """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [layer for layer in layers if layer.running_mean is not None or not with_statistics]
+__all__ = ["recalibrate_batchnorm"]
 
 
 def recalibrate_batchnorm(

@@ -17,6 +17,8 @@ from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 
+from .batchnorm import batchnorm_layers
+
 __all__ = ["OutputTransform", "ScoredNetwork", "call_of"]
 
 OutputTransform = Callable[[Any], Tensor]
@@ -60,6 +62,7 @@ class ScoredNetwork:
         It was compiled, is wrapped for several devices, or has a BatchNorm without running statistics, which normalises
         by the batch even in eval mode.
         """
+        by_the_batch = set(batchnorm_layers(self.model, with_statistics=False)).difference(batchnorm_layers(self.model))
         for name, module in self.model.named_modules():
             if type(module).__name__ in _WRAPPERS:
                 raise UnsupportedModelError(
@@ -79,7 +82,7 @@ class ScoredNetwork:
                     "silence; expected one that is not: compile after pruning, or take copy.deepcopy(model), which is "
                     "not compiled"
                 )
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            if module in by_the_batch:
                 raise UnsupportedModelError(
                     f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
                     "samples are not independent; expected track_running_stats=True"

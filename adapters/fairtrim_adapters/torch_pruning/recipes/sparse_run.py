@@ -20,9 +20,10 @@ from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.files.run_settings import plain_settings
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, label_probabilities
+from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning, fine_tune
 from fairtrim.network.output_layer import FeatureTap
-from fairtrim.network.recalibration import batchnorm_layers, recalibrate_batchnorm
+from fairtrim.network.recalibration import recalibrate_batchnorm
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
