@@ -54,6 +54,13 @@ class Batch:
         """N, the number of samples."""
         return int(self.target.shape[0])
 
+    def check_length(self) -> None:
+        """Refuse inputs of one tensor that are more or fewer than the targets."""
+        if isinstance(self.inputs, Tensor) and len(self.inputs) != len(self):
+            raise InputError(
+                f"batch {self.index} has {len(self.inputs)} inputs and {len(self)} targets; expected as many"
+            )
+
 
 def slice_samples(inputs: Any, samples: slice | Tensor) -> Any:
     """Some of the samples of a batch's inputs.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ def recalibrate_batchnorm(
             batches = iterate_batches(
                 loader, model_device(model), max_batches=max_batches, progress=progress, description="BatchNorm"
             )
-            _average(model, norms, batches, forward_fn)
+            _average(ScoredNetwork(model, forward_fn), norms, batches)
         except BaseException:
             insist(restore_statistics)
             raise
@@ -86,14 +85,7 @@ def recalibrate_batchnorm(
     return model
 
 
-def _no_scores(n_samples: int, output: Any) -> Tensor:
-    """Whatever the network returns is of no interest here."""
-    return torch.zeros(n_samples, 1)
-
-
-def _average(
-    model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Batch], forward_fn: ForwardFunction | None
-) -> None:
+def _average(network: ScoredNetwork, norms: Sequence[_BatchNorm], batches: Iterable[Batch]) -> None:
     """Run the network over the batches, so that every sample counts once."""
     n_samples = 0
     for batch in batches:
@@ -102,7 +94,8 @@ def _average(
         n_samples += len(batch)
         for norm in norms:
             norm.momentum = len(batch) / n_samples
-        ScoredNetwork(model, forward_fn, partial(_no_scores, len(batch))).scores(batch)
+        batch.check_length()
+        network.output(batch.inputs, index=batch.index)
     if n_samples == 0:
         raise InputError("every batch holds one sample; statistics need at least two at a time")
     if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):

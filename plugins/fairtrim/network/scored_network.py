@@ -111,8 +111,7 @@ class ScoredNetwork:
 
         With ``positions`` scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
         """
-        inputs = batch.inputs
-        output = self.output(inputs, index=batch.index)
+        output = self.output(batch.inputs, index=batch.index)
         if self.output_transform is not None:
             output = self.output_transform(output)
         elif isinstance(output, Mapping) and "logits" in output:
@@ -125,9 +124,7 @@ class ScoredNetwork:
                 "pass output_transform, e.g. output_transform=lambda output: output[0]"
             )
         scores = output.unsqueeze(1) if output.ndim == 1 else output
-        n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
-        if n_inputs not in (None, len(batch)):
-            raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
+        batch.check_length()
         at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
         if at_positions and not positions:
             raise UnsupportedModelError(
