@@ -8,7 +8,15 @@ from torch import Tensor
 
 from fairtrim.errors import InputError
 
-__all__ = ["centred", "label_losses", "labels_of", "positive_margin", "probabilities", "two_or_more"]
+__all__ = [
+    "centred",
+    "label_losses",
+    "label_probability",
+    "labels_of",
+    "positive_margin",
+    "probabilities",
+    "two_or_more",
+]
 
 
 def labels_of(scores: Tensor) -> Tensor:
@@ -44,6 +52,11 @@ def probabilities(scores: Tensor) -> Tensor:
     if scores.shape[1] == 1:
         return scores.sigmoid()
     return scores.softmax(1)[:, 1:] if scores.shape[1] == 2 else scores.softmax(1)
+
+
+def label_probability(scores: Tensor, target: Tensor) -> Tensor:
+    """Probability of each sample's own label, (N,)."""
+    return two_or_more(scores).softmax(1).gather(1, target[:, None]).squeeze(1)
 
 
 def label_losses(scores: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels
 from fairtrim.errors import InputError
-from fairtrim.measures.scores import labels_of
+from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.losses import require_class_scores
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.network.scored_network import ScoredNetwork
@@ -83,8 +83,7 @@ def label_probabilities(
             if seen.shares:
                 refuse_shares("the network")
             require_labels(batch.target, scores.shape[1])
-            p = torch.softmax(scores.double(), 1).gather(1, batch.target.unsqueeze(1)).squeeze(1)
-            probability[indices] = p.cpu()
+            probability[indices] = label_probability(scores.double(), batch.target).cpu()
             correct[indices] = (labels_of(scores) == batch.target).cpu()
             target[indices] = batch.target.cpu()
     if len(torch.unique(target)) < 2:
