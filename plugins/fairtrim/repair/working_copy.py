@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -125,6 +125,28 @@ class WorkingCopy:
                 "model.float()"
             )
         return parameters
+
+    def training(
+        self, path: Sequence[float], epochs: int, learning_rate: float, description: str
+    ) -> Iterator[tuple[float, int, Callable[[Tensor], None]]]:
+        """Epochs of Adam on all layers along a path of strengths, from the given weights for each of these.
+
+        Gives the strength, the number of the epoch, and a function that takes a step down a loss.
+        """
+        parameters = self.trainable()
+        with self.bar(len(path) * epochs, description) as bar:
+            for strength in path:
+                self.restore()
+                optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+
+                def step(loss: Tensor, optimizer: torch.optim.Adam = optimizer) -> None:
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+
+                for epoch in range(epochs):
+                    yield strength, epoch, step
+                    bar.update()
 
     @contextmanager
     def bar(self, total: int, description: str) -> Iterator[Any]:
