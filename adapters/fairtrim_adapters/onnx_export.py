@@ -48,17 +48,7 @@ def _imported(name: str) -> Any:
 
 
 def need_packages(*, check: bool = True) -> None:
-    """Refuse before work what can't be exported afterwards.
-
-    Args:
-        check: Whether the file will be compared.
-
-    Raises:
-        InputError: A package is missing.
-
-    Example:
-        >>> need_packages()
-    """
+    """Refuse before work what can't be exported, or with ``check`` compared, afterwards."""
     for name in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
         _imported(name)
 

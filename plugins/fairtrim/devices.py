@@ -14,17 +14,7 @@ __all__ = ["floating_type", "map_tensors", "model_device", "to_device"]
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Device of the network's parameters and buffers.
-
-    Args:
-        model: The network.
-
-    Returns:
-        The device; the CPU for a network without parameters.
-
-    Raises:
-        UnsupportedModelError: The network lies on two devices.
-    """
+    """Device of the network's parameters and buffers; the CPU if it has none. Two devices are refused."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         raise UnsupportedModelError(
@@ -35,14 +25,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in tuples, lists and dicts.
-
-    Args:
-        value: A tensor, a container of them, or anything else, which stays as it is.
-        function: Tensor to tensor.
-
-    Returns:
-        The same structure.
+    """Apply a function to every tensor in tuples, lists and dicts; anything else stays as it is.
 
     Example:
         >>> map_tensors({"x": (torch.ones(1), "a")}, torch.neg)
@@ -60,27 +43,12 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def floating_type(model: nn.Module) -> torch.dtype:
-    """Floating-point type of the network's parameters and buffers, and so of what it takes.
-
-    Args:
-        model: The network.
-
-    Returns:
-        That of the first; torch's default for a network without any.
-    """
+    """Floating-point type of the network's first parameter or buffer, and so of what it takes; else torch's default."""
     types = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
     return next(types, torch.get_default_dtype())
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor in tuples, lists and dicts.
-
-    Args:
-        value: A tensor, a container of them, or anything else, which stays as it is.
-        device: Where to.
-
-    Returns:
-        The same structure on the device; what comes to the CPU can be read at once.
-    """
+    """Move every tensor in tuples, lists and dicts; what comes to the CPU can be read at once."""
     # on the CPU nothing waits for a copy that is still under way
     return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))

@@ -29,9 +29,6 @@ def insist(restore: Callable[[], None]) -> None:
     """Put something back, even if an interrupt comes while that is being done.
 
     When a worker of a DataLoader dies, one error comes with the data and another, a little later, with the signal.
-
-    Args:
-        restore: Puts it back; twice does no harm.
     """
     try:
         restore()
@@ -41,11 +38,7 @@ def insist(restore: Callable[[], None]) -> None:
 
 
 def remove_hooks(handles: Iterable[RemovableHandle]) -> None:
-    """Take one's own hooks off a network.
-
-    Args:
-        handles: Of the hooks.
-    """
+    """Take one's own hooks off a network."""
     handles = list(handles)
 
     def remove() -> None:
@@ -62,11 +55,7 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
     Iterating over a DataLoader draws its base seed from a generator even without shuffling; transforms may
     draw from any of the three libraries.
 
-    Args:
-        loader: A DataLoader whose ``generator``, and whose sampler's, are restored as well.
-
-    Yields:
-        Nothing; the block may draw as it likes.
+    Of a DataLoader the ``generator``, and its sampler's, are restored as well.
     """
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     generators = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
@@ -94,11 +83,7 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
 def seeded(generator: torch.Generator) -> Iterator[None]:
     """Seed torch, numpy and Python from a generator for the length of the block, and restore them afterwards.
 
-    Args:
-        generator: Source of the seed; each block takes another.
-
-    Yields:
-        Nothing; inside, dropout and transforms draw reproducibly.
+    Each block takes another seed; inside, dropout and transforms draw reproducibly.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     with preserved_random_state():
@@ -112,13 +97,7 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put the network in eval or training mode, and restore the flags of its modules one by one.
 
-    Args:
-        model: Any network.
-        training: Whether as ``model.train()`` leaves it; in eval mode all modules are, even if the network overrides
-            ``train``.
-
-    Yields:
-        Nothing.
+    In eval mode all modules are, even if the network overrides ``train``.
 
     Example:
         >>> network = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
@@ -148,12 +127,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 def preserved_model(model: nn.Module) -> Iterator[None]:
     """Put the network in eval mode and restore training flags, buffers, ``.grad`` and ``requires_grad``.
 
-    Args:
-        model: Any network; its submodules' flags are restored one by one, so that a frozen BatchNorm stays
-            frozen.
-
-    Yields:
-        Nothing; inside, ``model.training`` is False everywhere.
+    Flags are restored one by one, so that a frozen BatchNorm stays frozen.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
@@ -201,12 +175,6 @@ def preserved_attributes(model: nn.Module) -> Iterator[None]:
 
     Tensors, lists, dicts and sets among them get their contents back, too.
 
-    Args:
-        model: Any network.
-
-    Yields:
-        Nothing.
-
     Example:
         >>> network = nn.Identity()
         >>> network.calls, network.seen = 0, []
@@ -249,13 +217,6 @@ def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
     Buffers are copies inside, so that not even their versions change: whoever remembers the network by these still
     knows it. Flags, ``.grad``, ``requires_grad``, plain attributes and random states come back.
-
-    Args:
-        model: Any network.
-        training: Whether it runs as ``model.train()`` leaves it; in eval mode all modules do.
-
-    Yields:
-        Nothing.
 
     Example:
         >>> norm = nn.BatchNorm1d(3)

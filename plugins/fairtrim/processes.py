@@ -53,15 +53,7 @@ def share_of_process(dataset: Dataset[Sample]) -> Subset[Sample]:
 class Processes:
     """The processes that work together, or this one alone.
 
-    Args:
-        distributed: Whether there are others; None asks ``torch.distributed``.
-
-    Attributes:
-        count: W.
-        rank: Which of them this is, 0 … W−1.
-
-    Raises:
-        InputError: Others are wanted, and ``torch.distributed`` is not initialised.
+    W is their ``count``, 0 … W−1 this one's ``rank``; ``distributed=None`` asks ``torch.distributed``.
     """
 
     def __init__(self, distributed: bool | None = None) -> None:
@@ -76,14 +68,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block in every process; when it fails in one, it fails in all, rather than leave them waiting.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            ProcessError: The block failed in another process, or one is gone.
-        """
+        """Run a block in every process; when it fails in one, it fails in all, rather than leave them waiting."""
         if self.count == 1:
             yield
             return
@@ -98,17 +83,7 @@ class Processes:
             raise ProcessError(f"process {rank} of {self.count} failed, so nothing was computed here: {message}")
 
     def exchange(self, value: Any) -> list[Any]:
-        """What every process says.
-
-        Args:
-            value: Whatever JSON can hold.
-
-        Returns:
-            The W values, by rank.
-
-        Raises:
-            ProcessError: A process is gone.
-        """
+        """What every process says, by rank: whatever JSON can hold."""
         if self.count == 1:
             return [json.loads(json.dumps(value))]
         told = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self._device())
@@ -121,14 +96,7 @@ class Processes:
         return [json.loads(bytes(h[: int(size)].tolist())) for h, size in zip(heard, sizes, strict=True)]
 
     def agree(self, settings: Mapping[str, Any]) -> None:
-        """Refuse processes that would add up different things. Not for a block that is run ``together``.
-
-        Args:
-            settings: What must be the same, as JSON can hold it.
-
-        Raises:
-            InputError: It is not, in every process.
-        """
+        """Refuse processes that would add up different things. Not for a block that is run ``together``."""
         told = self.exchange(dict(settings))
         for rank, other in enumerate(told):
             differs = sorted(key for key in other if other[key] != told[0].get(key))
@@ -139,17 +107,7 @@ class Processes:
                 )
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over all processes, the same to the last bit in each.
-
-        Args:
-            tensor: Of one shape everywhere, on the CPU.
-
-        Returns:
-            The sum, on the CPU.
-
-        Raises:
-            ProcessError: A process is gone.
-        """
+        """Sum of a CPU tensor of one shape over all processes, the same to the last bit in each."""
         if self.count == 1:
             return tensor
         total = tensor.to(self._device(), copy=True).contiguous()

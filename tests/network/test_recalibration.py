@@ -40,3 +40,9 @@ def test_failed_recalibration_restores_the_statistics(fault: Any) -> None:
     before.assert_unchanged()
     with pytest.raises(FairtrimError, match="no BatchNorm"):
         recalibrate_batchnorm(nn.Linear(2, 2), fault, progress=False)
+
+
+def test_inputs_without_a_target_are_refused() -> None:
+    batch = (torch.randn(4, 3), torch.zeros(2))
+    with pytest.raises(FairtrimError, match="batch 0 has 4 inputs and 2 targets; expected as many"):
+        recalibrate_batchnorm(nn.BatchNorm1d(3), [batch], progress=False)

@@ -292,7 +292,7 @@ def test_aif360_s_name_of_a_measure_means_the_same() -> None:
 
 
 def test_an_edit_of_the_old_interface() -> None:
-    message = r"Old\._edit takes \(workspace\); expected \(working, candidates\): see docs/architecture.md"
+    message = r"Old\._edit takes \(workspace\); expected \(working, candidates\): see docs/adding_a_post_processor.md"
     with pytest.raises(InputError, match=message):
 
         class Old(PostProcessor):

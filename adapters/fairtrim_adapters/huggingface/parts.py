@@ -50,81 +50,36 @@ _INTERMEDIATE = (
 
 
 def is_conv1d(module: object) -> bool:
-    """Whether it is Hugging Face's Conv1D, a linear layer whose weight is (in, out).
-
-    Args:
-        module: Anything.
-
-    Returns:
-        Whether it is one.
-    """
+    """Whether it is Hugging Face's Conv1D, a linear layer whose weight is (in, out)."""
     return isinstance(module, nn.Module) and type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def is_rms_norm(module: nn.Module) -> bool:
-    """Whether it is one of the many RMSNorms: one weight for each channel and nothing else.
-
-    Args:
-        module: A module.
-
-    Returns:
-        Whether it is one.
-    """
+    """Whether it is one of the many RMSNorms: one weight for each channel and nothing else."""
     return type(module).__name__.endswith("RMSNorm") and [n for n, _ in module.named_parameters()] == ["weight"]
 
 
 def bare_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that no layer owns, as positions, or a bias for each head and distance.
-
-    Args:
-        module: The module that holds them somewhere.
-
-    Yields:
-        Their names and themselves.
-    """
+    """Parameters that no layer owns, as positions, or a bias for each head and distance, by name."""
     for path, inner in module.named_modules():
         if description_of(inner) is None and not is_conv1d(inner) and not is_rms_norm(inner):
             yield from inner.named_parameters(path, recurse=False)
 
 
 def layer_types(model: nn.Module) -> tuple[type[nn.Module], ...]:
-    """Types of the layers whose outputs Torch-Pruning may prune.
-
-    Args:
-        model: The network.
-
-    Returns:
-        Linear, convolutions, and Conv1D where there is one.
-    """
+    """Types of layers whose outputs Torch-Pruning may prune: linear, convolutions, and Conv1D where there is one."""
     conv1d = {type(module) for module in model.modules() if is_conv1d(module)}
     return (nn.modules.conv._ConvNd, nn.Linear, *conv1d)
 
 
 def widths(layer: Any) -> tuple[int, int]:
-    """Numbers of inputs and outputs of a linear layer, from its weight.
-
-    Args:
-        layer: A Linear or Conv1D.
-
-    Returns:
-        Both numbers.
-    """
+    """Numbers of inputs and outputs of a linear layer, from its weight."""
     rows, columns = layer.weight.shape
     return (rows, columns) if is_conv1d(layer) else (columns, rows)
 
 
 def outermost(model: nn.Module) -> list[tuple[str, Any]]:
-    """Networks of Hugging Face in a module that lie in no other one.
-
-    Args:
-        model: One of them, or a module that holds some.
-
-    Returns:
-        Their names and themselves.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Networks of Hugging Face in a module that lie in no other one."""
     found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
         inside = any(not outer or name.startswith(f"{outer}.") for outer, _ in found)
@@ -142,12 +97,7 @@ def outermost(model: nn.Module) -> list[tuple[str, Any]]:
 class Attention:
     """One attention module.
 
-    Attributes:
-        name: Its name in the transformer.
-        module: It.
-        query: The layer of the queries.
-        key: That of the keys; the same one where they are fused.
-        value: That of the values; the same one where they are fused.
+    Where layers are fused, query, key and value are the same one.
     """
 
     name: str
@@ -172,32 +122,17 @@ class Attention:
         return next(int(vars(self.module)[name]) for name in HEAD_SIZE if name in vars(self.module))
 
     def outputs(self) -> dict[nn.Module, int]:
-        """Channels that each layer gives: queries, keys, values, or one of the three.
-
-        Returns:
-            The numbers by layer.
-        """
+        """Channels that each layer gives: queries, keys, values, or one of the three."""
         repeats = 3 if self.fused else 1
         return {layer: widths(layer)[1] // repeats for layer in (self.query, self.key, self.value)}
 
     def heads(self) -> dict[nn.Module, int]:
-        """Heads of each layer, if they are as large as the module says.
-
-        Returns:
-            The numbers by layer.
-        """
+        """Heads of each layer, if they are as large as the module says."""
         return {layer: width // self.head_size for layer, width in self.outputs().items()}
 
 
 def attentions_of(base: nn.Module) -> Iterator[Attention]:
-    """Attention modules whose layers have names that are known here.
-
-    Args:
-        base: A transformer without its classifier.
-
-    Yields:
-        The modules.
-    """
+    """Attention modules whose layers have names that are known here."""
     for name, module in base.named_modules():
         children = dict(module.named_children())
         for names in _QUERY_KEY_VALUE:
@@ -208,14 +143,7 @@ def attentions_of(base: nn.Module) -> Iterator[Attention]:
 
 
 def shared_attentions_of(base: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Attention modules of which one layer gives queries, keys and values of different numbers: their heads stay.
-
-    Args:
-        base: A transformer without its classifier.
-
-    Yields:
-        Their names and themselves.
-    """
+    """Attention modules of which one layer gives queries, keys and values of different numbers: their heads stay."""
     for name, module in base.named_modules():
         if isinstance(dict(module.named_children()).get(_FUSED_SHARED), nn.Linear):
             yield name, module
@@ -243,18 +171,7 @@ class Transformer:
 
     @classmethod
     def of(cls, name: str, module: Any) -> Transformer:
-        """Find the parts.
-
-        Args:
-            name: Its name, for messages.
-            module: The network.
-
-        Returns:
-            Its parts.
-
-        Raises:
-            UnsupportedModelError: It is of a kind that is not known here.
-        """
+        """Find the parts."""
         config, base = module.config, module.base_model
         label = name or type(module).__name__
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
@@ -278,24 +195,13 @@ class Transformer:
         return [layer for name, layer in self.intermediate.items() if f".{name}".endswith(f".{_FUSED_INTERMEDIATE}")]
 
     def hidden_sizes(self) -> list[int]:
-        """How many channels enter attention and feed-forward layers.
-
-        Returns:
-            One number, or several where stages or bottlenecks have their own.
-        """
+        """How many channels enter attention and feed-forward layers; several where stages have their own."""
         layers = [layer for a in self.attentions for layer in (a.query, a.key, a.value)]
         layers += [getattr(module, _FUSED_SHARED) for _, module in self.shared]
         return list(dict.fromkeys(widths(layer)[0] for layer in (*layers, *self.intermediate.values())))
 
     def check(self, wanted: set[Part]) -> None:
-        """Refuse what can't be pruned here.
-
-        Args:
-            wanted: Parts.
-
-        Raises:
-            UnsupportedModelError: One of them can't be pruned.
-        """
+        """Refuse what can't be pruned here."""
         if "intermediate" in wanted and not self.intermediate:
             raise UnsupportedModelError(
                 f"{type(self.base).__name__} has no feed-forward layer whose name ends in one of {_INTERMEDIATE}; "
@@ -326,14 +232,7 @@ class Transformer:
             )
 
     def layers(self, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[nn.Module, set[Part]]]:
-        """Layers with the parts that their outputs belong to.
-
-        Args:
-            types: Types of layers.
-
-        Yields:
-            Layers of those types, embeddings, and their parts.
-        """
+        """Layers of these types, and embeddings, with the parts that their outputs belong to."""
         of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
         of_heads |= {getattr(module, _FUSED_SHARED) for _, module in self.shared}
         widening = set(self.intermediate.values())

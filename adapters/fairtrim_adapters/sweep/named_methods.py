@@ -14,7 +14,10 @@ from fairtrim import POST_PROCESSORS, InputError, PostProcessor
 from fairtrim.arguments import did_you_mean
 from fairtrim.registry import Described, Registry
 from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
-from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import TORCH_PRUNING_CRITERIA
+from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import (
+    TORCH_PRUNING_CRITERIA,
+    TorchPruningCriterion,
+)
 
 __all__ = [
     "DEFAULT_CRITERIA",
@@ -122,7 +125,7 @@ def by_label(named: str | Sequence[str] | Mapping[str, Any] | None) -> Mapping[s
     return {text: text for text in ([named] if isinstance(named, str) else named or ())}
 
 
-def described_class(kind: str, name: str) -> type[Described] | None:
+def described_class(kind: str, name: str) -> type[Described] | TorchPruningCriterion | None:
     """The class that says what a criterion or a post-processor is.
 
     Args:

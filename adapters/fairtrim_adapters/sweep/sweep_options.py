@@ -13,7 +13,7 @@ from fairtrim.arguments import did_you_mean, require_number
 from fairtrim.comparison.latency import FEWEST_ROUNDS
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.run_settings import described, plain_settings
-from fairtrim.network.recalibration import batchnorm_layers
+from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_ignored_layers
@@ -77,24 +77,7 @@ class SweepOptions(PruningOptions, MeasuringOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all runs of a sweep share, checked; the options are those of ``SweepOptions``.
-
-    Attributes:
-        splits: The data.
-        post_processors: By label.
-        fine_tuning: After pruning.
-        iterative_steps: Of the pruning.
-        ignored_layers: Names of layers whose outputs stay.
-        pruner_options: Further arguments of ``BasePruner``.
-        recalibrate: Whether BatchNorm statistics are computed again after pruning without fine-tuning.
-        metrics: Further metrics.
-        n_boot: Bootstrap samples of the intervals.
-        latency_rounds: Rounds of the latency measurement, 0 for none.
-        latency_batch_size: Samples of the timed forward pass.
-
-    Raises:
-        InputError: One is wrong.
-    """
+    """What all runs of a sweep share, checked. See ``SweepOptions``."""
 
     splits: DataSplits
     post_processors: Mapping[str, PostProcessor]
@@ -110,16 +93,7 @@ class Settings:
 
     @classmethod
     def of(cls, splits: DataSplits, post_processors: Mapping[str, PostProcessor], options: SweepOptions) -> Settings:
-        """The settings that a user gave.
-
-        Args:
-            splits: The data.
-            post_processors: By label.
-            options: As given.
-
-        Returns:
-            The settings.
-        """
+        """The settings that a user gave."""
         return cls(splits=splits, post_processors=post_processors, **options)
 
     def __post_init__(self) -> None:
@@ -142,14 +116,7 @@ class Settings:
         check_ignored_layers(self.ignored_layers)
 
     def check_network(self, network: nn.Module) -> None:
-        """Refuse what would fail after hours of training.
-
-        Args:
-            network: A dense one.
-
-        Raises:
-            InputError: There is no such layer, or nothing to compute BatchNorm statistics by.
-        """
+        """Refuse what would fail after hours of training."""
         names = [name for name, _ in network.named_modules() if name]
         for name in self.ignored_layers:
             if name not in names:

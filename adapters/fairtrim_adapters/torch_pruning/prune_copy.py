@@ -15,8 +15,8 @@ from fairtrim import InputError, fine_tune, recalibrate_batchnorm
 from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, require_number
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
+from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning
-from fairtrim.network.recalibration import batchnorm_layers
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph

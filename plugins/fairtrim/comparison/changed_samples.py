@@ -17,7 +17,7 @@ from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
 from fairtrim.errors import InputError
-from fairtrim.measures.scores import labels_of, two_or_more
+from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores, refuse_shares
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_random_state
@@ -262,14 +262,15 @@ def changed_samples(
             people.update(_group_names(columns, len(batch)))
             was, now = (labels_of(one).numpy() for one in scores)
             rows = (was != now).nonzero()[0]
+            probability = [label_probability(one, torch.from_numpy(target)).numpy()[rows] for one in scores]
             parts.append(
                 {
                     "row": n_samples + rows,
                     "target": target[rows],
                     "before": was[rows],
                     "after": now[rows],
-                    "probability_before": _probability(scores[0], target)[rows],
-                    "probability_after": _probability(scores[1], target)[rows],
+                    "probability_before": probability[0],
+                    "probability_after": probability[1],
                     "sensitive": {name: [column[row] for row in rows] for name, column in columns.items()},
                 }
             )
@@ -301,20 +302,6 @@ def changed_between(
     progress: bool = True,
 ) -> dict[str, ChangedSamples]:
     """The same of predictions that were made already, by each network but the reference: none is run again.
-
-    Args:
-        predictions: Of all networks, with scores, one row a sample.
-        reference: Name of the network before.
-        inputs: The loader that the predictions were made from, to keep the inputs of the changed samples; it must give
-            the same people in the same order.
-        progress: Show a progress bar of reading the loader.
-
-    Returns:
-        The changed samples of each other network by name.
-
-    Raises:
-        InputError: There are no scores, the networks tell different numbers of classes, the loader gives other people
-            than before, or inputs have another shape in each batch.
 
     Example:
         >>> from fairtrim import predict
@@ -348,7 +335,8 @@ def changed_between(
     found: dict[str, ChangedSamples] = {}
     for name, changed in rows.items():
         target = predictions.target[changed]
-        was, now = (_probability(torch.from_numpy(scores[network][changed]), target) for network in (reference, name))
+        both = (torch.from_numpy(scores[network][changed]) for network in (reference, name))
+        was, now = (label_probability(one, torch.from_numpy(target)).numpy() for one in both)
         order = np.argsort(now - was, kind="stable")
         at = changed[order]
         found[name] = ChangedSamples(
@@ -413,11 +401,6 @@ def _scores(
     if seen.shares:
         refuse_shares(name)
     return scores
-
-
-def _probability(scores: Tensor, target: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Softmax, or for a single logit the sigmoid, at the target, (N,)."""
-    return two_or_more(scores).softmax(1).numpy()[np.arange(len(target)), target]
 
 
 def _sensitive_columns(encoder: SensitiveEncoder, batch: Batch) -> Mapping[str, list[str]]:

@@ -160,17 +160,7 @@ def _check_is_network(name: str, model: Any) -> None:
 
 
 def labels_of_batch(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:
-    """The labels of one batch.
-
-    Args:
-        batch: The batch.
-        labelled: Which positions have a label, (N, T) bool; None if each sample has one.
-
-    Returns:
-        Labels, (N,), or one for each labelled position.
-
-    Raises:
-        InputError: The target holds no labels: fractions, or several numbers a sample.
+    """Labels of one batch, (N,), or one for each position that ``labelled``, (N, T) bool, has.
 
     Example:
         >>> labels_of_batch(Batch(torch.ones(2, 3), torch.tensor([0, 1]), None, 0), None).tolist()

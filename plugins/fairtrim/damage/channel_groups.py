@@ -102,10 +102,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelColumns:
-    """The channels of all groups side by side, as the columns of a table.
-
-    Attributes:
-        sizes: C of each channel group by name; the columns follow this order.
+    """The channels of all groups side by side, as the columns of a table: ``sizes``, C by name, in this order.
 
     Example:
         >>> columns = ChannelColumns({"0": 3, "2": 2})
@@ -123,17 +120,7 @@ class ChannelColumns:
         return name in self.sizes
 
     def section(self, name: str) -> slice:
-        """Columns of one channel group.
-
-        Args:
-            name: Name of the group's root layer.
-
-        Returns:
-            A slice into 0 … C−1.
-
-        Raises:
-            InputError: There is no such group.
-        """
+        """Columns of one channel group, a slice into 0 … C−1."""
         if name not in self.sizes:
             raise InputError(f"there is no channel group {name!r}; it has to be one of {list(self.sizes)}")
         names = list(self.sizes)
@@ -141,29 +128,12 @@ class ChannelColumns:
         return slice(start, start + self.sizes[name])
 
     def layer_of(self, column: int) -> str:
-        """Name of the channel group of one column.
-
-        Args:
-            column: 0 … C−1.
-
-        Returns:
-            The name.
-        """
+        """Name of the channel group of one column."""
         ends = accumulate(self.sizes.values())
         return next(name for name, end in zip(self.sizes, ends, strict=True) if column < end)
 
     def selected(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
-        """Column numbers of a set of channels.
-
-        Args:
-            channels: Channel numbers by group name.
-
-        Returns:
-            Distinct columns in increasing order.
-
-        Raises:
-            InputError: A name is unknown or a number out of range.
-        """
+        """Distinct columns, in increasing order, of channel numbers by group name."""
         columns: set[int] = set()
         for name, numbers in channels.items():
             section = self.section(name)
@@ -180,14 +150,8 @@ class ChannelColumns:
 class Site:
     """One tensor of the network with every channel of every group that passes there.
 
-    Attributes:
-        module: Qualified name of the module.
-        side: Which of its tensors.
-        channel_axis: Axis of the channels.
-        sample_axis: Axis of the samples.
-        channels: Positions along the channel axis, (P,).
-        columns: Column of the damage table for each of them, (P,).
-        weights: Exponent of the gate for each of them, (P,).
+    ``channels`` are positions along ``channel_axis``; of each there is the column of the damage table, and in
+    ``weights`` the exponent of the gate, (P,) all three.
     """
 
     module: str
@@ -207,19 +171,7 @@ def _offsets(groups: Sequence[ChannelGroup]) -> Iterator[tuple[ChannelGroup, int
 
 
 def channel_sites(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Site]:
-    """Gather the places of all groups by the tensor they lie on, checked against the model.
-
-    Args:
-        model: The network that the groups describe.
-        groups: Its channel groups; the columns of the damage table follow their order.
-
-    Returns:
-        One site for each (module, side), in order of appearance.
-
-    Raises:
-        InputError: A group is empty or has no place, a name is used twice or unknown, indices are out of
-            range, or one channel of a tensor belongs to two groups.
-    """
+    """Gather the places of all groups by the tensor they lie on, (module, side), checked against the model."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if not groups:
         raise InputError("no channel groups: nothing in this network can be pruned; check ignored_layers")

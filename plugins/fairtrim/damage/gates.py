@@ -64,12 +64,7 @@ class _IdentityGate(torch.autograd.Function):
 
 
 class Gates:
-    """The gates of one forward pass and the gradients that reach them.
-
-    Args:
-        sites: Where the gates are.
-        n_columns: C, the number of channels over all groups.
-    """
+    """The gates of one forward pass at ``sites``, and the gradients that reach them; C = ``n_columns``."""
 
     def __init__(self, sites: Sequence[Site], n_columns: int) -> None:
         self._sites = sites
@@ -79,11 +74,7 @@ class Gates:
         self._connected: set[int] = set()
 
     def start(self, n_samples: int) -> None:
-        """Forget the last forward pass and get ready for one of N samples.
-
-        Args:
-            n_samples: N.
-        """
+        """Forget the last forward pass and get ready for one of N samples."""
         self._n_samples = n_samples
         self._gates = {}
         self._connected = set()
@@ -94,19 +85,7 @@ class Gates:
         return {(self._sites[number].module, self._sites[number].side) for number in self._connected}
 
     def apply(self, number: int, activation: Any) -> Tensor:
-        """Put the gate of a site on an activation; a module that is called twice has one gate.
-
-        Args:
-            number: Which site.
-            activation: The tensor that passes there.
-
-        Returns:
-            The activation as it was, with the gate in its graph.
-
-        Raises:
-            InputError: It has no such axis as the site says.
-            UnsupportedModelError: It is not a tensor, or has fewer channels than the site.
-        """
+        """Put the gate of a site on an activation; a module that is called twice has one gate."""
         site = self._sites[number]
         if not isinstance(activation, Tensor):
             raise UnsupportedModelError(
@@ -144,16 +123,8 @@ class Gates:
     def gradients(self, scores: Tensor, direction: Tensor, *, keep_graph: bool) -> Tensor:
         """Gate gradients of Σ_n direction_n · f_n: coupled places summed, samples kept apart.
 
-        Args:
-            scores: f(x) with its graph, (N, K).
-            direction: (N, K).
-            keep_graph: Whether another direction follows.
-
-        Returns:
-            s_nc, (N, C), in float32 or the network's own precision where that is higher.
-
-        Raises:
-            UnsupportedModelError: The scores depend on no gate.
+        f(x) with its graph and direction are (N, K); ``keep_graph`` if another direction follows. Gives s_nc, (N, C),
+        in float32 or the network's own precision where that is higher.
         """
         if not self._gates or not scores.requires_grad:
             raise UnsupportedModelError(
@@ -206,16 +177,7 @@ def _multiply(activation: Tensor, gate: Tensor, site: Site) -> Tensor:
 
 @contextmanager
 def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Iterator[Gates]:
-    """Hook gates into a network for the length of the block.
-
-    Args:
-        model: The network.
-        sites: Where the gates go.
-        n_columns: C.
-
-    Yields:
-        The gates; call ``start`` before each forward pass.
-    """
+    """Hook gates into a network for the length of the block; call ``start`` before each forward pass."""
     modules = dict(model.named_modules(remove_duplicate=False))
     gates = Gates(sites, n_columns)
     handles: list[RemovableHandle] = []
@@ -234,17 +196,7 @@ def hooked_gates(model: nn.Module, sites: Sequence[Site], n_columns: int) -> Ite
 def map_consumed(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Change the inputs whose channels a layer consumes: its first argument; of attention query, key and value.
-
-    Args:
-        module: The layer.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        change: What to do with each of those inputs.
-
-    Returns:
-        The arguments with these changed, for a forward pre-hook.
-    """
+    """Change the inputs whose channels a layer consumes: its first argument; of attention query, key and value."""
     wanted = 3 if isinstance(module, nn.MultiheadAttention) else 1
     names = list(inspect.signature(module.forward).parameters)[len(args) : wanted]
     by_name = {name: change(kwargs[name]) for name in names if name in kwargs}

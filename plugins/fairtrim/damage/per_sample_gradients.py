@@ -21,11 +21,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class PerSampleSquares(nn.Module):
-    """The network with the caller's way to call it, as one module whose parameters can be replaced.
-
-    Args:
-        network: The network.
-    """
+    """The network with the caller's way to call it, as one module whose parameters can be replaced."""
 
     def __init__(self, network: ScoredNetwork) -> None:
         super().__init__()
@@ -34,28 +30,11 @@ class PerSampleSquares(nn.Module):
         self._one_by_one = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores of a batch, (N, K) or (N, T, K).
-
-        Args:
-            batch: The batch.
-
-        Returns:
-            The scores.
-        """
+        """Scores of a batch, (N, K) or (N, T, K)."""
         return self._network.scores(batch, positions=True)
 
     def squares(self, names: Sequence[str], batch: Batch, direction: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Σ_n w_gn (∂ direction_n · f_n / ∂θ)² of the named parameters.
-
-        Args:
-            names: Of the parameters.
-            batch: The samples.
-            direction: Like the scores.
-            weights: w, (G, N).
-
-        Returns:
-            (G, *shape) by name.
-        """
+        """Σ_n w_gn (∂ direction_n · f_n / ∂θ)² of the named parameters, (G, *shape) each; w is (G, N)."""
         if not self._one_by_one:
             try:
                 return self._vectorized(names, batch, direction, weights)

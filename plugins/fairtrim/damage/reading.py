@@ -70,17 +70,7 @@ class CollectionOptions(ReadingOptions, total=False):
 
 @dataclass(frozen=True)
 class Reading:
-    """The options with their defaults, and what they make.
-
-    Args:
-        loss_fn: See ``ReadingOptions``, as for all of these.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores.
-        sensitive_names: Names of the sensitive features.
-        sensitive_weights: Whether the loader gives weights.
-        max_batches: How many batches at most.
-        progress: Show a progress bar.
-    """
+    """The options with their defaults, and what they make. See ``ReadingOptions``."""
 
     loss_fn: LossFunction = F.cross_entropy
     forward_fn: ForwardFunction | None = None
@@ -92,31 +82,12 @@ class Reading:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], what: str, known: type[Any] = ReadingOptions) -> Self:
-        """The options that a function was called with.
-
-        Args:
-            options: Some of the known ones.
-            what: Was called, for the message.
-            known: ``ReadingOptions``, or what extends them.
-
-        Returns:
-            The reading.
-
-        Raises:
-            InputError: An option is unknown.
-        """
+        """The options that ``what`` was called with, those not in ``known`` refused."""
         require_known(what, options, known.__annotations__)
         return cls(**{name: value for name, value in options.items() if name in ReadingOptions.__annotations__})
 
     def network(self, model: nn.Module) -> ScoredNetwork:
-        """A network that is called in this way.
-
-        Args:
-            model: The network.
-
-        Returns:
-            It, callable.
-        """
+        """A network that is called in this way."""
         return ScoredNetwork(model, self.forward_fn, self.output_transform)
 
     def encoder(self) -> SensitiveEncoder:
@@ -124,30 +95,13 @@ class Reading:
         return SensitiveEncoder(self.sensitive_names, sensitive_weights=self.sensitive_weights)
 
     def sample_loss(self, *, in_parts: bool = False) -> SampleLoss:
-        """The loss of single samples; see ``SampleLoss``.
-
-        Args:
-            in_parts: Whether losses of several passes will be added up.
-
-        Returns:
-            The loss.
-        """
+        """The loss of single samples; see ``SampleLoss``."""
         return SampleLoss(self.loss_fn, in_parts=in_parts)
 
     def batches(
         self, loader: Iterable[Any], device: torch.device | None, description: str, *, allow_empty: bool = False
     ) -> Iterator[Batch]:
-        """Go through a loader; see ``iterate_batches``.
-
-        Args:
-            loader: The data.
-            device: Where inputs and targets go.
-            description: Text of the progress bar.
-            allow_empty: Whether there may be no sample at all.
-
-        Returns:
-            The batches.
-        """
+        """Go through a loader; see ``iterate_batches``."""
         return iterate_batches(
             loader,
             device,

@@ -212,10 +212,7 @@ def _variance_of_pairs(sums: Tensor, n_rows: int) -> Tensor:
 class Sketches:
     """The sketches of all sensitive groups while samples come in.
 
-    Args:
-        n_columns: C.
-        max_bytes: More is refused.
-        rank: Of this process among those that are merged at the end.
+    ``rank`` is this process's among those that are merged at the end; more than ``max_bytes`` is refused.
     """
 
     def __init__(self, n_columns: int, max_bytes: int, rank: int = 0) -> None:
@@ -223,11 +220,7 @@ class Sketches:
         self.groups: list[tuple[SketchedRows, SketchedRows]] = []
 
     def grow(self, n_groups: int) -> None:
-        """Make room for groups that are seen for the first time.
-
-        Args:
-            n_groups: G so far.
-        """
+        """Make room for groups that are seen for the first time, so that there are G."""
         while len(self.groups) < n_groups:
             name = f"{self._rank}/{len(self.groups)}"
             self.groups.append(
@@ -235,15 +228,7 @@ class Sketches:
             )
 
     def add(self, rows: Tensor, weights: Tensor) -> None:
-        """Add the rows of a batch.
-
-        Args:
-            rows: (rows, C).
-            weights: Weight of each row in each group, (rows, G).
-
-        Raises:
-            InputError: The sketches would need too much memory.
-        """
+        """Add the rows of a batch, (rows, C), by the weight of each row in each group, (rows, G)."""
         self.grow(weights.shape[1])
         for g in weights.any(0).nonzero().flatten().tolist():
             members = weights[:, g].nonzero().squeeze(1)
@@ -261,13 +246,7 @@ class Sketches:
     def merged(self, processes: Processes, places: Sequence[int], n_groups: int) -> Sketches:
         """The sketches of the samples of all processes.
 
-        Args:
-            processes: All of which call this.
-            places: Where each group of this process stands among all.
-            n_groups: How many there are in all.
-
-        Returns:
-            The sketches.
+        ``places``: where each group of this process stands among all ``n_groups``.
         """
         total = Sketches(self._n_columns, self._max_bytes)
         total.grow(n_groups)
@@ -279,11 +258,7 @@ class Sketches:
         return total
 
     def state(self) -> dict[str, Tensor]:
-        """Everything in named tensors, to be stored.
-
-        Returns:
-            The tensors.
-        """
+        """Everything in named tensors, to be stored."""
         state = {}
         for g, pair in enumerate(self.groups):
             for name, sketch in zip(("selection", "held_out"), pair, strict=True):
@@ -292,12 +267,7 @@ class Sketches:
         return state
 
     def restore(self, state: Mapping[str, Tensor], n_groups: int) -> None:
-        """Go on from what ``state`` gave.
-
-        Args:
-            state: The tensors.
-            n_groups: Of how many groups.
-        """
+        """Go on from what ``state`` gave."""
         self.grow(n_groups)
         for g, pair in enumerate(self.groups):
             for name, sketch in zip(("selection", "held_out"), pair, strict=True):
@@ -307,13 +277,7 @@ class Sketches:
     def sketch(self, order: list[int], counts: Tensor, curvature: Tensor) -> SampleSketch:
         """Turn sums into means.
 
-        Args:
-            order: The groups, sorted.
-            counts: n_g in that order, (G,).
-            curvature: E_g E_y[s_nc²] in that order, (G, C).
-
-        Returns:
-            The sketch.
+        All by the sorted groups: n_g, (G,), and ``curvature``, E_g E_y[s_nc²], (G, C).
         """
         scaled = [
             [pair[which].filled(self._n_columns) / count.sqrt() for which in (0, 1)]

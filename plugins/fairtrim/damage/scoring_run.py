@@ -42,10 +42,8 @@ def _content(leaf: Any) -> bytes:
 class ScoringRun:
     """How far a pass over the data has come, kept in a folder.
 
-    Args:
-        folder: Where, or None to keep nothing.
-        settings: What must be the same for a run to go on, the network's fingerprint included.
-        processes: Each keeps a file of its own.
+    With ``folder=None`` nothing is kept. ``settings`` must be the same for a run to go on, the network's fingerprint
+    included.
     """
 
     def __init__(
@@ -63,15 +61,7 @@ class ScoringRun:
         self._saved = time.monotonic()
 
     def restore(self, moments: Moments, encoder: SensitiveEncoder) -> None:
-        """Go on from the last save, if there is one.
-
-        Args:
-            moments: Take what was summed.
-            encoder: Learns the groups that were seen.
-
-        Raises:
-            InputError: The file is damaged, or of another run.
-        """
+        """Go on from the last save, if any: the moments take the sums, the encoder the groups that were seen."""
         progress = self._file.load()
         if progress is None:
             return
@@ -82,15 +72,8 @@ class ScoringRun:
     def unread(self, batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         """The batches that have not been scored yet.
 
-        Args:
-            batches: All of them, in the order of the first run, where the loader put them.
-            device: Where inputs and targets go once the samples are known.
-
-        Yields:
-            The rest.
-
-        Raises:
-            InputError: The batches that are passed over are not those that were scored.
+        They go to the device once the samples are known. Refused if those that are passed over are not those that were
+        scored.
         """
         for batch in batches:
             if self._keeps:
@@ -113,12 +96,7 @@ class ScoringRun:
             )
 
     def save(self, moments: Moments, encoder: SensitiveEncoder) -> None:
-        """Keep what was summed, if the last time is a minute ago.
-
-        Args:
-            moments: The sums.
-            encoder: The groups.
-        """
+        """Keep what was summed, if the last time is a minute ago."""
         if not self._keeps or time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES:
             return
         data = {"people": encoder.state(), "samples": self._read.hexdigest()}

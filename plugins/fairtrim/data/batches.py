@@ -41,11 +41,8 @@ SENSITIVE_KEYS = ("sensitive_features", "sensitive")
 class Batch:
     """One batch on the network's device.
 
-    Attributes:
-        inputs: Whatever the network takes: a tensor, a tuple of tensors or a dict.
-        target: Labels, (N,), (N, T) for one at each of T positions, or as the loss wants them.
-        sensitive: Values of the sensitive features as the loader gave them, or None.
-        index: Number of the batch, for messages.
+    Target: labels, (N,), (N, T) for one at each of T positions, or as the loss wants them. Sensitive features: as the
+    loader gave them, or None. Index: number of the batch, for messages.
     """
 
     inputs: Any
@@ -57,16 +54,18 @@ class Batch:
         """N, the number of samples."""
         return int(self.target.shape[0])
 
+    def check_length(self) -> None:
+        """Refuse inputs of one tensor that are more or fewer than the targets."""
+        if isinstance(self.inputs, Tensor) and len(self.inputs) != len(self):
+            raise InputError(
+                f"batch {self.index} has {len(self.inputs)} inputs and {len(self)} targets; expected as many"
+            )
+
 
 def slice_samples(inputs: Any, samples: slice | Tensor) -> Any:
     """Some of the samples of a batch's inputs.
 
-    Args:
-        inputs: Tensors in tuples, lists and dicts; anything else in them belongs to no sample and stays.
-        samples: Which, a slice or positions (M,).
-
-    Returns:
-        The same structure.
+    A slice or positions (M,); what is no tensor belongs to no sample and stays.
 
     Example:
         >>> slice_samples({"x": torch.eye(3), "return_dict": True}, slice(0, 1))
@@ -77,12 +76,6 @@ def slice_samples(inputs: Any, samples: slice | Tensor) -> Any:
 
 def tensors_of(inputs: Any) -> list[Tensor]:
     """Every tensor of a batch's inputs.
-
-    Args:
-        inputs: Tensors in tuples, lists and dicts.
-
-    Returns:
-        The tensors.
 
     Example:
         >>> [len(tensor) for tensor in tensors_of({"x": torch.eye(3), "return_dict": True})]
@@ -118,16 +111,8 @@ def _as_target(target: Any, index: int) -> Tensor:
 def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
     """Inputs, target and sensitive features of one entry of a loader.
 
-    Args:
-        entry: (inputs, target[, sensitive]), or a dict, such as Hugging Face's collators make, whose target is under
-            ``labels`` and whose sensitive features, if any, are under ``sensitive_features``.
-        index: Number of the batch, for messages.
-
-    Returns:
-        Inputs, target (N, ...), and sensitive features or None.
-
-    Raises:
-        InputError: The entry has another form, or the target has no sample axis.
+    The entry is (inputs, target[, sensitive]), or a dict, such as Hugging Face's collators make, whose target is under
+    ``labels`` and whose sensitive features, if any, are under ``sensitive_features``.
 
     Example:
         >>> inputs, target, sensitive = parts_of_batch({"input_ids": torch.ones(2, 3), "labels": [1, 0]}, 0)
@@ -171,19 +156,8 @@ def iterate_batches(
 ) -> Iterator[Batch]:
     """Go through a loader of (inputs, target), (inputs, target, sensitive) or dicts.
 
-    Args:
-        loader: A DataLoader or any iterable of such batches.
-        device: Where inputs and targets go, None to leave them where they are; sensitive features always stay.
-        max_batches: Stop after so many batches.
-        progress: Show a progress bar.
-        description: Text of the bar.
-        allow_empty: Whether a loader may give no sample at all, as one process of several may.
-
-    Yields:
-        The batches.
-
-    Raises:
-        InputError: A batch has another form, or the loader is empty.
+    ``device``: where inputs and targets go, None to leave them; sensitive features always stay. ``allow_empty``:
+    whether a loader may give no sample at all, as one process of several may.
     """
     if max_batches is not None and max_batches < 1:
         raise InputError(f"max_batches is {max_batches}; expected at least 1, or None for the whole loader")

@@ -13,18 +13,7 @@ __all__ = ["require_labels", "whole_labels"]
 
 
 def whole_labels(target: Tensor, batch_index: int) -> Tensor:
-    """Labels as whole numbers.
-
-    Args:
-        target: (N,) or (N, 1), of any dtype.
-        batch_index: For the message.
-
-    Returns:
-        (N,) int64.
-
-    Raises:
-        InputError: They are not labels.
-    """
+    """Labels, (N,) or (N, 1) of any dtype, as whole numbers, (N,) int64."""
     if target.numel() != len(target) or (target.is_floating_point() and not torch.equal(target, target.round())):
         raise InputError(
             f"batch {batch_index}: the target has shape {tuple(target.shape)} and type {target.dtype}; expected whole "
@@ -34,16 +23,9 @@ def whole_labels(target: Tensor, batch_index: int) -> Tensor:
 
 
 def require_labels(target: Any, n_scores: int, *, what: str = "labels", unit: str = "classes") -> None:
-    """Refuse labels that no score belongs to.
+    """Refuse labels, (N, ...), that none of K scores belongs to; a single logit has two labels.
 
-    Args:
-        target: Labels, (N, ...), a tensor or an array; none at all is fine.
-        n_scores: K; a single logit (K = 1) has two labels.
-        what: What the message calls them.
-        unit: What the message counts.
-
-    Raises:
-        InputError: One is outside of 0 to K − 1.
+    ``what`` is the message's name for them, ``unit`` what it counts.
 
     Example:
         >>> require_labels(torch.tensor([0, 3]), 3)

@@ -20,12 +20,6 @@ __all__ = ["code_name", "plain_code", "sensitive_columns", "weight_columns"]
 def plain_code(value: Any) -> Any:
     """A code as Python's own value: bytes as a string, a whole number as an int whatever its type.
 
-    Args:
-        value: A code.
-
-    Returns:
-        The same code.
-
     Example:
         >>> plain_code(1.0), plain_code(np.float32(1)), plain_code(b"Male"), plain_code(True), plain_code(0.5)
         (1, 1, 'Male', True, 0.5)
@@ -45,16 +39,7 @@ def plain_code(value: Any) -> Any:
 def code_name(names: Sequence[str] | Mapping[Any, str] | None, value: Any, feature: str) -> str:
     """Name of a code.
 
-    Args:
-        names: Names of the feature's values, if they were given; a sequence is indexed by integer codes.
-        value: The code.
-        feature: Name of the feature, for messages.
-
-    Returns:
-        The name.
-
-    Raises:
-        InputError: ``names`` does not name it, or it is a fraction, which names no group by itself.
+    A sequence of names is indexed by integer codes. A fraction names no group by itself and is refused.
 
     Example:
         >>> code_name(None, 1.0, "sex"), code_name(["Female", "Male"], 1.0, "sex")
@@ -103,16 +88,9 @@ def _is_column(value: Any) -> bool:
 def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
     """Columns of the sensitive features of one batch.
 
-    Args:
-        sensitive: (N,) or (N, S) numbers, booleans or strings; a dict or data frame of S columns by name; or a list of
-            S columns, as the default collate function makes of strings.
-        n_samples: N.
-
-    Returns:
-        S lists of N values by feature name (``sensitive`` for one unnamed, else ``sensitive_0`` …).
-
-    Raises:
-        InputError: There are no columns, one has another length, or a value is missing.
+    They come as (N,) or (N, S) numbers, booleans or strings; a dict or data frame of S columns by name; or a list of S
+    columns, as the default collate function makes of strings. Gives S lists of N values by feature name (``sensitive``
+    for one unnamed, else ``sensitive_0`` …).
 
     Example:
         >>> sensitive_columns(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), 2)
@@ -156,16 +134,8 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
 def weight_columns(sensitive: Any, n_samples: int, batch: int | None) -> dict[str, Tensor]:
     """Weights of the people of one batch in each group.
 
-    Args:
-        sensitive: (N, G) numbers, a dict or data frame of G columns by name, or a list of G columns.
-        n_samples: N.
-        batch: Number of the batch, for messages.
-
-    Returns:
-        G weight columns by name (``weights_0`` … if they have none), (N,) float64 on the CPU each.
-
-    Raises:
-        InputError: They have another form, or are negative or not finite.
+    They come as (N, G) numbers, a dict or data frame of G columns by name, or a list of G columns. Gives G columns by
+    name (``weights_0`` … if they have none), (N,) float64 on the CPU each.
 
     Example:
         >>> weight_columns({"young": [0.25, 1.0], "old": [0.75, 0.0]}, 2, 0)["old"]

@@ -16,16 +16,6 @@ __all__ = ["file_path", "replacing", "write_text"]
 def file_path(path: str | os.PathLike[str], example: str) -> Path:
     """The path of a file that is to be written, checked before anything is computed.
 
-    Args:
-        path: Where to.
-        example: A name for the message.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: It is a folder, or its folder doesn't exist.
-
     Example:
         >>> file_path("note.txt", "note.txt").name
         'note.txt'
@@ -44,15 +34,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Readers see the file as it was before or as it is after, never half of it. Whoever may read new files of the process
     may read this one.
-
-    Args:
-        path: The wanted file, in a folder that exists; an existing file is replaced.
-
-    Yields:
-        The file to write to.
-
-    Raises:
-        OSError: The folder can't be written to, or ``path`` is a folder.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,10 +59,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text completely or not at all, in UTF-8 and with its line ends as they are.
-
-    Args:
-        path: Where to, in a folder that exists; an existing file is replaced.
-        text: Its content.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:

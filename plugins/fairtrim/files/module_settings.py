@@ -55,15 +55,6 @@ def _plain(value: Any) -> Any:
 def value_of(plain: Any) -> Any:
     """The value that was written as JSON.
 
-    Args:
-        plain: What ``settings_of`` gave, after a way through JSON.
-
-    Returns:
-        The value.
-
-    Raises:
-        InputError: It is none of those that are written.
-
     Example:
         >>> value_of([1, {"list": [{"float": "0x1.4p+1"}, None]}, {"dict": [["a", 3]]}])
         (1, [2.5, None], {'a': 3})
@@ -100,17 +91,6 @@ def _kept(module: nn.Module, name: str) -> bool:
 def check_free(module: nn.Module, name: str, value: Any) -> bool:
     """Whether a stored value can be set under a name; not so where another network has a layer and this one None.
 
-    Args:
-        module: The module.
-        name: The attribute.
-        value: The value, for the message.
-
-    Returns:
-        Whether to set it.
-
-    Raises:
-        InputError: The name is taken by something else: a method, a parameter, a module.
-
     Example:
         >>> check_free(nn.Linear(3, 2), "half", 4), check_free(nn.Linear(3, 2, bias=False), "bias", 4)
         (True, False)
@@ -126,12 +106,6 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
 
     Whether it is in training mode, and names of devices, are left out.
 
-    Args:
-        module: The module; its children are not looked at.
-
-    Returns:
-        Values as JSON holds them, by name.
-
     Example:
         >>> settings_of(nn.Linear(3, 2))
         {'in_features': 3, 'out_features': 2}
@@ -142,16 +116,6 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
 
 def settings_to_change(module: nn.Module, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The stored values that differ from a module's, checked: nothing but plain attributes can be set by them.
-
-    Args:
-        module: The module.
-        stored: What ``settings_of`` gave, after a way through JSON.
-
-    Returns:
-        Values to set, by name.
-
-    Raises:
-        InputError: A value isn't plain, or its name is taken by something else: a method, a parameter, a module.
 
     Example:
         >>> settings_to_change(nn.Linear(3, 2), {"in_features": 3, "out_features": 1})
@@ -174,12 +138,6 @@ def arrays_of(module: nn.Module) -> dict[str, Tensor | np.ndarray]:
     """Tensors that are neither parameters nor buffers, and arrays of numbers, that a module keeps under public names.
 
     Those that a forward pass computes are left out: results with a gradient, masked and normalised weights.
-
-    Args:
-        module: The module; its children are not looked at.
-
-    Returns:
-        The tensors and arrays themselves, by name.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -208,12 +166,6 @@ def left_out(module: nn.Module) -> list[str]:
 
     Sets, bytes, enumerations, complex numbers, arrays of objects, and lists and dicts with one of those or a tensor;
     but no functions, modules, devices or objects.
-
-    Args:
-        module: The module; its children are not looked at.
-
-    Returns:
-        The names.
 
     Example:
         >>> layer = nn.Linear(3, 2)

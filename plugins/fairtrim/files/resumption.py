@@ -25,15 +25,7 @@ FORMAT, VERSION = "fairtrim-recipe", 1
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """A digest of tensors and a text.
-
-    Args:
-        tensors: By name.
-        text: Whatever else must not change.
-
-    Returns:
-        Hexadecimal digits.
-    """
+    """A digest of tensors by name and a text, in hexadecimal digits."""
     sums = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -43,31 +35,13 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a network's tensors, to tell whether a run began from the same one.
-
-    Args:
-        model: The network.
-
-    Returns:
-        Hexadecimal digits.
-
-    Example:
-        >>> network = nn.Linear(2, 1)
-        >>> fingerprint(network) == fingerprint(network)
-        True
-    """
+    """A digest of a network's tensors, to tell whether a run began from the same one."""
     return digest(model.state_dict())
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run had finished.
-
-    Attributes:
-        step: Number of finished steps.
-        data: Whatever JSON can hold.
-        tensors: By name.
-    """
+    """What a run had finished: the number of steps, ``data`` that JSON can hold, and tensors by name."""
 
     step: int
     data: dict[str, Any]
@@ -77,10 +51,8 @@ class Progress:
 class Resumption:
     """One file in a folder, replaced whole after every step.
 
-    Args:
-        folder: Where, or None to keep nothing.
-        settings: What must be the same for a run to go on: arguments, and what it started from.
-        name: Of the file, where a folder holds several.
+    With ``folder=None`` nothing is kept. ``settings`` must be the same for a run to go on: arguments, and what it
+    started from. ``name`` is the file's, where a folder holds several.
 
     Example:
         >>> import tempfile
@@ -99,14 +71,7 @@ class Resumption:
             self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> Progress | None:
-        """What was finished, or None.
-
-        Returns:
-            The progress.
-
-        Raises:
-            InputError: The file is damaged, changed, of another version, or of a run with other settings.
-        """
+        """What was finished, or None; a file that is damaged, changed, or of a run with other settings is refused."""
         if self._path is None or not self._path.exists():
             return None
         try:
@@ -132,13 +97,7 @@ class Resumption:
         return Progress(int(header["step"]), header["data"], tensors)
 
     def save(self, step: int, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Replace the file, completely or not at all.
-
-        Args:
-            step: Number of finished steps.
-            data: Whatever JSON can hold.
-            tensors: By name.
-        """
+        """Replace the file, completely or not at all."""
         if self._path is None:
             return
         header = {"version": VERSION, "settings": self._settings, "step": step, "data": dict(data)}

@@ -20,11 +20,7 @@ _PLAIN = (str, bool, int, float, type(None))
 def described(function: Any) -> Any:
     """A function or loss as JSON can hold it, the same in every process: its name and its numbers.
 
-    Args:
-        function: The function, or None.
-
-    Returns:
-        The description; functions of one name are not told apart.
+    Functions of one name are not told apart.
 
     Example:
         >>> described(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
@@ -47,11 +43,7 @@ def described(function: Any) -> Any:
 def plain_settings(value: Any) -> Any:
     """A setting as JSON can hold it, the same in every process.
 
-    Args:
-        value: Plain values, containers and dataclasses of them; of anything else the name is kept.
-
-    Returns:
-        The description.
+    Of what is no plain value, container or dataclass, the name is kept.
 
     Example:
         >>> plain_settings({"share": 0.5, "layers": ("a", nn.Linear)})

@@ -8,44 +8,31 @@ from torch import Tensor
 
 from fairtrim.errors import InputError
 
-__all__ = ["centred", "label_losses", "labels_of", "positive_margin", "probabilities", "two_or_more"]
+__all__ = [
+    "centred",
+    "label_losses",
+    "label_probability",
+    "labels_of",
+    "positive_margin",
+    "probabilities",
+    "two_or_more",
+]
 
 
 def labels_of(scores: Tensor) -> Tensor:
-    """Decisions: the largest score, or whether a single logit is positive.
-
-    Args:
-        scores: (N, K) or a single logit (N, 1).
-
-    Returns:
-        (N,) int64.
-    """
+    """Decisions, (N,) int64: the largest score, (N, K), or whether a single logit, (N, 1), is positive."""
     return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
 
 
 def two_or_more(scores: Tensor) -> Tensor:
-    """A single logit as the scores of two classes.
-
-    Args:
-        scores: (N, K), or one logit (N, 1).
-
-    Returns:
-        (N, K), K at least 2.
-    """
+    """A single logit, (N, 1), as the scores of two classes, (N, 2); more scores stay."""
     return torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
 
 
 def positive_margin(scores: Tensor) -> Tensor:
-    """How far label 1 is above label 0: f_1 − f_0, or a single logit itself.
+    """How far label 1 is above label 0, (N,) float64: f_1 − f_0, or a single logit itself.
 
-    Args:
-        scores: Class scores before softmax, (N, 2) or (N, 1).
-
-    Returns:
-        (N,) float64; the probability of label 1 is its sigmoid.
-
-    Raises:
-        InputError: There are more than two classes.
+    Its sigmoid is the probability of label 1. More than two classes are refused.
     """
     if scores.shape[1] > 2:
         raise InputError(f"{scores.shape[1]} classes have no single threshold; expected scores (N, 2) or (N, 1)")
@@ -54,43 +41,26 @@ def positive_margin(scores: Tensor) -> Tensor:
 
 
 def centred(scores: Tensor) -> Tensor:
-    """What matters of scores: the margin for two classes, else the scores less their mean.
-
-    Args:
-        scores: (N, K) or a single logit (N, 1).
-
-    Returns:
-        (N, 1) or (N, K).
-    """
+    """What matters of scores: the margin for two classes, (N, 1), else the scores less their mean, (N, K)."""
     if scores.shape[1] == 1:
         return scores
     return scores[:, 1:] - scores[:, :1] if scores.shape[1] == 2 else scores - scores.mean(1, keepdim=True)
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """Probabilities of the labels.
-
-    Args:
-        scores: (N, K), or one logit (N, 1).
-
-    Returns:
-        Of label 1, (N, 1), for two classes; (N, K) for more.
-    """
+    """Probabilities of the labels: of label 1, (N, 1), for two classes; (N, K) for more."""
     if scores.shape[1] == 1:
         return scores.sigmoid()
     return scores.softmax(1)[:, 1:] if scores.shape[1] == 2 else scores.softmax(1)
 
 
+def label_probability(scores: Tensor, target: Tensor) -> Tensor:
+    """Probability of each sample's own label, (N,)."""
+    return two_or_more(scores).softmax(1).gather(1, target[:, None]).squeeze(1)
+
+
 def label_losses(scores: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each sample.
-
-    Args:
-        scores: (N, K), or one logit (N, 1).
-        target: Labels (N,), or for more than one score probabilities (N, K).
-
-    Returns:
-        (N,).
-    """
+    """Cross-entropy of each sample, (N,); the target is labels (N,), or for more scores probabilities (N, K)."""
     if scores.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(scores[:, 0], target.to(scores.dtype), reduction="none")
     return F.cross_entropy(scores, target, reduction="none")

@@ -43,21 +43,7 @@ class ThresholdSweep:
     def of(
         cls, margin: Tensor, target: Tensor, group: Tensor, *, n_groups: int, weight: Tensor | None = None
     ) -> ThresholdSweep:
-        """Sort once and add up.
-
-        Args:
-            margin: Margins of label 1, (N,).
-            target: Labels 0 and 1, (N,).
-            group: Sensitive group of each sample, (N,) int64 below G.
-            n_groups: G.
-            weight: Sample weights, (N,), or None for 1 each.
-
-        Returns:
-            The sweep, on the CPU.
-
-        Raises:
-            InputError: A margin is not finite, or there is none.
-        """
+        """Sort margins of label 1, (N,), once and add up; ``weight`` is (N,), or None for 1 each."""
         margins = margin.detach().cpu().double().numpy()
         if len(margins) == 0 or not np.isfinite(margins).all():
             bad = int((~np.isfinite(margins)).sum())

@@ -136,15 +136,6 @@ class MinedSamples:
 def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:
     """Refuse what ``MinedSamples.conflicting`` would refuse, before anything is mined.
 
-    Args:
-        cut: Its arguments.
-
-    Returns:
-        Those that are not None.
-
-    Raises:
-        InputError: One is unknown, no number or out of range, or there are several.
-
     Example:
         >>> check_cut({"share_per_class": 0.1, "threshold": None})
         {'share_per_class': 0.1}
@@ -165,15 +156,7 @@ def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def require_some_mined(conflicting: Tensor, remedy: str = "conflicting(share_per_class=...)") -> None:
-    """Refuse a mined set that says nothing, or is none.
-
-    Args:
-        conflicting: The mined set, (N,) bool.
-        remedy: How the caller chooses the set.
-
-    Raises:
-        InputError: It is empty, everything, or no flags.
-    """
+    """Refuse a mined set, (N,) bool, that is empty, everything, or no flags; ``remedy`` says how to choose it."""
     if not isinstance(conflicting, Tensor) or conflicting.ndim != 1 or conflicting.dtype != torch.bool:
         shaped = isinstance(conflicting, Tensor)
         got = f"{conflicting.dtype} of shape {tuple(conflicting.shape)}" if shaped else type(conflicting).__name__

@@ -19,9 +19,9 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.preservation import in_mode, seeded
 
+from .batchnorm import batchnorm_layers
 from .losses import contrastive_loss
 from .output_layer import FeatureTap
-from .recalibration import batchnorm_layers
 from .scored_network import OutputTransform, ScoredNetwork
 
 __all__ = ["FineTuning", "fine_tune", "reinitialized"]

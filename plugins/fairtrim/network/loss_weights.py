@@ -58,17 +58,9 @@ class LossWeights:
         self._value, self._slope = 0.0, torch.empty(0)
 
     def relative(self, scores: Tensor, target: Tensor) -> Tensor:
-        """w_n in units of the reference sample's.
+        """w_n in units of the reference sample's, (N,); 1 unless the loss is a mean with weights.
 
-        Args:
-            scores: Rows of scores, (N, K); need no graph.
-            target: One row each.
-
-        Returns:
-            (N,), 1 unless the loss is a mean with weights.
-
-        Raises:
-            InputError: The loss is no sum or mean of one loss a sample.
+        Scores are (N, K), and need no graph.
         """
         scores = scores.detach()
         if self.kind is None:
@@ -88,33 +80,16 @@ class LossWeights:
         return weights.new_tensor([kept.get(key, 1.0) for key in keys])[place]
 
     def scale(self, losses: Callable[[Tensor, Tensor], Tensor]) -> float:
-        """The reference sample's loss in units of what another function gives for it.
-
-        Args:
-            losses: Scores and target -> losses, (N,).
-
-        Returns:
-            The factor; 1 if there is no reference yet.
-        """
+        """The reference sample's loss in units of what another function gives for it; 1 without a reference yet."""
         if self._reference is None:
             return 1.0
         slope = _value_and_slope(losses, *self._reference)[1]
         return _snapped(float((slope * self._slope).sum() / slope.square().sum()))
 
     def check(self, scores: Tensor, target: Tensor, losses: Tensor, weights: Tensor) -> bool:
-        """Whether a batch has the loss that its samples have.
+        """Whether a batch has the loss that its samples have: w_n ℓ_n by w_n, (N,) each.
 
-        Args:
-            scores: Rows of scores, (N, K).
-            target: One row each.
-            losses: w_n ℓ_n, (N,).
-            weights: w_n, (N,).
-
-        Returns:
-            False if it has another one, but more weights can be looked at.
-
-        Raises:
-            InputError: It has another one.
+        False if it has another one, but more weights can be looked at; refused if not.
         """
         if self.kind is None:
             return True  # no sample has a slope, so there is nothing to weigh

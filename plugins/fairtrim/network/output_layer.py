@@ -22,13 +22,8 @@ __all__ = ["FeatureTap", "LinearHead", "find_head", "fold_threshold"]
 class FeatureTap:
     """Keeps the penultimate features of the last forward pass: the inputs of the layer that gives the scores.
 
-    Args:
-        model: The network.
-        feature_layer: Name of the layer whose inputs are the features; by default the linear layer whose output is
-            what the network returns, which the first forward pass finds.
-
-    Raises:
-        InputError: There is no layer of that name.
+    Without a ``feature_layer`` it is the linear layer whose output is what the network returns, which the first forward
+    pass finds.
     """
 
     def __init__(self, model: nn.Module, feature_layer: str | None = None) -> None:
@@ -54,11 +49,7 @@ class FeatureTap:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Listen for the length of the block.
-
-        Yields:
-            Nothing.
-        """
+        """Listen for the length of the block."""
         handles: list[RemovableHandle] = []
         try:
             for name, module in self._candidates.items():
@@ -70,17 +61,7 @@ class FeatureTap:
             self._seen = {}
 
     def features(self, scores: Tensor) -> Tensor:
-        """The features that gave these scores.
-
-        Args:
-            scores: f(x), (N, K), of the last forward pass.
-
-        Returns:
-            (N, D).
-
-        Raises:
-            UnsupportedModelError: They can't be found.
-        """
+        """The features, (N, D), that gave these scores, (N, K), of the last forward pass."""
         found = [
             inputs
             for inputs, output in self._seen.values()
@@ -94,14 +75,7 @@ class FeatureTap:
         return found[0].flatten(1)
 
     def head(self, scores: Tensor) -> str | None:
-        """Name of the layer that gave these scores, or None.
-
-        Args:
-            scores: f(x), (N, K), of the last forward pass.
-
-        Returns:
-            Name of the layer; None if it can't be found.
-        """
+        """Name of the layer that gave these scores, (N, K), of the last forward pass; None if it can't be found."""
         names = [
             name for name, (_, output) in self._seen.items() if self._named or output.data_ptr() == scores.data_ptr()
         ]
@@ -110,28 +84,14 @@ class FeatureTap:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """The output layer.
-
-    Attributes:
-        name: Its name in the network.
-        module: The layer; its outputs are what the network returns, (N, K) or one logit.
-        tap: Finds the layer's inputs.
-    """
+    """The output layer, its name in the network, and the tap that finds its inputs."""
 
     name: str
     module: nn.Linear
     tap: FeatureTap
 
     def features(self, network: ScoredNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Inputs of the layer for one batch, and the scores.
-
-        Args:
-            network: The network it belongs to.
-            batch: The batch.
-
-        Returns:
-            Features (N, D) and scores (N, K).
-        """
+        """Inputs of the layer for one batch, (N, D), and the scores, (N, K)."""
         with self.tap.attached():
             scores = network.scores(batch)
             return self.tap.features(scores), scores
@@ -141,28 +101,16 @@ class LinearHead:
         return torch.cat([self.module.weight, self.module.bias[:, None]], 1).detach().cpu().double()
 
     def write(self, theta: Tensor) -> None:
-        """Put weight and bias back, in the layer's own precision.
-
-        Args:
-            theta: (K, D + 1).
-        """
+        """Put weight and bias, (K, D + 1), back, in the layer's own precision."""
         with torch.no_grad():
             self.module.weight.copy_(theta[:, :-1])
             self.module.bias.copy_(theta[:, -1])
 
 
 def find_head(network: ScoredNetwork, batch: Batch) -> LinearHead:
-    """Find the linear layer whose outputs the network returns.
+    """Find the linear layer whose outputs the network returns; the network is left as it was.
 
-    Args:
-        network: The network; left as it was.
-        batch: Some samples.
-
-    Returns:
-        The head.
-
-    Raises:
-        UnsupportedModelError: There is none, it has no bias, or it is used for other outputs as well.
+    Refused: none, one without bias, or one that is used for other outputs as well.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -229,9 +177,7 @@ def _check_decides(network: ScoredNetwork, name: str, module: nn.Linear, batch: 
 def fold_threshold(head: nn.Linear, threshold: float) -> None:
     """Write a threshold on the margin of label 1 into the bias, so that the largest score decides alike.
 
-    Args:
-        head: The output layer, of one logit or two scores; changed in place.
-        threshold: People whose margin is above it get label 1.
+    The layer has one logit or two scores, and is changed in place.
 
     Example:
         >>> head = nn.Linear(1, 2)

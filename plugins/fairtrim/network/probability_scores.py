@@ -75,11 +75,7 @@ class ProbabilityScores:
         return self._unit and spread and enough
 
     def add(self, scores: Tensor) -> None:
-        """Look at one batch; costs nothing once they are known to be no probabilities.
-
-        Args:
-            scores: (N, K) or (N, T, K).
-        """
+        """Look at one batch, (N, K) or (N, T, K); costs nothing once they are known to be no probabilities."""
         if not (self._shares or self._unit) or not scores.numel():
             return
         rows = scores.detach().reshape(-1, scores.shape[-1])
@@ -100,14 +96,7 @@ class ProbabilityScores:
         self._n_rows += int((rows.amax(1) < 1).sum())
 
     def check_single(self, name: str) -> None:
-        """Refuse single scores that have turned out to be probabilities.
-
-        Args:
-            name: Of the network, for the message.
-
-        Raises:
-            InputError: They are.
-        """
+        """Refuse single scores that have turned out to be probabilities."""
         if self._n_columns == 1 and self.in_unit:
             refuse_sigmoid(name, f"its {self._n_scores} scores lie in [0, 1], from {self.low:.3g} to {self.high:.3g}")
 
@@ -128,14 +117,7 @@ class SigmoidWatch(TorchFunctionMode):
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def made(self, tensor: Any) -> bool:
-        """Whether a sigmoid made it, and nothing has changed its values since.
-
-        Args:
-            tensor: Anything.
-
-        Returns:
-            The answer.
-        """
+        """Whether a sigmoid made it, and nothing has changed its values since."""
         kept = self._made.get(id(tensor))
         return isinstance(tensor, Tensor) and kept is not None and kept[0]() is tensor and kept[1] == tensor._version
 
@@ -172,19 +154,8 @@ def label_scores(
 ) -> Tensor:
     """Scores of one batch, whose sign or largest one is to be the label; in eval mode, and the network left as it was.
 
-    Args:
-        name: Of the network, for the message.
-        network: The network.
-        batch: The batch, on any device.
-        positions: Whether scores (N, T, K) for a target (N, T) will do as well.
-        watch: Whether to look at what makes the scores; once a network is enough.
-
-    Returns:
-        (N, K) or (N, T, K), as the network gives them.
-
-    Raises:
-        InputError: A single score is the output of a sigmoid.
-        UnsupportedModelError: What came back has no scores of that shape.
+    With ``positions`` scores (N, T, K) for a target (N, T) will do as well. ``watch`` looks at what makes the scores;
+    once a network is enough. The output of a sigmoid is refused.
 
     Example:
         >>> batch = Batch(torch.zeros(2, 1), torch.tensor([0, 1]), None, 0)
@@ -201,15 +172,7 @@ def label_scores(
 
 
 def refuse_sigmoid(name: str, found: str) -> NoReturn:
-    """Refuse single scores that are probabilities, and say what to do.
-
-    Args:
-        name: Of the network, for the message.
-        found: By what they are known.
-
-    Raises:
-        InputError: Always.
-    """
+    """Refuse single scores that are probabilities, known by ``found``, and say what to do."""
     raise InputError(
         f"{name} returns probabilities: {found}, of which none is below 0, so that everybody gets label 1; "
         "expected a logit: leave the sigmoid to the loss (binary_cross_entropy_with_logits), or pass "
@@ -218,14 +181,7 @@ def refuse_sigmoid(name: str, found: str) -> NoReturn:
 
 
 def refuse_shares(name: str) -> NoReturn:
-    """Refuse scores that are probabilities where a softmax is taken of them, and say what to do.
-
-    Args:
-        name: Of the network, for the message.
-
-    Raises:
-        InputError: Always.
-    """
+    """Refuse scores that are probabilities where a softmax is taken of them, and say what to do."""
     raise InputError(
         f"{name} returns probabilities: the scores of every sample lie in [0, 1] and sum to 1, and softmax would be "
         "taken of them once more; expected scores before softmax: leave it to the loss (cross_entropy), or pass "

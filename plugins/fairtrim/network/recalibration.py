@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
@@ -15,29 +14,10 @@ from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import in_mode, insist, preserved_random_state
 
+from .batchnorm import batchnorm_layers
 from .scored_network import ScoredNetwork
 
-__all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
-
-
-def batchnorm_layers(model: nn.Module, *, with_statistics: bool = True) -> list[_BatchNorm]:
-    """The BatchNorm layers of a network.
-
-    Args:
-        model: The network.
-        with_statistics: Only those that keep running means and variances, which pruning makes wrong; else also those
-            that normalise by the batch even in eval mode.
-
-    Returns:
-        The layers.
-
-    Example:
-        >>> layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
-        >>> len(batchnorm_layers(layers)), len(batchnorm_layers(layers, with_statistics=False))
-        (1, 2)
-    """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [layer for layer in layers if layer.running_mean is not None or not with_statistics]
+__all__ = ["recalibrate_batchnorm"]
 
 
 def recalibrate_batchnorm(
@@ -96,7 +76,7 @@ def recalibrate_batchnorm(
             batches = iterate_batches(
                 loader, model_device(model), max_batches=max_batches, progress=progress, description="BatchNorm"
             )
-            _average(model, norms, batches, forward_fn)
+            _average(ScoredNetwork(model, forward_fn), norms, batches)
         except BaseException:
             insist(restore_statistics)
             raise
@@ -105,14 +85,7 @@ def recalibrate_batchnorm(
     return model
 
 
-def _no_scores(n_samples: int, output: Any) -> Tensor:
-    """Whatever the network returns is of no interest here."""
-    return torch.zeros(n_samples, 1)
-
-
-def _average(
-    model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Batch], forward_fn: ForwardFunction | None
-) -> None:
+def _average(network: ScoredNetwork, norms: Sequence[_BatchNorm], batches: Iterable[Batch]) -> None:
     """Run the network over the batches, so that every sample counts once."""
     n_samples = 0
     for batch in batches:
@@ -121,7 +94,8 @@ def _average(
         n_samples += len(batch)
         for norm in norms:
             norm.momentum = len(batch) / n_samples
-        ScoredNetwork(model, forward_fn, partial(_no_scores, len(batch))).scores(batch)
+        batch.check_length()
+        network.output(batch.inputs, index=batch.index)
     if n_samples == 0:
         raise InputError("every batch holds one sample; statistics need at least two at a time")
     if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):

@@ -76,34 +76,11 @@ class SampleLoss:
             self._unreduced = lambda scores, target: loss_fn(scores, target, reduction="none")  # type: ignore[call-arg]
 
     def __call__(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Loss of every sample, times its weight if the loss is a weighted mean.
-
-        Args:
-            scores: (N, K), or (N, T, K) at T positions.
-            target: Labels, (N,), (N, T), or as the loss wants them.
-
-        Returns:
-            (N,), differentiable in the scores.
-
-        Raises:
-            InputError: A class label is not an integer, or lies outside 0 … K−1; the loss is no sum or mean of one loss
-                a sample; or cross-entropy gets probabilities.
-        """
+        """Loss of every sample, (N,), times its weight if the loss is a weighted mean; scores (N, K) or (N, T, K)."""
         return self.weighted(scores, target)[0]
 
     def weighted(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every sample, times its weight, and the weight.
-
-        Args:
-            scores: (N, K), or (N, T, K) at T positions.
-            target: Labels, (N,), (N, T), or as the loss wants them.
-
-        Returns:
-            w_n ℓ_n, (N,), differentiable in the scores, and w_n, (N,), which is 1 unless the loss is a weighted mean.
-
-        Raises:
-            InputError: As for a call.
-        """
+        """w_n ℓ_n, (N,), differentiable in the scores, and w_n, (N,), 1 unless the loss is a weighted mean."""
         if scores.ndim == 2:
             return self._of_rows(scores, target)
         labelled = self.labelled(scores, target)
@@ -123,29 +100,13 @@ class SampleLoss:
         return total, mass.where(labelled.any(1), 1.0)
 
     def labelled(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Which positions have a label.
-
-        Args:
-            scores: (N, T, K).
-            target: (N, T) or as the loss wants it.
-
-        Returns:
-            (N, T) bool.
-        """
+        """Which positions have a label, (N, T) bool, beside scores (N, T, K)."""
         if target.ndim > 2 or target.is_floating_point():
             return torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
         return target != self.ignore_index
 
     def terms(self, scores: Tensor, target: Tensor) -> Tensor:
-        """How many independent terms the loss of each sample is the mean of: labels, or labelled positions.
-
-        Args:
-            scores: (N, K) or (N, T, K).
-            target: Labels.
-
-        Returns:
-            (N,), at least 1.
-        """
+        """How many labels or labelled positions the loss of each sample is the mean of, (N,), at least 1."""
         summed = self._together.kind == "mean" and self._scale == scores.shape[-1]  # not averaged over the scores
         each = scores.shape[-1] if target.shape == scores.shape and not summed else 1
         if scores.ndim == 3:

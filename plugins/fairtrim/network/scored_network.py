@@ -17,6 +17,8 @@ from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 
+from .batchnorm import batchnorm_layers
+
 __all__ = ["OutputTransform", "ScoredNetwork", "call_of"]
 
 OutputTransform = Callable[[Any], Tensor]
@@ -51,23 +53,16 @@ class ScoredNetwork:
         return model_device(self.model)
 
     def of(self, model: nn.Module) -> ScoredNetwork:
-        """Another network that is called in the same way, such as a pruned copy.
-
-        Args:
-            model: The other network.
-
-        Returns:
-            It, callable.
-        """
+        """Another network that is called in the same way, such as a pruned copy."""
         return replace(self, model=model)
 
     def check(self) -> None:
         """Refuse a network whose samples or layers can't be told apart from outside.
 
-        Raises:
-            UnsupportedModelError: It was compiled, is wrapped for several devices, or has a BatchNorm without running
-                statistics, which normalises by the batch even in eval mode.
+        It was compiled, is wrapped for several devices, or has a BatchNorm without running statistics, which normalises
+        by the batch even in eval mode.
         """
+        by_the_batch = set(batchnorm_layers(self.model, with_statistics=False)).difference(batchnorm_layers(self.model))
         for name, module in self.model.named_modules():
             if type(module).__name__ in _WRAPPERS:
                 raise UnsupportedModelError(
@@ -87,7 +82,7 @@ class ScoredNetwork:
                     "silence; expected one that is not: compile after pruning, or take copy.deepcopy(model), which is "
                     "not compiled"
                 )
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            if module in by_the_batch:
                 raise UnsupportedModelError(
                     f"{name!r} is a {type(module).__name__} without running statistics: it normalises by the batch, so "
                     "samples are not independent; expected track_running_stats=True"
@@ -96,16 +91,8 @@ class ScoredNetwork:
     def output(self, inputs: Any, *, index: int = 0) -> Any:
         """What the network returns for the inputs of a batch.
 
-        Args:
-            inputs: A tensor, a tuple or list of arguments, or a dict of them by name. Arrays and frames become tensors.
-            index: Number of the batch, for messages.
-
-        Returns:
-            Whatever it returns.
-
-        Raises:
-            InputError: A dict names an argument that the network doesn't take, or inputs are of another floating-point
-                type than the network.
+        They are a tensor, a tuple or list of arguments, or a dict of them by name; arrays and frames become tensors.
+        Refused: names that the network doesn't take, and another floating-point type than its own.
         """
         if self.forward_fn is not None:
             return self.forward_fn(self.model, inputs)
@@ -120,21 +107,11 @@ class ScoredNetwork:
             raise
 
     def scores(self, batch: Batch, *, positions: bool = False) -> Tensor:
-        """Scores f(x) of one batch, (N, K).
+        """Scores f(x) of one batch, (N, K); (N,) becomes (N, 1).
 
-        Args:
-            batch: The batch.
-            positions: Whether scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
-
-        Returns:
-            Scores, (N, K) or (N, T, K); (N,) becomes (N, 1).
-
-        Raises:
-            InputError: There are more or fewer targets than inputs.
-            UnsupportedModelError: What came back has no scores of that shape.
+        With ``positions`` scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
         """
-        inputs = batch.inputs
-        output = self.output(inputs, index=batch.index)
+        output = self.output(batch.inputs, index=batch.index)
         if self.output_transform is not None:
             output = self.output_transform(output)
         elif isinstance(output, Mapping) and "logits" in output:
@@ -147,9 +124,7 @@ class ScoredNetwork:
                 "pass output_transform, e.g. output_transform=lambda output: output[0]"
             )
         scores = output.unsqueeze(1) if output.ndim == 1 else output
-        n_inputs = len(inputs) if isinstance(inputs, Tensor) else None
-        if n_inputs not in (None, len(batch)):
-            raise InputError(f"batch {batch.index} has {n_inputs} inputs and {len(batch)} targets; expected as many")
+        batch.check_length()
         at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
         if at_positions and not positions:
             raise UnsupportedModelError(
@@ -204,13 +179,7 @@ def _tensors(model: nn.Module, inputs: Any) -> Any:
 def call_of(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = None) -> Callable[[], Any]:
     """The call of a network with the inputs of a batch, unchecked.
 
-    Args:
-        model: The network.
-        inputs: A tensor, a tuple or list of arguments, or a dict of them by name.
-        forward_fn: How to call the network instead.
-
-    Returns:
-        A function without arguments.
+    Inputs are a tensor, a tuple or list of arguments, or a dict of them by name.
 
     Example:
         >>> call_of(nn.Bilinear(2, 3, 4), (torch.ones(5, 2), torch.ones(5, 3)))().shape

@@ -23,16 +23,9 @@ __all__ = ["Candidates", "decisions_of"]
 
 
 def decisions_of(objective: Objective, people: ValidationSet, scores: Tensor, *, own: bool = False) -> Decisions:
-    """Bias and performance of some people at every threshold.
+    """Bias and performance of some people by their scores, (N, K): a row for every threshold.
 
-    Args:
-        objective: What is measured.
-        people: The people.
-        scores: Their scores, (N, K).
-        own: Only what the scores decide by themselves.
-
-    Returns:
-        One row a threshold, or a single one.
+    With ``own`` a single row, for what the scores decide by themselves.
     """
     return objective.decisions(
         scores,
@@ -92,11 +85,8 @@ class Candidates:
     def own_decisions(self, model: nn.Module | None = None) -> tuple[float, float, bool]:
         """What a network's scores decide by themselves: the largest one, or the logit's sign.
 
-        Args:
-            model: A network like the working copy, which is used for good; None for the working copy as it is.
-
-        Returns:
-            Bias and performance on the selection people, and whether everybody gets the same label.
+        ``model`` is used for good in place of the working copy. Gives bias and performance on the selection people, and
+        whether everybody gets the same label.
         """
         if model is not None:
             self.working.use(model)
@@ -107,14 +97,8 @@ class Candidates:
     def offer(self, **detail: Any) -> OperatingPoint | None:
         """Judge the working copy at every threshold on the selection people and keep what is worth keeping.
 
-        Args:
-            detail: What the method wants in the history.
-
-        Returns:
-            The candidate's best operating point; None if a score is not finite, which is flagged.
-
-        Raises:
-            InputError: The network as it was given has scores that are not finite.
+        Gives the candidate's best operating point; None if a score is not finite, which is flagged, or refused of the
+        network as it was given. ``detail`` goes into the history.
         """
         number = len(self.history)
         entry = {"candidate": number, **detail, "seconds": time.monotonic() - self._started}

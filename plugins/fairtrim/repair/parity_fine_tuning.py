@@ -138,21 +138,11 @@ class ParityFineTuning(PostProcessor):
                 bar.update()
 
     def _fit_all_layers(self, working: WorkingCopy, candidates: Candidates, weights: Tensor) -> None:
-        path = self._path()
-        parameters = working.trainable()
-        with working.bar(len(path) * self.epochs, "parity fine-tuning") as bar:
-            for penalty in path:
-                working.restore()
-                optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-                for epoch in range(self.epochs):
-                    if candidates.exhausted():
-                        return
-                    batches = working.people.batches(self.training_batch_size, working.device, working.generator)
-                    for rows, batch in batches:
-                        if len(rows) < 2:
-                            continue
-                        optimizer.zero_grad()
-                        self._loss(working, working.network.scores(batch), rows, weights, penalty).backward()  # type: ignore[no-untyped-call]
-                        optimizer.step()
-                    candidates.offer(penalty=penalty, epoch=epoch)
-                    bar.update()
+        training = working.training(self._path(), self.epochs, self.learning_rate, "parity fine-tuning")
+        for penalty, epoch, step in training:
+            if candidates.exhausted():
+                return
+            for rows, batch in working.people.batches(self.training_batch_size, working.device, working.generator):
+                if len(rows) >= 2:
+                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty))
+            candidates.offer(penalty=penalty, epoch=epoch)

@@ -88,7 +88,7 @@ class PostProcessor(Described, ABC):
                 taken = ", ".join(list(signature.parameters)[1:])
                 raise InputError(
                     f"{cls.__qualname__}._edit takes ({taken}); expected (working, candidates): see "
-                    "docs/architecture.md"
+                    "docs/adding_a_post_processor.md"
                 ) from None
 
     @abstractmethod

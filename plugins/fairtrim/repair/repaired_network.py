@@ -52,14 +52,7 @@ class OperatingPoint:
 def edited(template: nn.Module, head: str, state: dict[str, Tensor], margin_threshold: float) -> nn.Module:
     """A copy of a network with some of its parameters replaced and a threshold folded in.
 
-    Args:
-        template: The network.
-        head: Name of its output layer.
-        state: Parameters by name.
-        margin_threshold: On the margin of label 1; ignored for more than two classes.
-
-    Returns:
-        The copy.
+    The threshold is on the margin of label 1; ignored for more than two classes.
     """
     model = copy.deepcopy(template)
     parameters = dict(model.named_parameters())

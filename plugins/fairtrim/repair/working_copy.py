@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,40 +73,18 @@ class WorkingCopy:
         return self._batches[id(people)][1]
 
     def scores(self, people: ValidationSet) -> Tensor:
-        """Scores of the copy for all of some people.
-
-        Args:
-            people: Those of the edit, or those who select.
-
-        Returns:
-            (N, K) float64 on the CPU.
-        """
+        """Scores of the copy for all of some people, (N, K) float64 on the CPU."""
         with torch.no_grad():
             return torch.cat([self.network.scores(batch) for batch in self._kept_batches(people)]).cpu().double()
 
     def all_features(self, people: ValidationSet) -> Tensor:
-        """Penultimate features of the copy for all of some people.
-
-        Args:
-            people: Those of the edit, or those who select.
-
-        Returns:
-            (N, D) float64 on the CPU.
-        """
+        """Penultimate features of the copy for all of some people, (N, D) float64 on the CPU."""
         with torch.no_grad():
             parts = [self.head.features(self.network, batch)[0] for batch in self._kept_batches(people)]
             return torch.cat(parts).cpu().double()
 
     def counts(self, given: Tensor, rows: Tensor | None = None) -> GroupCounts:
-        """Confusion counts of decisions, or of probabilities, for the people of the edit.
-
-        Args:
-            given: Whether each label is given, or its probability, (N, K) or (N, 1).
-            rows: Which of the people; None for all.
-
-        Returns:
-            The counts.
-        """
+        """Confusion counts of decisions, or of probabilities, (N, K) or (N, 1), for rows of the people of the edit."""
         people, chosen = self.people, slice(None) if rows is None else rows
         return GroupCounts.of(
             given,
@@ -125,11 +103,7 @@ class WorkingCopy:
                 buffer.copy_(value)
 
     def use(self, model: nn.Module) -> None:
-        """Take another network for the copy, from now on.
-
-        Args:
-            model: One like it.
-        """
+        """Take another network for the copy, from now on."""
         self.network = self.network.of(model)
 
     def changed(self) -> dict[str, Tensor]:
@@ -141,14 +115,7 @@ class WorkingCopy:
         }
 
     def trainable(self) -> list[nn.Parameter]:
-        """Parameters that the caller left trainable.
-
-        Returns:
-            The parameters.
-
-        Raises:
-            UnsupportedModelError: There is none.
-        """
+        """Parameters that the caller left trainable."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True to edit")
@@ -159,17 +126,31 @@ class WorkingCopy:
             )
         return parameters
 
+    def training(
+        self, path: Sequence[float], epochs: int, learning_rate: float, description: str
+    ) -> Iterator[tuple[float, int, Callable[[Tensor], None]]]:
+        """Epochs of Adam on all layers along a path of strengths, from the given weights for each of these.
+
+        Gives the strength, the number of the epoch, and a function that takes a step down a loss.
+        """
+        parameters = self.trainable()
+        with self.bar(len(path) * epochs, description) as bar:
+            for strength in path:
+                self.restore()
+                optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+
+                def step(loss: Tensor, optimizer: torch.optim.Adam = optimizer) -> None:
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+
+                for epoch in range(epochs):
+                    yield strength, epoch, step
+                    bar.update()
+
     @contextmanager
     def bar(self, total: int, description: str) -> Iterator[Any]:
-        """A progress bar.
-
-        Args:
-            total: Number of steps.
-            description: What they are.
-
-        Yields:
-            The bar.
-        """
+        """A progress bar."""
         with tqdm(total=total, desc=description, leave=False, disable=not self.progress) as shown:
             yield shown
 

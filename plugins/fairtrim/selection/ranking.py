@@ -102,12 +102,7 @@ class Allowance:
     Floors are given up in two stages when a pruner asks for more than they allow: first those of more than one
     channel, then the last channel of a layer or of a part behind a split.
 
-    Args:
-        columns: Which column belongs to which channel group.
-        floors: Channels of which some must stay; every layer keeps one.
-
-    Raises:
-        InputError: A floor names an unknown layer.
+    Every layer keeps one channel, whatever the floors.
 
     Example:
         >>> allowance = Allowance(ChannelColumns({"a": 2}), [])
@@ -133,34 +128,16 @@ class Allowance:
         return max(0, len(self.columns[number]) - self._gone[number] - self._minimum[number])
 
     def allows(self, column: int) -> bool:
-        """Whether a channel may go.
-
-        Args:
-            column: Of the channel.
-
-        Returns:
-            Whether.
-        """
+        """Whether a channel may go."""
         return all(self._left(number) > 0 for number in self._of_column[column])
 
     def take(self, column: int) -> None:
-        """Count a channel that goes.
-
-        Args:
-            column: Of the channel.
-        """
+        """Count a channel that goes."""
         for number in self._of_column[column]:
             self._gone[number] += 1
 
     def protected(self, column: int | None = None) -> list[Tensor]:
-        """Columns that must stay, floor by floor.
-
-        Args:
-            column: None for all floors; else those that this column belongs to.
-
-        Returns:
-            Columns of each.
-        """
+        """Columns that must stay, floor by floor: of all floors, or of those that a column belongs to."""
         numbers = range(len(self.columns)) if column is None else self._of_column[column]
         return [self.columns[number] for number in numbers if self._left(number) == 0]
 

@@ -271,32 +271,23 @@ class CounterfactualUnlearning(PostProcessor):
             own = working.scores(people)
         mass = people.mass / people.mass.sum()
         spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
-        parameters = working.trainable()
-        path = self._path()
-        with working.bar(len(path) * self.epochs, "counterfactual unlearning") as bar:
-            for strength in path:
-                working.restore()
-                optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-                for _ in range(self.epochs):
-                    if candidates.exhausted():
-                        return
-                    order = torch.randperm(len(people), generator=working.generator)
-                    for rows in torch.split(order, self.training_batch_size):
-                        chosen = (side.take(rows) for side in (people, flipped))
-                        sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]
-                        here, there = (working.network.scores(side) for side in sides)
-                        own_here = own[rows].to(here)
-                        wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
-                        losses = label_losses(here, wanted)
-                        share = people.mass[rows].to(losses)
-                        share = share / share.sum().clamp(min=1e-12)
-                        loss = share @ losses
-                        gap = share @ (centred(here) - centred(there)).square().mean(1)
-                        loss = loss + strength * gap / spread.to(here)
-                        optimizer.zero_grad()
-                        loss.backward()  # type: ignore[no-untyped-call]
-                        optimizer.step()
-                    bar.update()
+        training = working.training(self._path(), self.epochs, self.learning_rate, "counterfactual unlearning")
+        for strength, epoch, step in training:
+            if candidates.exhausted():
+                return
+            order = torch.randperm(len(people), generator=working.generator)
+            for rows in torch.split(order, self.training_batch_size):
+                chosen = (side.take(rows) for side in (people, flipped))
+                sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]
+                here, there = (working.network.scores(side) for side in sides)
+                own_here = own[rows].to(here)
+                wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
+                losses = label_losses(here, wanted)
+                share = people.mass[rows].to(losses)
+                share = share / share.sum().clamp(min=1e-12)
+                gap = share @ (centred(here) - centred(there)).square().mean(1)
+                step(share @ losses + strength * gap / spread.to(here))
+            if epoch == self.epochs - 1:
                 candidates.offer(strength=strength)
 
 

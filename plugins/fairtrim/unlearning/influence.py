@@ -25,7 +25,7 @@ from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import GroupCounts, canonical_measure
-from fairtrim.measures.scores import probabilities, two_or_more
+from fairtrim.measures.scores import label_probability, probabilities, two_or_more
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
@@ -329,8 +329,8 @@ def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
             probabilities(sides[0]), people.target, people.group, n_groups=people.n_groups, weight=people.weight
         )
         return proxy_bias(measure, counts).abs()
-    of_label = [two_or_more(scores).softmax(1).gather(1, people.target[:, None]) for scores in sides]
-    change = (of_label[0] - of_label[1]).abs().squeeze(1)
+    here, there = (label_probability(scores, people.target) for scores in sides)
+    change = (here - there).abs()
     weight = people.mass.to(change)
     return (weight * change).sum() / weight.sum()
 

@@ -25,11 +25,7 @@ _FAR = 100  # Torch-Pruning's own bound: axes from the back are saved as huge un
 def correct_graph(graph: tp.DependencyGraph) -> bool:
     """Bring a graph in order; after each step again.
 
-    Args:
-        graph: Torch-Pruning's dependency graph.
-
-    Returns:
-        Whether channels are mapped differently now, so that groups made before are wrong.
+    Gives whether channels are mapped differently now, so that groups made before are wrong.
     """
     changed = _order_splits(graph)
     for node in graph.module2node.values():
@@ -53,9 +49,6 @@ def correct_pruner(pruner: tp.pruner.BasePruner) -> None:
 
     Torch-Pruning 1.6 takes the share that should be gone by a step from the heads that are still there, so that of 8
     heads 4 steps to a ratio of .5 leave 1. Changed on this pruner only.
-
-    Args:
-        pruner: The pruner.
     """
     if not isinstance(pruner.get_target_head_pruning_ratio, _RatioOfHeads):
         pruner.get_target_head_pruning_ratio = _RatioOfHeads(pruner)
@@ -130,15 +123,7 @@ class _PartOfConcatenation:
 
 
 def output_shape(grad_fn: Any, number: int = 0) -> tuple[int, ...] | None:
-    """Shape of what an operation gave out in the trace, where this torch tells.
-
-    Args:
-        grad_fn: The operation.
-        number: Which of its outputs.
-
-    Returns:
-        The shape.
-    """
+    """Shape of what an operation gave out in the trace, where this torch tells."""
     metadata = getattr(grad_fn, "_input_metadata", None)
     return tuple(metadata[number].shape) if metadata else None
 
@@ -229,9 +214,7 @@ def _map_flatten(graph: tp.DependencyGraph, node: Any) -> bool:
 class PruningFunction:
     """Stands for a pruning function of Torch-Pruning, equal to it, and does it right.
 
-    Args:
-        of_host: Torch-Pruning's function, bound to its pruner.
-        function: What to do in its place: (layer, idxs) -> layer.
+    ``function`` is what to do in its place: (layer, idxs) -> layer.
     """
 
     def __init__(self, of_host: Any, function: Callable[[Any, Sequence[int]], Any]) -> None:
@@ -239,15 +222,7 @@ class PruningFunction:
         self._of_host, self._function = of_host, function
 
     def __call__(self, layer: Any, idxs: Sequence[int]) -> Any:
-        """Prune.
-
-        Args:
-            layer: The layer.
-            idxs: Numbers of the channels.
-
-        Returns:
-            The layer.
-        """
+        """Prune."""
         return self._function(layer, idxs)
 
     def __eq__(self, other: object) -> bool:
@@ -258,11 +233,7 @@ class PruningFunction:
 
 
 def correct_group(group: tp.Group) -> None:
-    """Give the items of a group the corrected functions; its root is made by Torch-Pruning for each group.
-
-    Args:
-        group: A dependency group of Torch-Pruning.
-    """
+    """Give the items of a group the corrected functions; its root is made by Torch-Pruning for each group."""
     owners = _owners_of_parameters(group._DG.model)
     for item in group:
         _correct(item.dep, owners)

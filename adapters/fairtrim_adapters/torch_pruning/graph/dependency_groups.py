@@ -36,12 +36,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Root:
-    """Where Torch-Pruning starts when it removes channels of a dependency group.
+    """Where Torch-Pruning starts when it removes channels of a dependency group: layer and function.
 
-    Attributes:
-        module: The root layer.
-        pruning_fn: Torch-Pruning's function for its outputs (or inputs).
-        units: For each of its channels, the channel of the channel group, (root channels,).
+    ``units`` has for each of its channels the channel of the channel group, (root channels,).
     """
 
     module: nn.Module
@@ -66,13 +63,9 @@ def _is_consumer(graph: tp.DependencyGraph, item: Any) -> bool:
 
 
 def mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Channels of an item and the root channels they belong to; what Torch-Pruning couldn't map (None) is left out.
+    """Channels of an item and the root channels they belong to, (n,) each.
 
-    Args:
-        item: An item of a dependency group of Torch-Pruning.
-
-    Returns:
-        Channels and root channels, (n,) each.
+    What Torch-Pruning couldn't map (None) is left out.
     """
     pairs = [(i, r) for i, r in zip(item.idxs, item.root_idxs, strict=True) if r is not None]
     channels, roots = (
@@ -82,14 +75,7 @@ def mapped(item: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """The layers of a dependency group that consume its channels.
-
-    Args:
-        group: A dependency group of Torch-Pruning, full or partial.
-
-    Yields:
-        Module name, its input channels, and the root channel of each.
-    """
+    """The layers that consume a group's channels: name, input channels, and the root channel of each."""
     graph = group._DG
     for item in group:
         if _is_consumer(graph, item):
@@ -99,28 +85,15 @@ def consumers(group: tp.Group) -> Iterator[tuple[str, npt.NDArray[np.int64], npt
 
 
 def is_consumed(group: tp.Group, graph: tp.DependencyGraph) -> bool:
-    """Whether any layer consumes the channels, so that they are not outputs of the network.
-
-    Args:
-        group: A dependency group of Torch-Pruning.
-        graph: Torch-Pruning's graph.
-
-    Returns:
-        Whether.
-    """
+    """Whether any layer consumes the channels, so that they are not outputs of the network."""
     return any(_is_consumer(graph, item) for item in group)
 
 
 def passes_on(graph: tp.DependencyGraph, module: nn.Module) -> bool:
     """Whether channels pass through a layer, so that Torch-Pruning prunes its inputs and outputs as one.
 
-    Args:
-        graph: Torch-Pruning's graph.
-        module: A layer of it.
-
-    Returns:
-        Whether: for norms and depthwise convolutions, but neither for attention, which reads its inputs, nor for
-        embeddings, whose inputs are no channels.
+    So for norms and depthwise convolutions, but neither for attention, which reads its inputs, nor for embeddings,
+    whose inputs are no channels.
     """
     pruner, description = graph.get_pruner_of_module(module), description_of(module)
     other = isinstance(module, nn.Embedding | nn.EmbeddingBag) or (description is not None and description.mixes)
@@ -128,13 +101,7 @@ def passes_on(graph: tp.DependencyGraph, module: nn.Module) -> bool:
 
 
 def module_expression(name: str) -> str:
-    """How to write a layer of the network ``model`` in Python.
-
-    Args:
-        name: Its name, as in ``model.named_modules()``, or that of a group which begins at its input.
-
-    Returns:
-        The expression.
+    """How to write a layer of the network ``model``, or a group's name, in Python.
 
     Example:
         >>> module_expression("body"), module_expression("blocks.2.a"), module_expression("4")
@@ -146,15 +113,7 @@ def module_expression(name: str) -> str:
 
 
 def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Module]:
-    """Query, key and value layers of an attention group.
-
-    Args:
-        group: A dependency group of Torch-Pruning.
-        pruner: The pruner, which knows about heads; None finds none.
-
-    Returns:
-        The layers.
-    """
+    """Query, key and value layers of an attention group; none where no pruner knows about heads."""
     if pruner is None:
         return []
     graph = group._DG
@@ -173,12 +132,7 @@ def units_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int,
     With convolution or norm groups Torch-Pruning removes the same channel of every group; with attention heads the
     same dimension of every head, or a whole head.
 
-    Args:
-        group: A full dependency group of Torch-Pruning.
-        pruner: The pruner, which knows about heads and groups; None for a bare dependency graph.
-
-    Returns:
-        The number of units, and the function from root channels to units.
+    Gives the number of units, and the function from root channels to units.
     """
     n_channels = len(group[0].idxs)
     graph = group._DG
@@ -209,44 +163,22 @@ def _convolution_groups(module: Any) -> int:
 
 
 def prunes_heads(attention: Sequence[nn.Module], pruner: tp.pruner.BasePruner) -> bool:
-    """Whether Torch-Pruning will remove whole heads of these layers.
-
-    Args:
-        attention: Query, key and value layers, or none.
-        pruner: The pruner.
-
-    Returns:
-        Whether.
-    """
+    """Whether Torch-Pruning will remove whole heads of these layers."""
     return bool(attention and pruner.prune_num_heads and pruner.get_target_head_pruning_ratio(attention[0]) > 0)
 
 
 def group_name(group: tp.Group) -> str:
-    """Name of the root layer; with "(input)" where Torch-Pruning starts at its inputs, as it does for attention.
-
-    Args:
-        group: A dependency group of Torch-Pruning.
-
-    Returns:
-        The name.
-    """
+    """Name of the root layer; with "(input)" where Torch-Pruning starts at its inputs, as it does for attention."""
     graph, first = group._DG, group[0].dep
     name = str(graph._module2name[first.target.module])
     return name if graph.is_out_channel_pruning_fn(first.handler) else f"{name} (input)"
 
 
 def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> ChannelGroup:
-    """Where the channels of a dependency group are consumed, and which parameters go with them.
+    """Where the channels of a full dependency group are consumed, and which parameters go with them.
 
-    Args:
-        group: A full dependency group of Torch-Pruning.
-        pruner: The pruner, which knows about heads and groups; None for a bare dependency graph.
-
-    Returns:
-        The channel group; one channel is what Torch-Pruning removes as one.
-
-    Raises:
-        UnsupportedModelError: No layer consumes them, or one whose axis of channels is not known.
+    One channel is what Torch-Pruning removes as one. Refused where no layer consumes them, or one whose axis of
+    channels is not known.
     """
     name, (size, unit_of) = group_name(group), units_of(group, pruner)
     attention = head_layers(group, pruner)
@@ -294,12 +226,7 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
 def producers_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[ChannelPlace, ...]:
     """Where the channels of a group come from, and which layers they pass.
 
-    Args:
-        group: A full dependency group of Torch-Pruning.
-        pruner: The pruner; None for a bare dependency graph.
-
-    Returns:
-        The outputs of its layers; none where one of them is not described.
+    Gives none where one of its layers is not described.
     """
     unit_of = units_of(group, pruner)[1]
     places = []
@@ -343,28 +270,13 @@ def _parameter_places(group: tp.Group, unit_of: Callable[[Any], Any]) -> Iterato
 
 
 def root_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Root:
-    """Where Torch-Pruning starts when it removes channels of this group.
-
-    Args:
-        group: A full dependency group of Torch-Pruning.
-        pruner: The pruner; None for a bare dependency graph.
-
-    Returns:
-        The layer, Torch-Pruning's function, and the unit of each of the layer's channels.
-    """
+    """Where Torch-Pruning starts when it removes channels of this group."""
     dep = group[0].dep
     return Root(dep.target.module, dep.handler, units_of(group, pruner)[1](np.arange(len(group[0].idxs))))
 
 
 def part_floors(channel_group: ChannelGroup) -> Iterator[Floor]:
-    """Behind a split each layer consumes a part of the channels, and must keep one of them.
-
-    Args:
-        channel_group: The channels and where they are consumed.
-
-    Yields:
-        One floor for each part.
-    """
+    """Behind a split each layer consumes a part of the channels, and must keep one of them."""
     for place in channel_group.places:
         part = tuple(sorted(set(place.group_channels)))
         if place.side == "input" and len(part) < channel_group.size:

@@ -22,22 +22,12 @@ _AFTER_STEP: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module, tp.pru
 def after_step_of(
     applies: Callable[[nn.Module], bool], function: Callable[[nn.Module, tp.pruner.BasePruner], Any]
 ) -> None:
-    """Say what has to be done to a kind of network after each step before it can run.
-
-    Args:
-        applies: Whether a network is of that kind.
-        function: What to do to (network, pruner), in place.
-    """
+    """Say what has to be done to a kind of network after each step before it can run."""
     _AFTER_STEP.append((applies, function))
 
 
 def tell_heads(model: nn.Module, pruner: tp.pruner.BasePruner) -> None:
-    """Write the heads that are left into the attention modules, as scripts do after a step.
-
-    Args:
-        model: The pruned network, changed in place.
-        pruner: Its pruner, which counts the heads.
-    """
+    """Write the heads that are left into the attention modules, as scripts do after a step."""
     for applies, function in _AFTER_STEP:
         if applies(model):
             with warnings.catch_warnings():

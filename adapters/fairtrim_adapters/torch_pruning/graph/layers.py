@@ -156,39 +156,18 @@ def _checked(name: str, parameters: Mapping[str, int] | Iterable[ParameterAxis])
 
 
 def description_of(layer: object) -> LayerDescription | None:
-    """What is known about a layer.
-
-    Args:
-        layer: The layer.
-
-    Returns:
-        The description of its type, or of the nearest base that has one; None if there is none.
-    """
+    """The description of a layer's type, or of the nearest base that has one; None if there is none."""
     described = describing_type(layer)
     return None if described is None else _DESCRIPTIONS[described]
 
 
 def describing_type(layer: object) -> type[nn.Module] | None:
-    """The type that a layer is described by.
-
-    Args:
-        layer: The layer.
-
-    Returns:
-        Its own type, or the nearest base that has a description; None if there is none.
-    """
+    """A layer's own type, or the nearest base that has a description; None if there is none."""
     return next((base for base in type(layer).__mro__ if base in _DESCRIPTIONS), None)
 
 
 def sample_axis_of(layer: nn.Module) -> int:
-    """Axis of the samples in the layer's first input.
-
-    Args:
-        layer: The layer.
-
-    Returns:
-        The axis; 0 for layers that are not known.
-    """
+    """Axis of the samples in the layer's first input; 0 for layers that are not known."""
     description = description_of(layer)
     if description is None or description.sample_axis is not None:
         return description.sample_axis if description and description.sample_axis is not None else 0
@@ -196,17 +175,9 @@ def sample_axis_of(layer: nn.Module) -> int:
 
 
 def parameter_axes(layer: nn.Module, *, consumer: bool) -> list[tuple[Tensor, int, int]]:
-    """Parameters of a layer that lose slices with channels.
+    """Parameters of a layer that lose slices with channels: (parameter, axis, blocks); None is left out.
 
-    Args:
-        layer: The layer.
-        consumer: Whether it consumes the channels, or gives them out (or passes them on).
-
-    Returns:
-        (parameter, axis, blocks) for each; parameters that are None are left out.
-
-    Raises:
-        InputError: A description names a parameter that the layer doesn't have.
+    ``consumer``: whether it consumes the channels, or gives them out (or passes them on).
     """
     description = description_of(layer)
     found = []

@@ -34,21 +34,8 @@ def pruner_of_levels(
 ) -> tp.pruner.BasePruner:
     """A pruner of Torch-Pruning whose steps lead from level to level.
 
-    Args:
-        network: The network, a copy of the caller's.
-        batch: Samples to trace the network with.
-        levels: Shares of the channels, increasing; one step each.
-        importance: The importance.
-        ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
-        pruner_options: See ``PrunerOptions``.
-        whole_layers: Whether the levels may be too high for a layer, because something else decides.
-
-    Returns:
-        The pruner.
-
-    Raises:
-        InputError: A layer is unknown, or a level leaves a layer without channels.
-        UnsupportedModelError: A layer that gives the network's scores would be pruned.
+    Levels are shares of the channels, increasing, one step each. With ``whole_layers`` they may be too high for a
+    layer, because something else decides. The network is a copy of the caller's.
     """
     model = network.model
     modules = dict(model.named_modules())
@@ -123,24 +110,12 @@ def _too_small(pruner: tp.pruner.BasePruner, level: float) -> dict[str, int]:
 
 
 def frozen_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters without ``requires_grad``; Torch-Pruning makes those that it prunes trainable.
-
-    Args:
-        model: The network.
-
-    Returns:
-        The names.
-    """
+    """Names of the parameters without ``requires_grad``; Torch-Pruning makes those that it prunes trainable."""
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> None:
-    """Freeze parameters by name, and let the others be trained.
-
-    Args:
-        model: Changed in place.
-        names: As from ``frozen_parameters``.
-    """
+    """Freeze parameters by name, and let the others be trained."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in names)
 

@@ -21,16 +21,7 @@ __all__ = ["fewest_units", "obstacle"]
 
 
 def obstacle(of_host: tp.Group, group: ChannelGroup, pruner: tp.pruner.BasePruner | None) -> str:
-    """Why a group can't be scored or pruned, or nothing.
-
-    Args:
-        of_host: A full dependency group of Torch-Pruning.
-        group: The same as a channel group.
-        pruner: The pruner; None for a bare dependency graph.
-
-    Returns:
-        The first reason in words, with what can be done; or an empty string.
-    """
+    """The first reason why a group can't be scored or pruned, with what can be done; else an empty string."""
     unit_of = units_of(of_host, pruner)[1]
     for reasons in (
         _unmapped(of_host, pruner),
@@ -242,14 +233,7 @@ def _uncovered(of_host: tp.Group, group: ChannelGroup) -> Iterator[str]:
 
 
 def fewest_units(group: tp.Group) -> int:
-    """How many units a group must keep: a grouped convolution of one output each is depthwise to Torch-Pruning.
-
-    Args:
-        group: A dependency group of Torch-Pruning.
-
-    Returns:
-        1, or 2 where a grouped convolution makes the channels.
-    """
+    """How many units a group must keep: a grouped convolution of one output each is depthwise to Torch-Pruning."""
     grouped = (
         item.dep.target.module
         for item in group

@@ -89,12 +89,7 @@ class PruningPlan:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is asking for a score.
-
-    Attributes:
-        pruner: The pruner, or None where a script asks by itself.
-        in_step: Whether a step of it is running; Torch-Pruning has counted that step already.
-    """
+    """The pruner that asks for a score, if any, and whether a step of it is running, which it has counted already."""
 
     pruner: tp.pruner.BasePruner | None
     in_step: bool = False
@@ -105,15 +100,6 @@ def caller_of(graph: tp.DependencyGraph) -> Caller:
 
     Torch-Pruning hands an importance one dependency group at a time and nothing else, but an order over the whole
     network depends on what else will be removed: ignored layers, ratios and scopes. Those are the caller's.
-
-    Args:
-        graph: The dependency graph of the group.
-
-    Returns:
-        The pruner on the call stack that owns the graph.
-
-    Raises:
-        InputError: Torch-Pruning regularises by the scores, which are differences and may be negative.
     """
     pruner: tp.pruner.BasePruner | None = None
     functions: set[str] = set()
@@ -138,18 +124,8 @@ def plan_of_pruner(
 ) -> PruningPlan:
     """Ask Torch-Pruning itself which groups its next step will score, without pruning anything.
 
-    Args:
-        pruner: Any pruner that is derived from ``BasePruner``.
-        inside_step: Whether that step is running (Torch-Pruning counts it before it asks).
-        left: Groups that are to be left as they are, each with the reason; then nothing is told in a warning.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: The pruner has done all its steps, nothing in the network may be pruned, a ratio is not in [0, 1),
-            or Torch-Pruning ranks wrongly with these options.
-        UnsupportedModelError: Every group has to be left as it is.
+    ``inside_step``: whether that step is running (Torch-Pruning counts it before it asks). ``left``: groups that are to
+    be left as they are, each with the reason; then nothing is told in a warning.
     """
     check_ratios(pruner)
     if pruner.isomorphic and not pruner.global_pruning:
@@ -187,14 +163,7 @@ def _listening(pruner: tp.pruner.BasePruner, step: int) -> Iterator[list[tp.Grou
 
 
 def groups_of_next_step(pruner: tp.pruner.BasePruner) -> list[tp.Group]:
-    """Torch-Pruning's dependency groups that its next step may touch.
-
-    Args:
-        pruner: The pruner.
-
-    Returns:
-        The groups.
-    """
+    """Torch-Pruning's dependency groups that its next step may touch."""
     with _listening(pruner, pruner.current_step + 1) as groups:
         return groups
 
@@ -207,16 +176,7 @@ def _prunable(pruner: tp.pruner.BasePruner) -> bool:
 def plan_of_graph(graph: tp.DependencyGraph, *, left: Mapping[str, str] | None = None) -> PruningPlan:
     """The plan when only a dependency graph is known: every group that doesn't end in the network's output.
 
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        left: Groups that are to be left as they are, each with the reason; then nothing is told in a warning.
-
-    Returns:
-        A plan in which each group is ranked by itself.
-
-    Raises:
-        InputError: Every group ends in the output.
-        UnsupportedModelError: Every group has to be left as it is.
+    Each group is ranked by itself. ``left`` is as for ``plan_of_pruner``.
     """
     types = (nn.modules.conv._ConvNd, nn.Linear)
     correct_graph(graph)
@@ -227,11 +187,7 @@ def plan_of_graph(graph: tp.DependencyGraph, *, left: Mapping[str, str] | None =
 
 
 def warn_of_left(left: Mapping[str, str]) -> None:
-    """Say which groups are left as they are, and why.
-
-    Args:
-        left: Reasons by name.
-    """
+    """Say which groups are left as they are, and why."""
     if left:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
         warnings.warn(f"fairtrim leaves these dependency groups as they are: {reasons}", stacklevel=5)
@@ -313,15 +269,7 @@ def _left_with_too_few(scored: Sequence[tuple[tp.Group, ChannelGroup]], pools: S
 
 
 def removed_units(plan: PruningPlan, history: Iterable[Sequence[Any]]) -> dict[str, set[int]]:
-    """Which channels of the plan's groups Torch-Pruning has removed.
-
-    Args:
-        plan: The plan.
-        history: Torch-Pruning's: [module name, of outputs, channels].
-
-    Returns:
-        Channels by group.
-    """
+    """The channels of the plan's groups in Torch-Pruning's history: [module name, of outputs, channels]."""
     removed: dict[str, set[int]] = {}
     for module, of_outputs, channels in history:
         name = module if of_outputs else f"{module} (input)"
@@ -394,15 +342,9 @@ def _pools(
 
 
 def rounded_quota(quota: int, present: int, round_to: int) -> int:
-    """How many channels Torch-Pruning removes from a layer when it rounds what is left.
+    """How many channels Torch-Pruning removes from a layer when it rounds what is left to a multiple.
 
-    Args:
-        quota: How many the ratio asks for; for none it rounds nothing.
-        present: Channels of the layer.
-        round_to: Of which multiple the layer should be left.
-
-    Returns:
-        The number.
+    For a quota of none it rounds nothing.
     """
     left = present - quota
     return quota + left % round_to if quota else 0

@@ -36,12 +36,6 @@ _SET_HERE = {
 def check_pruner_options(options: Any) -> None:
     """Refuse options that Torch-Pruning doesn't have, or that are given elsewhere.
 
-    Args:
-        options: Further arguments of ``BasePruner``, or None.
-
-    Raises:
-        InputError: One is refused.
-
     Example:
         >>> check_pruner_options({"global_pruning": True})
         >>> check_pruner_options({"importance": None})
@@ -63,40 +57,18 @@ def check_pruner_options(options: Any) -> None:
 
 
 def check_ignored_layers(ignored_layers: Sequence[str]) -> None:
-    """Refuse one name where names are expected: a string is a sequence, too.
-
-    Args:
-        ignored_layers: Names of layers.
-
-    Raises:
-        InputError: It is a string.
-    """
+    """Refuse one name where names are expected: a string is a sequence, too."""
     if isinstance(ignored_layers, str):
         raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
 
 
 def options_for(pruner_options: PrunerOptions, model: nn.Module) -> dict[str, Any]:
-    """The options for one network.
-
-    Args:
-        pruner_options: Options, or a function that gives them.
-        model: The network.
-
-    Returns:
-        A dict of one's own.
-    """
+    """The options for one network."""
     return dict(pruner_options(model) if callable(pruner_options) else pruner_options or {})
 
 
 def check_ratios(pruner: tp.pruner.BasePruner) -> None:
-    """Refuse a pruner that would remove everything, or a negative or undefined share.
-
-    Args:
-        pruner: The pruner.
-
-    Raises:
-        InputError: A ratio is not in [0, 1).
-    """
+    """Refuse a pruner that would remove everything, or a negative or undefined share."""
     for name, ratio in _ratios(pruner):
         require_number(name, ratio, at_least=0, below=1, remedy=", the share of the channels to remove")
 

@@ -21,12 +21,7 @@ _OWN = ("torch_pruning", "fairtrim_adapters")
 
 
 class Held:
-    """What a pruner, its graph and its network hold: to be put back as often as it is changed.
-
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        pruner: Its pruner, if there is one.
-    """
+    """What a pruner, its graph and its network hold: to be put back as often as it is changed."""
 
     def __init__(self, graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner | None = None) -> None:
         self._dicts: list[tuple[dict[Any, Any], list[tuple[Any, Any]]]] = []
@@ -112,12 +107,7 @@ def undone(held: Held, *, only_on_error: bool = False) -> Iterator[None]:
     lists, dicts, sets and arrays among them hold, and the attributes of plain objects such as a config. Numbers that
     are written into parameters or buffers in place don't come back. It costs no copy of the network.
 
-    Args:
-        held: What there was before.
-        only_on_error: Whether what was done stays where the block ends without an error.
-
-    Yields:
-        Nothing.
+    With ``only_on_error`` what was done stays where the block ends without an error.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

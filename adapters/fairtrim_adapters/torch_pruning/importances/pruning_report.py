@@ -201,12 +201,7 @@ def pruning_report(
 def predicted_change(table: DamageTable, removed: Mapping[str, Iterable[int]]) -> tuple[Tensor, Tensor]:
     """What a table gives for a set of channels: joint where it can, else the sum of single channels.
 
-    Args:
-        table: The damage table.
-        removed: Channels by name of the dependency group.
-
-    Returns:
-        Change of each group's loss, and its error from the sketch, (G,) each.
+    Gives the change of each group's loss, and its error from the sketch, (G,) each.
     """
     if table.interactions is None:
         change = table.damage[:, table.columns.selected(removed)].sum(1)
@@ -285,15 +280,7 @@ def _few_people(table: DamageTable, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def asked_of_layers(selection: Selection, plan: PruningPlan) -> dict[str, int]:
-    """How many channels the ratio takes from each layer, given the scores.
-
-    Args:
-        selection: The scores.
-        plan: What Torch-Pruning is going to ask for.
-
-    Returns:
-        The numbers by name of the dependency group.
-    """
+    """How many channels the ratio takes from each layer, given the scores."""
     sizes = {group.name: group.size for group in plan.groups}
     ends = np.cumsum(list(sizes.values()))
     scores_of = dict(zip(sizes, np.split(selection.scores.numpy(), ends[:-1]), strict=True))

@@ -13,22 +13,11 @@ __all__ = ["RandomImportance"]
 
 @renamed(generator="random_state")
 class RandomImportance(tp.importance.Importance):  # type: ignore[misc]
-    """Random scores from a generator of its own; Torch-Pruning's draws from the global one.
-
-    Args:
-        random_state: Seed, or a torch.Generator.
-    """
+    """Random scores from a generator of its own; Torch-Pruning's draws from the global one."""
 
     def __init__(self, random_state: RandomState = 0) -> None:
         self._generator = random_generator(random_state)
 
     def __call__(self, group: tp.Group) -> Tensor:
-        """Scores of one dependency group, (C,).
-
-        Args:
-            group: The group.
-
-        Returns:
-            The scores.
-        """
+        """Scores of one dependency group, (C,)."""
         return torch.rand(len(group[0].idxs), generator=self._generator)

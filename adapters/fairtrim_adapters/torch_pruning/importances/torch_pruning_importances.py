@@ -2,68 +2,51 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch_pruning as tp
 
-from fairtrim.arguments import RandomState
-from fairtrim.registry import Described
+from fairtrim.registry import Standing
 
 from .random_importance import RandomImportance
 
 __all__ = ["TORCH_PRUNING_CRITERIA", "TorchPruningCriterion"]
 
 
-class TorchPruningCriterion(Described):
-    """A criterion of Torch-Pruning: what it is, and how to make its importance."""
+@dataclass(frozen=True)
+class TorchPruningCriterion:
+    """What ``fairtrim.registry.Described`` says of a method; ``importance(random_state=0)`` makes a new one."""
 
-    source = "Torch-Pruning"
-    link = "https://github.com/VainF/Torch-Pruning"
+    name: str
+    does: str
+    standing: Standing
+    importance: Callable[..., tp.importance.Importance]
 
-    @staticmethod
-    @abstractmethod
-    def importance(random_state: RandomState) -> tp.importance.Importance:
-        """Make a new importance.
-
-        Args:
-            random_state: Of what it draws, if it does.
-
-        Returns:
-            The importance.
-        """
+    source: ClassVar[str] = "Torch-Pruning"
+    link: ClassVar[str] = "https://github.com/VainF/Torch-Pruning"
+    remark: ClassVar[str] = ""
 
 
-class _Random(TorchPruningCriterion):
-    name = "random"
-    does = "removes channels at random; looks at nobody"
-    standing = "baseline"
-
-    @staticmethod
-    def importance(random_state: RandomState) -> tp.importance.Importance:
-        return RandomImportance(random_state)
-
-
-class _Magnitude(TorchPruningCriterion):
-    name = "magnitude"
-    does = "removes channels of small weights first; looks at no data"
-    standing = "published"
-
-    @staticmethod
-    def importance(random_state: RandomState) -> tp.importance.Importance:
-        return tp.importance.GroupMagnitudeImportance()
-
-
-class _Taylor(TorchPruningCriterion):
-    name = "taylor"
-    does = "removes first what changes everybody's loss least, to first order and weight by weight"
-    standing = "published"
-
-    @staticmethod
-    def importance(random_state: RandomState) -> tp.importance.Importance:
-        return tp.importance.GroupTaylorImportance()
-
-
-TORCH_PRUNING_CRITERIA: dict[str, type[TorchPruningCriterion]] = {
-    criterion.name: criterion for criterion in (_Random, _Magnitude, _Taylor)
+TORCH_PRUNING_CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        TorchPruningCriterion(
+            "random", "removes channels at random; looks at nobody", "baseline", importance=RandomImportance
+        ),
+        TorchPruningCriterion(
+            "magnitude",
+            "removes channels of small weights first; looks at no data",
+            "published",
+            importance=lambda random_state: tp.importance.GroupMagnitudeImportance(),
+        ),
+        TorchPruningCriterion(
+            "taylor",
+            "removes first what changes everybody's loss least, to first order and weight by weight",
+            "published",
+            importance=lambda random_state: tp.importance.GroupTaylorImportance(),
+        ),
+    )
 }
 """By name, e.g. ``TORCH_PRUNING_CRITERIA["magnitude"].importance(random_state=0)``."""

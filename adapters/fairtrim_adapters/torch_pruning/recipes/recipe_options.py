@@ -68,20 +68,7 @@ class RecipeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """All settings of a run that every recipe has.
-
-    Attributes:
-        recipe: Its name.
-        network: The caller's network.
-        training: Of every fine-tuning, complete.
-        miner: Finds the conflicting samples.
-        cut: How to cut the mined set.
-        ignored_layers: Names of layers whose outputs stay.
-        pruner_options: Further arguments of ``BasePruner``.
-        seed: Of everything random.
-        folder: Where to keep what is finished.
-        progress: Show progress bars.
-    """
+    """All settings of a run that every recipe has, checked and complete. See ``RecipeOptions``."""
 
     recipe: str
     network: ScoredNetwork
@@ -119,22 +106,7 @@ def run_settings(
     options: RecipeOptions,
     default_miner: type[Miner],
 ) -> RunSettings:
-    """Refuse what would otherwise be refused after the mining.
-
-    Args:
-        recipe: The function, which has parameters of its own beside the options.
-        model: The caller's network.
-        fine_tuning: The caller's settings.
-        defaults: The recipe's own for those not given.
-        options: The caller's options.
-        default_miner: The recipe's own.
-
-    Returns:
-        All settings.
-
-    Raises:
-        InputError: An argument is wrong.
-    """
+    """Refuse what would otherwise be refused after the mining."""
     require_known(recipe.__name__, options, keyword_names(recipe, RecipeOptions))
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a trained torch.nn.Module")

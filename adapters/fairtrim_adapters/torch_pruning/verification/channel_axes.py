@@ -37,17 +37,7 @@ def observed_axes(
 ) -> dict[tuple[str, str], int]:
     """Look at every layer of the plan whose class has a forward pass of its own.
 
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        plan: What Torch-Pruning is going to ask for.
-        batch: Inputs.
-        network: The graph's network; left as it was.
-
-    Returns:
-        The axes of these layers: −1 for the last, else counted from the front.
-
-    Raises:
-        UnsupportedModelError: A layer's axis can't be told.
+    Gives the axes of these layers: −1 for the last, else counted from the front. The network is left as it was.
     """
     modules = dict(graph.model.named_modules(remove_duplicate=False))
     places = {(place.module, place.side): place for place in _places(plan)}
@@ -92,15 +82,7 @@ def observed_axes(
 
 
 def with_axes(plan: PruningPlan, axes: Axes) -> PruningPlan:
-    """A plan whose layers keep their channels where they were seen.
-
-    Args:
-        plan: The plan.
-        axes: As from ``observed_axes``.
-
-    Returns:
-        The plan.
-    """
+    """A plan whose layers keep their channels where they were seen."""
 
     def moved(places: Iterable[ChannelPlace]) -> tuple[ChannelPlace, ...]:
         return tuple(replace(p, channel_axis=axes.get((p.module, p.side), p.channel_axis)) for p in places)

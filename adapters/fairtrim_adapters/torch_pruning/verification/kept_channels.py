@@ -22,12 +22,7 @@ __all__ = ["channels_pass", "copy_of_layer", "norms_over_kept"]
 def channels_pass(graph: tp.DependencyGraph, module: nn.Module) -> bool:
     """Whether a layer gives out the channels that it takes, so that a layer without some of them can stand for it.
 
-    Args:
-        graph: Torch-Pruning's graph.
-        module: A layer of it.
-
-    Returns:
-        Whether: for what channels pass through, and for attention, whose outputs go with its inputs.
+    So it is for what channels pass through, and for attention, whose outputs go with its inputs.
     """
     description = description_of(module)
     return passes_on(graph, module) or (description is not None and description.mixes)
@@ -35,12 +30,6 @@ def channels_pass(graph: tp.DependencyGraph, module: nn.Module) -> bool:
 
 def copy_of_layer(module: nn.Module) -> nn.Module:
     """A layer of its own, in eval mode and without hooks, that holds the same numbers.
-
-    Args:
-        module: The layer.
-
-    Returns:
-        The other one.
 
     Example:
         >>> norm = nn.LayerNorm(3)
@@ -70,14 +59,7 @@ def norms_over_kept(
 ) -> Iterator[None]:
     """Let layers that pass channels on, norms above all, see only the channels that stay, as they will.
 
-    Args:
-        model: The network as it is.
-        plan: The plan.
-        removed: Which channels of which groups are gone.
-        norms: Copies of these layers without the channels.
-
-    Yields:
-        Nothing; inside, these layers give zeros for the channels that are gone.
+    ``norms`` are copies of these layers without the channels. Inside, they give zeros for the channels that are gone.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     gone: dict[str, set[int]] = {}

@@ -34,16 +34,6 @@ def check_map(
     and spoil their outputs anew. A channel that Torch-Pruning takes for another (a channel shuffle, a concatenation
     along an axis that it misreads) would be scored, and removed, in place of it. Where nothing arrives, or everything
     does (behind an operation that mixes channels), nothing is learned, and nothing refused: ``rehearsal`` finds out.
-
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        plan: What Torch-Pruning is going to ask for.
-        batch: Inputs.
-        network: The graph's network; left as it was.
-        names: Groups to look at.
-
-    Raises:
-        UnsupportedModelError: Torch-Pruning's map is wrong.
     """
     model = graph.model
     modules = dict(model.named_modules(remove_duplicate=False))

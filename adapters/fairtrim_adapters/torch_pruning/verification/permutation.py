@@ -26,16 +26,7 @@ __all__ = ["permuted_channels"]
 
 @contextmanager
 def permuted_channels(graph: tp.DependencyGraph, plan: PruningPlan, group: ChannelGroup) -> Iterator[None]:
-    """Permute the channels of a group between the layers that give them out and those that read them.
-
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        plan: The plan.
-        group: A group of it whose layers are all described.
-
-    Yields:
-        Nothing; inside, the network computes with permuted channels.
-    """
+    """Permute the channels of a group between the layers that give them out and those that read them."""
     modules = dict(graph.model.named_modules(remove_duplicate=False))
     moved = _permutation(group, plan)
     owners: list[tuple[dict[str, Any], str, Any]] = []

@@ -52,15 +52,9 @@ DRAWS = 3
 
 
 def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> dict[str, str]:
-    """Find the groups with which something fails.
+    """Find the names with which ``attempt`` fails, by themselves or beside those before them, each with the reason.
 
-    Args:
-        names: Groups.
-        attempt: Raises UnsupportedModelError if it fails with some of them.
-
-    Returns:
-        The groups that make it fail, by themselves or beside those before them, each with the reason; with the others
-        it succeeds.
+    With the others it succeeds.
 
     Example:
         >>> def attempt(names):
@@ -101,15 +95,8 @@ def left_out(names: Sequence[str], attempt: Callable[[Sequence[str]], None]) -> 
 class Rehearsal:
     """Trials on one network with one batch; the network and the pruner are as before after each.
 
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        pruner: Its pruner, or None.
-        batch: Samples; a single one is taken twice, which norms over a batch want in training mode.
-        network: The graph's network.
-        after_step: What the caller's script does to the network after each step.
-
-    Raises:
-        UnsupportedModelError: The network as it is gives no scores.
+    A batch of one sample is taken twice, which norms over a batch want in training mode. ``after_step`` is what the
+    caller's script does to the network after each step.
     """
 
     def __init__(
@@ -158,15 +145,7 @@ class Rehearsal:
     def check_gates(self, plan: PruningPlan, names: Collection[str]) -> dict[str, list[str]]:
         """See whether the scores depend on the channels of some groups, where these are consumed.
 
-        Args:
-            plan: The plan.
-            names: The groups.
-
-        Returns:
-            For each group, layers that read its channels without having a part in the scores.
-
-        Raises:
-            UnsupportedModelError: Gates can't be put there, or the scores depend on none of a group.
+        Gives for each group the layers that read its channels without having a part in the scores.
         """
         groups = [group for group in plan.groups if group.name in names]
         n_columns = sum(group.size for group in groups)
@@ -198,13 +177,8 @@ class Rehearsal:
     def groups_that_fail(self, plan: PruningPlan, names: Sequence[str]) -> dict[str, str]:
         """Remove one channel in eight of some groups on trial, all at once and, where that goes wrong, one by one.
 
-        Args:
-            plan: The plan.
-            names: The groups.
-
-        Returns:
-            The groups without whose channels the network doesn't run, or is another one than with closed gates, each
-            with the reason.
+        Gives the groups without whose channels the network doesn't run, or is another one than with closed gates, each
+        with the reason.
         """
         assert self._dense.scores is not None
         if not bool(torch.isfinite(self._dense.scores).all()):
@@ -276,15 +250,7 @@ class Rehearsal:
         return *self._compared(plan, removed, scores, norms), self._noise(scores)
 
     def try_step(self, plan: PruningPlan, importance: tp.importance.Importance) -> None:
-        """Take the pruner's next step on trial.
-
-        Args:
-            plan: Of that step.
-            importance: The one that will be asked, whether the pruner has it yet or not.
-
-        Raises:
-            UnsupportedModelError: As for ``try_groups``.
-        """
+        """Take the pruner's next step on trial with an importance, whether the pruner has it yet or not."""
         pruner = self.pruner
         assert pruner is not None
 
@@ -298,13 +264,8 @@ class Rehearsal:
     def try_groups(self, plan: PruningPlan, groups: Callable[[], Iterable[tp.Group]]) -> None:
         """Remove groups of Torch-Pruning on trial.
 
-        Args:
-            plan: The plan.
-            groups: Gives them one by one, for each depends on what has gone before.
-
-        Raises:
-            UnsupportedModelError: The network doesn't run afterwards, or is another one than with closed gates where
-                fewer channels could go.
+        They come one by one, for each depends on what has gone before. Refused: a network that doesn't run afterwards,
+        or is another one than with closed gates where fewer channels could go.
         """
 
         def remove() -> None:
@@ -328,11 +289,7 @@ class Rehearsal:
             )
 
     def take_step(self) -> None:
-        """Take the pruner's next step for good, with any importance; where the network doesn't run, put all back.
-
-        Raises:
-            UnsupportedModelError: The network doesn't run afterwards; it is as before.
-        """
+        """Take the pruner's next step for good, with any importance; where the network doesn't run, put all back."""
         pruner = self.pruner
         assert pruner is not None
         known = len(self.graph.pruning_history())

@@ -19,12 +19,7 @@ __all__ = ["Run", "at_least_two", "failing", "same_shape"]
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of one pass.
-
-    Attributes:
-        scores: f(x), with ``output_transform``; None where none can be found in what training mode returns.
-        reached: Layers that ran.
-    """
+    """What came out of one pass: the scores, None where training mode returns none, and the layers that ran."""
 
     scores: Tensor | None
     reached: frozenset[str]
@@ -36,14 +31,7 @@ class Run:
 
 
 def at_least_two(batch: Batch) -> Batch:
-    """A batch of one taken twice, which norms over a batch want in training mode.
-
-    Args:
-        batch: Samples.
-
-    Returns:
-        At least two; these where there are.
-    """
+    """A batch of one taken twice, which norms over a batch want in training mode."""
     if len(batch) != 1:
         return batch
 
@@ -57,15 +45,8 @@ def at_least_two(batch: Batch) -> Batch:
 def failing(where: str, cause: str = "") -> Iterator[None]:
     """Say where a network fails that ran before.
 
-    Args:
-        where: Without which channels, and in which mode.
-        cause: What hides a layer from Torch-Pruning and what helps, if it is known.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UnsupportedModelError: The block raised an error.
+    ``where``: without which channels, and in which mode. ``cause``: what hides a layer from Torch-Pruning and what
+    helps, if it is known.
     """
     try:
         yield
@@ -91,16 +72,7 @@ def _first_line(error: Exception) -> str:
 
 
 def same_shape(where: str, now: Run, before: Run) -> None:
-    """Refuse a network that gives other scores than before.
-
-    Args:
-        where: Without which channels, and in which mode.
-        now: What it gives.
-        before: What it gave.
-
-    Raises:
-        UnsupportedModelError: Their shapes differ.
-    """
+    """Refuse a network that gives other scores than before."""
     if now.shape != before.shape:
         raise UnsupportedModelError(
             f"{where} the network gives scores of shape {now.shape}; expected {before.shape}, as before. Add the "

@@ -38,22 +38,9 @@ def verified(
 ) -> tuple[PruningPlan, Rehearsal | None, Iterable[Any]]:
     """Look whether the channels of each group can go, and leave out the groups whose can't.
 
-    Args:
-        graph: Torch-Pruning's dependency graph.
-        pruner: Its pruner, or None.
-        plan: What Torch-Pruning is going to ask for.
-        planned: Makes the plan anew; ``left=`` names groups to leave, with reasons.
-        loader: Batches of (inputs, target[, sensitive]).
-        network: The graph's network; left as it was.
-        after_step: What the caller's script does to the network after each step.
-        distributed: Whether several processes each read a share of the data.
-
-    Returns:
-        The plan of what is left, the rehearsal for the step itself (None where there are no samples), and the loader,
-        with its first batch put back if it is a stream.
-
-    Raises:
-        UnsupportedModelError: No group is left, or the network can't be scored.
+    ``planned`` makes the plan anew; its ``left=`` names groups to leave, with reasons. Gives the plan of what is left,
+    the rehearsal for the step itself (None where there are no samples), and the loader, with its first batch put back
+    if it is a stream.
     """
     processes = Processes(distributed)
     rehearsal: Rehearsal | None = None
@@ -89,13 +76,7 @@ def verified(
 def checked_step(pruner: tp.pruner.BasePruner, batch: Batch, network: ScoredNetwork) -> None:
     """Take the next step of a pruner with any importance, and see that the network runs in both modes.
 
-    Args:
-        pruner: The pruner.
-        batch: Samples.
-        network: The pruner's network.
-
-    Raises:
-        UnsupportedModelError: It doesn't run; it is as before.
+    If it doesn't, it is refused, and the network is as before.
     """
     rehearsal = Rehearsal(pruner.DG, pruner, batch, network)
     _warn_of_training(rehearsal)
@@ -165,14 +146,7 @@ def _first_batch(loader: Iterable[Any], device: torch.device) -> tuple[Batch | N
 
 
 def is_stream(loader: Any) -> bool:
-    """Whether looking at the first batch would take it away.
-
-    Args:
-        loader: Any.
-
-    Returns:
-        Whether.
-    """
+    """Whether looking at the first batch would take it away."""
     if not isinstance(loader, Iterable):
         return False  # which is refused with a word
     if isinstance(loader, DataLoader):
