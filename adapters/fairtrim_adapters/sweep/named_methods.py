@@ -164,13 +164,13 @@ def what_methods_do(kind: str) -> dict[str, str]:
     return found
 
 
-def _what_it_does(cls: type[Any]) -> str:
-    mined = inspect.signature(cls).parameters.get("mined")
+def _what_it_does(method: Any) -> str:
+    mined = inspect.signature(method).parameters.get("mined") if isinstance(method, type) else None
     from_python = " (needs mined samples: from Python)" if mined and mined.default is inspect.Parameter.empty else ""
-    return str(getattr(cls, "does", "")) + from_python
+    return str(getattr(method, "does", "")) + from_python
 
 
-def _registries(kind: str) -> tuple[Mapping[str, type[Any]], ...]:
+def _registries(kind: str) -> tuple[Mapping[str, Any], ...]:
     return (TORCH_PRUNING_CRITERIA, IMPORTANCES) if kind == "criterion" else (POST_PROCESSORS,)
 
 
