@@ -221,6 +221,7 @@ def test_more_than_two_classes_and_dicts() -> None:
         ({"fine_tune": 1}, "fine_tuning="),
         ({"learning_rate": 0.1}, r"fine_tuning=\{'learning_rate': ...\}"),
         ({"data": {}}, "splits="),
+        ({"random_state": 3}, "seeds="),
     ],
 )
 def test_old_names_say_the_new_one(old: dict[str, Any], new: str) -> None:

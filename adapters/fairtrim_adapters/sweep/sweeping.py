@@ -41,6 +41,7 @@ Train = Callable[[nn.Module, int], Any]
     ratios="pruning_ratios",
     fine_tune="fine_tuning",
     learning_rate="fine_tuning={'learning_rate': ...}",
+    random_state="seeds",
 )
 def sweep(
     model: nn.Module | NetworkFactory,
