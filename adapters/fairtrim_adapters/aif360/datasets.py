@@ -19,7 +19,7 @@ from fairtrim.devices import floating_type
 from fairtrim.measures.scores import positive_margin
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 
-from .host import BinaryLabelDataset, compute_boolean_conditioning_vector
+from .library import BinaryLabelDataset, compute_boolean_conditioning_vector
 
 __all__ = [
     "DatasetTensors",

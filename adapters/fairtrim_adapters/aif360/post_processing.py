@@ -26,7 +26,7 @@ from .datasets import (
     to_dataset,
     to_validation_set,
 )
-from .host import BinaryLabelDataset, Transformer
+from .library import BinaryLabelDataset, Transformer
 
 __all__ = ["NetworkPostProcessing"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from .comparison import Comparison, compare_models, compare_predictions, metric_frame
 from .frames import FrameOptions, NetworkFrameOptions, default_metrics
 from .measurements import measurements
 from .plotting import plot_comparison
 from .post_processing import RepairedClassifier
-from .reporting import Comparison, compare_models, compare_predictions, metric_frame
 
 __all__ = [
     "Comparison",

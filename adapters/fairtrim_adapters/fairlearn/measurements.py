@@ -21,6 +21,7 @@ from sklearn.metrics import accuracy_score, recall_score
 from fairtrim import InputError
 from fairtrim.comparison.predictions import Predictions
 
+from .comparison import Comparison, compare_predictions
 from .flags import DATA, LEVELLING, levelled
 from .frames import build_frame, not_numbers
 from .intervals import (
@@ -36,7 +37,6 @@ from .intervals import (
     most_of_nobody,
     rate_interval,
 )
-from .reporting import Comparison, compare_predictions
 from .responses import Metric, check_responses
 
 __all__ = [

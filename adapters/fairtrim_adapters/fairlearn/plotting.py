@@ -8,7 +8,7 @@ import numpy as np
 
 from fairtrim import InputError
 
-from .reporting import Comparison
+from .comparison import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

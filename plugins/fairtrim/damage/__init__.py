@@ -2,7 +2,7 @@
 
 from .channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .collection import collect_damage
-from .reading import CollectionOptions, ReadingOptions
+from .reading_options import CollectionOptions, ReadingOptions
 from .table import DamageTable
 
 __all__ = [

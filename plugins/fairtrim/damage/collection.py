@@ -19,7 +19,7 @@ from .channel_groups import ChannelGroup, channel_sites
 from .gates import Gates, hooked_gates
 from .loss_expansion import Curvature, OutputExpansion, expand_outputs
 from .moments import SUMS, Interactions, Moments, resolved_interactions
-from .reading import CollectionOptions, Reading
+from .reading_options import CollectionOptions, Reading
 from .scoring_run import ScoringRun
 from .table import DamageTable
 

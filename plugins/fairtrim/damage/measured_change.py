@@ -16,7 +16,7 @@ from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .moments import read_order, standard_errors
-from .reading import Reading, ReadingOptions
+from .reading_options import Reading, ReadingOptions
 from .table import DamageTable
 
 __all__ = ["MeasuredChange", "measured_change"]

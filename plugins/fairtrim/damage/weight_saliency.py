@@ -27,7 +27,7 @@ from .channel_groups import ChannelGroup
 from .loss_expansion import Curvature, expand_outputs
 from .moments import Moments, group_sums, spread
 from .per_sample_gradients import CHUNK_BYTES, PerSampleSquares
-from .reading import Reading, ReadingOptions
+from .reading_options import Reading, ReadingOptions
 from .table import DamageTable
 
 __all__ = ["collect_weight_saliency", "squared_gradients"]
