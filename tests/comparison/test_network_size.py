@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from fairtrim.comparison.network_size import network_size
 from fairtrim.data.batches import Batch
+from fairtrim.network.scored_network import ScoredNetwork
 
 
 def test_macs_of_a_convolution() -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 8 * 4, 2))
-    size = network_size(model, Batch(torch.ones(7, 3, 8, 4), torch.zeros(7), None, 0))
+    size = network_size(ScoredNetwork(model), Batch(torch.ones(7, 3, 8, 4), torch.zeros(7), None, 0))
     assert size["macs"] == 3 * 5 * 9 * 8 * 4 + 5 * 8 * 4 * 2
 
 
@@ -51,5 +52,5 @@ def test_macs_of_layers_that_torch_runs_in_one_piece(model: nn.Module, width: in
     """Of T = 3 positions, in eval mode without gradients, where torch fuses them."""
     before = torch_flags()
     batch = Batch(torch.ones(7, 3, width), torch.zeros(7), None, 0)
-    assert network_size(model.eval(), batch)["macs"] == macs
+    assert network_size(ScoredNetwork(model.eval()), batch)["macs"] == macs
     assert torch_flags() == before

@@ -14,6 +14,7 @@ from fairtrim import predict
 from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.devices import model_device
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
@@ -71,7 +72,7 @@ def audit_rows(
     for name, model in networks.items():
         row = measurements(predictions, name, reference, n_boot=n_boot, random_state=seed)
         row["flags"] = "; ".join(filter(None, [row["flags"], absent]))
-        rows[name] = {**network_size(model, batch, **data.calling), **row}
+        rows[name] = {**network_size(ScoredNetwork(model, **data.calling), batch), **row}
     return rows
 
 

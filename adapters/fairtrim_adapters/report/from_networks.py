@@ -22,6 +22,7 @@ from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.data.batches import Batch, slice_samples
 from fairtrim.devices import model_device, to_device
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
 from fairtrim_adapters.fairlearn.flags import OF_DATA
 from fairtrim_adapters.fairlearn.measurements import group_names
@@ -322,7 +323,7 @@ def _networks(
 def _size(model: nn.Module, test: _TestPeople) -> dict[str, int]:
     batch, device = test.batch, model_device(model)
     there = dataclasses.replace(batch, inputs=to_device(batch.inputs, device), target=batch.target.to(device))
-    return network_size(model, there, **test.splits.calling)
+    return network_size(ScoredNetwork(model, **test.splits.calling), there)
 
 
 # The changed samples.

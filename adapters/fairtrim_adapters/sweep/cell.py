@@ -18,6 +18,7 @@ from fairtrim.comparison.network_size import network_size
 from fairtrim.data.batches import Batch, slice_samples
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.devices import model_device
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim_adapters.fairlearn.measurements import joined_flags, measurements
 from fairtrim_adapters.torch_pruning.prune_copy import prune_copy
@@ -116,7 +117,7 @@ def run_dense(model: nn.Module, settings: Settings) -> Dense:
             "the test data have no sensitive features, by which networks are compared; expected batches of "
             "(inputs, target, sensitive)"
         )
-    size = network_size(model, splits.first_batch("test", model_device(model)), **splits.calling)
+    size = network_size(ScoredNetwork(model, **splits.calling), splits.first_batch("test", model_device(model)))
     return Dense(model, replace(predictions, scores={}), size, _people_digest(predictions))
 
 
@@ -219,7 +220,7 @@ def _measured(
         both = replace(before, label=labels, n_classes=max(before.n_classes, after.n_classes))
     figures = measurements(both, name, DENSE, n_boot=settings.n_boot, random_state=key.seed, metrics=settings.metrics)
     batch = splits.first_batch("test", model_device(model))
-    size = dense.size if model is dense.model else network_size(model, batch, **splits.calling)
+    size = dense.size if model is dense.model else network_size(ScoredNetwork(model, **splits.calling), batch)
     row: Row = {
         "criterion": key.criterion,
         "pruning_ratio": key.pruning_ratio,

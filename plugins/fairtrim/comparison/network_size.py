@@ -7,46 +7,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairtrim.data.batches import Batch, ForwardFunction, slice_samples
-from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.data.batches import Batch, slice_samples
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 __all__ = ["network_size"]
 
 
-def network_size(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: OutputTransform | None = None,
-) -> dict[str, int]:
+def network_size(network: ScoredNetwork, batch: Batch) -> dict[str, int]:
     """Parameters, and multiply-accumulate operations of one sample.
 
-    Args:
-        model: The network.
-        batch: At least one sample.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-
-    Returns:
-        ``parameters``, each shared one counted once, and ``macs``: half of what torch's FlopCounterMode counts, which
-        is matrix products and convolutions, those inside of attention and recurrent layers too.
+    Shared parameters count once; ``macs`` are half of what torch's FlopCounterMode counts, which is matrix products and
+    convolutions, those inside of attention and recurrent layers too.
 
     Example:
-        >>> network_size(nn.Linear(3, 2), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
+        >>> network_size(ScoredNetwork(torch.nn.Linear(3, 2)), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
         {'parameters': 8, 'macs': 6}
     """
     one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)
     counter = FlopCounterMode(display=False)
-    with preserved_random_state(), preserved_model(model), torch.no_grad(), _nothing_fused(), counter:
-        ScoredNetwork(model, forward_fn, output_transform).scores(one, positions=True)
+    with preserved_random_state(), preserved_model(network.model), torch.no_grad(), _nothing_fused(), counter:
+        network.scores(one, positions=True)
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in network.model.parameters()),
         "macs": counter.get_total_flops() // 2,
     }
 

@@ -30,7 +30,7 @@ from fairtrim.registry import Described, Registry
 
 from .mined_samples import MinedSamples
 
-__all__ = ["MINERS", "Miner", "Trace", "label_probabilities"]
+__all__ = ["MINERS", "Miner", "Trace", "label_probabilities", "seen_labels"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,16 @@ def label_probabilities(
     Raises:
         InputError: A score is not finite, or a probability, a label out of range, or there is a single class.
     """
-    network = ScoredNetwork(model, forward_fn, output_transform)
+    return seen_labels(ScoredNetwork(model, forward_fn, output_transform), samples)
+
+
+def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> tuple[Tensor, Tensor, Tensor]:
+    """What a network says of every sample; see ``label_probabilities``."""
     probability = torch.zeros(samples.n_samples, dtype=torch.float64)
     correct = torch.zeros(samples.n_samples, dtype=torch.bool)
     target = torch.zeros(samples.n_samples, dtype=torch.int64)
     seen = ProbabilityScores()
-    with preserved_random_state(), preserved_model(model), torch.no_grad():
+    with preserved_random_state(), preserved_model(network.model), torch.no_grad():
         for indices, batch in samples.in_order(network.device):
             scores = network.scores(batch)
             if not bool(torch.isfinite(scores).all()):

@@ -20,12 +20,12 @@ from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.network.fine_tuning import fine_tune, reinitialized
 from fairtrim.network.losses import generalized_cross_entropy
-from fairtrim.network.scored_network import OutputTransform
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import seeded
 from fairtrim.registry import Standing
 
 from .mined_samples import MinedSamples
-from .miner import Miner, Trace, label_probabilities
+from .miner import Miner, Trace, seen_labels
 
 __all__ = [
     "EpochEnsemble",
@@ -69,7 +69,7 @@ class TrainingMiner(Miner):
 
     def _seen(self, model: nn.Module, samples: IndexedSamples) -> tuple[Tensor, Tensor, Tensor]:
         """What a network says of every sample; see ``label_probabilities``."""
-        return label_probabilities(model, samples, self.forward_fn, self.output_transform)
+        return seen_labels(ScoredNetwork(model, self.forward_fn, self.output_transform), samples)
 
     def _train(
         self,

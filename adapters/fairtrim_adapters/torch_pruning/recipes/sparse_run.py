@@ -19,7 +19,7 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.files.run_settings import plain_settings
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
-from fairtrim.mining.miner import Miner, label_probabilities
+from fairtrim.mining.miner import Miner, seen_labels
 from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning, fine_tune
 from fairtrim.network.output_layer import FeatureTap
@@ -154,14 +154,14 @@ class SparseRun:
         """
         if not 0 <= float(self.mined.scores.min()) <= float(self.mined.scores.max()) <= 1:
             raise InputError("online=True averages the miner's scores with 1 − p; expected scores between 0 and 1")
-        p, _, _ = label_probabilities(self.model, self.samples, **self.settings.calling)
+        p, _, _ = seen_labels(self.network, self.samples)
         share = 1 / (n_terms + 1)
         self.mined = replace(self.mined, scores=(1 - share) * self.mined.scores + share * (1 - p), cut=None)
         self.conflicting = self.mined.conflicting(**self.settings.cut)
         require_some_mined(self.conflicting, _REMEDY)
 
     def _confidence(self) -> tuple[dict[str, float], Tensor]:
-        p, correct, target = label_probabilities(self.model, self.samples, **self.settings.calling)
+        p, correct, target = seen_labels(self.network, self.samples)
         b = self.conflicting
         row = {
             "confidence in mined": float(p[b].mean()),
