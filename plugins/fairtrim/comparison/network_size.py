@@ -24,7 +24,7 @@ def network_size(network: ScoredNetwork, batch: Batch) -> dict[str, int]:
     convolutions, those inside of attention and recurrent layers too.
 
     Example:
-        >>> network_size(ScoredNetwork(nn.Linear(3, 2)), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
+        >>> network_size(ScoredNetwork(torch.nn.Linear(3, 2)), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
         {'parameters': 8, 'macs': 6}
     """
     one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)

@@ -61,16 +61,11 @@ class ContrastiveImportance(ChannelImportance):
     """DCWP at the level of channels: learned gates, or the first-order form of the same loss (arXiv 2210.05247).
 
     The score of ``form="gates"`` is the gate's logit π, so that ``negative_groups(pruner)`` prunes exactly the closed
-    gates. Each fit of an iterative pruner learns the gates anew.
+    gates. Each fit of an iterative pruner learns the gates anew. See ``GateTraining`` for how.
 
     Args:
         mined: What a miner found, or the flags b by index in the loader's dataset, (N,).
         form: ``"gates"``, ``"first-order"`` (−∂L/∂z, signed) or ``"first-order-magnitude"`` (its absolute value).
-        upweight: See ``GateTraining``.
-        iterations: See ``GateTraining``.
-        learning_rate: See ``GateTraining``.
-        cost: See ``GateTraining``.
-        cost_weight: See ``GateTraining``.
         contrastive_weight: λ_con.
         feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
         random_state: Seed of the draws, the same for each fit, or a torch.Generator that goes on.
