@@ -37,7 +37,7 @@ from fairtrim import (
 from fairtrim_adapters.aif360 import (
     NetworkPostProcessing,
     from_tensors,
-    host,
+    library,
     predict_dataset,
     to_dataset,
     to_tensors,
@@ -139,7 +139,7 @@ def test_only_the_notes_on_extras_are_dropped(capsys: pytest.CaptureFixture[str]
     heard = logging.StreamHandler(sys.stderr)
     root.addHandler(heard)
     try:
-        with host._without_notes_on_extras():
+        with library._without_notes_on_extras():
             logging.warning("No module named 'x': Y will be unavailable. To install, run:")
             logging.warning("something else")
     finally:
@@ -153,7 +153,7 @@ def test_a_root_logger_without_handlers_gets_none(
 ) -> None:
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
-    with host._without_notes_on_extras():
+    with library._without_notes_on_extras():
         logging.warning("Y will be unavailable")
         logging.warning("something else")
     assert root.handlers == []

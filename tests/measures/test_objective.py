@@ -91,7 +91,9 @@ def test_objective() -> None:
         with pytest.raises(InputError, match="expected 0 <= margin < epsilon <= 1"):
             Objective(**settings)
     for settings in ({"measure": "bias"}, {"performance": "auc"}):
-        with pytest.raises(InputError, match=r"is not a (bias|performance) measure; expected one of"):
+        with pytest.raises(
+            InputError, match=r"is not a (bias|performance) measure( \(did you mean .*\))?; expected one of"
+        ):
             Objective(**settings)
 
 
