@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("any machine")
 _NEEDS = {
     "aif360": ("aif360",),
     "plots": ("matplotlib",),
+    "plot_cases.py": ("matplotlib",),
     "fairlearn/test_post_processing.py": ("skorch",),
     "command_line/test_command_line.py": ("typer", "matplotlib", "jinja2", "onnxruntime", "onnxscript"),
     "command_line/test_gate.py": ("typer", "matplotlib"),

@@ -133,6 +133,7 @@ def test_a_new_criterion_is_one_new_file(
     )  # fmt: skip
     assert set(table["criterion"]) == {"dense", "squared-damage:selection=single"}
     assert cls.does in report_sweep(tmp_path / "sweep", pictures=False).to_markdown()
+    pytest.importorskip("typer")
     output = tmp_path / "pruned.safetensors"
     arguments = ["--model", "tests.sweep_cases:network", "--data", "tests.sweep_cases:splits", "--bootstrap", "0"]
     assert main(["prune", *arguments, "--criterion", "squared-damage", "--output", str(output), "--quiet"]) == 0
