@@ -51,10 +51,8 @@ class RunKey:
         """A file name: readable, and different for different labels."""
         words = f"{self.criterion}-{self.pruning_ratio:g}-{self.post_processor}"
         readable = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")[:60]
-        digits = hashlib.sha256(repr((self.criterion, self.pruning_ratio, self.post_processor)).encode()).hexdigest()[
-            :8
-        ]
-        return f"seed-{self.seed}-{readable}-{digits}"
+        told = repr((self.criterion, self.pruning_ratio, self.post_processor))
+        return f"seed-{self.seed}-{readable}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
     def __str__(self) -> str:
         return (

@@ -112,17 +112,17 @@ def sweep(
     factories = criteria_by_label(criteria)
     if n_jobs == 0:
         raise InputError("n_jobs=0; expected at least 1, -1 for all processors, or None")
-    looking = [label for label, value in by_label(criteria).items() if value not in ("random", "magnitude")]
+    named, repairs = by_label(criteria), by_label(post_processors)
+    looking = [label for label, value in named.items() if value not in ("random", "magnitude")]
     if looking:
         splits.need("scoring", f"a criterion such as {looking[0]!r}")
     settings = Settings.of(splits, post_processors_by_label(post_processors), options)
     if not isinstance(model, nn.Module) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; expected a network or a function that gives one")
-    repairs = by_label(post_processors)
     plan = _Plan(
         settings,
         factories,
-        {label: value if isinstance(value, str) else described(value) for label, value in by_label(criteria).items()},
+        {label: value if isinstance(value, str) else described(value) for label, value in named.items()},
         {label: value if isinstance(value, str) else vars(type(value)).get("name") for label, value in repairs.items()},
         _shares(pruning_ratios),
         _seeds(seeds),

@@ -16,7 +16,7 @@ from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, 
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.network.batchnorm import batchnorm_layers
-from fairtrim.network.fine_tuning import FineTuning
+from fairtrim.network.fine_tuning import FineTuning, complete_settings
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -144,19 +144,15 @@ def _settings(fine_tuning: Training) -> FineTuning | Callable[[nn.Module, int], 
         return fine_tuning
     if isinstance(fine_tuning, Mapping):
         require_known("fine_tuning", fine_tuning, ("epochs", "learning_rate"))
-        settings: FineTuning = {"epochs": 1, "learning_rate": 1e-3, **fine_tuning}
-    else:
-        try:
-            require_number("fine_tuning", fine_tuning, at_least=0, whole=True)
-        except InputError:
-            raise InputError(
-                f"fine_tuning={fine_tuning!r}; expected a whole number of epochs, settings such as "
-                "{'epochs': 5, 'learning_rate': 1e-4}, or a function of the network and the seed"
-            ) from None
-        settings = {"epochs": fine_tuning, "learning_rate": 1e-3}
-    require_number("epochs", settings["epochs"], at_least=0, whole=True)
-    require_number("learning_rate", settings["learning_rate"], above=0)
-    return settings
+        return complete_settings(fine_tuning)
+    try:
+        require_number("fine_tuning", fine_tuning, at_least=0, whole=True)
+    except InputError:
+        raise InputError(
+            f"fine_tuning={fine_tuning!r}; expected a whole number of epochs, settings such as "
+            "{'epochs': 5, 'learning_rate': 1e-4}, or a function of the network and the seed"
+        ) from None
+    return complete_settings({"epochs": fine_tuning})
 
 
 def _check(importance: tp.importance.Importance, pruning_ratio: float, iterative_steps: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TypedDict, Unpack
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
-from fairtrim.arguments import RandomState, keyword_names, random_generator, renamed, require_known
+from fairtrim.arguments import RandomState, keyword_names, random_generator, renamed, require_known, require_number
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
@@ -24,7 +24,7 @@ from .losses import contrastive_loss
 from .output_layer import FeatureTap
 from .scored_network import OutputTransform, ScoredNetwork
 
-__all__ = ["FineTuning", "fine_tune", "reinitialized"]
+__all__ = ["FineTuning", "complete_settings", "fine_tune", "reinitialized"]
 
 
 def reinitialized(model: nn.Module, random_state: RandomState) -> nn.Module:
@@ -80,6 +80,26 @@ class FineTuning(TypedDict, total=False):
     feature_layer: str | None
 
 
+_DEFAULTS: FineTuning = {"epochs": 1, "learning_rate": 1e-3, "contrastive_weight": 0.0, "feature_layer": None}
+
+
+def complete_settings(given: FineTuning | None, defaults: FineTuning | None = None) -> FineTuning:
+    """All settings, checked before hours of work; ``defaults`` go before the loop's own.
+
+    Example:
+        >>> complete_settings({"epochs": 3}, {"learning_rate": 0.1, "epochs": 5})
+        {'epochs': 3, 'learning_rate': 0.1, 'contrastive_weight': 0.0, 'feature_layer': None}
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"fine_tuning is a {type(given).__name__}; expected a dict such as {{'epochs': 3}}")
+    require_known("fine_tuning", given or {}, FineTuning.__annotations__)
+    settings: FineTuning = {**_DEFAULTS, **(defaults or {}), **(given or {})}
+    require_number("epochs", settings["epochs"], at_least=0, whole=True)
+    require_number("learning_rate", settings["learning_rate"], above=0)
+    require_number("contrastive_weight", settings["contrastive_weight"], at_least=0)
+    return settings
+
+
 @renamed(generator="random_state", seed="random_state")
 def fine_tune(
     model: nn.Module,
@@ -127,21 +147,23 @@ def fine_tune(
         0.75
     """
     samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
-    _check(fine_tuning, conflicting, samples)
-    epochs, contrastive_weight = fine_tuning.get("epochs", 1), fine_tuning.get("contrastive_weight", 0.0)
+    require_known("fine_tune", fine_tuning, keyword_names(fine_tune, FineTuning))
+    settings: FineTuning = {**_DEFAULTS, **fine_tuning}
+    _check(settings, conflicting, samples)
+    epochs, contrastive_weight = settings["epochs"], settings["contrastive_weight"]
     network, generator = ScoredNetwork(model, forward_fn, output_transform), random_generator(random_state)
     device = network.device
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
-    optimizer = torch.optim.Adam(parameters, lr=fine_tuning.get("learning_rate", 1e-3))
+    optimizer = torch.optim.Adam(parameters, lr=settings["learning_rate"])
     total = max(1, epochs * len(samples))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
     norms = batchnorm_layers(model, with_statistics=False)
     frozen = [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
     if len(norms) > len(frozen) and samples.batch_size < 2:
         raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
-    tap = FeatureTap(model, fine_tuning.get("feature_layer")) if contrastive_weight else None
+    tap = FeatureTap(model, settings["feature_layer"]) if contrastive_weight else None
 
     def loss_of(indices: Tensor, batch: Batch) -> Tensor:
         with tap.attached() if tap else nullcontext():
@@ -178,11 +200,10 @@ def fine_tune(
     return model
 
 
-def _check(fine_tuning: FineTuning, conflicting: Tensor | None, samples: IndexedSamples) -> None:
+def _check(settings: FineTuning, conflicting: Tensor | None, samples: IndexedSamples) -> None:
     """Refuse settings that can't be, or would have no effect."""
-    require_known("fine_tune", fine_tuning, keyword_names(fine_tune, FineTuning))
-    epochs, learning_rate = fine_tuning.get("epochs", 1), fine_tuning.get("learning_rate", 1e-3)
-    contrastive_weight, feature_layer = fine_tuning.get("contrastive_weight", 0.0), fine_tuning.get("feature_layer")
+    epochs, learning_rate = settings["epochs"], settings["learning_rate"]
+    contrastive_weight, feature_layer = settings["contrastive_weight"], settings["feature_layer"]
     if epochs < 0 or learning_rate <= 0:
         raise InputError(f"epochs={epochs}, learning_rate={learning_rate}; expected at least 0 and a positive number")
     if contrastive_weight and conflicting is None:

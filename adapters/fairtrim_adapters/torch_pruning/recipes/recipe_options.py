@@ -12,12 +12,12 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 
 from fairtrim import InputError
-from fairtrim.arguments import RandomState, drawn_seed, keyword_names, require_known, require_number
+from fairtrim.arguments import RandomState, drawn_seed, keyword_names, require_known
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.files.run_settings import described, plain_settings
 from fairtrim.mining.mined_samples import check_cut
 from fairtrim.mining.miner import MINERS, Miner
-from fairtrim.network.fine_tuning import FineTuning
+from fairtrim.network.fine_tuning import FineTuning, complete_settings
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.torch_pruning.graph.pruner_options import (
@@ -110,7 +110,7 @@ def run_settings(
     require_known(recipe.__name__, options, keyword_names(recipe, RecipeOptions))
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a trained torch.nn.Module")
-    training = _training(fine_tuning, defaults)
+    training = complete_settings(fine_tuning, defaults)
     random_state, folder = options.get("random_state", 0), options.get("folder")
     if folder is not None and not isinstance(random_state, Integral):
         raise InputError(
@@ -164,22 +164,3 @@ def _miner(given: Miner | str | None, default: type[Miner], **settings: Any) -> 
     except TypeError as error:
         raise InputError(f"miner {given!r} can't be made by its name ({error}); pass a {cls.__name__}") from error
     return made
-
-
-def _training(given: FineTuning | None, defaults: FineTuning) -> FineTuning:
-    """All settings of the fine-tuning, checked."""
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError(f"fine_tuning is a {type(given).__name__}; expected a dict such as {{'epochs': 3}}")
-    require_known("fine_tuning", given or {}, FineTuning.__annotations__)
-    training: FineTuning = {
-        "epochs": 1,
-        "learning_rate": 1e-3,
-        "contrastive_weight": 0.0,
-        "feature_layer": None,
-        **defaults,
-        **(given or {}),
-    }
-    require_number("epochs", training["epochs"], at_least=0, whole=True)
-    require_number("learning_rate", training["learning_rate"], above=0)
-    require_number("contrastive_weight", training["contrastive_weight"], at_least=0)
-    return training
