@@ -30,6 +30,7 @@ ADAPTERS = (
     ("huggingface", "torch_pruning.verification", "", "plots"),
     ("", "torch_pruning.importances"),
     ("torch_pruning.recipes", "torch_pruning.prune_copy"),
+    ("", "torch_pruning.budget"),
     ("", "", "sweep"),
     ("", "", "", "report"),
     ("", "", "", "", "command_line"),

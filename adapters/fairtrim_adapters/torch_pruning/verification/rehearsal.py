@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -25,10 +24,10 @@ from fairtrim.damage.gates import explicit_gates, hooked_gates
 from fairtrim.data.batches import Batch
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import undisturbed
-from fairtrim_adapters.torch_pruning.graph.corrections import correct_group
-from fairtrim_adapters.torch_pruning.graph.dependency_groups import head_layers, module_expression
+from fairtrim_adapters.torch_pruning.graph.dependency_groups import module_expression
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units
+from fairtrim_adapters.torch_pruning.graph.removing import remove_units
 from fairtrim_adapters.torch_pruning.graph.undoing import Held, undone
 
 from .kept_channels import channels_pass, copy_of_layer, norms_over_kept
@@ -245,7 +244,7 @@ class Rehearsal:
         with undone(self._held):
             with failing(self._removing(removed), self._cause):
                 for name, units in removed.items():
-                    self._remove(plan, name, units)
+                    remove_units(self.graph, self.pruner, plan, name, units)
             scores, norms = self._finished(plan, removed, training=training)
         return *self._compared(plan, removed, scores, norms), self._noise(scores)
 
@@ -321,17 +320,6 @@ class Rehearsal:
 
     def _scores(self) -> Tensor:
         return self.network.scores(self.batch, positions=True)
-
-    def _remove(self, plan: PruningPlan, name: str, units: Collection[int]) -> None:
-        root = plan.roots[name]
-        idxs = np.flatnonzero(np.isin(root.units, list(units))).tolist()
-        group = self.graph.get_pruning_group(root.module, root.pruning_fn, idxs)
-        correct_group(group)
-        if self.pruner is not None and name in plan.heads:
-            for layer in head_layers(group, self.pruner):  # which Torch-Pruning counts in its step
-                self.pruner.num_heads[layer] -= len(units)
-                self.pruner.out_channel_groups[layer] = self.pruner.num_heads[layer]
-        group.prune()
 
     def _finish(self) -> None:
         """Do to the pruned network what has to be done before it can run."""
