@@ -7,35 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
 from fairtrim import InputError, fine_tune, recalibrate_batchnorm
 from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, require_number
-from fairtrim.data.batches import iterate_batches
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning, complete_settings
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
-from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
+from fairtrim_adapters.torch_pruning.importances.host_importance import needs_data, refuse_unscored, scored
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
 
 __all__ = ["Training", "prune_copy", "trains"]
 
 Training = int | FineTuning | Callable[[nn.Module, int], Any]
 """Epochs of ``fairtrim.fine_tune``, its settings, or one's own loop: ``fine_tuning(model, seed)`` trains in place."""
-
-_NEED_MORE = (
-    tp.importance.GroupHessianImportance,
-    tp.importance.OBDCImportance,
-    tp.importance.ActivationImportance,
-)
 
 
 @renamed(
@@ -63,8 +55,8 @@ def prune_copy(
 
     Args:
         model: The network; untouched.
-        importance: fairtrim's, or Torch-Pruning's random, magnitude or Taylor ones (for which gradients of the loss
-            are summed over the scoring data here).
+        importance: fairtrim's, or Torch-Pruning's: random, magnitude, LAMP, FPGM, BNScale, Taylor or Hessian (whose
+            gradients are collected over the scoring data here).
         splits: Its ``scoring`` split scores the channels, again before each step; its ``train`` split is trained on.
         pruning_ratio: Share of the channels to remove, in (0, 1).
         iterative_steps: In how many steps.
@@ -158,6 +150,7 @@ def _settings(fine_tuning: Training) -> FineTuning | Callable[[nn.Module, int], 
 def _check(importance: tp.importance.Importance, pruning_ratio: float, iterative_steps: int) -> None:
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=", a share of the channels")
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
+    refuse_unscored(importance)
     if isinstance(importance, ChannelImportance) and importance._model is not None:
         raise InputError(
             f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
@@ -176,15 +169,24 @@ def _prune(
 ) -> None:
     """Score and prune in place, level by level."""
     pruned = network.model
-    needs_data = isinstance(importance, ChannelImportance | tp.importance.GroupTaylorImportance)
-    split = "scoring" if needs_data or splits.scoring is not None or splits.train is not None else "test"
+    reads = needs_data(importance)
+    split = "scoring" if reads or splits.scoring is not None or splits.train is not None else "test"
     batch = splits.first_batch(split, network.device)
     pruner = pruner_of_levels(
         network, batch, levels, importance, ignored_layers=ignored_layers, pruner_options=pruner_options
     )
     frozen = frozen_parameters(pruned)
     for _ in levels:
-        _score(importance, pruner, network, splits, progress)
+        loader = splits.need("scoring", type(importance).__name__) if reads else ()
+        scored(
+            importance,
+            pruner,
+            loader,
+            loss_fn=splits.loss_fn,
+            sensitive_names=splits.sensitive_names,
+            progress=progress,
+            **splits.calling,
+        )
         if isinstance(importance, ChannelImportance):
             pruner.step()  # which was taken on trial when it was fitted
             tell_heads(pruned, pruner)
@@ -196,36 +198,4 @@ def _prune(
         raise InputError(
             f"nothing was removed at pruning_ratio={levels[-1]:g}: every layer is ignored, or too small to lose a "
             "channel; expected a higher pruning_ratio or fewer ignored_layers"
-        )
-
-
-def _score(
-    importance: tp.importance.Importance,
-    pruner: tp.pruner.BasePruner,
-    network: ScoredNetwork,
-    splits: DataSplits,
-    progress: bool,
-) -> None:
-    """Give an importance what it looks at."""
-    model = network.model
-    if isinstance(importance, ChannelImportance):
-        shared = {"sensitive_names": splits.sensitive_names, "progress": progress, **splits.calling}
-        if splits.loss_fn is not F.cross_entropy:  # else the importance's own default
-            shared["loss_fn"] = splits.loss_fn
-        # what the importance was made with is for it alone, and takes precedence over what all share
-        options = {k: v for k, v in shared.items() if k not in importance.idle_options and k not in importance._options}
-        importance.fit(pruner, splits.need("scoring", type(importance).__name__), **options)
-        return
-    correct_graph(pruner.DG)
-    if isinstance(importance, tp.importance.GroupTaylorImportance):
-        loader = splits.need("scoring", "Torch-Pruning's Taylor importance")
-        model.zero_grad()
-        with preserved_random_state(loader):
-            for batch in iterate_batches(loader, network.device, progress=progress, description="Taylor scores"):
-                loss = splits.loss_fn(network.scores(batch, positions=True), batch.target)
-                (loss.mean() * len(batch)).backward()  # type: ignore[no-untyped-call]
-    elif isinstance(importance, _NEED_MORE):
-        raise InputError(
-            f"{type(importance).__name__} needs gradients or activations that are not collected here; expected an "
-            "importance of fairtrim, or Torch-Pruning's random, magnitude or Taylor importance"
         )
