@@ -30,6 +30,8 @@ from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, 
 from fairtrim_adapters.torch_pruning.graph.removing import Removal, remove_units
 from fairtrim_adapters.torch_pruning.graph.undoing import Held, undone
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
+from fairtrim_adapters.torch_pruning.importances.host_importance import scored
+from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
 
 from .sizes import Cost, Counter, Shares
 
@@ -147,17 +149,14 @@ class Candidates:
             else:
                 self.fewest: dict[str, int] = {}
                 self.most = _RATIOS - 1
-                _give_scores(importance, self._pruner, task)
+                scored(importance, self._pruner, task.loader, **task.calling)
         self._held = Held(self._pruner.DG, self._pruner)
 
     def _rank(self, importance: ChannelImportance, fewest: Mapping[str, int] | None) -> None:
-        given = self._task.calling
-        # what the importance was made with is for it alone, and takes precedence over what all share
-        options = {k: v for k, v in given.items() if k not in importance.idle_options and k not in importance._options}
         with warnings.catch_warnings():
             # most of what is ranked here will stay
             warnings.filterwarnings("ignore", message=r"the \d+ channels to be removed are beyond the reach")
-            importance.fit(self._pruner, self._task.loader, **options)
+            scored(importance, self._pruner, self._task.loader, **self._task.calling)
         if not hasattr(importance, "selection_") or importance._graph is not self._pruner.DG:
             raise InputError(
                 "no layer may lose a channel: all are at max_pruning_ratio or their last channel; expected a network "
@@ -306,17 +305,8 @@ class Candidates:
         if not self._task.reconstruct:
             yield done
             return
-        from fairtrim_adapters.torch_pruning.reconstruction import reconstructed
-
         reading = self._task.reading
-        options = {"forward_fn": reading.forward_fn, "progress": reading.progress}
-        with reconstructed(pruner, self._task.loader, measure=False, **options) as refit:
+        calling = {"forward_fn": reading.forward_fn, "output_transform": reading.output_transform}
+        with reconstructed(pruner, self._task.loader, measure=False, progress=reading.progress, **calling) as refit:
             yield done
         done.reconstruction = refit.reconstruction
-
-
-def _give_scores(importance: tp.importance.Importance, pruner: tp.pruner.BasePruner, task: Task) -> None:
-    """Give one of Torch-Pruning's importances what it looks at."""
-    from fairtrim_adapters.torch_pruning.importances.host_importance import scored
-
-    scored(importance, pruner, task.loader, **task.calling)

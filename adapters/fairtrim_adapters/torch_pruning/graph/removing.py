@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch_pruning as tp
 
-from .corrections import correct_graph, correct_group
+from .corrections import correct_group
 from .dependency_groups import head_layers
 from .head_counts import tell_heads
+from .kept import corrected
 from .plan import PruningPlan
 
 __all__ = ["Removal", "remove_units"]
@@ -57,18 +58,15 @@ class Removal:
 
     def repeat(self, pruner: tp.pruner.BasePruner) -> None:
         """Remove the same from the network of another pruner, which is as the first one was before."""
-        correct_graph(pruner.DG)
         modules = {name: module for module, name in pruner.DG._module2name.items()}
         layers = dict(pruner.model.named_modules())
         for name, n_heads in self.heads.items():
             layer = layers[name]
             if pruner.num_heads.get(layer) != n_heads:
                 pruner.num_heads[layer] = pruner.out_channel_groups[layer] = n_heads
-        for name, of_outputs, idxs in self.history:
-            module = modules[name]
-            functions = pruner.DG.get_pruner_of_module(module)
-            function = functions.prune_out_channels if of_outputs else functions.prune_in_channels
-            group = pruner.DG.get_pruning_group(module, function, list(idxs))
-            correct_group(group)
-            group.prune()
+        with corrected(pruner.DG):
+            for name, of_outputs, idxs in self.history:
+                functions = pruner.DG.get_pruner_of_module(modules[name])
+                function = functions.prune_out_channels if of_outputs else functions.prune_in_channels
+                pruner.DG.get_pruning_group(modules[name], function, list(idxs)).prune()
         tell_heads(pruner.model, pruner)

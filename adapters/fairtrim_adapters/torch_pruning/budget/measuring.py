@@ -1,0 +1,248 @@
+"""What a removal did to each sensitive group, measured; and how much of a metric was lost, with what certainty."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fairlearn.metrics
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import sklearn.metrics
+from scipy.stats import norm
+from torch import nn
+
+from fairtrim.arguments import require_number
+from fairtrim.comparison.predictions import Predictions, predict
+from fairtrim.damage.reading_options import Reading
+from fairtrim.errors import InputError
+from fairtrim_adapters.fairlearn.frames import build_frame
+from fairtrim_adapters.fairlearn.measurements import group_names
+from fairtrim_adapters.fairlearn.responses import Metric, check_responses
+from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
+
+__all__ = ["Allowed", "allowed_drops", "drops", "measured"]
+
+_N_BOOT = 200
+_SAME = 1e-12
+
+_FALL = "false_positive_rate", "false_negative_rate"
+_WORSE_IF_LARGER = ("_error", "_loss", "_difference")
+
+
+def measured(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> pd.DataFrame:
+    """Loss and accuracy of each sensitive group before and after, person by person.
+
+    Args:
+        dense: The network before.
+        pruned: After.
+        loader: Of those who judge.
+        reading: How data are read and networks called.
+
+    Returns:
+        What ``measured_by_group`` gives, and the 95 % interval of the change of the accuracy, in which one person more
+        is counted, as in Agresti and Min's.
+    """
+    table = measured_by_group(dense, pruned, loader, reading)
+    half = norm.ppf(0.975) * _with_one_person(table["accuracy standard error"], 1 / table["people"])
+    table["accuracy low"] = (table["accuracy change"] - half).clip(lower=-1)
+    table["accuracy high"] = (table["accuracy change"] + half).clip(upper=1)
+    return table
+
+
+def _with_one_person(error: Any, one_person: Any) -> Any:
+    """A standard error to which what one person makes is added: without it nothing seen would be nothing possible."""
+    return np.sqrt(np.nan_to_num(error) ** 2 + np.asarray(one_person) ** 2)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How much of a metric every sensitive group may lose.
+
+    Attributes:
+        name: Of the metric.
+        drop: At most.
+        metric: The function; None for accuracy, which is measured with the losses.
+    """
+
+    name: str
+    drop: float
+    metric: Metric | None
+
+
+def allowed_drops(max_drop: Mapping[Any, float]) -> tuple[Allowed, ...]:
+    """The metrics and the drops that a caller names.
+
+    Args:
+        max_drop: Drops by ``"accuracy"``, another metric of Fairlearn or scikit-learn by its name, or a function of
+            labels and predicted labels.
+
+    Returns:
+        One entry for each.
+
+    Raises:
+        InputError: There is no such metric, one of which less is better, or a drop is negative.
+
+    Example:
+        >>> [(entry.name, entry.drop) for entry in allowed_drops({"accuracy": 0.01, "balanced accuracy": 0.02})]
+        [('accuracy', 0.01), ('balanced_accuracy', 0.02)]
+    """
+    if not isinstance(max_drop, Mapping) or not max_drop:
+        raise InputError(f"max_drop={max_drop!r}; expected drops by metric, e.g. {{'accuracy': 0.01}}")
+    found = []
+    for key, drop in max_drop.items():
+        name, metric = (str(getattr(key, "__name__", key)), key) if callable(key) else _by_name(key)
+        require_number(f"max_drop[{name!r}]", drop, at_least=0, remedy=", the largest fall that is accepted")
+        if name in _FALL or name.endswith(_WORSE_IF_LARGER):
+            raise InputError(f"max_drop names {name!r}, of which less is better; expected a metric that should be high")
+        if metric is not None:
+            check_responses("auto", metric)
+        found.append(Allowed(name, float(drop), metric))
+    return tuple(found)
+
+
+def _by_name(key: Any) -> tuple[str, Metric | None]:
+    name = str(key).strip().replace(" ", "_").replace("-", "_")
+    if name in ("accuracy", "accuracy_score"):
+        return "accuracy", None
+    for module in (sklearn.metrics, fairlearn.metrics):
+        for full in (name, f"{name}_score"):
+            if callable(metric := getattr(module, full, None)):
+                return name, metric
+    raise InputError(
+        f"max_drop names {key!r}, which neither Fairlearn nor scikit-learn has; expected 'accuracy', 'balanced "
+        "accuracy', 'recall', 'f1', ..., or a function of (labels, predicted labels)"
+    )
+
+
+def drops(
+    table: pd.DataFrame,
+    allowed: Iterable[Allowed],
+    dense: nn.Module,
+    pruned: nn.Module,
+    loader: Iterable[Any],
+    reading: Reading,
+    *,
+    confidence: float | None,
+    seed: int,
+) -> pd.DataFrame:
+    """How much of each metric every sensitive group lost, and how much it may have lost.
+
+    The error of a drop is that of the paired differences; of other metrics than accuracy, the spread of the drop over
+    200 samples of the group's people drawn anew, the same for both networks. Beside it stands what one person can make,
+    so that a group of few can't pass because nobody of it happened to change.
+
+    Args:
+        table: From ``measured``.
+        allowed: The metrics.
+        dense: The network before.
+        pruned: After.
+        loader: Of those who judge.
+        reading: How data are read and networks called.
+        confidence: Of the upper end; None takes the drop itself.
+        seed: Of the draws.
+
+    Returns:
+        Columns metric, sensitive_group, people, before, after, drop, upper, least (the upper end if nothing had
+        changed), allowed, passes; a row for each metric and group.
+
+    Raises:
+        InputError: The targets are no labels, so that there is no such metric.
+    """
+    z = 0.0 if confidence is None else float(norm.ppf(confidence))
+    groups = table[table["sensitive_group"] != EVERYBODY]
+    rows: list[dict[str, Any]] = []
+    predictions: Predictions | None = None
+    for entry in allowed:
+        if entry.metric is None:
+            for _, group in groups.iterrows():
+                values = (group["accuracy dense"], group["accuracy pruned"], group["accuracy standard error"])
+                rows.append(_row(entry, group["sensitive_group"], group["people"], *values, 1 / group["people"], z))
+            continue
+        if predictions is None:
+            predictions = predict(
+                {"dense": dense, "pruned": pruned},
+                loader,
+                sensitive_names=reading.sensitive_names,
+                forward_fn=reading.forward_fn,
+                output_transform=reading.output_transform,
+                progress=reading.progress,
+            )
+        rows.extend(_of_metric(entry, entry.metric, predictions, str(groups["sensitive_group"].iloc[0]), z, seed))
+    return pd.DataFrame(rows)
+
+
+def _row(
+    entry: Allowed, group: str, people: float, before: float, after: float, error: float, one_person: float, z: float
+) -> dict[str, Any]:
+    drop = before - after
+    upper = drop + z * float(_with_one_person(error, one_person)) if z else drop
+    return {
+        "metric": entry.name,
+        "sensitive_group": group,
+        "people": people,
+        "before": before,
+        "after": after,
+        "drop": drop,
+        "upper": upper,
+        "least": z * one_person,
+        "allowed": entry.drop,
+        "passes": bool(upper <= entry.drop + _SAME),  # not where it is undefined
+    }
+
+
+def _of_metric(
+    entry: Allowed, metric: Metric, predictions: Predictions, only: str, z: float, seed: int
+) -> list[dict[str, Any]]:
+    n_rows = len(predictions.target)
+    names = group_names(predictions) if predictions.sensitive else np.full(n_rows, only)
+    groups = pd.DataFrame({"sensitive group": names})
+    figures = [build_frame(predictions, name, groups, metric).by_group for name in ("dense", "pruned")]
+    rows = []
+    generator = np.random.default_rng(seed)
+    for name in dict.fromkeys(names.tolist()):
+        own = names == name
+        target, before, after = (values[own] for values in (predictions.target, *predictions.label.values()))
+        error = _bootstrap_error(metric, target, before, after, generator) if z else 0.0
+        one = _of_one_person(metric, target, before, predictions.n_classes) if z else 0.0
+        values = [float(by_group[name]) for by_group in figures]
+        rows.append(_row(entry, name, float(own.sum()), values[0], values[1], error, one, z))
+    return rows
+
+
+Labels = npt.NDArray[np.int64]
+
+
+def _bootstrap_error(
+    metric: Callable[..., Any], target: Labels, before: Labels, after: Labels, generator: np.random.Generator
+) -> float:
+    if np.array_equal(before, after):
+        return 0.0
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a draw may have nobody of a class
+        for _ in range(_N_BOOT):
+            drawn = generator.integers(len(target), size=len(target))
+            found.append(float(metric(target[drawn], before[drawn])) - float(metric(target[drawn], after[drawn])))
+    return float(np.nanstd(found))
+
+
+def _of_one_person(metric: Callable[..., Any], target: Labels, label: Labels, n_classes: int) -> float:
+    """The most that the metric changes where one person is given another label."""
+    found = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        as_is = float(metric(target, label))
+        for k in np.unique(target):
+            (of_class,) = np.nonzero(target == k)
+            right = of_class[label[of_class] == k]
+            person = right[0] if len(right) else of_class[0]
+            other = label.copy()
+            other[person] = (k + 1) % n_classes if len(right) else k
+            change = abs(float(metric(target, other)) - as_is)
+            found = math.inf if math.isnan(change) else max(found, change)
+    return found

@@ -1,0 +1,175 @@
+"""What is looked at before anything is ranked: arguments, groups of people, and whether samples judge themselves."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch.nn.functional as F
+import torch_pruning as tp
+from torch import nn
+
+from fairtrim.arguments import RandomState, require_known
+from fairtrim.damage.reading_options import Reading
+from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
+from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.errors import InputError
+from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.preservation import preserved_random_state
+from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
+from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
+from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance, WorstGroupImportance
+from fairtrim_adapters.torch_pruning.importances.host_importance import refuse_unscored
+from fairtrim_adapters.torch_pruning.reconstruction.measuring import shares_samples
+
+from .candidates import Task
+from .sizes import Cost, Counter
+
+__all__ = ["BudgetOptions", "Prepared", "prepared"]
+
+
+class BudgetOptions(TypedDict, total=False):
+    """How a network is pruned to a size, and how its data are read; the same for all that does so.
+
+    Attributes:
+        ignored_layers: Names of layers whose outputs stay; the layer that gives the scores is one of them anyway.
+        pruner_options: Further arguments of ``BasePruner``, such as ``max_pruning_ratio``, ``round_to`` or
+            ``num_heads``, or a function of the network that gives them. fairtrim's importances rank the channels of
+            all layers together unless ``global_pruning`` is False here. Ratios of single layers and of heads are what
+            goes of them at most.
+        reconstruct: Whether what reads a removed channel is refitted; default True.
+        forward_fn: How to call the network: ``forward_fn(model, inputs)``.
+        output_transform: Finds the scores (N, K) in what the network returns.
+        loss_fn: Loss of scores and target; default cross-entropy.
+        sensitive_names: Names of the sensitive features, and of their values.
+        random_state: Of everything random; default 0.
+        progress: Show progress bars; default True.
+
+    Example:
+        >>> options: BudgetOptions = {"reconstruct": False, "progress": False}
+    """
+
+    ignored_layers: Sequence[str]
+    pruner_options: PrunerOptions
+    reconstruct: bool
+    forward_fn: ForwardFunction | None
+    output_transform: OutputTransform | None
+    loss_fn: LossFunction
+    sensitive_names: SensitiveNames | None
+    random_state: RandomState
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all networks of one call have in common.
+
+    Attributes:
+        dense: A copy of the caller's network.
+        task: How it is ranked and pruned.
+        judges: Who measures.
+        flags: What was seen on the way.
+    """
+
+    dense: ScoredNetwork
+    task: Task
+    judges: Iterable[Any]
+    flags: tuple[str, ...]
+
+
+def prepared(
+    model: nn.Module,
+    loader: Iterable[Any],
+    example_inputs: Any,
+    cost: Cost,
+    importance: tp.importance.Importance | None,
+    held_out: Iterable[Any] | None,
+    options: BudgetOptions,
+    seed: int,
+    what: str,
+) -> Prepared:
+    """Check the arguments of a call and make what it works with.
+
+    Args:
+        model: The caller's network.
+        loader: Of the scoring data.
+        example_inputs: What the network is counted on.
+        cost: Of what the budget is.
+        importance: The importance, or None for the default.
+        held_out: Who judges, or None for those of the loader.
+        options: As given.
+        seed: Of everything random.
+        what: The function that was called.
+
+    Returns:
+        It.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+    require_known(what, options, BudgetOptions.__annotations__)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    for name, given in (("loader", loader), ("held_out", held_out)):
+        if isinstance(given, Iterator) or (not isinstance(given, Iterable) and not (name == "held_out" and not given)):
+            raise InputError(
+                f"{name} is a {type(given).__name__}; expected a DataLoader or a list of batches, which can be gone "
+                "through several times"
+            )
+    reading = Reading(
+        loss_fn=options.get("loss_fn", F.cross_entropy),
+        forward_fn=options.get("forward_fn"),
+        output_transform=options.get("output_transform"),
+        sensitive_names=options.get("sensitive_names"),
+        progress=options.get("progress", True),
+    )
+    dense = reading.network(copy.deepcopy(model).eval())
+    dense.check()
+    with preserved_random_state(loader):
+        batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
+    if importance is None:
+        importance = _default_importance(loader, reading, cost)
+    elif isinstance(importance, ChannelImportance) and importance._model is not None:
+        raise InputError(
+            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
+            "here, to a copy; leave them out"
+        )
+    refuse_unscored(importance)
+    task = Task(
+        loader=loader,
+        importance=importance,
+        counter=Counter(dense, example_inputs, cost),
+        batch=batch,
+        reading=reading,
+        ignored_layers=options.get("ignored_layers", ()),
+        pruner_options=options.get("pruner_options"),
+        reconstruct=options.get("reconstruct", True),
+        seed=seed,
+    )
+    flags = ()
+    if held_out is None:
+        flags = ("measured on the people by whom channels were chosen, which flatters: pass held_out=",)
+    elif shares_samples(loader, held_out):
+        told = "held_out gives samples that the loader gives, too: what is measured there flatters"
+        warnings.warn(f"{told}; expected samples of their own", stacklevel=4)
+        flags = (told,)
+    return Prepared(dense, task, loader if held_out is None else held_out, flags)
+
+
+def _default_importance(loader: Iterable[Any], reading: Reading, cost: Cost) -> tp.importance.Importance:
+    """The worst group's damage after a refit per cost saved, or the mean's where there are no groups."""
+    encoder = reading.encoder()
+    with preserved_random_state(loader):
+        for batch in iterate_batches(loader, None, progress=False):
+            if batch.sensitive is None:
+                break
+            encoder.encode(batch.sensitive, len(batch), batch.index)
+            if len(encoder.groups) > 1:
+                break
+    options: Mapping[str, Any] = {"compensated": True, "per": "parameters" if cost == "parameters" else "macs"}
+    return (WorstGroupImportance if len(encoder.groups) > 1 else MeanDamageImportance)(**options)
+
+

@@ -1,0 +1,247 @@
+"""A network pruned to a budget, refitted, measured, and in smaller steps where the prediction did not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import pandas as pd
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from fairtrim.arguments import drawn_seed, require_number
+from fairtrim.errors import InputError
+from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.preservation import preserved_random_state, seeded
+from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance
+from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
+
+from .candidates import Candidates
+from .measuring import measured
+from .outcome import PrunedToBudget
+from .preparation import BudgetOptions, Prepared, prepared
+from .sizes import COSTS, Budget, Shares
+
+__all__ = ["history_of", "prune_to"]
+
+_STEPS = (1, 2, 4)
+"""In so many steps it is tried, one after the other, as long as what is measured is worse than predicted."""
+
+_NEAR = 0.02
+"""A network is as large as it may be if it misses the budget by no larger part of it."""
+
+ERRORS_APART, SHARE_THAT_MATTERS, FEWEST_PEOPLE = 3.0, 0.05, 20
+"""When a measured change is worse than predicted: as in the report of a pruning."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    steps: int
+    network: ScoredNetwork
+    shares: Shares
+    within: bool
+    predicted: pd.DataFrame
+    measured: pd.DataFrame
+    reconstruction: Any
+    worse: tuple[str, ...]
+
+
+def prune_to(
+    model: nn.Module,
+    loader: Iterable[Any],
+    example_inputs: Any,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    importance: tp.importance.Importance | None = None,
+    held_out: Iterable[Any] | None = None,
+    steps: Literal["auto"] | int = "auto",
+    **options: Unpack[BudgetOptions],
+) -> PrunedToBudget:
+    """Prune a copy of a network to a budget, refit what reads removed channels, and measure who pays.
+
+    Channels go in the order of the importance until the network, counted after really removing them, is within the
+    budget; the largest such network is taken. Then each layer that reads a removed channel is fitted to the outputs it
+    had, without a label, and every sensitive group is measured, person by person.
+
+    Where a group of at least 20 people loses more than predicted by three standard errors, and by what matters, the
+    removal was beyond the reach of the prediction: it is tried again from the dense network in two and in four steps,
+    channels ranked and layers refitted anew in each, and the network is kept whose group that loses most (for mean
+    damage: whose people on the average) loses least. So ``held_out`` has a part in choosing: for a figure to publish
+    measure the network once more on others.
+
+    Every dependency group keeps a tenth of its channels. A budget that this, or an option of the pruner, makes
+    impossible gives the nearest network, flagged.
+
+    Args:
+        model: The network; untouched.
+        loader: Batches of (inputs, target) or (inputs, target, sensitive), by which channels are ranked and layers
+            refitted.
+        example_inputs: What the network is counted, or timed, on.
+        macs: The budget: share of the multiply-accumulate operations that may be left, in (0, 1). Exactly one of these
+            three is given.
+        parameters: The same of the parameters.
+        latency: The same of the measured time of a forward pass.
+        importance: fairtrim's or Torch-Pruning's, of which the pruning ratio is searched. Default: the worst group's
+            damage after a refit per cost saved, or the mean damage where there are not several groups.
+        held_out: Who judges; default those of the loader, flagged.
+        steps: In how many steps, or ``"auto"``.
+        options: See ``BudgetOptions``.
+
+    Returns:
+        The network and its figures; print it.
+
+    Raises:
+        InputError: An argument or the data is wrong, or nothing can be pruned.
+        UnsupportedModelError: The network can't be scored, pruned or copied.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 2))
+        >>> people = [(torch.randn(200, 4), torch.arange(200) % 2, ["a", "b"] * 100)]
+        >>> magnitude = tp.importance.GroupMagnitudeImportance()
+        >>> done = prune_to(network, people, torch.ones(1, 4), macs=0.5, importance=magnitude, progress=False)
+        >>> done.model[0].out_features, list(done.measured["sensitive_group"]), network[0].out_features
+        (20, ['a', 'b', 'everybody'], 40)
+    """
+    budget = Budget.of(macs=macs, parameters=parameters, latency=latency)
+    if steps != "auto":
+        require_number("steps", steps, at_least=1, whole=True, remedy=", or 'auto'")
+    seed = drawn_seed(options.get("random_state", 0))
+    with seeded(torch.Generator().manual_seed(seed)), preserved_random_state(loader):
+        work = prepared(model, loader, example_inputs, budget.cost, importance, held_out, options, seed, "prune_to")
+        attempts: list[_Attempt] = []
+        for number in _STEPS if steps == "auto" else (steps,):
+            attempts.append(_attempt(work, budget, number))
+            if not attempts[-1].worse:
+                break
+        return _outcome(work, budget, attempts)
+
+
+def _attempt(work: Prepared, budget: Budget, steps: int) -> _Attempt:
+    network, fewest = work.dense, None
+    predicted: dict[str, float] = {}
+    for step in range(1, steps + 1):
+        candidates = Candidates(network, work.task, fewest)
+        fewest = fewest or candidates.fewest
+        amount, within = candidates.reached(budget.cost, 1 - (1 - budget.share) * step / steps)
+        if amount == 0 and step == steps == 1:
+            raise InputError("nothing can be removed: expected a network with layers that may lose channels")
+        shares = candidates.shares(amount)
+        for group, change in candidates.predicted(amount).itertuples(index=False):
+            name = group if isinstance(group, str) else ", ".join(group)
+            predicted[name] = predicted.get(name, 0.0) + change
+        network, refitted = candidates.pruned(amount)
+    figures = measured(work.dense.model, network.model, work.judges, work.task.reading)
+    told = pd.DataFrame({"sensitive_group": list(predicted), "predicted change": list(predicted.values())})
+    worse = tuple(_worse_than_predicted(figures, predicted))
+    return _Attempt(steps, network, shares, within, told, figures, refitted.reconstruction, worse)
+
+
+def _worse_than_predicted(figures: pd.DataFrame, predicted: Mapping[str, float]) -> list[str]:
+    """The groups whose loss rises by more than predicted, beyond chance and by what matters."""
+    losses = figures.set_index("sensitive_group")["loss dense"].abs()
+    overall = float(losses.iloc[-1])
+    found = []
+    for _, row in figures.iterrows():
+        name = row["sensitive_group"]
+        if name not in predicted or row["people"] < FEWEST_PEOPLE:
+            continue
+        told, change, error = predicted[name], row["loss change"], row["loss standard error"]
+        if np.isnan(told):  # the expansion gave what is impossible
+            found.append(name)
+            continue
+        matters = max(0.5 * max(abs(change), abs(told)), SHARE_THAT_MATTERS * max(losses[name], 0.1 * overall))
+        if change - told > max(ERRORS_APART * np.nan_to_num(error), matters):
+            found.append(name)
+    return found
+
+
+def _loss_that_counts(work: Prepared, figures: pd.DataFrame) -> float:
+    """The change of the loss by which networks are compared: the worst group's, or the mean."""
+    groups = figures[(figures["sensitive_group"] != EVERYBODY) & (figures["people"] >= FEWEST_PEOPLE)]
+    if isinstance(work.task.importance, MeanDamageImportance) or not len(groups):
+        return float(figures["loss change"].iloc[-1])
+    return float(groups["loss change"].max())
+
+
+def history_of(
+    number: int, steps: int, shares: Shares, predicted: pd.DataFrame, figures: pd.DataFrame, kept: bool
+) -> pd.DataFrame:
+    """The rows of one network in a history.
+
+    Args:
+        number: Of the network, from 1.
+        steps: In how many it was pruned.
+        shares: What is left of its costs.
+        predicted: For each sensitive group.
+        figures: From ``measured``.
+        kept: Whether it is the one that is given back.
+
+    Returns:
+        A row for each sensitive group.
+    """
+    changes = dict(zip(predicted["sensitive_group"], predicted["predicted change"], strict=True))
+    first = {
+        "network": number,
+        "steps": steps,
+        "kept": kept,
+        "macs": shares.macs,
+        "parameters": shares.parameters,
+        "latency": np.nan if shares.latency is None else shares.latency,
+    }
+    rows = figures.assign(**{"predicted change": [changes.get(name, np.nan) for name in figures["sensitive_group"]]})
+    return pd.concat([pd.DataFrame([first] * len(rows)), rows.reset_index(drop=True)], axis=1)
+
+
+def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> PrunedToBudget:
+    # a network beyond the budget is no rival of one within it
+    best = min(attempts, key=lambda attempt: (not attempt.within, _loss_that_counts(work, attempt.measured)))
+    history = pd.concat(
+        [
+            history_of(k + 1, attempt.steps, attempt.shares, attempt.predicted, attempt.measured, attempt is best)
+            for k, attempt in enumerate(attempts)
+        ],
+        ignore_index=True,
+    )
+    return PrunedToBudget(
+        model=best.network.model,
+        budget=budget,
+        macs=best.shares.macs,
+        parameters=best.shares.parameters,
+        latency=best.shares.latency,
+        predicted=best.predicted,
+        measured=best.measured,
+        history=history,
+        flags=(*work.flags, *_flags(budget, best, attempts)),
+        reconstruction=best.reconstruction,
+    )
+
+
+def _flags(budget: Budget, best: _Attempt, attempts: list[_Attempt]) -> list[str]:
+    share, cost = best.shares.of(budget.cost), COSTS[budget.cost]
+    flags = []
+    if not best.within:
+        flags.append(
+            f"the budget can't be met: with what every layer has to keep {share:.1%} of the {cost} are left, and this "
+            "is that network; expected a larger budget, fewer ignored_layers, or a higher max_pruning_ratio"
+        )
+    elif share < (1 - _NEAR) * budget.share:
+        flags.append(f"{share:.1%} of the {cost} is the nearest size below {budget.share:.1%}: a step more is too large")
+    if best.worse:
+        tried = " nor in ".join(str(attempt.steps) for attempt in attempts)
+        flags.append(
+            f"{', '.join(best.worse)}: measured worse than predicted, in {tried} steps: rely on what was measured; a "
+            "larger budget, or fine-tuning, may help"
+        )
+    collapsed = best.measured["accuracy pruned"].iloc[-1]
+    if len(attempts) > 1:
+        flags.append(
+            f"chosen among {len(attempts)} networks by the people who were measured, which flatters a little; the "
+            "history has them all"
+        )
+    return flags if not np.isnan(collapsed) else [*flags, "accuracies are not defined: the targets are no labels"]
