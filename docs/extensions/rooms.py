@@ -29,6 +29,7 @@ ADAPTERS = (
     ("", "torch_pruning.graph", "fairlearn", "pareto", "onnx_export", "aif360"),
     ("huggingface", "torch_pruning.verification", "", "plots"),
     ("", "torch_pruning.importances"),
+    ("", "torch_pruning.reconstruction"),
     ("torch_pruning.recipes", "torch_pruning.prune_copy"),
     ("", "torch_pruning.budget"),
     ("", "", "sweep"),

@@ -37,6 +37,7 @@ from .recipes.denp_dcwp import dcwp, denp
 from .recipes.gradual import AccumulatedConfidence, gradual_channel_pruning
 from .recipes.recipe_options import RecipeOptions
 from .recipes.sparse_run import RecipeResult
+from .reconstruction.wrap import ReconstructionOptions, Refit, reconstructed
 
 __all__ = [
     "IMPORTANCES",
@@ -56,7 +57,9 @@ __all__ = [
     "RMSNormPruner",
     "RecipeOptions",
     "RecipeResult",
+    "ReconstructionOptions",
     "RecurrentPruner",
+    "Refit",
     "ShareBalancedImportance",
     "TailRiskImportance",
     "WorstGroupImportance",
@@ -66,6 +69,7 @@ __all__ = [
     "forget_layer",
     "gradual_channel_pruning",
     "prune_copy",
+    "reconstructed",
     "register",
     "register_importance",
     "traceable",

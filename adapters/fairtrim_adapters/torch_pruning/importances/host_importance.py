@@ -131,7 +131,7 @@ def _mean_squares(
             losses = sample_loss(network.scores(batch, positions=True), batch.target)
             for k, loss in enumerate(losses):
                 model.zero_grad()
-                loss.backward(retain_graph=k + 1 < len(losses))  # type: ignore[no-untyped-call]
+                loss.backward(retain_graph=k + 1 < len(losses))
                 for parameter in model.parameters():
                     if parameter.grad is not None:
                         square = parameter.grad.double().square()

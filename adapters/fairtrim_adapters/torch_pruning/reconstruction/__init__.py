@@ -1,0 +1,1 @@
+"""Steps of any Torch-Pruning script, refitted: the wrap, and what it measures."""
