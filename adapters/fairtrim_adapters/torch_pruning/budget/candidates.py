@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim.data.batches import Batch
 from fairtrim.damage.reading_options import Reading
+from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import seeded
@@ -42,6 +43,8 @@ _LEVEL = 0.9
 
 _RATIOS = 2048
 """So many ratios of Torch-Pruning's pruner are told apart."""
+
+_COARSE = range(_RATIOS // 16, _RATIOS, _RATIOS // 16)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,6 @@ class Candidates:
                 self._rank(importance, fewest)
             else:
                 self.fewest: dict[str, int] = {}
-                self.most = _RATIOS - 1
                 scored(importance, self._pruner, task.loader, **task.calling)
         self._held = Held(self._pruner.DG, self._pruner)
 
@@ -172,7 +174,6 @@ class Candidates:
         self._order = importance.selection_.order.tolist()
         self._quotas = [pool.quota or 0 for pool in plan.pools]
         self._pool_of = {name: k for k, pool in enumerate(plan.pools) for name in pool.layers}
-        self.most = sum(self._quotas)
 
     # Sizes ------------------------------------------------------------------------------------------------
 
@@ -187,6 +188,13 @@ class Candidates:
         """
         return self._trial(amount).shares
 
+    @cached_property
+    def most(self) -> int:
+        """The amount after which the network is smallest."""
+        if self._task.ours:
+            return sum(self._quotas)
+        return min(_COARSE, key=lambda amount: self.shares(amount).macs)
+
     def reached(self, cost: Cost, share: float) -> tuple[int, bool]:
         """The least amount after which the network is within a budget.
 
@@ -195,11 +203,17 @@ class Candidates:
             share: The budget.
 
         Returns:
-            The amount, and whether it is within; if nothing is, the largest amount.
+            The amount, and whether it is within; if nothing is, that of the smallest network.
         """
-        lowest, highest = 0, self.most
-        if self.shares(highest).of(cost) > share:
-            return highest, False
+        lowest = 0
+        if self._task.ours:
+            highest, within = self.most, self.shares(self.most).of(cost) <= share
+        else:  # which skip a layer that they would empty, so that a higher ratio may remove less
+            found = (amount for amount in _COARSE if self.shares(amount).of(cost) <= share)
+            highest, within = next(((amount, True) for amount in found), (self.most, False))
+            lowest = max([0, *(amount for amount in _COARSE if amount < highest)])
+        if not within:
+            return self.most, False
         coarse = max(1, self.most // 128) if cost == "latency" else 1  # of which single channels can't be told apart
         while highest - lowest > coarse:
             middle = (lowest + highest) // 2
@@ -241,7 +255,7 @@ class Candidates:
         plan, columns = self._plan, self._plan.columns
         floors = [Floor(name, number) for name, number in self.fewest.items()]
         allowance = Allowance(columns, [*plan.floors, *floors])
-        left = [round(amount * quota / self.most) for quota in self._quotas]
+        left = [round(amount * quota / sum(self._quotas)) for quota in self._quotas]
         starts = {name: columns.section(name).start for name in columns.sizes}
         units: dict[str, list[int]] = {}
         for column in self._order:
@@ -277,7 +291,8 @@ class Candidates:
         names = [name for name in table if str(name).startswith("predicted change")]
         if not names:
             return pd.DataFrame({"sensitive_group": [], "predicted change": []})
-        return pd.DataFrame({"sensitive_group": table["sensitive_group"], "predicted change": table[names[0]]})
+        groups = [group if isinstance(group, str) else ", ".join(group) for group in table["sensitive_group"]]
+        return pd.DataFrame({"sensitive_group": groups, "predicted change": table[names[0]]})
 
     def pruned(self, amount: int) -> tuple[ScoredNetwork, Refitted]:
         """A copy of the network without so much, refitted if the task wants that.
@@ -306,7 +321,7 @@ class Candidates:
             yield done
             return
         reading = self._task.reading
-        calling = {"forward_fn": reading.forward_fn, "output_transform": reading.output_transform}
+        calling: Any = {"forward_fn": reading.forward_fn, "output_transform": reading.output_transform}
         with reconstructed(pruner, self._task.loader, measure=False, progress=reading.progress, **calling) as refit:
             yield done
         done.reconstruction = refit.reconstruction

@@ -45,7 +45,7 @@ class Stop:
     def __str__(self) -> str:
         return (
             f"{self.sensitive_group}: {self.metric} falls by {self.drop:.3f}, perhaps by {self.upper:.3f}, at "
-            f"{self.share:.1%}; allowed are {self.allowed:g}"
+            f"{_percent(self.share)}; allowed are {self.allowed:g}"
         )
 
 
@@ -114,10 +114,13 @@ class PrunedToBudget:
         return "\n".join(lines)
 
     def _verdict(self) -> str:
-        words = _IN_WORDS.get(round(self.budget.share, 6), f"{self.budget.share:.3g}")
         cost = COSTS[self.budget.cost]
-        others = [f"{value:.1%} of the {COSTS[name]}" for name, value in self._other_shares()]
-        found = f"{words} of the {cost} ({self.share:.1%}; {', '.join(others)})"
+        asked = self.budget.share
+        others = ", ".join(f"{_percent(value)} of the {COSTS[name]}" for name, value in self._other_shares())
+        if self.share == asked:  # nothing else was asked for
+            found = f"{_percent(asked)} of the {cost} ({others})"
+        else:
+            found = f"{_IN_WORDS.get(asked, f'{100 * asked:.3g} %')} of the {cost} ({_percent(self.share)}; {others})"
         if not len(self.measured):
             return f"{found}: not measured"
         overall = self.measured.iloc[-1]
@@ -143,6 +146,10 @@ def _share(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def _short(name: str) -> str:
     return name if len(name) <= _NAMES else f"{name[: _NAMES - 1]}…"
 
@@ -157,8 +164,11 @@ def _table(measured: pd.DataFrame, predicted: pd.DataFrame) -> Iterator[str]:
     """By sensitive group: people, accuracy before, after and its change, change of the loss predicted and measured."""
     if not len(measured):
         return
-    told = dict(zip(map(_name, predicted.get("sensitive_group", ())), predicted.get("predicted change", ()), strict=True))
-    yield f"{'':{_NAMES}} {'people':>7}  {'accuracy':>8} {'now':>6}  {'change, 95 %':<20} {'loss: predicted':>15} {'measured':>8}"
+    told: dict[str, float] = {}
+    if len(predicted):
+        told = dict(zip(predicted["sensitive_group"], predicted["predicted change"], strict=True))
+    heads = f"{'accuracy':>8} {'now':>6}  {'change, 95 %':<20} {'loss: predicted':>15} {'measured':>8}"
+    yield f"{'':{_NAMES}} {'people':>7}  {heads}"
     for _, row in measured.iterrows():
         name = row["sensitive_group"]
         change = told.get(name, np.nan)
@@ -172,20 +182,16 @@ def _table(measured: pd.DataFrame, predicted: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _name(group: Any) -> str:
-    return group if isinstance(group, str) else ", ".join(group)
-
-
 def _tried(history: pd.DataFrame) -> Sequence[str]:
     if not len(history):
         return ["nothing"]
-    lines = [f"{'':6}{'MACs':>7} {'param.':>7} {'steps':>6}  worst accuracy change, and loss change"]
+    lines = [f"{'':6}{'MACs':>8} {'param.':>8} {'steps':>6}  worst accuracy change, and loss change"]
     for _, of_network in history.groupby("network", sort=False):
         first = of_network.iloc[0]
         groups = of_network[of_network["sensitive_group"] != EVERYBODY]
         kept = "kept" if first["kept"] else ""
         losses = groups.loc[groups["loss change"].idxmax()]
-        text = f"{kept:6}{first['macs']:>7.1%} {first['parameters']:>7.1%} {first['steps']:>6g}  "
+        text = f"{kept:6}{_percent(first['macs']):>8} {_percent(first['parameters']):>8} {first['steps']:>6g}  "
         if groups["accuracy change"].notna().any():
             row = groups.loc[groups["accuracy change"].idxmin()]
             text += f"{_short(row['sensitive_group'])} {_points(row).replace(' points', '')}; "

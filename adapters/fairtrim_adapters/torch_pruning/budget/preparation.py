@@ -149,7 +149,7 @@ def prepared(
         reconstruct=options.get("reconstruct", True),
         seed=seed,
     )
-    flags = ()
+    flags: tuple[str, ...] = ()
     if held_out is None:
         flags = ("measured on the people by whom channels were chosen, which flatters: pass held_out=",)
     elif shares_samples(loader, held_out):
@@ -171,5 +171,3 @@ def _default_importance(loader: Iterable[Any], reading: Reading, cost: Cost) -> 
                 break
     options: Mapping[str, Any] = {"compensated": True, "per": "parameters" if cost == "parameters" else "macs"}
     return (WorstGroupImportance if len(encoder.groups) > 1 else MeanDamageImportance)(**options)
-
-

@@ -206,7 +206,6 @@ class _Search:
         network, refitted = candidates.pruned(amount)
         figures, found = self._judged(network)
         shares, predicted = candidates.shares(amount), candidates.predicted(amount)
-        predicted["sensitive_group"] = [g if isinstance(g, str) else ", ".join(g) for g in predicted["sensitive_group"]]
         keep = network if bool(found["passes"].all()) else None
         point = _Point(amount, keep, shares, predicted, figures, found, refitted.reconstruction)
         self._points.append(point)
