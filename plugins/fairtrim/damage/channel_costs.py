@@ -190,9 +190,11 @@ class ChannelCosts:
         self._number = [number for number, group in enumerate(channel_groups) for _ in range(group.size)]
         self._groups = [_OfGroup(group.size) for group in channel_groups]
         touching: dict[str, set[int]] = {}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         for number, group in enumerate(channel_groups):
             for place in group.parameters:
-                self._groups[number].add(place.parameter, place.axis, place.group_channels)
+                axis = place.axis % parameters[place.parameter].ndim
+                self._groups[number].add(place.parameter, axis, place.group_channels)
                 touching.setdefault(place.parameter, set()).add(number)
         self._weights: dict[str, _Weight] = {}
         self.total = 0.0
