@@ -1,5 +1,6 @@
 """From a criterion to an order."""
 
+from .compensated import compensated_selection
 from .joint import joint_selection
 from .ranking import Floor, Pool, Selection, break_ties, negative_columns, ranked, single_selection
 from .share_balanced import share_balanced_order
@@ -9,6 +10,7 @@ __all__ = [
     "Pool",
     "Selection",
     "break_ties",
+    "compensated_selection",
     "joint_selection",
     "negative_columns",
     "ranked",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fairtrim.criteria import Criterion
+from fairtrim.damage.channel_costs import ChannelCosts
 from fairtrim.damage.channel_groups import ChannelColumns
 from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
@@ -68,6 +69,13 @@ class Selection:
     scores: Tensor
     change: Tensor
 
+    @classmethod
+    def of_order(cls, order: Sequence[int], change: Tensor) -> Selection:
+        """Scores that are places in an order."""
+        places = torch.full((len(order),), torch.nan, dtype=torch.float64)
+        places[list(order)] = torch.arange(len(order), dtype=torch.float64)
+        return cls(torch.tensor(list(order)), places, change)
+
 
 def break_ties(scores: Tensor) -> Tensor:
     """Make equal scores differ by the smallest step, in order of appearance.
@@ -99,8 +107,8 @@ def break_ties(scores: Tensor) -> Tensor:
 class Allowance:
     """How many channels may still go before a floor is reached.
 
-    Floors are given up in two stages when a pruner asks for more than they allow: first those of more than one
-    channel, then the last channel of a layer or of a part behind a split.
+    Floors are given up in stages when a pruner asks for more than they allow: first the tentative ones, then those of
+    more than one channel, then the last channel of a layer or of a part behind a split.
 
     Every layer keeps one channel, whatever the floors.
 
@@ -111,11 +119,12 @@ class Allowance:
         False
     """
 
-    def __init__(self, columns: ChannelColumns, floors: Sequence[Floor]) -> None:
-        for floor in floors:
+    def __init__(self, columns: ChannelColumns, floors: Sequence[Floor], tentative: Sequence[Floor] = ()) -> None:
+        for floor in (*floors, *tentative):
             if floor.layer not in columns:
                 raise InputError(f"a floor names {floor.layer!r}; the channel groups are {list(columns.sizes)}")
-        every = [Floor(name) for name in columns.sizes] + list(floors)
+        every = [*(Floor(name) for name in columns.sizes), *floors, *tentative]
+        self._n_tentative = len(tentative)
         self.columns = [columns.selected({f.layer: f.channels or range(columns.sizes[f.layer])}) for f in every]
         self._minimum = [floor.minimum for floor in every]
         self._gone = [0] * len(every)
@@ -143,6 +152,10 @@ class Allowance:
 
     def lift(self) -> None:
         """Give up the next stage of floors."""
+        if self._n_tentative:
+            self._minimum[-self._n_tentative :] = [0] * self._n_tentative
+            self._n_tentative = 0
+            return
         lowest = 1 if any(minimum > 1 for minimum in self._minimum) else 0
         self._minimum = [min(minimum, lowest) for minimum in self._minimum]
 
@@ -153,6 +166,7 @@ def single_selection(
     *,
     pools: Sequence[Pool] | None = None,
     floors: Sequence[Floor] = (),
+    costs: ChannelCosts | None = None,
 ) -> Selection:
     """Rank channels by their damage when each is removed alone.
 
@@ -161,6 +175,7 @@ def single_selection(
         criterion: The criterion.
         pools: See ``ranked``.
         floors: Channels that stay; every layer keeps one.
+        costs: What each channel costs, to divide by; None for one each.
 
     Returns:
         The selection; its scores are the criterion's values.
@@ -168,7 +183,8 @@ def single_selection(
     Raises:
         InputError: The criterion gives a score that is not finite, or a floor names an unknown layer.
     """
-    return ranked(criterion.score(table), table.columns, pools=pools, floors=floors)
+    values = criterion.score(table)
+    return ranked(values if costs is None else values / costs.each, table.columns, pools=pools, floors=floors)
 
 
 def ranked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Unpack, cast
 
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from fairtrim import DamageTable, InputError, NotFittedError, collect_damage
 from fairtrim.arguments import require_choice, require_number
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
+from fairtrim.damage.channel_costs import ChannelCosts, Cost, weight_uses
+from fairtrim.damage.input_moments import InputMoments, input_moments
 from fairtrim.damage.loss_expansion import Curvature
 from fairtrim.damage.moments import Interactions
 from fairtrim.damage.weight_saliency import collect_weight_saliency
+from fairtrim.processes import Processes
 from fairtrim.selection import (
     Pool,
     Selection,
+    compensated_selection,
     joint_selection,
     negative_columns,
     ranked,
@@ -54,6 +59,8 @@ class DamageOptions(ImportanceOptions, total=False):
         shrinkage: ``"auto"``, a number of samples, or 0.
         first_order: Whether the ranking counts it, or ``"auto"``.
         interactions: ``"exact"``, ``"sketched"`` or ``"auto"``.
+        compensated: Whether channels are judged by what is left once their readers are refitted.
+        per: ``"channel"``, ``"parameters"`` or ``"macs"``.
 
     Example:
         >>> options: DamageOptions = {"selection": "single", "progress": False}
@@ -67,6 +74,8 @@ class DamageOptions(ImportanceOptions, total=False):
     shrinkage: Literal["auto"] | float
     first_order: Literal["auto"] | bool
     interactions: Literal["auto"] | Interactions
+    compensated: bool
+    per: Literal["channel"] | Cost
 
 
 class DamageImportance(ChannelImportance):
@@ -85,6 +94,11 @@ class DamageImportance(ChannelImportance):
             not kept, and greedy selection looks for them; the prediction of what is removed has both orders.
         interactions: How joint selection keeps pairs of channels: ``"exact"``, ``"sketched"`` (memory linear in the
             channels, with its error in the report), or ``"auto"``: exact up to 4,096 channels.
+        compensated: Judge channels by what is left of their damage once the layers that read them are refitted, as
+            ``fairtrim.reconstruction`` does; see ``fairtrim.selection.compensated_selection``. It takes the place of
+            joint and single selection.
+        per: What a channel's damage is held against: ``"channel"`` (each counts one), the ``"parameters"`` or the
+            ``"macs"`` (multiply-accumulates of a sample) that go with it.
         options: See ``ImportanceOptions``: ``model``, ``loader``, ``normalizer``, and how the data are read.
 
     Attributes:
@@ -124,23 +138,30 @@ class DamageImportance(ChannelImportance):
         shrinkage: Literal["auto"] | float = 0.0,
         first_order: Literal["auto"] | bool = "auto",
         interactions: Literal["auto"] | Interactions = "auto",
+        compensated: bool = False,
+        per: Literal["channel"] | Cost = "channel",
         **options: Unpack[ImportanceOptions],
     ) -> None:
+        require_choice("compensated", compensated, (True, False))
+        require_choice("per", per, ("channel", "parameters", "macs"))
         require_choice("interactions", interactions, ("auto", "exact", "sketched"))
         require_choice("selection", selection, ("joint", "single"))
         require_choice("curvature", curvature, ("exact", "empirical", "auto"))
         require_choice("level", level, ("channel", "weight"))
-        if level == "weight" and selection == "joint":
+        if level == "weight" and selection == "joint" and not compensated:
             raise InputError("level='weight' has no interactions between channels; use selection='single' with it")
         if interactions != "auto" and selection == "single":
             raise InputError(f"interactions={interactions!r} would have no effect: selection='single' has none")
         require_choice("first_order", first_order, ("auto", True, False))
+        if compensated:
+            _check_compensated(selection, level, first_order, interactions, options)
         if shrinkage != "auto":
             require_number("shrinkage", shrinkage, at_least=0, remedy=" (samples), or 'auto'")
         super().__init__(**options)
         self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
         self.interactions, self.first_order = interactions, first_order
+        self.compensated, self.per = compensated, per
 
     @property
     def damage_(self) -> DamageTable:
@@ -154,22 +175,51 @@ class DamageImportance(ChannelImportance):
     ) -> tuple[Selection, DamageTable]:
         self._check_plan(plan)
         collect: dict[str, Any] = {"curvature": self.curvature, **options}
-        if self.level == "channel":
-            pairs: bool | Interactions = self.selection == "joint"
-            if pairs and self.interactions != "auto":
-                pairs = self.interactions
-            collect["require_sensitive"] = self.criterion.needs_sensitive_groups
-            table = collect_damage(model, loader, plan.groups, interactions=pairs, **collect)
-        else:
-            if collect.pop("folder", None) is not None:
-                raise InputError("folder= keeps the sums of gates; level='weight' has none: leave folder= out")
-            table = collect_weight_saliency(model, loader, plan.groups, **collect)
+        if collect.get("folder") is not None:
+            self._refuse_folder()
+        processes = Processes(options.get("distributed"))
+        uses = weight_uses(model) if self.per == "macs" else nullcontext()
+        moments = self._input_moments(model, plan, options) if self.compensated else nullcontext()
+        with uses as counted, moments as watched:
+            if self.level == "channel":
+                pairs: bool | Interactions = self.selection == "joint" and not self.compensated
+                if pairs and self.interactions != "auto":
+                    pairs = self.interactions
+                collect["require_sensitive"] = self.criterion.needs_sensitive_groups
+                table = collect_damage(model, loader, plan.groups, interactions=pairs, **collect)
+            else:
+                collect.pop("folder", None)
+                table = collect_weight_saliency(model, loader, plan.groups, **collect)
+        self._inputs = None if watched is None else watched.read()
+        self._costs = None
+        if self.per != "channel":
+            n_samples = 0 if table.sample_losses is None else len(table.sample_losses)
+            positions = None if counted is None else counted.per_sample(n_samples, processes)
+            self._costs = ChannelCosts(model, plan.groups, self.per, positions)
         progress = bool(options.get("progress", True))
         selection = self._select(self._ranking_table(table), plan, plan.pools, progress=progress)
-        asked, scores = asked_of_layers(selection, plan), selection.scores
-        sections = {group.name: plan.columns.section(group.name) for group in plan.groups}
-        _check_reach(table, {n: scores[s].argsort()[: asked.get(n, 0)].tolist() for n, s in sections.items()})
+        if not self.compensated:
+            asked, scores = asked_of_layers(selection, plan), selection.scores
+            sections = {group.name: plan.columns.section(group.name) for group in plan.groups}
+            _check_reach(table, {n: scores[s].argsort()[: asked.get(n, 0)].tolist() for n, s in sections.items()})
         return selection, table
+
+    def _refuse_folder(self) -> None:
+        reason = ""
+        if self.level == "weight":
+            reason = "level='weight' has none"
+        elif self.compensated or self.per == "macs":
+            what = "the moments of layers' inputs" if self.compensated else "how often weights are used"
+            reason = f"it doesn't keep {what}, which this ranking needs too"
+        if reason:
+            raise InputError(f"folder= keeps the sums of gates; {reason}: leave folder= out")
+
+    def _input_moments(
+        self, model: nn.Module, plan: PruningPlan, options: Mapping[str, Any]
+    ) -> AbstractContextManager[InputMoments]:
+        # Hugging Face's linear layers, whose weights are (inputs, outputs)
+        others = {n: 0 for n, m in model.named_modules() if type(m).__name__ == "Conv1D" and hasattr(m, "nf")}
+        return input_moments(model, plan.groups, input_axes=others, distributed=options.get("distributed"))
 
     def _ranking_table(self, table: DamageTable, *, first_order: bool = False) -> DamageTable:
         """The table by which channels are ranked, where ``"auto"`` leaves it open with or without the first order."""
@@ -187,9 +237,12 @@ class DamageImportance(ChannelImportance):
     def _select(
         self, table: DamageTable, plan: PruningPlan, pools: tuple[Pool, ...], *, progress: bool = False
     ) -> Selection:
+        given: dict[str, Any] = {"pools": pools, "floors": plan.floors, "costs": self._costs}
+        if self._inputs is not None:
+            return compensated_selection(table, self.criterion, self._inputs, **given, progress=progress)
         if self.selection == "joint":
-            return joint_selection(table, self.criterion, pools=pools, floors=plan.floors, progress=progress)
-        return single_selection(table, self.criterion, pools=pools, floors=plan.floors)
+            return joint_selection(table, self.criterion, **given, progress=progress)
+        return single_selection(table, self.criterion, **given)
 
     def _negative(self) -> Tensor:
         # without the first order hardly anything is negative
@@ -200,6 +253,26 @@ class DamageImportance(ChannelImportance):
         wanted = {n: negative[(negative >= s.start) & (negative < s.stop)] - s.start for n, s in sections.items()}
         _check_reach(self.damage_, {name: channels.tolist() for name, channels in wanted.items()})
         return negative
+
+
+def _check_compensated(
+    selection: str, level: str, first_order: Literal["auto"] | bool, interactions: str, options: Mapping[str, Any]
+) -> None:
+    """Options that mean nothing beside compensated=True."""
+    if selection == "single":
+        raise InputError(
+            "compensated=True has an order of its own, of channels that go one by one: leave selection= out"
+        )
+    if level == "weight":
+        raise InputError(
+            "compensated=True is for the gates of channels; level='weight' has none: leave one of them out"
+        )
+    if first_order is True:
+        raise InputError("compensated=True ranks by the second order alone; use first_order='auto' or False")
+    if interactions != "auto":
+        raise InputError(f"interactions={interactions!r} would have no effect: compensated=True needs none")
+    if options.get("folder") is not None:
+        raise InputError("folder= doesn't keep the moments that compensated=True needs: leave one of them out")
 
 
 def _check_reach(table: DamageTable, removed: Mapping[str, Sequence[int]]) -> None:
@@ -354,6 +427,12 @@ class ShareBalancedImportance(DamageImportance):
     def __init__(self, **options: Unpack[DamageOptions]) -> None:
         if "selection" in options:
             raise InputError("ShareBalancedImportance selects by shares; leave selection= out")
+        for option in ("compensated", "per"):
+            if options.get(option, "channel") not in ("channel", False):
+                raise InputError(
+                    f"{option}={options.get(option)!r} would have no effect: channels are selected by shares; "
+                    "use another importance, such as WorstGroupImportance, or leave it out"
+                )
         options["selection"] = "single"
         super().__init__(MeanDamage(), **options)
 

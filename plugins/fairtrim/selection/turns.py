@@ -1,0 +1,105 @@
+"""Whose turn it is when channels go one by one: quotas of pools, and floors of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairtrim.damage.channel_groups import ChannelColumns
+from fairtrim.errors import InputError
+
+from .ranking import Allowance, Floor, Pool
+
+__all__ = ["Turns"]
+
+
+class Turns:
+    """Which channels may go next.
+
+    Each pool closes when its quota is reached, until all have reached theirs; what a floor keeps comes last.
+
+    Args:
+        columns: Which column belongs to which channel group.
+        pools: What a pruner ranks together; None lets every channel compete with every other.
+        floors: Channels that stay; every layer keeps one.
+        tentative: Floors that are given up before any other.
+
+    Raises:
+        InputError: A pool or floor names an unknown layer, or a layer lies in no pool or in two.
+
+    Example:
+        >>> turns = Turns(ChannelColumns({"a": 2, "b": 2}), [Pool(("a", "b"), quota=2)], [])
+        >>> turns.take(1)
+        >>> turns.closed().tolist()  # "a" keeps its last channel
+        [True, True, False, False]
+    """
+
+    def __init__(
+        self,
+        columns: ChannelColumns,
+        pools: Sequence[Pool] | None,
+        floors: Sequence[Floor],
+        tentative: Sequence[Floor] = (),
+    ) -> None:
+        self._pool_of, self._columns_of, self._quotas = _pools(columns, pools)
+        self._limited = any(quota is not None for quota in self._quotas)
+        self._allowance = Allowance(columns, floors, tentative)
+        self._gone = torch.zeros(len(columns), dtype=torch.bool)
+        self._closed = self._gone.clone()
+        self._close()
+
+    @property
+    def beyond(self) -> bool:
+        """Whether all pools with a quota have what they asked for, or may not have it: what follows is for rounding."""
+        return self._limited and all(quota is None for quota in self._quotas)
+
+    def closed(self) -> Tensor:
+        """Which columns must wait or are gone, (C,) bool; at least one isn't, as long as any is left."""
+        while bool(self._closed.all()) and not bool(self._gone.all()):
+            # every pool has its quota: rank what a pruner may still ask for, then what should stay
+            if all(quota is None for quota in self._quotas):
+                self._allowance.lift()
+            self._quotas = [None] * len(self._quotas)
+            self._closed = self._gone.clone()
+            self._close()
+        return self._closed
+
+    def take(self, column: int) -> None:
+        """Count a channel that goes."""
+        self._gone[column] = self._closed[column] = True
+        self._allowance.take(column)
+        for columns in self._allowance.protected(column):
+            self._closed[columns] = True
+        pool = self._pool_of[column]
+        if (quota := self._quotas[pool]) is not None:
+            self._quotas[pool] = quota - 1
+            if quota == 1:
+                self._closed[self._columns_of[pool]] = True
+
+    def _close(self) -> None:
+        full = (columns for columns, quota in zip(self._columns_of, self._quotas, strict=True) if quota == 0)
+        for columns in (*full, *self._allowance.protected()):
+            self._closed[columns] = True
+
+
+def _pools(columns: ChannelColumns, pools: Sequence[Pool] | None) -> tuple[list[int], list[Tensor], list[int | None]]:
+    """Pool of each column, columns of each pool, and quotas."""
+    pools = [Pool(tuple(columns.sizes))] if pools is None else pools
+    pool_of = [-1] * len(columns)
+    columns_of = []
+    for number, pool in enumerate(pools):
+        unknown = [name for name in pool.layers if name not in columns]
+        if unknown:
+            raise InputError(f"a pool names {unknown}; the table has {list(columns.sizes)}")
+        members = columns.selected({name: range(columns.sizes[name]) for name in pool.layers})
+        for column in members.tolist():
+            if pool_of[column] >= 0:
+                raise InputError(f"a channel group of {list(pool.layers)} lies in two pools; expected one")
+            pool_of[column] = number
+        columns_of.append(members)
+    missing = [name for name in columns.sizes if pool_of[columns.section(name).start] < 0]
+    if missing:
+        raise InputError(f"channel groups {missing} lie in no pool; expected each in one")
+    return pool_of, columns_of, [pool.quota for pool in pools]
