@@ -1,6 +1,6 @@
 """Refit what reads a removed channel: no labels, no training."""
 
-from .refit import LayerRefit, Reconstruction, reconstruct
 from .readers import Reader
+from .refit import LayerRefit, Reconstruction, reconstruct
 
 __all__ = ["LayerRefit", "Reader", "Reconstruction", "reconstruct"]

@@ -1,0 +1,352 @@
+"""Ridge regression of what a layer lacks on what it still reads; the ridge is chosen on held-out samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fairtrim.processes import Processes
+
+__all__ = ["MAX_UNKNOWNS", "Fit", "MomentSums", "Ridge", "Rows", "Sums", "sums_of"]
+
+MAX_UNKNOWNS = 4096
+"""Of one output. Up to so many the moments of the inputs are kept (128 MiB each); above, at most as many rows."""
+
+_FLOOR = 1e-10  # of the largest second moment: an input that is always 0 must not make the system singular
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """λ ‖W' − W‖², in units of the mean second moment of the inputs, or of each input's own.
+
+    Example:
+        >>> print(Ridge(0.01, "own"))
+        0.01 of each input's own
+    """
+
+    strength: float
+    unit: Literal["mean", "own"]
+
+    def __str__(self) -> str:
+        return f"{self.strength:g} of {'the mean' if self.unit == 'mean' else 'each input' + chr(39) + 's own'}"
+
+    def diagonal(self, moments: Tensor) -> Tensor:
+        """What is added to the second moments, (g, D)."""
+        return self.strength * self.scale(moments)
+
+    def scale(self, moments: Tensor) -> Tensor:
+        """The units, from the inputs' second moments, (g, D)."""
+        floor = _FLOOR * moments.amax(-1, keepdim=True).clamp_min(1e-300)
+        unit = moments if self.unit == "own" else moments.mean(-1, keepdim=True).expand_as(moments)
+        return unit + floor
+
+
+RIDGES = tuple(Ridge(s, unit) for unit in ("mean", "own") for s in (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The best of several ridges.
+
+    Attributes:
+        change: W' − W, (g, O / g, D) float64; None where no ridge is better than no change.
+        constant: b' − b, (g, O / g), where one is fitted.
+        ridge: The best one; None where no change is better.
+        before: Squared error on held-out samples as it was, summed over outputs.
+        after: With the ridge, fitted on the others.
+    """
+
+    change: Tensor | None
+    constant: Tensor | None
+    ridge: Ridge | None
+    before: float
+    after: float
+
+
+class Sums(ABC):
+    """Rows of inputs u and of residuals t, weighted, for the fit t ≈ ΔW u + Δb.
+
+    Attributes:
+        rows: How many there are, fitted and held out.
+    """
+
+    rows: int
+
+    @abstractmethod
+    def add(self, inputs: Tensor, residuals: Tensor, weight: Tensor, held: Tensor) -> None:
+        """Add rows: (R, g, D), (R, g, O / g), (R,) and (R,) bool."""
+
+    @abstractmethod
+    def merge(self, processes: Processes) -> None:
+        """Add the rows of the other processes, which all call this."""
+
+    @abstractmethod
+    def fit(self, ridges: Sequence[Ridge] = RIDGES) -> Fit:
+        """Choose the ridge on the held-out rows and fit all rows with it."""
+
+
+def _best(
+    ridges: Sequence[Ridge], before: float, error: Callable[[Ridge], float], final: Callable[[Ridge], Tensor | None]
+) -> tuple[Ridge | None, float, Tensor | None]:
+    """The ridge with the smallest error, if it is below that of no change."""
+    errors = [(error(ridge), place) for place, ridge in enumerate(ridges)]
+    after, place = min(((e, p) for e, p in errors if e == e), default=(before, 0))
+    solution = final(ridges[place]) if after < before else None
+    return (None, before, None) if solution is None else (ridges[place], after, solution)
+
+
+class MomentSums(Sums):
+    """First and second moments, in float64; those of the fitted and of the held-out rows apart.
+
+    For g groups, D inputs and O / g outputs of each: W solves (E[u uᵀ] + λ diag) Wᵀ = E[u tᵀ], with both moments
+    centred where a constant is fitted, which no ridge holds back.
+
+    Args:
+        groups: g.
+        width: D.
+        outputs: O.
+        constant: Whether a constant is fitted.
+        device: Where the sums are kept.
+
+    Example:
+        >>> sums = MomentSums(1, 1, 1, constant=True)
+        >>> u, held = torch.arange(10.0).view(10, 1, 1), torch.arange(10) % 5 == 0
+        >>> sums.add(u, 2 * u + 3, torch.ones(10), held)
+        >>> fit = sums.fit([Ridge(0.0, "mean")])
+        >>> round(float(fit.change), 3), round(float(fit.constant), 3)
+        (2.0, 3.0)
+    """
+
+    def __init__(
+        self, groups: int, width: int, outputs: int, *, constant: bool, device: torch.device | str = "cpu"
+    ) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(2, *shape, dtype=torch.float64, device=device)
+
+        each = outputs // groups
+        self._constant = constant
+        self.rows = 0
+        self._weight = zeros()
+        self._inner, self._cross = zeros(groups, width, width), zeros(groups, width, each)
+        self._inputs, self._targets = zeros(groups, width), zeros(groups, each)
+        self._square = zeros(groups, each)
+
+    def add(self, inputs: Tensor, residuals: Tensor, weight: Tensor, held: Tensor) -> None:  # noqa: D102
+        self.rows += len(inputs)
+        for fold, members in enumerate((~held, held)):
+            u, t = inputs[members].transpose(0, 1), residuals[members].transpose(0, 1)
+            w = weight[members].to(u)[:, None]
+            weighted, targets = u * w, t * w
+            self._weight[fold] += weight[members].double().sum()
+            self._inner[fold] += (weighted.transpose(1, 2) @ u).to(self._inner)
+            self._cross[fold] += (weighted.transpose(1, 2) @ t).to(self._inner)
+            self._inputs[fold] += weighted.sum(1).to(self._inner)
+            self._targets[fold] += targets.sum(1).to(self._inner)
+            self._square[fold] += (targets * t).sum(1).to(self._inner)
+
+    def merge(self, processes: Processes) -> None:  # noqa: D102
+        if processes.count == 1:
+            return
+        for name in ("_weight", "_inner", "_cross", "_inputs", "_targets", "_square"):
+            own: Tensor = getattr(self, name)
+            setattr(self, name, torch.stack([processes.sum(part.cpu()) for part in own]).to(own.device))
+        self.rows = int(processes.sum(torch.tensor([self.rows])))
+
+    def _moments(self, held: bool | None) -> list[Tensor]:
+        """Means over the fitted rows, the held-out rows or, for None, all."""
+        sums = [self._inner, self._cross, self._inputs, self._targets, self._square]
+        if held is None:
+            return [s.sum(0) / self._weight.sum() for s in sums]
+        return [s[int(held)] / self._weight[int(held)] for s in sums]
+
+    def _solve(self, moments: Sequence[Tensor], ridge: Ridge) -> tuple[Tensor, Tensor | None] | None:
+        inner, cross, inputs, targets, _ = moments
+        diagonal = ridge.diagonal(inner.diagonal(dim1=-2, dim2=-1))
+        if self._constant:
+            inner = inner - inputs[:, :, None] * inputs[:, None, :]
+            cross = cross - inputs[:, :, None] * targets[:, None, :]
+        factor, info = torch.linalg.cholesky_ex(inner + torch.diag_embed(diagonal))
+        if bool(info.any()):
+            return None
+        solution = torch.cholesky_solve(cross, factor)
+        constant = targets - (inputs[:, None, :] @ solution).squeeze(1) if self._constant else None
+        return solution, constant
+
+    def fit(self, ridges: Sequence[Ridge] = RIDGES) -> Fit:  # noqa: D102
+        fitted, held, everything = self._moments(False), self._moments(True), self._moments(None)
+        inner, cross, inputs, targets, square = held
+        before = float(square.sum())
+
+        def error(ridge: Ridge) -> float:
+            solved = self._solve(fitted, ridge)
+            if solved is None:
+                return float("nan")
+            solution, constant = solved
+            total = square.sum() + (solution * (inner @ solution - 2 * cross)).sum()
+            if constant is not None:
+                reached = (inputs[:, None, :] @ solution).squeeze(1)
+                total += (constant * (constant + 2 * reached - 2 * targets)).sum()
+            return max(float(total), 0.0)
+
+        constants: list[Tensor | None] = []
+
+        def final(ridge: Ridge) -> Tensor | None:
+            solved = self._solve(everything, ridge)
+            if solved is None:
+                return None
+            constants.append(solved[1])
+            return solved[0].transpose(1, 2)
+
+        ridge, after, change = _best(ridges, before, error, final)
+        return Fit(change, constants[0] if change is not None else None, ridge, before, after)
+
+
+class Rows(Sums):
+    """The rows themselves, of a layer with more inputs than rows: the dual form, a system as large as the rows.
+
+    With K = U diag(unit)⁻¹ Uᵀ: W' − W = Tᵀ (K + n λ)⁻¹ U diag(unit)⁻¹, which takes 4 R D bytes for the rows and 8 R²
+    for K, instead of 8 D².
+
+    Args:
+        groups: g.
+        width: D.
+        outputs: O.
+        constant: Whether a constant is fitted.
+    """
+
+    def __init__(self, groups: int, width: int, outputs: int, *, constant: bool) -> None:
+        self._shape = groups, width, outputs // groups
+        self._constant = constant
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.rows = 0
+
+    def add(self, inputs: Tensor, residuals: Tensor, weight: Tensor, held: Tensor) -> None:  # noqa: D102
+        self.rows += len(inputs)
+        self._parts.append((inputs, residuals, weight.double(), held))
+
+    def _joined(self) -> list[Tensor]:
+        if self._parts:
+            return [torch.cat(parts) for parts in zip(*self._parts, strict=True)]
+        groups, width, each = self._shape
+        none = torch.zeros(0, dtype=torch.float64)
+        return [torch.zeros(0, groups, width), torch.zeros(0, groups, each), none, none.bool()]
+
+    def merge(self, processes: Processes) -> None:  # noqa: D102
+        if processes.count == 1:
+            return
+        counts = processes.exchange(self.rows)
+        start, whole = sum(counts[: processes.rank]), []
+        for part in self._joined():
+            spread = torch.zeros(sum(counts), *part.shape[1:], dtype=torch.float64)
+            spread[start : start + len(part)] = part.cpu().double()
+            whole.append(processes.sum(spread))
+        self.rows = sum(counts)
+        device = self._parts[0][0].device if self._parts else torch.device("cpu")
+        inputs, residuals, weight, held = (part.to(device) for part in whole)
+        self._parts = [(inputs.float(), residuals.float(), weight, held > 0.5)]
+
+    def fit(self, ridges: Sequence[Ridge] = RIDGES) -> Fit:  # noqa: D102
+        inputs, residuals, weight, held = self._joined()
+        inputs, residuals = inputs.transpose(0, 1), residuals.transpose(0, 1).to(weight)
+        share = weight / weight.sum()
+        moments = torch.stack([(share.to(u) @ u.square()) for u in inputs]).double()
+        kernels: dict[str, list[Tensor]] = {}
+
+        def kernel(ridge: Ridge) -> list[Tensor]:
+            if ridge.unit not in kernels:
+                kernels.clear()  # one kind at a time: they are large
+                scales = ridge.scale(moments)
+                kernels[ridge.unit] = [_kernel(u, scale) for u, scale in zip(inputs, scales, strict=True)]
+            return kernels[ridge.unit]
+
+        fitted = torch.where(held, 0.0, weight)
+        fitted = fitted / fitted.sum()
+        tested = torch.where(held, weight, 0.0)
+        tested = tested / tested.sum()
+        before = float((tested @ residuals.square()).sum())
+
+        def error(ridge: Ridge) -> float:
+            total = 0.0
+            for matrix, targets in zip(kernel(ridge), residuals, strict=True):
+                solved = _dual(matrix, targets, fitted, ridge.strength, self._constant)
+                if solved is None:
+                    return float("nan")
+                total += float((tested @ (targets - solved[1]).square()).sum())
+            return total
+
+        constants: list[Tensor] = []
+
+        def final(ridge: Ridge) -> Tensor | None:
+            changes = []
+            for g, matrix in enumerate(kernel(ridge)):
+                solved = _dual(matrix, residuals[g], share, ridge.strength, self._constant)
+                if solved is None:
+                    return None
+                # Σ_r α_r = 0 where a constant is fitted, so that the rows needn't be centred here
+                change = (solved[0].to(inputs).T @ inputs[g]).double() / ridge.scale(moments)[g]
+                changes.append(change)
+                constants.append(share @ (residuals[g] - (inputs[g] @ change.to(inputs).T).double()))
+            return torch.stack(changes)
+
+        ridge, after, change = _best(ridges, before, error, final)
+        constant = torch.stack(constants) if change is not None and self._constant else None
+        return Fit(change, constant, ridge, before, after)
+
+
+def _kernel(inputs: Tensor, scale: Tensor, block: int = 1024) -> Tensor:
+    """U diag(scale)⁻¹ Uᵀ, (R, R) float64, some columns of U at a time."""
+    total = torch.zeros(len(inputs), len(inputs), dtype=torch.float64, device=inputs.device)
+    for columns, units in zip(inputs.split(block, 1), scale.split(block), strict=True):
+        scaled = columns / units.sqrt().to(columns)
+        total += (scaled @ scaled.T).double()
+    return total
+
+
+def _dual(
+    kernel: Tensor, targets: Tensor, share: Tensor, strength: float, constant: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Coefficients α of the rows, (R, O), 0 where their share is, and what they predict at every row, (R, O)."""
+    if constant:
+        row_means = kernel @ share
+        kernel = kernel - row_means[:, None] - row_means[None, :] + share @ row_means
+        mean = share @ targets
+        targets = targets - mean
+    used = share.nonzero().squeeze(1)
+    root = share[used].sqrt()
+    system = root[:, None] * kernel[used][:, used] * root
+    system.diagonal().add_(strength + _FLOOR)
+    factor, info = torch.linalg.cholesky_ex(system)
+    if int(info):
+        return None
+    inner = root[:, None] * torch.cholesky_solve(root[:, None] * targets[used], factor)
+    predicted = kernel[:, used] @ inner
+    alpha = torch.zeros_like(targets)
+    alpha[used] = inner
+    if constant:
+        alpha -= share[:, None] * alpha.sum(0)
+        predicted = predicted + mean
+    return alpha, predicted
+
+
+def sums_of(groups: int, width: int, outputs: int, *, constant: bool, device: torch.device) -> Sums:
+    """The form that fits in memory.
+
+    Args:
+        groups: g.
+        width: D.
+        outputs: O.
+        constant: Whether a constant is fitted.
+        device: Of the network.
+
+    Returns:
+        Empty sums.
+    """
+    if width > MAX_UNKNOWNS:
+        return Rows(groups, width, outputs, constant=constant)
+    doubles = device if device.type in ("cpu", "cuda") else torch.device("cpu")
+    return MomentSums(groups, width, outputs, constant=constant, device=doubles)
