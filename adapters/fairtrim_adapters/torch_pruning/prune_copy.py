@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +24,12 @@ from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_pa
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.importances.host_importance import needs_data, refuse_unscored, scored
+from fairtrim_adapters.torch_pruning.reconstruction.output import (
+    OutputRecalibration,
+    check_recalibration,
+    recalibrated,
+)
+from fairtrim_adapters.torch_pruning.reconstruction.wrap import Refit, reconstructed
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
 
 __all__ = ["Training", "prune_copy", "trains"]
@@ -47,7 +55,9 @@ def prune_copy(
     ignored_layers: Sequence[str] = (),
     pruner_options: PrunerOptions = None,
     fine_tuning: Training = 0,
+    reconstruct: bool = True,
     recalibrate: bool = True,
+    recalibrate_output: OutputRecalibration | None = None,
     random_state: RandomState = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -65,7 +75,12 @@ def prune_copy(
             network that gives them.
         fine_tuning: Epochs after the last step, settings of ``fairtrim.fine_tune`` (``{"epochs": 5, "learning_rate":
             1e-4}``), or one's own loop ``fine_tuning(network, seed)``.
-        recalibrate: Whether BatchNorm statistics are computed again on the scoring data where nothing is trained.
+        reconstruct: Whether what reads removed channels is refitted on the scoring data after each step, to what it
+            gave before, without a label; see ``reconstructed``.
+        recalibrate: Whether BatchNorm statistics are computed again on the scoring data where nothing is refitted or
+            trained.
+        recalibrate_output: Whether at last the output layer is fitted to the labels of the scoring data (``"output"``),
+            or for two classes its threshold alone (``"threshold"``); see ``fairtrim.recalibrate_output``.
         random_state: Of everything random: a seed, or a torch.Generator, from which one is drawn.
         progress: Show progress bars.
 
@@ -89,13 +104,17 @@ def prune_copy(
         [(3, 7)]
     """
     _check(importance, pruning_ratio, iterative_steps)
+    if reconstruct:
+        splits.need("scoring", "the refit after pruning (turn it off with reconstruct=False)")
+    check_recalibration(recalibrate_output)
     training, seed = _settings(fine_tuning), drawn_seed(random_state)
     with seeded(torch.Generator().manual_seed(seed)):
         network = ScoredNetwork(copy.deepcopy(model).eval(), splits.forward_fn, splits.output_transform)
         levels = [pruning_ratio * (step + 1) / iterative_steps for step in range(iterative_steps)]
+        refitting = _Refitting(splits, seed, progress) if reconstruct else None
         with preserved_random_state():
-            _prune(network, importance, splits, levels, ignored_layers, pruner_options, progress)
-        if recalibrate and not trains(fine_tuning) and batchnorm_layers(network.model):
+            _prune(network, importance, splits, levels, ignored_layers, pruner_options, refitting, progress)
+        if recalibrate and not reconstruct and not trains(fine_tuning) and batchnorm_layers(network.model):
             loader = splits.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
             recalibrate_batchnorm(network.model, loader, forward_fn=splits.forward_fn, progress=progress)
         if callable(training):
@@ -109,6 +128,14 @@ def prune_copy(
                 progress=progress,
                 **splits.calling,
                 **training,
+            )
+        if recalibrate_output is not None:
+            recalibrated(
+                network.model,
+                splits.need("scoring", f"recalibrate_output={recalibrate_output!r}"),
+                recalibrate_output,
+                progress=progress,
+                **splits.calling,
             )
     return network.model.eval()
 
@@ -158,6 +185,27 @@ def _check(importance: tp.importance.Importance, pruning_ratio: float, iterative
         )
 
 
+@dataclass(frozen=True)
+class _Refitting:
+    """How steps are refitted: on the scoring data, silently but for a progress bar."""
+
+    splits: DataSplits
+    seed: int
+    progress: bool
+
+    def around(self, pruner: tp.pruner.BasePruner) -> AbstractContextManager[Refit]:
+        """What to do the next step in."""
+        loader = self.splits.need("scoring", "the refit")
+        return reconstructed(
+            pruner,
+            loader,
+            forward_fn=self.splits.forward_fn,
+            random_state=self.seed,
+            measure=False,
+            progress=self.progress,
+        )
+
+
 def _prune(
     network: ScoredNetwork,
     importance: tp.importance.Importance,
@@ -165,9 +213,10 @@ def _prune(
     levels: Sequence[float],
     ignored_layers: Sequence[str],
     pruner_options: PrunerOptions,
+    refitting: _Refitting | None,
     progress: bool,
 ) -> None:
-    """Score and prune in place, level by level."""
+    """Score, prune and refit in place, level by level."""
     pruned = network.model
     reads = needs_data(importance)
     split = "scoring" if reads or splits.scoring is not None or splits.train is not None else "test"
@@ -187,11 +236,12 @@ def _prune(
             progress=progress,
             **splits.calling,
         )
-        if isinstance(importance, ChannelImportance):
-            pruner.step()  # which was taken on trial when it was fitted
-            tell_heads(pruned, pruner)
-        else:
-            checked_step(pruner, batch, network)
+        with nullcontext() if refitting is None else refitting.around(pruner):
+            if isinstance(importance, ChannelImportance):
+                pruner.step()  # which was taken on trial when it was fitted
+                tell_heads(pruned, pruner)
+            else:
+                checked_step(pruner, batch, network)
         freeze(pruned, frozen)
     pruned.zero_grad()
     if not pruner.pruning_history():

@@ -173,6 +173,7 @@ def test_ours_by_steps_and_by_negative_scores(monkeypatch: pytest.MonkeyPatch) -
         pruner.step()
     assert refit.predicted is not None and list(refit.predicted["sensitive_group"]) == ["0", "1"]
     assert (model[0].out_features, model[2].out_features) == (6, 4)
+    pruner = _pruner(model, importance)
     importance.fit(pruner, loader, progress=False)
     with reconstructed(pruner, loader, **QUIET):
         for group in importance.negative_groups(pruner):
