@@ -31,7 +31,7 @@ _STEPS = (1, 2, 4)
 """In so many steps it is tried, one after the other, as long as what is measured is worse than predicted."""
 
 _NEAR = 0.02
-"""A network is as large as it may be if it misses the budget by no larger part of it."""
+"""A network that is smaller than its budget by more, as a share of the dense one, is flagged."""
 
 _ERRORS_APART, _SHARE_THAT_MATTERS, _FEWEST_PEOPLE = 3.0, 0.05, 20
 """When a measured change is worse than predicted: as in the report of a pruning."""
@@ -150,12 +150,14 @@ def _worse_than_predicted(figures: pd.DataFrame, predicted: Mapping[str, float])
         name = row["sensitive_group"]
         if name not in predicted or row["people"] < _FEWEST_PEOPLE:
             continue
-        told, change, error = predicted[name], row["loss change"], row["loss standard error"]
-        if np.isnan(told):  # the expansion gave what is impossible
-            found.append(name)
-            continue
+        told, change, error = (
+            np.nan_to_num(predicted[name]),
+            row["loss change"],
+            np.nan_to_num(row["loss standard error"]),
+        )
+        told = max(told, 0.0)  # gains are not relied on
         matters = max(0.5 * max(abs(change), abs(told)), _SHARE_THAT_MATTERS * max(losses[name], 0.1 * overall))
-        if change - told > max(_ERRORS_APART * np.nan_to_num(error), matters):
+        if change - told > max(_ERRORS_APART * error, matters):
             found.append(name)
     return found
 
@@ -226,16 +228,16 @@ def _flags(budget: Budget, best: _Attempt, attempts: list[_Attempt]) -> list[str
     flags = []
     if not best.within:
         flags.append(
-            f"the budget can't be met: with what every layer has to keep {100 * share:.1f} % of the {cost} are left, and this "
-            "is that network; expected a larger budget, fewer ignored_layers, or a higher max_pruning_ratio"
+            f"the budget can't be met: with what every layer has to keep the network has {100 * share:.1f} % of the "
+            f"{cost}, and this is it; expected a larger budget, fewer ignored_layers, or a higher max_pruning_ratio"
         )
-    elif share < (1 - _NEAR) * budget.share:
+    elif share < budget.share - _NEAR:
         flags.append(f"{100 * share:.1f} % of the {cost} is the nearest size within {100 * budget.share:.3g} %")
     if best.worse:
         tried = ", ".join(str(attempt.steps) for attempt in attempts)
         flags.append(
-            f"{', '.join(best.worse)}: measured worse than predicted (steps tried: {tried}): rely on what was measured; a "
-            "larger budget, or fine-tuning, may help"
+            f"{', '.join(best.worse)}: measured worse than predicted (steps tried: {tried}): rely on what was "
+            "measured; a larger budget, or fine-tuning, may help"
         )
     if len(attempts) > 1:
         flags.append(
