@@ -102,7 +102,7 @@ def test_budgets_are_met_within_two_percent(case: str, importance: str, cost: st
     now, before = counted(done.model, x), counted(model, x)
     assert done.parameters == pytest.approx(now[1] / before[1])
     # Torch-Pruning's counter has norms and biases, too
-    assert done.macs == pytest.approx(now[0] / before[0], abs=0.01)
+    assert done.macs == pytest.approx(now[0] / before[0], abs=0.02)
     reached = done.macs if cost == "macs" else done.parameters
     assert reached == done.share and share - 0.02 <= reached <= share
     assert not any("budget" in flag or "nearest" in flag for flag in done.flags)

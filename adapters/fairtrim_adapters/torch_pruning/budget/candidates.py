@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -120,7 +120,6 @@ class Refitted:
 class _Trial:
     removal: Removal
     shares: Shares
-    predicted: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 class Candidates:
@@ -229,15 +228,19 @@ class Candidates:
         return self._trials[amount]
 
     def _ordered(self, amount: int) -> _Trial:
-        graph, importance = self._pruner.DG, self._task.importance
+        with self._without(amount) as removal:
+            return _Trial(removal, self._task.counter.shares(self._scratch.model))
+
+    @contextmanager
+    def _without(self, amount: int) -> Iterator[Removal]:
+        """The ranked network without the first channels of the order, for the length of the block."""
+        graph = self._pruner.DG
         with undone(self._held):
             known = len(graph.pruning_history())
             for name, units in self._units(amount).items():
                 remove_units(graph, self._pruner, self._plan, name, units)
             tell_heads(self._scratch.model, self._pruner)
-            removal = Removal.since(self._pruner, known)
-            predicted = importance.report(measure=False).predicted
-            return _Trial(removal, self._task.counter.shares(self._scratch.model), predicted)
+            yield Removal.since(self._pruner, known)
 
     def _by_ratio(self, amount: int) -> _Trial:
         if not amount:
@@ -287,7 +290,10 @@ class Candidates:
         Returns:
             Columns ``sensitive_group`` and ``predicted change`` of the mean loss; empty where it predicts nothing.
         """
-        table = self._trial(amount).predicted
+        table = pd.DataFrame()
+        if isinstance(self._task.importance, ChannelImportance):
+            with self._without(amount):
+                table = self._task.importance.report(measure=False).predicted
         names = [name for name in table if str(name).startswith("predicted change")]
         if not names:
             return pd.DataFrame({"sensitive_group": [], "predicted change": []})

@@ -27,7 +27,6 @@ from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, 
 
 __all__ = ["Allowed", "allowed_drops", "drops", "measured"]
 
-_N_BOOT = 200
 _SAME = 1e-12
 
 _FALL = "false_positive_rate", "false_negative_rate"
@@ -128,13 +127,12 @@ def drops(
     reading: Reading,
     *,
     confidence: float | None,
-    seed: int,
 ) -> pd.DataFrame:
     """How much of each metric every sensitive group lost, and how much it may have lost.
 
-    The error of a drop is that of the paired differences; of other metrics than accuracy, the spread of the drop over
-    200 samples of the group's people drawn anew, the same for both networks. Beside it stands what one person can make,
-    so that a group of few can't pass because nobody of it happened to change.
+    The error of a drop is that of the paired differences; of other metrics than accuracy, the jackknife's, which leaves
+    out each person in turn, for both networks. Beside it stands what one person can make, so that a group of few can't
+    pass because nobody of it happened to change.
 
     Args:
         table: From ``measured``.
@@ -144,7 +142,6 @@ def drops(
         loader: Of those who judge.
         reading: How data are read and networks called.
         confidence: Of the upper end; None takes the drop itself.
-        seed: Of the draws.
 
     Returns:
         Columns metric, sensitive_group, people, before, after, drop, upper, least (the upper end if nothing had
@@ -172,7 +169,7 @@ def drops(
                 output_transform=reading.output_transform,
                 progress=reading.progress,
             )
-        rows.extend(_of_metric(entry, entry.metric, predictions, str(groups["sensitive_group"].iloc[0]), z, seed))
+        rows.extend(_of_metric(entry, entry.metric, predictions, str(groups["sensitive_group"].iloc[0]), z))
     return pd.DataFrame(rows)
 
 
@@ -195,19 +192,16 @@ def _row(
     }
 
 
-def _of_metric(
-    entry: Allowed, metric: Metric, predictions: Predictions, only: str, z: float, seed: int
-) -> list[dict[str, Any]]:
+def _of_metric(entry: Allowed, metric: Metric, predictions: Predictions, only: str, z: float) -> list[dict[str, Any]]:
     n_rows = len(predictions.target)
     names = group_names(predictions) if predictions.sensitive else np.full(n_rows, only)
     groups = pd.DataFrame({"sensitive group": names})
     figures = [build_frame(predictions, name, groups, metric).by_group for name in ("dense", "pruned")]
     rows = []
-    generator = np.random.default_rng(seed)
     for name in dict.fromkeys(names.tolist()):
         own = names == name
         target, before, after = (values[own] for values in (predictions.target, *predictions.label.values()))
-        error = _bootstrap_error(metric, target, before, after, generator) if z else 0.0
+        error = _jackknife_error(metric, target, before, after) if z else 0.0
         one = _of_one_person(metric, target, before, predictions.n_classes) if z else 0.0
         values = [float(by_group[name]) for by_group in figures]
         rows.append(_row(entry, name, float(own.sum()), values[0], values[1], error, one, z))
@@ -217,18 +211,21 @@ def _of_metric(
 Labels = npt.NDArray[np.int64]
 
 
-def _bootstrap_error(
-    metric: Callable[..., Any], target: Labels, before: Labels, after: Labels, generator: np.random.Generator
-) -> float:
+def _jackknife_error(metric: Callable[..., Any], target: Labels, before: Labels, after: Labels) -> float:
+    """Standard error of the drop, from its values without each person in turn; who has the same labels has the same."""
     if np.array_equal(before, after):
         return 0.0
-    found = []
+    people = np.stack([target, before, after], 1)
+    _, first, counts = np.unique(people, axis=0, return_index=True, return_counts=True)
+    without = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw may have nobody of a class
-        for _ in range(_N_BOOT):
-            drawn = generator.integers(len(target), size=len(target))
-            found.append(float(metric(target[drawn], before[drawn])) - float(metric(target[drawn], after[drawn])))
-    return float(np.nanstd(found))
+        warnings.simplefilter("ignore")  # without this one nobody may be left of a class
+        for person in first:
+            others = np.delete(people, person, axis=0)
+            without.append(float(metric(others[:, 0], others[:, 1])) - float(metric(others[:, 0], others[:, 2])))
+    n, values = len(target), np.asarray(without)
+    mean = float(counts @ values) / n
+    return math.sqrt((n - 1) / n * float(counts @ (values - mean) ** 2))
 
 
 def _of_one_person(metric: Callable[..., Any], target: Labels, label: Labels, n_classes: int) -> float:

@@ -65,9 +65,10 @@ def smallest(
 
     A network passes if for every group the upper end of the one-sided interval of its drop is at most what is allowed:
     the paired drop plus the normal quantile times the root of its squared standard error and the square of what one
-    person makes (for accuracy that is about Agresti and Min's interval; for other metrics the standard error is that of
-    200 samples of the people, drawn anew). For a group of so few people that not even an unchanged network would pass,
-    nothing can pass: the network as given comes back, and the flags name the group and how many people it takes.
+    person makes (for accuracy that is about Agresti and Min's interval; for other metrics the standard error is the
+    jackknife's, which leaves out each person in turn). For a group of so few people that not even an unchanged network
+    would pass, nothing can pass: the network as given comes back, and the flags name the group and how many people it
+    takes.
     Because the people of ``held_out`` choose the network, measure it once more on others for a figure to publish.
 
     Args:
@@ -114,7 +115,7 @@ def smallest(
     seed = drawn_seed(options.get("random_state", 0))
     with seeded(torch.Generator().manual_seed(seed)), preserved_random_state(loader):
         work = prepared(model, loader, example_inputs, by, importance, held_out, options, seed, "smallest")
-        search = _Search(work, by, allowed, confidence, seed)
+        search = _Search(work, by, allowed, confidence)
         few = search.too_few()
         if few:
             return search.unchanged(few)
@@ -122,19 +123,17 @@ def smallest(
 
 
 class _Search:
-    def __init__(
-        self, work: Prepared, cost: Cost, allowed: tuple[Allowed, ...], confidence: float | None, seed: int
-    ) -> None:
+    def __init__(self, work: Prepared, cost: Cost, allowed: tuple[Allowed, ...], confidence: float | None) -> None:
         self._work, self._cost, self._allowed = work, cost, allowed
-        self._confidence, self._seed = confidence, seed
+        self._confidence = confidence
         self._points: list[_Point] = []
 
     def _judged(self, network: ScoredNetwork) -> tuple[pd.DataFrame, pd.DataFrame]:
         work = self._work
         judges, reading = work.judges, work.task.reading
         figures = measured(work.dense.model, network.model, judges, reading)
-        settings: Any = {"confidence": self._confidence, "seed": self._seed}
-        found = drops(figures, self._allowed, work.dense.model, network.model, judges, reading, **settings)
+        networks = work.dense.model, network.model
+        found = drops(figures, self._allowed, *networks, judges, reading, confidence=self._confidence)
         if bool(found["before"].isna().all()):
             raise InputError(
                 "the targets are no labels, so that there is no accuracy to keep; expected class labels (N,), or "

@@ -1,0 +1,213 @@
+"""The smallest network that spares every group: what is redundant goes, what one small group needs stays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+from scipy.stats import norm
+from sklearn.metrics import balanced_accuracy_score, recall_score
+from torch import Tensor, nn
+
+from fairtrim import InputError, predict
+from fairtrim.damage.reading_options import Reading
+from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
+from fairtrim_adapters.torch_pruning.budget import smallest
+from fairtrim_adapters.torch_pruning.budget.measuring import allowed_drops, drops, measured
+from tests.snapshot import Snapshot
+from tests.sweep_cases import network, splits
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def _two_ways(copies: int) -> tuple[nn.Sequential, Tensor, Tensor, list[str]]:
+    """Four signals that decide, each in some equal channels; one that only a small group has."""
+    generator = torch.Generator().manual_seed(0)
+    n = 1200
+    x = torch.randn(n, 4, generator=generator).abs() + 0.5
+    few = torch.arange(n) % 6 == 0
+    y = (torch.rand(n, generator=generator) < 0.5).long()
+    signal = torch.where(y == 1, 2.0, -2.0)
+    x[:, 0] = torch.where(few, torch.zeros(n), signal)
+    x[:, 1] = torch.where(few, signal, torch.zeros(n))
+    x[:, 2:] *= torch.randn(n, 2, generator=generator).sign()
+    model = nn.Sequential(nn.Linear(4, 4 * copies), nn.Identity(), nn.Linear(4 * copies, 2)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(4).repeat(copies, 1))
+        model[0].bias.zero_()
+        out = torch.tensor([1.0, 1.0, 0.2, 0.2]).repeat(copies) / copies
+        model[2].weight.copy_(torch.stack([-out, out]))
+        model[2].bias.zero_()
+    return model.eval(), x.double(), y, ["few" if flag else "many" for flag in few.tolist()]
+
+
+def _people(x: Tensor, y: Tensor, groups: list[str], of: slice) -> list[tuple[Any, ...]]:
+    return [(x[of], y[of], groups[of])]
+
+
+def test_duplicates_go_and_nothing_else() -> None:
+    model, x, y, groups = _two_ways(2)
+    done = smallest(
+        model,
+        _people(x, y, groups, slice(0, 400)),
+        x[:1],
+        held_out=_people(x, y, groups, slice(400, 1200)),
+        max_drop={"accuracy": 0.015},
+        importance=WorstGroupImportance(compensated=True),
+        **QUIET,
+    )
+    kept = done.model[0].weight.argmax(1).tolist()
+    assert sorted(kept) == [0, 1]  # one of each pair that decides anything
+    with torch.no_grad():
+        assert torch.equal(done.model(x).argmax(1), model(x).argmax(1))
+    assert done.stopped_by is not None and done.stopped_by.share < done.macs
+
+
+def test_the_group_that_needs_a_channel_stops_it() -> None:
+    model, x, y, groups = _two_ways(2)
+    done = smallest(
+        model,
+        _people(x, y, groups, slice(0, 400)),
+        x[:1],
+        held_out=_people(x, y, groups, slice(400, 1200)),
+        max_drop={"accuracy": 0.02},
+        importance=MeanDamageImportance(compensated=True),  # for which a group of a sixth counts a sixth
+        **QUIET,
+    )
+    stop = done.stopped_by
+    assert stop is not None and stop.sensitive_group == "few" and stop.metric == "accuracy"
+    assert stop.upper > 0.02 and stop.drop > 0.3 and stop.share < done.macs < 1
+    rows = done.history[done.history["macs"] == stop.share].set_index("sensitive_group")
+    assert not rows.loc["few", "accuracy passes"] and rows.loc["few", "accuracy drop"] == stop.drop
+    assert "stopped by few: accuracy falls by" in str(done).replace("\n  ", " ")
+    assert f"{100 * stop.share:.1f} %" in str(done)
+
+
+def test_whatever_is_given_back_passes_and_the_next_does_not() -> None:
+    data = splits()
+    allowed = {"accuracy": 0.06, recall_score: 0.15}
+    done = smallest(
+        network(),
+        data.scoring,
+        torch.ones(1, 6),
+        held_out=data.test,
+        max_drop=allowed,
+        sensitive_names=data.sensitive_names,
+        importance=WorstGroupImportance(),
+        **QUIET,
+    )
+    groups = done.history[done.history["sensitive_group"] != "everybody"]
+    passes = groups.groupby("network")[["accuracy passes", "recall_score passes"]].agg(
+        lambda column: bool(column.astype(bool).all())
+    )
+    macs = groups.groupby("network")["macs"].first()
+    passing, failing = macs[passes.all(axis=1)], macs[~passes.all(axis=1)]
+    assert done.macs == passing.min() and failing.max() < done.macs
+    assert groups.loc[groups["kept"], "network"].unique().tolist() == [passing.idxmin()]
+
+
+@pytest.mark.parametrize("by", ["macs", "parameters"])
+def test_the_grid_ends_the_search(by: Any) -> None:
+    data = splits()
+    options: dict[str, Any] = {"held_out": data.test, "max_drop": {"accuracy": 0.1}, "by": by, **QUIET}
+    magnitude = tp.importance.GroupMagnitudeImportance()
+    coarse = smallest(network(), data.scoring, torch.ones(1, 6), grid=0.4, importance=magnitude, **options)
+    fine = smallest(network(), data.scoring, torch.ones(1, 6), grid=0.01, importance=magnitude, **options)
+    assert coarse.history["network"].max() < fine.history["network"].max()
+    assert getattr(fine, by) <= getattr(coarse, by)
+
+
+def test_few_people_can_tell_nothing() -> None:
+    data = splits()
+    model = network()
+    done = smallest(model, data.scoring, torch.ones(1, 6), held_out=data.test, **QUIET)
+    assert done.macs == done.parameters == 1 and not len(done.history) and done.stopped_by is None
+    assert any("too few people" in flag and "about 165" in flag for flag in done.flags)
+    assert str(done).startswith("100.0 % of the MACs") and done.report()
+    for one, other in zip(done.model.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    estimate = smallest(model, data.scoring, torch.ones(1, 6), held_out=data.test, confidence=None, **QUIET)
+    assert estimate.macs < 1
+
+
+def test_nothing_smaller_passes() -> None:
+    model, x, y, groups = _two_ways(1)
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[-1.0, -1.0, -1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]))
+    y = model(x).argmax(1)  # every channel has a say
+    done = smallest(
+        model,
+        _people(x, y, groups, slice(0, 400)),
+        x[:1],
+        held_out=_people(x, y, groups, slice(400, 1200)),
+        max_drop={"accuracy": 0.02},
+        importance=WorstGroupImportance(),
+        **QUIET,
+    )
+    assert done.macs == 1 and done.stopped_by is not None
+    assert any("nothing smaller passes" in flag for flag in done.flags)
+
+
+@pytest.mark.parametrize("metric", [balanced_accuracy_score, recall_score])
+def test_drops_are_those_of_a_loop(metric: Any) -> None:
+    data = splits()
+    pruned = network()
+    with torch.no_grad():
+        pruned[0].weight[:5] = 0
+    reading = Reading(sensitive_names=data.sensitive_names, progress=False)
+    table = measured(network(), pruned, data.test, reading)
+    allowed = allowed_drops({"accuracy": 0.5, metric: 0.01})
+    found = drops(table, allowed, network(), pruned, data.test, reading, confidence=0.9)
+    people = predict({"dense": network(), "pruned": pruned}, data.test, sensitive_names=data.sensitive_names)
+    z = norm.ppf(0.9)
+    generator = np.random.default_rng(1)
+    for _, row in found.iterrows():
+        own = people.sensitive["0"] == row["sensitive_group"] if "0" in people.sensitive else None
+        own = next(iter(people.sensitive.values())) == row["sensitive_group"] if own is None else own
+        y, before, after = people.target[own], people.label["dense"][own], people.label["pruned"][own]
+        score = metric if row["metric"] != "accuracy" else lambda a, b: float(np.mean(a == b))
+        assert row["people"] == len(y) and row["drop"] == pytest.approx(score(y, before) - score(y, after))
+        resampled = []
+        for _ in range(400):
+            k = generator.integers(len(y), size=len(y))
+            resampled.append(score(y[k], before[k]) - score(y[k], after[k]))
+        one = row["least"] / z
+        half = z * math.sqrt(np.std(resampled) ** 2 + one**2)
+        assert row["upper"] - row["drop"] == pytest.approx(half, rel=0.2)
+        # one person of accuracy is 1/n; of recall, one of the positives
+        expected = {"accuracy": len(y), "recall_score": (y == 1).sum()}.get(row["metric"])
+        assert expected is None or one == pytest.approx(1 / expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_drop": {}}, "expected drops by metric"),
+        ({"max_drop": {"acuracy": 0.1}}, "acuracy"),
+        ({"max_drop": {"accuracy": -0.1}}, "largest fall"),
+        ({"max_drop": {"zero one loss": 0.1}}, "less is better"),
+        ({"by": "channels"}, "by"),
+        ({"confidence": 0.3}, "confidence"),
+        ({"grid": 0.0}, "grid"),
+        ({"held_out": None}, "held_out"),
+        ({"steps": 2}, "steps"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    model, data = network(), splits()
+    before = Snapshot(model)
+    with pytest.raises(InputError, match=message):
+        smallest(model, data.scoring, torch.ones(1, 6), **{"held_out": data.test, **arguments}, **QUIET)
+    before.assert_unchanged()
+
+
+def test_a_regression_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 1))
+    x = torch.linspace(-1, 1, 120).view(40, 3)
+    people = [(x, x.sum(1, keepdim=True) + 0.5, ["a", "b"] * 20)]
+    with pytest.raises(InputError, match="prune_to"):
+        smallest(model, people, x[:1], held_out=[(x + 1, *people[0][1:])], loss_fn=nn.functional.mse_loss, **QUIET)
