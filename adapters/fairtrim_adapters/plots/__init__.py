@@ -1,13 +1,15 @@
-"""Pictures of sweeps, damage tables, changed samples and repairs; matplotlib is imported when one is drawn."""
+"""Pictures of sweeps, budgets, damage tables, changed samples and repairs; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
+from .budgets import plot_budget
 from .changed import plot_changed_images
 from .damage import plot_damage
 from .repairs import plot_most_harmful, plot_trade_off
 from .sweeps import plot_group_metric, plot_pareto
 
 __all__ = [
+    "plot_budget",
     "plot_changed_images",
     "plot_damage",
     "plot_group_metric",

@@ -20,12 +20,13 @@ from fairtrim.arguments import require_number
 from fairtrim.comparison.predictions import Predictions, predict
 from fairtrim.damage.reading_options import Reading
 from fairtrim.errors import InputError
+from fairtrim_adapters.fairlearn.flags import model_flags
 from fairtrim_adapters.fairlearn.frames import build_frame
 from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.fairlearn.responses import Metric, check_responses
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
 
-__all__ = ["Allowed", "allowed_drops", "drops", "measured"]
+__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "measured"]
 
 _SAME = 1e-12
 
@@ -51,6 +52,38 @@ def measured(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading
     table["accuracy low"] = (table["accuracy change"] - half).clip(lower=-1)
     table["accuracy high"] = (table["accuracy change"] + half).clip(upper=1)
     return table
+
+
+def degenerate(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> list[str]:
+    """What is suspicious about the labels of a pruned network: that they are all the same, say.
+
+    Args:
+        dense: The network before.
+        pruned: After.
+        loader: Of those who judge.
+        reading: How data are read and networks called.
+
+    Returns:
+        Sentences; none where there are no labels or no sensitive groups.
+    """
+    try:
+        predictions = _predictions(dense, pruned, loader, reading)
+    except InputError:  # no labels: then the losses are all there is
+        return []
+    if not predictions.sensitive:
+        return []
+    return [f"{kind}: {detail}" for network, kind, detail in model_flags(predictions, "dense") if network == "pruned"]
+
+
+def _predictions(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> Predictions:
+    return predict(
+        {"dense": dense, "pruned": pruned},
+        loader,
+        sensitive_names=reading.sensitive_names,
+        forward_fn=reading.forward_fn,
+        output_transform=reading.output_transform,
+        progress=reading.progress,
+    )
 
 
 def _with_one_person(error: Any, one_person: Any) -> Any:
@@ -161,14 +194,7 @@ def drops(
                 rows.append(_row(entry, group["sensitive_group"], group["people"], *values, 1 / group["people"], z))
             continue
         if predictions is None:
-            predictions = predict(
-                {"dense": dense, "pruned": pruned},
-                loader,
-                sensitive_names=reading.sensitive_names,
-                forward_fn=reading.forward_fn,
-                output_transform=reading.output_transform,
-                progress=reading.progress,
-            )
+            predictions = _predictions(dense, pruned, loader, reading)
         rows.extend(_of_metric(entry, entry.metric, predictions, str(groups["sensitive_group"].iloc[0]), z))
     return pd.DataFrame(rows)
 

@@ -20,7 +20,7 @@ from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanD
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .candidates import Candidates
-from .measuring import measured
+from .measuring import degenerate, measured
 from .outcome import PrunedToBudget
 from .preparation import BudgetOptions, Prepared, prepared
 from .sizes import COSTS, Budget, Shares
@@ -209,6 +209,7 @@ def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> Pruned
         ],
         ignore_index=True,
     )
+    suspicious = degenerate(work.dense.model, best.network.model, work.judges, work.task.reading)
     return PrunedToBudget(
         model=best.network.model,
         budget=budget,
@@ -218,7 +219,7 @@ def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> Pruned
         predicted=best.predicted,
         measured=best.measured,
         history=history,
-        flags=(*work.flags, *_flags(budget, best, attempts)),
+        flags=(*work.flags, *_flags(budget, best, attempts), *suspicious),
         reconstruction=best.reconstruction,
     )
 

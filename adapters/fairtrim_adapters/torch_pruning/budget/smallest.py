@@ -20,7 +20,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 
 from .candidates import Candidates
-from .measuring import Allowed, allowed_drops, drops, measured
+from .measuring import Allowed, allowed_drops, degenerate, drops, measured
 from .outcome import PrunedToBudget, Stop
 from .preparation import BudgetOptions, Prepared, prepared
 from .prune_to import history_of
@@ -222,6 +222,8 @@ class _Search:
         if best is not None and best.network is not None:
             network, shares, figures, predicted = best.network, best.shares, best.measured, best.predicted
             reconstruction = best.reconstruction
+            suspicious = degenerate(work.dense.model, network.model, work.judges, work.task.reading)
+            flags = (*flags, *suspicious)
         elif not flags:
             flags = ("nothing smaller passes: this is the network as it was given",)
         if best is not None and stopping is None:

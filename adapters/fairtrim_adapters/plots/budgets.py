@@ -1,0 +1,135 @@
+"""Accuracy of every sensitive group against the size of the network."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+import numpy as np
+import pandas as pd
+
+from fairtrim import InputError
+
+from .canvas import COLOURS, LINE_STYLES, MARKERS, new_axes, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["BudgetResult", "SizeKind", "plot_budget"]
+
+SizeKind = Literal["macs", "parameters", "latency"]
+_SIZES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
+_APART = 0.6  # percent of the size between the intervals of two groups, so that they don't hide each other
+_EVERYBODY = "everybody"
+
+
+class BudgetResult(Protocol):
+    """What is drawn: what ``prune_to`` and ``smallest`` give back.
+
+    Attributes:
+        measured: Figures of the network that was kept.
+        history: Figures of all networks that were tried.
+    """
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """One row a sensitive group."""
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a network and sensitive group."""
+
+
+def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | None = None) -> Axes:
+    """Accuracy of each sensitive group in every network that was tried, against what is left of its cost.
+
+    Dashed lines are the dense network's. Bars are 95 % intervals of the change from it, person by person. The network
+    that was kept has black rims.
+
+    Args:
+        result: From ``prune_to`` or ``smallest``.
+        size: What of the network's cost is drawn: ``"macs"``, ``"parameters"`` or ``"latency"``.
+        ax: Where to draw; default new axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: There is no such size, no accuracy was measured, or matplotlib is not installed.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from matplotlib.figure import Figure
+        >>> kept = {"network": 1, "kept": True, "macs": 0.5, "sensitive_group": "women", "people": 80.0}
+        >>> figures = {"accuracy dense": 0.9, "accuracy pruned": 0.85, "accuracy change": -0.05}
+        >>> rows = pd.DataFrame([kept | figures | {"accuracy low": -0.09, "accuracy high": -0.01}])
+        >>> ax = plot_budget(SimpleNamespace(measured=rows, history=rows), ax=Figure().subplots())
+        >>> ax.get_title()
+        'Largest loss: women, −5.0 points at 50 % of the MACs'
+    """
+    if size not in get_args(SizeKind):
+        raise InputError(f"size={size!r}; expected one of {list(get_args(SizeKind))}")
+    measured, history = result.measured, result.history
+    groups = [name for name in measured["sensitive_group"] if name != _EVERYBODY] or list(measured["sensitive_group"])
+    figures = measured.set_index("sensitive_group")
+    if not len(figures) or bool(figures["accuracy dense"].isna().any()):
+        raise InputError("no accuracy was measured: the targets are no labels; print(result) has the losses")
+    if len(history) and bool(history[size].isna().any()):
+        raise InputError(f"size={size!r} was not measured; expected 'macs' or 'parameters'")
+    ax = new_axes(ax, (8.0, 4.6))
+    for k, name in enumerate(groups):
+        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)]}
+        line = LINE_STYLES[1 + k // len(COLOURS) % (len(LINE_STYLES) - 1)]
+        dense = float(figures.loc[name, "accuracy dense"])
+        ax.axhline(dense, linestyle=line, linewidth=1.1, zorder=1, **style)
+        label = f"{wrapped(name, 24)} (n = {figures.loc[name, 'people']:,.0f})"
+        rows = history[history["sensitive_group"] == name].sort_values(size) if len(history) else history
+        if not len(rows):
+            ax.plot([100], [dense], MARKERS[k % len(MARKERS)], label=label, **style)
+            continue
+        offset = _APART * (k - (len(groups) - 1) / 2)
+        x, y = 100 * rows[size].to_numpy() + offset, rows["accuracy pruned"].to_numpy()
+        ends = dense + rows[["accuracy low", "accuracy high"]].to_numpy().T
+        ax.vlines(x, *ends, linewidth=1.1, alpha=0.65, zorder=2, **style)
+        ax.plot([*x, 100], [*y, dense], linewidth=0.8, alpha=0.5, zorder=2, **style)
+        rims = np.where(rows["kept"].to_numpy(dtype=bool), "black", style["color"])
+        marker = MARKERS[k % len(MARKERS)]
+        ax.scatter(x, y, s=52, marker=marker, edgecolors=rims, linewidths=1.6, zorder=3, label=label, **style)
+    ax.set_xlim(right=101.5)
+    ax.set_xlabel(f"left of the {_SIZES[size]}, %")
+    ax.set_ylabel("accuracy")
+    ax.set_title("\n".join(textwrap.wrap(_title(measured, history, groups, size), 78)), fontsize=10)
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.legend(handles=_keys(ax, len(history)), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    return ax
+
+
+def _title(measured: pd.DataFrame, history: pd.DataFrame, groups: list[str], size: str) -> str:
+    """Who loses most in the network that was kept."""
+    kept = history[history["kept"].astype(bool)] if len(history) else history
+    if not len(kept):
+        return "Nothing was pruned: the dense network"
+    rows = measured[measured["sensitive_group"].isin(groups)]
+    worst = rows.loc[rows["accuracy change"].idxmin()]
+    where = f"at {100 * float(kept[size].iloc[0]):.3g} % of the {_SIZES[size]}"
+    if worst["accuracy change"] >= 0:
+        return f"Nobody loses accuracy {where}"
+    points = f"{100 * worst['accuracy change']:+.1f} points".replace("-", "−")
+    if len(groups) == 1 and groups[0] in ("everyone", _EVERYBODY):
+        return f"Accuracy changes by {points} {where}"
+    return f"Largest loss: {worst['sensitive_group']}, {points} {where}"
+
+
+def _keys(ax: Axes, tried: int) -> list[Any]:
+    """Entries of the legend: groups, and what lines and rims mean."""
+    from matplotlib.lines import Line2D
+
+    handles, _ = ax.get_legend_handles_labels()
+    grey: dict[str, Any] = {"color": "0.35"}
+    keys = [*handles, Line2D([], [], linestyle="--", linewidth=1.1, label="dense network", **grey)]
+    if tried:
+        rim = {"marker": "o", "linestyle": "none", "markerfacecolor": "0.8", "markeredgecolor": "black"}
+        keys.append(Line2D([], [], linewidth=1.1, alpha=0.65, label="95 % of the change", **grey))
+        keys.append(Line2D([], [], markeredgewidth=1.6, label="kept", **rim))
+    return keys

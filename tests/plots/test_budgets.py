@@ -1,0 +1,81 @@
+"""Pictures of budgets: every group, every network that was tried, where it was measured."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairtrim import InputError
+from fairtrim_adapters.plots import plot_budget
+from tests.plot_cases import check_drawn
+
+GROUPS = {"women": 80.0, "men": 130.0, "everybody": 210.0}
+
+
+def _result(macs: list[float], kept: int, changes: dict[str, list[float]]) -> Any:
+    rows = [
+        {
+            "network": k + 1,
+            "kept": k == kept,
+            "macs": share,
+            "parameters": share / 2,
+            "latency": np.nan,
+            "sensitive_group": name,
+            "people": people,
+            "accuracy dense": 0.8 + 0.01 * len(name),
+            "accuracy pruned": 0.8 + 0.01 * len(name) + changes[name][k],
+            "accuracy change": changes[name][k],
+            "accuracy low": changes[name][k] - 0.03,
+            "accuracy high": changes[name][k] + 0.02,
+        }
+        for k, share in enumerate(macs)
+        for name, people in GROUPS.items()
+    ]
+    history = pd.DataFrame(rows)
+    return SimpleNamespace(measured=history[history["network"] == kept + 1], history=history)
+
+
+def test_points_lines_and_intervals_are_those_of_the_table() -> None:
+    result = _result([0.5, 0.3], 0, {"women": [-0.02, -0.2], "men": [-0.01, -0.05], "everybody": [0.0, 0.0]})
+    ax = plot_budget(result)
+    check_drawn(ax)
+    assert ax.get_title() == "Largest loss: women, −2.0 points at 50 % of the MACs"
+    women = ax.collections[1]
+    x, y = np.asarray(women.get_offsets()).T
+    assert x == pytest.approx([30 - 0.3, 50 - 0.3]) and y == pytest.approx([0.85 - 0.2, 0.85 - 0.02])
+    assert women.get_edgecolors()[1].tolist() == [0, 0, 0, 1] != women.get_edgecolors()[0].tolist()
+    bars = [segment[:, 1].tolist() for segment in ax.collections[0].get_segments()]
+    assert bars == [pytest.approx([0.62, 0.67]), pytest.approx([0.80, 0.85])]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["women (n = 80)", "men (n = 130)", "dense network", "95 % of the change", "kept"]
+    assert plot_budget(result, size="parameters").get_xlabel() == "left of the parameters, %"
+
+
+def test_titles_where_nobody_loses_or_nothing_was_pruned() -> None:
+    gains = _result([0.5], 0, {"women": [0.01], "men": [0.0], "everybody": [0.0]})
+    assert plot_budget(gains).get_title() == "Nobody loses accuracy at 50 % of the MACs"
+    dense = SimpleNamespace(measured=gains.measured, history=pd.DataFrame())
+    ax = plot_budget(dense)
+    check_drawn(ax)
+    assert ax.get_title().startswith("Nothing was pruned")
+    alone = gains.measured[gains.measured["sensitive_group"] == "everybody"].assign(**{"accuracy change": -0.1})
+    ax = plot_budget(SimpleNamespace(measured=alone, history=alone))
+    assert ax.get_title() == "Accuracy changes by −10.0 points at 50 % of the MACs"
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    result = _result([0.5], 0, {"women": [0.01], "men": [0.0], "everybody": [0.0]})
+    with pytest.raises(InputError, match="size='width'"):
+        plot_budget(result, size="width")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="was not measured"):
+        plot_budget(result, size="latency")
+    losses = result.measured.assign(**{"accuracy dense": np.nan})
+    with pytest.raises(InputError, match="no labels"):
+        plot_budget(SimpleNamespace(measured=losses, history=losses))
