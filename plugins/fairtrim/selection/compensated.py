@@ -52,9 +52,8 @@ class CompensatedShares:
         self._blocks: list[tuple[Elimination, Indices, float]] = []
         self._of_block: list[Floats] = []
         for reader in inputs.readers:
-            products = (reader.weight.square().sum((1, 3)) * reader.squares).numpy()
             # a norm may undo the scale of a layer: its inputs count by their share of what it reads
-            total = float(products.sum())
+            total = float((reader.weight.square().sum((1, 3)) * reader.squares).sum())
             scale = 1 / total if total > 0 else 0.0
             for block, entry in enumerate(eliminations(reader, ridge)):
                 columns = reader.columns[block]
@@ -63,7 +62,7 @@ class CompensatedShares:
                     self._fixed[columns[known]] = True
                     continue
                 elimination, of_units = entry
-                np.add.at(self._whole, columns[known], scale * products[block][known])
+                self._whole[of_units] += scale * elimination.whole
                 number = len(self._blocks)
                 self._blocks.append((elimination, of_units, scale))
                 left = scale * elimination.left_over()

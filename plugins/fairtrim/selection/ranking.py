@@ -71,7 +71,15 @@ class Selection:
 
     @classmethod
     def of_order(cls, order: Sequence[int], change: Tensor) -> Selection:
-        """Scores that are places in an order."""
+        """Scores that are places in an order.
+
+        Args:
+            order: Columns of the table, first removed first.
+            change: What removing each channel, in its turn, adds to the criterion.
+
+        Returns:
+            The selection.
+        """
         places = torch.full((len(order),), torch.nan, dtype=torch.float64)
         places[list(order)] = torch.arange(len(order), dtype=torch.float64)
         return cls(torch.tensor(list(order)), places, change)
