@@ -207,7 +207,7 @@ def _lacking(
         gone = {(0, channel // places) for channel in channels}
     else:
         rows, size = read.movedim(1, -1).flatten(0, -2), weight.shape[1]
-        blocks = list(zip(rows.split(size, 1), weight.flatten(2).chunk(module.groups), strict=True))
+        blocks = list(zip(torch.split(rows, size, 1), weight.flatten(2).chunk(module.groups), strict=True))
         gone = {(channel // size, channel % size) for channel in channels}
     scale = ridge * float(rows.square().mean())
     lacks = gave = total = 0.0

@@ -169,6 +169,7 @@ def compensated_selection(
     current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
+    at_turn = torch.ones(n_columns, dtype=torch.float64)
     value = float(value_of(current)[0])
     bar = tqdm(
         total=n_columns, desc="compensated selection", disable=not progress, leave=False, unit="channel", delay=2
@@ -183,6 +184,7 @@ def compensated_selection(
             ranked_by = ranked_by / costs.each
         pick = int(torch.argmin(ranked_by.masked_fill(turns.closed(), torch.inf)))
         change[pick] = float(candidates[pick]) - value
+        at_turn[pick] = shares.each[pick]
         value = float(candidates[pick])
         current = current + damage[:, pick : pick + 1]
         turns.take(pick)
@@ -194,4 +196,4 @@ def compensated_selection(
         if costs is not None:
             costs.take(pick)
     bar.close()
-    return Selection.of_order(order, change)
+    return Selection.of_order(order, change, at_turn)
