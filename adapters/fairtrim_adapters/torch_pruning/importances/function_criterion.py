@@ -24,6 +24,8 @@ class FunctionCriterion(Criterion):
         self._function = function
 
     def bind(self, table: DamageTable) -> Callable[[Tensor], Tensor]:
+        """Check what the function gives; see ``Criterion.bind``."""
+
         def checked(damage: Tensor) -> Tensor:
             values = self._function(damage)
             if not isinstance(values, Tensor):
