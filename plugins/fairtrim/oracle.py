@@ -7,7 +7,7 @@ sensitive features with the fast path, none of the mathematics.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,13 @@ from fairtrim.devices import model_device
 
 from .preservation import preserved_model, preserved_random_state
 
-__all__ = ["explicit_gates", "measured_damage", "oracle_damage", "oracle_squared_gradients"]
+__all__ = [
+    "explicit_gates",
+    "measured_damage",
+    "oracle_compensated_damage",
+    "oracle_damage",
+    "oracle_squared_gradients",
+]
 
 
 def _samples(
@@ -125,6 +131,102 @@ def oracle_damage(
         loss_error=torch.cat([_standard_error(alone[name], 3) for name in names]),
         signed_loss=negative,
     )
+
+
+def oracle_compensated_damage(
+    model: nn.Module,
+    loader: Iterable[Any],
+    channel_groups: Sequence[ChannelGroup],
+    *,
+    normalised: Collection[str] = (),
+    ridge: float = 1e-3,
+    sensitive_names: SensitiveNames | None = None,
+    sensitive_weights: bool = False,
+) -> Tensor:
+    """What is left of the damage of each channel once its readers make up for it, one channel at a time.
+
+    For every layer that reads it, a channel's input is regressed on the layer's other inputs, row by row, and the
+    layer's weights are moved by what they give; what its outputs then lack, as a share of what the channel gave them,
+    multiplies ½ E_g E_y[s_nc²].
+
+    Args:
+        model: A network of one tensor in, scores out; a copy is used.
+        loader: Batches of (inputs, target[, sensitive]).
+        channel_groups: Read by linear layers and convolutions, as inputs.
+        normalised: Names of layers with a BatchNorm behind them, which takes up a constant as a bias does.
+        ridge: Of the regression, as a share of the mean square of an input.
+        sensitive_names: As for ``collect_damage``.
+        sensitive_weights: As for ``collect_damage``.
+
+    Returns:
+        Δ̃_gc, (G, C) in float64.
+    """
+    table = oracle_damage(
+        model, loader, channel_groups, sensitive_names=sensitive_names, sensitive_weights=sensitive_weights
+    )
+    model = copy.deepcopy(model).double().eval()
+    inputs = torch.cat([batch.inputs for batch in iterate_batches(loader, torch.device("cpu"), progress=False)])
+    modules: dict[str, Any] = dict(model.named_modules())
+    read: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, args: read.update({name: args[0].detach()})
+
+    names = {place.module for group in channel_groups for place in group.places}
+    handles = [modules[name].register_forward_pre_hook(note(name)) for name in names]
+    with torch.no_grad():
+        model(inputs.double())
+    for handle in handles:
+        handle.remove()
+    shares = []
+    for group in channel_groups:
+        for channel in range(group.size):
+            lacks = gave = 0.0
+            for place in group.places:
+                its = [c for c, k in zip(place.channels, place.group_channels, strict=True) if k == channel]
+                if not its:
+                    continue
+                module, rows = modules[place.module], read[place.module]
+                constant = module.bias is not None or place.module in normalised
+                of_layer = _lacking(module, rows, its, constant=constant, ridge=ridge)
+                lacks, gave = lacks + of_layer[0], gave + of_layer[1]
+            shares.append(lacks / gave if gave else 0.0)
+    return 0.5 * table.curvature * torch.tensor(shares, dtype=torch.float64)
+
+
+def _lacking(
+    module: Any, read: Tensor, channels: Sequence[int], *, constant: bool, ridge: float
+) -> tuple[float, float]:
+    """Mean square of what a layer's outputs lack without some inputs, and of what these gave, as shares of all."""
+    weight = module.weight.detach()
+    if isinstance(module, nn.Linear):
+        # the positions of a channel behind a flatten stand in a row
+        places = len(channels) if channels[-1] - channels[0] == len(channels) - 1 else 1
+        rows = read.reshape(-1, read.shape[-1] // places, places).transpose(1, 2).flatten(0, 1)
+        blocks = [(rows, weight.reshape(len(weight), -1, places))]
+        gone = {(0, channel // places) for channel in channels}
+    else:
+        rows, size = read.movedim(1, -1).flatten(0, -2), weight.shape[1]
+        blocks = list(zip(torch.split(rows, size, 1), weight.flatten(2).chunk(module.groups), strict=True))
+        gone = {(channel // size, channel % size) for channel in channels}
+    scale = ridge * float(rows.square().mean())
+    lacks = gave = total = 0.0
+    for block, (x, w) in enumerate(blocks):
+        total += sum(_mean_square(x[:, [c]], w[:, [c]]) for c in range(x.shape[1]))
+        its = sorted(c for b, c in gone if b == block)
+        others = [c for c in range(x.shape[1]) if c not in its]
+        centred = x - x.mean(0) if constant else x
+        shrinking = (scale * len(x)) ** 0.5 * torch.eye(len(others), dtype=x.dtype)
+        wanted = torch.cat([centred[:, its], x.new_zeros(len(others), len(its))])
+        mix = torch.linalg.lstsq(torch.cat([centred[:, others], shrinking]), wanted).solution
+        lacks += _mean_square(centred[:, its] - centred[:, others] @ mix, w[:, its])
+        gave += _mean_square(x[:, its], w[:, its])
+    return lacks / total, gave / total
+
+
+def _mean_square(values: Tensor, weight: Tensor) -> float:
+    """Of what some inputs together give all outputs through all taps: values (rows, I), weight (O, I, T)."""
+    return float(torch.einsum("ri,oit->rot", values, weight).square().mean(0).sum())
 
 
 def _people(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]]) -> Tensor:

@@ -379,7 +379,7 @@ def test_costs_by_hand() -> None:
     for kind, expected in (("parameters", parameters), ("macs", macs)):
         costs = channel_costs(model, groups, batch, kind)  # type: ignore[arg-type]
         assert {key: set(value.tolist()) for key, value in costs.items()} == {k: {v} for k, v in expected.items()}
-    with pytest.raises(InputError, match="cost='latency'; expected 'parameters' or 'macs'"):
+    with pytest.raises(InputError, match="cost='latency'; expected one of 'parameters', 'macs'"):
         channel_costs(model, groups, batch, "latency")  # type: ignore[arg-type]
 
 

@@ -41,7 +41,7 @@ class ReaderMoments:
         weight: (B, O, E, T) float64.
         moments: Second moments of the inputs over samples and positions, centred where a bias or BatchNorm can take up
             a constant, (B, E, E) float64.
-        squares: E[x²] of every input, never centred, (B, E) float64.
+        mean: What they were centred at, (B, E) float64; 0 where they weren't.
         columns: The damage table's column of each input, −1 for those in no channel group, (B, E).
         outputs: The column of each output, −1 for those that stay, (B, O).
     """
@@ -49,9 +49,14 @@ class ReaderMoments:
     module: str
     weight: Tensor
     moments: Tensor
-    squares: Tensor
+    mean: Tensor
     columns: npt.NDArray[np.int64]
     outputs: npt.NDArray[np.int64]
+
+    @property
+    def squares(self) -> Tensor:
+        """E[x²] of every input, not centred, (B, E)."""
+        return self.moments.diagonal(dim1=1, dim2=2) + self.mean.square()
 
 
 @dataclass(frozen=True)
@@ -224,10 +229,9 @@ class InputMoments:
                 unmixed[reader.columns[reader.columns >= 0]] = True
                 continue
             moments, mean = reader.squares / reader.count, reader.sum / reader.count
-            squares = moments.diagonal(dim1=1, dim2=2).clone()
-            if reader.takes_constants:
-                moments = moments - mean.unsqueeze(2) * mean.unsqueeze(1)
-            readers.append(ReaderMoments(name, reader.matrix(), moments, squares, reader.columns, self._outputs[name]))
+            mean = mean * reader.takes_constants
+            moments = moments - mean.unsqueeze(2) * mean.unsqueeze(1)
+            readers.append(ReaderMoments(name, reader.matrix(), moments, mean, reader.columns, self._outputs[name]))
         return ReadInputs(tuple(readers), unmixed)
 
 

@@ -6,18 +6,19 @@ dependency group has one, shared by all coupled layers, so that closing gates an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.arguments import RandomState, random_generator, renamed, require_known
-from fairtrim.damage.channel_groups import ChannelGroup
+from fairtrim.arguments import RandomState, random_generator, renamed, require_choice, require_known
+from fairtrim.damage.channel_costs import ChannelCosts, Cost, weight_uses
+from fairtrim.damage.channel_groups import ChannelColumns, ChannelGroup
 from fairtrim.damage.gates import explicit_gates
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
@@ -33,15 +34,12 @@ from .mined_samples import require_some_mined
 
 __all__ = [
     "ContrastiveObjective",
-    "Cost",
     "GateLearning",
     "channel_costs",
     "gate_slopes",
     "learn_gates",
     "straight_through",
 ]
-
-Cost = Literal["parameters", "macs"]
 
 
 def straight_through(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -327,54 +325,12 @@ def channel_costs(
     Raises:
         InputError: The kind is unknown.
     """
-    if kind not in ("parameters", "macs"):
-        raise InputError(f"cost={kind!r}; expected 'parameters' or 'macs'")
+    require_choice("cost", kind, ("parameters", "macs"))
+    uses = None
     if kind == "macs":
-        uses = _weight_uses(model, batch, forward_fn)
-    else:
-        uses = {name: 1.0 for name, _ in model.named_parameters()}
-    parameters = dict(model.named_parameters())
-    costs = {}
-    for group in channel_groups:
-        cost = torch.zeros(group.size, dtype=torch.float64)
-        for place in group.parameters:
-            parameter = parameters[place.parameter]
-            of_slice = uses.get(place.parameter, 0.0) * parameter.numel() / parameter.shape[place.axis]
-            cost.index_add_(
-                0, torch.tensor(list(place.group_channels)), torch.full((len(place.channels),), of_slice).double()
-            )
-            for other in group.parameters:  # what lies in a slice of both axes goes once
-                if other.parameter == place.parameter and other.axis > place.axis:
-                    of_corner = of_slice / parameter.shape[other.axis]
-                    for channel in range(group.size):
-                        n_here, n_there = (list(p.group_channels).count(channel) for p in (place, other))
-                        cost[channel] -= of_corner * n_here * n_there
-        costs[group.name] = cost
-    return costs
-
-
-def _weight_uses(model: nn.Module, batch: Batch, forward_fn: ForwardFunction | None) -> dict[str, float]:
-    """How often a sample uses every weight of the convolutions and linear layers."""
-    uses: dict[str, float] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            if isinstance(module, nn.modules.conv._ConvNd):
-                transposed = module.transposed  # there every weight meets every input position
-                positions = args[0].numel() / module.in_channels if transposed else output.numel() / module.out_channels
-            else:
-                positions = output.numel() / output.shape[-1]
-            positions /= len(batch)
-            uses[f"{name}.weight"] = uses.get(f"{name}.weight", 0.0) + positions
-
-        return hook
-
-    layers = (nn.modules.conv._ConvNd, nn.Linear)
-    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, layers)]
-    try:
-        with preserved_random_state(), preserved_model(model), torch.no_grad():
+        with preserved_random_state(), preserved_model(model), torch.no_grad(), weight_uses(model) as counted:
             ScoredNetwork(model, forward_fn).output(batch.inputs, index=batch.index)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return uses
+        uses = counted.per_sample(len(batch))
+    each = ChannelCosts(model, channel_groups, kind, uses).each
+    columns = ChannelColumns({group.name: group.size for group in channel_groups})
+    return {name: each[columns.section(name)] for name in columns.sizes}

@@ -52,9 +52,8 @@ class CompensatedShares:
         self._blocks: list[tuple[Elimination, Indices, float]] = []
         self._of_block: list[Floats] = []
         for reader in inputs.readers:
-            products = (reader.weight.square().sum((1, 3)) * reader.squares).numpy()
             # a norm may undo the scale of a layer: its inputs count by their share of what it reads
-            total = float(products.sum())
+            total = float((reader.weight.square().sum((1, 3)) * reader.squares).sum())
             scale = 1 / total if total > 0 else 0.0
             for block, entry in enumerate(eliminations(reader, ridge)):
                 columns = reader.columns[block]
@@ -63,7 +62,7 @@ class CompensatedShares:
                     self._fixed[columns[known]] = True
                     continue
                 elimination, of_units = entry
-                np.add.at(self._whole, columns[known], scale * products[block][known])
+                self._whole[of_units] += scale * elimination.whole
                 number = len(self._blocks)
                 self._blocks.append((elimination, of_units, scale))
                 left = scale * elimination.left_over()
@@ -170,6 +169,7 @@ def compensated_selection(
     current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
+    at_turn = torch.ones(n_columns, dtype=torch.float64)
     value = float(value_of(current)[0])
     bar = tqdm(
         total=n_columns, desc="compensated selection", disable=not progress, leave=False, unit="channel", delay=2
@@ -184,6 +184,7 @@ def compensated_selection(
             ranked_by = ranked_by / costs.each
         pick = int(torch.argmin(ranked_by.masked_fill(turns.closed(), torch.inf)))
         change[pick] = float(candidates[pick]) - value
+        at_turn[pick] = shares.each[pick]
         value = float(candidates[pick])
         current = current + damage[:, pick : pick + 1]
         turns.take(pick)
@@ -195,4 +196,4 @@ def compensated_selection(
         if costs is not None:
             costs.take(pick)
     bar.close()
-    return Selection.of_order(order, change)
+    return Selection.of_order(order, change, at_turn)

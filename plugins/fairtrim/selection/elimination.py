@@ -71,11 +71,15 @@ class Elimination:
     Args:
         weight: W, (O, E, T).
         moments: A, (E, E).
+        mean: What A was centred at, (E,).
         units: Inputs of each unit, (U, inputs a unit).
         ridge: ρ > 0.
+
+    Attributes:
+        whole: What each unit gives the layer, its mean included: Σ_ot w_Bᵀ E[x_B x_Bᵀ] w_B, (U,).
     """
 
-    def __init__(self, weight: Floats, moments: Floats, units: Indices, ridge: float) -> None:
+    def __init__(self, weight: Floats, moments: Floats, mean: Floats, units: Indices, ridge: float) -> None:
         n_outputs, n_inputs, self._taps = weight.shape
         dtype = np.float64 if n_inputs <= MAX_DOUBLE_INPUTS else np.float32
         inverse = np.linalg.inv(moments + ridge * np.eye(n_inputs))
@@ -85,6 +89,8 @@ class Elimination:
         self._here = np.ones(len(units), dtype=bool)
         at = units[:, :, None], units[:, None, :]
         self._corners = [matrix[at] for matrix in matrices]  # of every unit, (U, B, B) each
+        of_units = moments[at] + mean[at[0]] * mean[at[1]]
+        self.whole: Floats = (self._corners[2] * of_units).sum((1, 2))
         self._inverse, self._square, self._products = (_Corrected(m.astype(dtype)) for m in matrices)
         self._weight = _Corrected(flat.astype(dtype))
 
@@ -153,7 +159,7 @@ def eliminations(reader: ReaderMoments, ridge: float) -> list[tuple[Elimination,
         One entry a block; None where units of a block are of several sizes, or none is in a channel group.
     """
     found: list[tuple[Elimination, Indices] | None] = []
-    weight, moments = reader.weight.numpy(), reader.moments.numpy()
+    weight, moments, mean = reader.weight.numpy(), reader.moments.numpy(), reader.mean.numpy()
     scale = float(reader.squares.mean())
     for block, columns in enumerate(reader.columns):
         of_units, counts = np.unique(columns[columns >= 0], return_counts=True)
@@ -163,5 +169,5 @@ def eliminations(reader: ReaderMoments, ridge: float) -> list[tuple[Elimination,
         order = np.argsort(columns, kind="stable")
         units = order[columns[order] >= 0].reshape(len(of_units), counts[0])
         block_ridge = ridge * scale or 1.0
-        found.append((Elimination(weight[block], moments[block], units, block_ridge), of_units))
+        found.append((Elimination(weight[block], moments[block], mean[block], units, block_ridge), of_units))
     return found

@@ -63,18 +63,30 @@ class Selection:
         scores: What a pruner ranks by, (C,): the place in the order for joint selection, the criterion's value
             for single channels; ties broken, every score finite.
         change: What removing each channel, in its turn, adds to the criterion, (C,) by column.
+        shares: Of compensated selection: which share of each channel's damage those that were left at its turn can't
+            make up for, (C,) by column.
     """
 
     order: Tensor
     scores: Tensor
     change: Tensor
+    shares: Tensor | None = None
 
     @classmethod
-    def of_order(cls, order: Sequence[int], change: Tensor) -> Selection:
-        """Scores that are places in an order."""
+    def of_order(cls, order: Sequence[int], change: Tensor, shares: Tensor | None = None) -> Selection:
+        """Scores that are places in an order.
+
+        Args:
+            order: Columns of the table, first removed first.
+            change: What removing each channel, in its turn, adds to the criterion.
+            shares: What is left of each channel's damage in its turn.
+
+        Returns:
+            The selection.
+        """
         places = torch.full((len(order),), torch.nan, dtype=torch.float64)
         places[list(order)] = torch.arange(len(order), dtype=torch.float64)
-        return cls(torch.tensor(list(order)), places, change)
+        return cls(torch.tensor(list(order)), places, change, shares)
 
 
 def break_ties(scores: Tensor) -> Tensor:

@@ -195,20 +195,20 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
         trial = {name: options.get(name) for name in ("after_step", "distributed")}
         plan, rehearsal, loader = verified(graph, pruner, plan, planned, loader, network, **trial)
         reading = {name: value for name, value in options.items() if name != "after_step"}
-        selection, table = self._rank(graph.model, plan, loader, reading)
-        if not bool(torch.isfinite(selection.scores).all()):
-            raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
         before = dict(vars(self))
-        self.selection_, self.plan_, self._table = selection, plan, table
-        self._read, self._read_once = (given, reading), once
-        self._columns = _columns_of_inputs(plan)
-        self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
-        self._history_length = len(graph.pruning_history())
-        self._rule: dict[str, int] | None = None
-        self._rehearsal = rehearsal
-        if pruner is None or not plan.step:
-            return
         try:
+            selection, table = self._rank(graph.model, plan, loader, reading)
+            if not bool(torch.isfinite(selection.scores).all()):
+                raise InputError("the criterion gave scores that are not finite; expected one finite score a channel")
+            self.selection_, self.plan_, self._table = selection, plan, table
+            self._read, self._read_once = (given, reading), once
+            self._columns = _columns_of_inputs(plan)
+            self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
+            self._history_length = len(graph.pruning_history())
+            self._rule: dict[str, int] | None = None
+            self._rehearsal = rehearsal
+            if pruner is None or not plan.step:
+                return
             with Processes(options.get("distributed")).together():
                 if rehearsal is not None:
                     rehearsal.try_step(plan, self)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from fairtrim.selection import (
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
 
 from .channel_importance import ChannelImportance, ImportanceOptions
+from .function_criterion import FunctionCriterion
 from .pruning_report import asked_of_layers, predicted_change
 
 __all__ = [
@@ -158,7 +159,7 @@ class DamageImportance(ChannelImportance):
         if shrinkage != "auto":
             require_number("shrinkage", shrinkage, at_least=0, remedy=" (samples), or 'auto'")
         super().__init__(**options)
-        self.criterion = criterion if isinstance(criterion, Criterion) else _FunctionCriterion(criterion)
+        self.criterion = criterion if isinstance(criterion, Criterion) else FunctionCriterion(criterion)
         self.selection, self.curvature, self.level, self.shrinkage = selection, curvature, level, shrinkage
         self.interactions, self.first_order = interactions, first_order
         self.compensated, self.per = compensated, per
@@ -223,7 +224,7 @@ class DamageImportance(ChannelImportance):
 
     def _ranking_table(self, table: DamageTable, *, first_order: bool = False) -> DamageTable:
         """The table by which channels are ranked, where ``"auto"`` leaves it open with or without the first order."""
-        counted = first_order if self.first_order == "auto" else self.first_order
+        counted = first_order if self.first_order == "auto" and not self.compensated else self.first_order is True
         if not counted and bool(table.curvature.any()):
             table = table.without_first_order()
         by_error = self.shrinkage == "auto"
@@ -251,7 +252,8 @@ class DamageImportance(ChannelImportance):
         negative = negative_columns(table.columns, selection, self.plan_.floors, joint=self.selection == "joint")
         sections = {name: table.columns.section(name) for name in table.sizes}
         wanted = {n: negative[(negative >= s.start) & (negative < s.stop)] - s.start for n, s in sections.items()}
-        _check_reach(self.damage_, {name: channels.tolist() for name, channels in wanted.items()})
+        if not self.compensated:
+            _check_reach(self.damage_, {name: channels.tolist() for name, channels in wanted.items()})
         return negative
 
 
@@ -286,31 +288,6 @@ def _check_reach(table: DamageTable, removed: Mapping[str, Sequence[int]]) -> No
             "in several steps, fitting before each, keep first_order='auto', and see in report() what was measured",
             stacklevel=5,
         )
-
-
-class _FunctionCriterion(Criterion):
-    """A plain function of the damages, as a criterion."""
-
-    needs_sensitive_groups: ClassVar[bool] = False
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        if not callable(function):
-            raise InputError(f"criterion={function!r}; expected a Criterion or a function (G, C) -> (C,)")
-        self._function = function
-
-    def bind(self, table: DamageTable) -> Callable[[Tensor], Tensor]:
-        def checked(damage: Tensor) -> Tensor:
-            values = self._function(damage)
-            if not isinstance(values, Tensor):
-                raise InputError(f"the criterion returned a {type(values).__name__}; expected a tensor (C,)")
-            if values.shape != damage.shape[1:]:
-                raise InputError(
-                    f"the criterion returned shape {tuple(values.shape)} for damages {tuple(damage.shape)}; "
-                    f"expected {tuple(damage.shape[1:])}"
-                )
-            return values.double()
-
-        return checked
 
 
 class GroupSaliencyImportance(DamageImportance):

@@ -30,6 +30,11 @@ _SHARE_THAT_MATTERS = 0.05  # of the loss before
 
 _FEWEST_PEOPLE = 20  # of fewer a standard error says little itself
 
+_GO_BY_MEASUREMENT = (
+    "the predicted change is that of a network whose layers are refitted, and serves to order channels: it may be far "
+    "too small; refit, and go by what is measured then"
+)
+
 _WIDTH = 99  # of what is printed
 
 
@@ -41,8 +46,8 @@ class PruningReport:
         layers: One row a dependency group: layer, before, asked (what ratio and ranking, or the rule, ask of it),
             removed, kept, skipped. Where a normalizer changes the ranking between layers it isn't known what is asked.
         predicted: One row a sensitive group: people, loss before, predicted change of the mean loss (NaN where what the
-            expansion gives is impossible) and, if it was measured, the change of the network as it is now with its
-            standard error; empty without a damage table.
+            expansion gives is impossible; of compensated importances the change after a refit) and, if it was measured,
+            the change of the network as it is now with its standard error; empty without a damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
         flags: Sentences on what to look at: impossible predictions, changes worse than predicted, layers that lost
             nearly everything, sensitive groups of too few people to be told from everybody.
@@ -172,37 +177,48 @@ def pruning_report(
     flags = _collapsed(layers, plan)
     if table is None:
         return PruningReport(layers, pd.DataFrame(), plan.unscored, flags)
-    change, error = predicted_change(table, removed)
+    change, error = predicted_change(table, removed, selection.shares)
     impossible = table.impossible(change)
-    single = table.interactions is None
+    compensated = selection.shares is not None
+    how = " after a refit" if compensated else " (sum of single)" if table.interactions is None else ""
     names = [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups]
     predicted = {
         "sensitive_group": names,
         "people": [f"{count:g}" for count in table.counts.tolist()],
         "loss before": table.loss.numpy(),
-        "predicted change" + (" (sum of single)" if single else ""): change.masked_fill(impossible, torch.nan).numpy(),
+        "predicted change" + how: change.masked_fill(impossible, torch.nan).numpy(),
     }
     if isinstance(table.interactions, SampleSketch):
         predicted["error of the sketch"] = error.numpy()
     if isinstance(measured, MeasuredChange):
         predicted["measured change"] = measured.change.numpy()
         predicted["standard error"] = measured.standard_error.numpy()
-        flags = (*flags, *_contradictions(names, table, change, error, measured))
+        if not compensated:  # the network that was measured may not be refitted yet
+            flags = (*flags, *_contradictions(names, table, change, error, measured))
         total = 0 if table.sample_losses is None else len(table.sample_losses)
-        how = "" if measured.paired else ", not person by person: the loader gives them in another order"
-        told = f"measured on {measured.n_samples} of {total} samples{how}"
+        order = "" if measured.paired else ", not person by person: the loader gives them in another order"
+        told = f"measured on {measured.n_samples} of {total} samples{order}"
     else:
         flags = (*flags, *(_impossible(name) for name, never in zip(names, impossible.tolist(), strict=True) if never))
         told = measured
+    if compensated and history:
+        flags = (*flags, _GO_BY_MEASUREMENT)
     flags = (*flags, *_few_people(table, names))
     return PruningReport(layers, pd.DataFrame(predicted), plan.unscored, flags, told)
 
 
-def predicted_change(table: DamageTable, removed: Mapping[str, Iterable[int]]) -> tuple[Tensor, Tensor]:
+def predicted_change(
+    table: DamageTable, removed: Mapping[str, Iterable[int]], shares: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What a table gives for a set of channels: joint where it can, else the sum of single channels.
 
-    Gives the change of each group's loss, and its error from the sketch, (G,) each.
+    Of compensated selection, given the shares of damage that it left, the sum of what each left in its turn. Gives the
+    change of each group's loss, and its error from the sketch, (G,) each.
     """
+    if shares is not None:
+        columns = table.columns.selected(removed)
+        change = 0.5 * table.curvature[:, columns] @ shares[columns]
+        return change, torch.zeros_like(change)
     if table.interactions is None:
         change = table.damage[:, table.columns.selected(removed)].sum(1)
         return change, torch.zeros_like(change)
