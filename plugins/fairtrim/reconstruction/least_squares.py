@@ -12,10 +12,13 @@ from torch import Tensor
 
 from fairtrim.processes import Processes
 
-__all__ = ["MAX_UNKNOWNS", "Fit", "MomentSums", "Ridge", "Rows", "Sums", "sums_of"]
+__all__ = ["MAX_ROWS", "MAX_UNKNOWNS", "RIDGES", "Fit", "MomentSums", "Ridge", "Rows", "Sums", "sums_of"]
 
 MAX_UNKNOWNS = 4096
-"""Of one output. Up to so many the moments of the inputs are kept (128 MiB each); above, at most as many rows."""
+"""Of one output. Up to so many the moments of the inputs are kept, 128 MiB each; above, the rows themselves."""
+
+MAX_ROWS = 4096
+"""Kept of a layer with more unknowns."""
 
 _FLOOR = 1e-10  # of the largest second moment: an input that is always 0 must not make the system singular
 
@@ -46,7 +49,8 @@ class Ridge:
         return unit + floor
 
 
-RIDGES = tuple(Ridge(s, unit) for unit in ("mean", "own") for s in (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0))  # type: ignore[arg-type]
+_STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
+RIDGES = (*(Ridge(s, "mean") for s in _STRENGTHS), *(Ridge(s, "own") for s in _STRENGTHS))
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Sums(ABC):
         """Add the rows of the other processes, which all call this."""
 
     @abstractmethod
-    def fit(self, ridges: Sequence[Ridge] = RIDGES) -> Fit:
+    def fit(self, ridges: Sequence[Ridge]) -> Fit:
         """Choose the ridge on the held-out rows and fit all rows with it."""
 
 
@@ -177,7 +181,7 @@ class MomentSums(Sums):
         constant = targets - (inputs[:, None, :] @ solution).squeeze(1) if self._constant else None
         return solution, constant
 
-    def fit(self, ridges: Sequence[Ridge] = RIDGES) -> Fit:  # noqa: D102
+    def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
         fitted, held, everything = self._moments(False), self._moments(True), self._moments(None)
         inner, cross, inputs, targets, square = held
         before = float(square.sum())
@@ -250,7 +254,7 @@ class Rows(Sums):
         inputs, residuals, weight, held = (part.to(device) for part in whole)
         self._parts = [(inputs.float(), residuals.float(), weight, held > 0.5)]
 
-    def fit(self, ridges: Sequence[Ridge] = RIDGES) -> Fit:  # noqa: D102
+    def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
         inputs, residuals, weight, held = self._joined()
         inputs, residuals = inputs.transpose(0, 1), residuals.transpose(0, 1).to(weight)
         share = weight / weight.sum()
@@ -301,7 +305,7 @@ class Rows(Sums):
 def _kernel(inputs: Tensor, scale: Tensor, block: int = 1024) -> Tensor:
     """U diag(scale)⁻¹ Uᵀ, (R, R) float64, some columns of U at a time."""
     total = torch.zeros(len(inputs), len(inputs), dtype=torch.float64, device=inputs.device)
-    for columns, units in zip(inputs.split(block, 1), scale.split(block), strict=True):
+    for columns, units in zip(torch.split(inputs, block, 1), torch.split(scale, block), strict=True):
         scaled = columns / units.sqrt().to(columns)
         total += (scaled @ scaled.T).double()
     return total

@@ -18,7 +18,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
-from .least_squares import MAX_UNKNOWNS, Fit, Sums, sums_of
+from .least_squares import MAX_ROWS, MAX_UNKNOWNS, Fit, Sums, sums_of
 from .readers import LayerRows
 from .residual_sums import Skip, input_of, norm_scale
 from .samples import Part
@@ -101,7 +101,7 @@ class Layer:
             elif self.norm is not None and self.norm.running_mean is not None:
                 mean = self.norm.running_mean
                 mean.copy_(mean.to(constant) - constant)
-        torch.clear_autocast_cache()  # type: ignore[no-untyped-call]  # it may hold the weight that was
+        torch.clear_autocast_cache()  # it may hold the weight that was
 
 
 class Passes:
@@ -132,7 +132,7 @@ class Passes:
         self._processes, self._generator, self._progress = processes, generator, progress
         self._device = network.device
         self._members: list[Tensor] = [torch.arange(len(part)) for part in parts]
-        self._few = [self._drawn(part, MAX_UNKNOWNS) for part in parts]
+        self._few = [self._drawn(part, MAX_ROWS) for part in parts]
 
     def _drawn(self, part: Part, rows: int) -> Tensor:
         """Samples of a part for a layer of which only so many rows are kept."""
@@ -155,7 +155,7 @@ class Passes:
         n_samples = max(self._n_samples, 1)
         for layer in self._layers:
             wide = layer.rows.width > MAX_UNKNOWNS
-            rows = MAX_UNKNOWNS if wide else max(_ROWS, _ROWS_A_COLUMN * layer.rows.width)
+            rows = MAX_ROWS if wide else max(_ROWS, _ROWS_A_COLUMN * layer.rows.width)
             layer.per_sample = max(1, rows // n_samples if wide else math.ceil(rows / n_samples))
         needed = sum(layer.per_sample * n_samples * len(layer.kept) * 4 for layer in self._layers)
         if needed > _MAX_TARGET_BYTES:
@@ -170,7 +170,7 @@ class Passes:
             if count > layer.per_sample:
                 drawn = [
                     torch.rand(len(some), count, generator=self._generator).topk(layer.per_sample, 1).indices
-                    for some in samples.split(max(1, _BLOCK // count))
+                    for some in torch.split(samples, max(1, _BLOCK // count))
                 ]
                 layer.positions[number] = torch.cat(drawn)
             else:
@@ -182,7 +182,7 @@ class Passes:
         positions, samples = self._positions(layer, number, output), self._samples(layer, number)
         chosen = _some(output, len(self._parts[number]), samples)
         rows = layer.rows.output_rows(chosen, positions.to(output.device))
-        return rows.unflatten(0, (len(samples), -1)).to(layer.dtype)
+        return rows.view(len(samples), -1, rows.shape[1]).to(layer.dtype)
 
     def run_dense(self) -> None:
         """Note what each layer should give, and how much that varies on the held-out samples."""
@@ -350,7 +350,7 @@ class Passes:
                 residuals = residuals - skip[block].flatten(0, 1)
             if bias is not None:
                 residuals = residuals - bias.detach().to(layer.dtype)
-            residuals = residuals.unflatten(1, (rows.groups, -1)) - torch.einsum("rgd,god->rgo", patches, matrix)
+            residuals = residuals.view(len(residuals), rows.groups, -1) - torch.einsum("rgd,god->rgo", patches, matrix)
             weight, held = part.weight[some].repeat_interleave(r), part.held[some].repeat_interleave(r)
             device = patches.device
             sums.add(patches, residuals, weight.to(device, self._doubles), held.to(device))
@@ -363,7 +363,7 @@ def _some(tensor: Tensor, n_samples: int, samples: Tensor) -> Tensor:
         return tensor
     if tensor.shape[0] == n_samples:
         return tensor[samples.to(tensor.device)]
-    return tensor.unflatten(0, (n_samples, -1))[samples.to(tensor.device)].flatten(0, 1)
+    return tensor.reshape(n_samples, -1, *tensor.shape[1:])[samples.to(tensor.device)].flatten(0, 1)
 
 
 def _listen(module: nn.Module, side: str, note: Callable[[Tensor], None]) -> RemovableHandle:

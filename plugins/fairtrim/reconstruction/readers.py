@@ -227,7 +227,7 @@ def _flat(tensor: Tensor, n_samples: int) -> Tensor:
     parts = tensor.shape[0] // n_samples
     if parts == 1:
         return tensor.flatten(2)
-    return tensor.flatten(2).unflatten(0, (n_samples, parts)).transpose(1, 2).flatten(2)
+    return tensor.reshape(n_samples, parts, tensor.shape[1], -1).transpose(1, 2).flatten(2)
 
 
 def layer_rows(module: Any, input_axis: int | None = None) -> LayerRows | str:

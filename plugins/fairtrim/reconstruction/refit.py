@@ -28,7 +28,7 @@ from fairtrim.preservation import (
 )
 from fairtrim.processes import Processes
 
-from .least_squares import Sums
+from .least_squares import RIDGES, Sums
 from .passes import Layer, Passes
 from .readers import LayerRows, Reader, layer_rows
 from .residual_sums import Survey, survey
@@ -386,7 +386,7 @@ def _finished(layer: Layer, sums: Sums, n_samples: int, processes: Processes) ->
     first, second, weight = processes.sum(layer.spread.double())
     mean = first / weight
     variance = max(float((second / weight - mean.square()).sum()), 1e-300)
-    fit = sums.fit()
+    fit = sums.fit(RIDGES)
     before = fit.before / variance
     inputs, rows = layer.rows.width, sums.rows
     if not math.isfinite(fit.before):
@@ -406,10 +406,11 @@ def _changed(dense: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
     """Let tensors be changed: on any error they come back, and the dense network keeps its own numbers in any case."""
     before = [tensor.detach().clone() for tensor in tensors]
     addresses = {tensor.data_ptr() for tensor in tensors} - {0}
-    held: list[tuple[dict[str, Any], str, Tensor]] = []
+    held: list[tuple[Any, str, Tensor]] = []
     copies: dict[int, Tensor] = {}
     for module in dense.modules():
-        for own in (module._parameters, module._buffers):
+        stores: tuple[Any, ...] = (module._parameters, module._buffers)
+        for own in stores:
             for name, tensor in own.items():
                 if tensor is not None and tensor.data_ptr() in addresses:
                     held.append((own, name, tensor))

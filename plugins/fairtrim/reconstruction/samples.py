@@ -99,7 +99,8 @@ def read_parts(
     held[torch.randperm(n_samples, generator=generator)[: n_samples // _HELD_OUT]] = True
     lengths = [len(column) for column in columns]
     return [
-        Part(taken, *parts) for taken, *parts in zip(inputs, weight.split(lengths), held.split(lengths), strict=True)
+        Part(taken, *parts)
+        for taken, *parts in zip(inputs, torch.split(weight, lengths), torch.split(held, lengths), strict=True)
     ]
 
 
