@@ -6,6 +6,7 @@ import copy
 import random
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch_pruning as tp
@@ -21,8 +22,10 @@ from tests.sweep_cases import network, people, quick, same, splits
 
 def test_rows_equal_the_same_done_by_hand() -> None:
     dense, data = network(), splits()
-    table = quick(dense, data, ["magnitude", "worst-group"], [0.25, 0.5], post_processors="parity-fine-tuning")
+    criteria, options = ["magnitude", "worst-group"], {"post_processors": "parity-fine-tuning"}
+    table = quick(dense, data, criteria, [0.25, 0.5], reconstruct=False, **options)
     assert len(table) == (1 + 2 * 2) * 2
+    assert not table["reconstructed"].any()
     pruned = copy.deepcopy(dense)
     importance = WorstGroupImportance()
     pruner = tp.pruner.BasePruner(
@@ -92,8 +95,22 @@ def test_training_and_fine_tuning_of_ones_own() -> None:
 
 
 def test_fine_tuning_by_epochs() -> None:
-    before, after = (quick(network(), splits(), "magnitude", 0.5, fine_tuning=epochs) for epochs in (0, 3))
+    before, after = (
+        quick(network(), splits(), "magnitude", 0.5, reconstruct=False, fine_tuning=epochs) for epochs in (0, 3)
+    )
     assert after["accuracy"].iloc[1] > before["accuracy"].iloc[1]
+
+
+def test_a_refit_is_an_option_and_a_column() -> None:
+    """By default where there are data for it."""
+    plain, refitted = (quick(network(), splits(), "magnitude", 0.5, reconstruct=value) for value in (False, True))
+    same(refitted, quick(network(), splits(), "magnitude", 0.5))
+    assert plain["reconstructed"].tolist() == [False, False] and refitted["reconstructed"].tolist() == [False, True]
+    assert refitted["changed_predictions"].iloc[1] != plain["changed_predictions"].iloc[1]
+    without_data = quick(network(), splits(scoring=None, train=None), "magnitude", 0.5, recalibrate=False)
+    same(without_data, quick(network(), splits(), "magnitude", 0.5, reconstruct=False, recalibrate=False))
+    with pytest.raises(InputError, match="reconstruct=True needs the split 'scoring'"):
+        quick(network(), splits(scoring=None, train=None), "magnitude", 0.5, reconstruct=True)
 
 
 def test_nothing_of_the_callers_changes() -> None:
@@ -128,7 +145,7 @@ def test_several_processes_give_the_same_table() -> None:
         ({"criteria": {"mine": 3}}, "is a int"),
         ({"criteria": {"mine": WorstGroupImportance()}}, "a function that makes"),
         ({"criteria": {"mine": lambda: 3}}, "gave a int"),
-        ({"criteria": {"hessian": tp.importance.GroupHessianImportance}}, "needs gradients"),
+        ({"criteria": {"obdc": lambda: object.__new__(tp.importance.OBDCImportance)}}, "needs statistics of layers"),
         ({"post_processors": "parity"}, "unknown"),
         ({"post_processors": "parity-fine-tuning:epsilom=1"}, "did you mean 'epsilon'"),
         ({"post_processors": {"none": "threshold-selection"}}, "labelled 'none'"),
@@ -137,6 +154,8 @@ def test_several_processes_give_the_same_table() -> None:
         ({"pruning_ratios": [0.5, 0.5]}, "different shares"),
         ({"pruning_ratios": 0.99}, "leaves no channel"),
         ({"ignored_layers": ["0", "3"]}, "nothing was removed"),
+        ({"reconstruct": "yes"}, "reconstruct='yes'; expected True, False or None"),
+        ({"recalibrate_output": "bias"}, "recalibrate_output='bias'; expected 'output', 'threshold' or None"),
         ({"seeds": 0}, "at least 1"),
         ({"seeds": [1, 1]}, "different seeds"),
         ({"iterative_steps": 0}, "at least 1"),
@@ -237,7 +256,9 @@ def test_unknown_options_are_refused() -> None:
 
 
 def test_settings_of_fine_tuning() -> None:
-    by_epochs = quick(network(), splits(), "magnitude", 0.5, fine_tuning=2)
-    same(by_epochs, quick(network(), splits(), "magnitude", 0.5, fine_tuning={"epochs": 2}))
-    slow = quick(network(), splits(), "magnitude", 0.5, fine_tuning={"epochs": 2, "learning_rate": 1e-9})
+    def tuned(fine_tuning: Any) -> pd.DataFrame:
+        return quick(network(), splits(), "magnitude", 0.5, reconstruct=False, fine_tuning=fine_tuning)
+
+    by_epochs, slow = tuned(2), tuned({"epochs": 2, "learning_rate": 1e-9})
+    same(by_epochs, tuned({"epochs": 2}))
     assert slow["changed_predictions"].iloc[1] != by_epochs["changed_predictions"].iloc[1]

@@ -13,6 +13,7 @@ from fairtrim import InputError
 from fairtrim.devices import model_device
 from fairtrim_adapters.pareto import Direction
 from fairtrim_adapters.sweep import DataSplits
+from fairtrim_adapters.torch_pruning.reconstruction.output import OutputRecalibration
 
 from .targets import load_object
 
@@ -30,10 +31,13 @@ __all__ = [
     "Output",
     "PrunerSettings",
     "Quiet",
+    "RecalibrateOutput",
+    "Reconstruct",
     "Seed",
     "exported",
     "network_files",
     "objectives_of",
+    "output_recalibration",
     "pruner_options_of",
     "writable",
 ]
@@ -65,6 +69,22 @@ Global = Annotated[
 IterativeSteps = Annotated[
     int, typer.Option("--iterative-steps", help="In how many steps to prune, scored again before each.")
 ]
+Reconstruct = Annotated[
+    bool | None,
+    typer.Option(
+        "--reconstruct/--no-reconstruct",
+        help="Refit what reads removed channels, without labels.",
+        show_default="where the data have a scoring or train split",
+    ),
+]
+RecalibrateOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--recalibrate-output",
+        metavar="output|threshold",
+        help="At last fit the output layer, or for two classes its threshold, to the scoring data's labels.",
+    ),
+]
 FineTuning = Annotated[int, typer.Option("--fine-tuning", metavar="EPOCHS", help="After pruning.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
@@ -90,6 +110,24 @@ def pruner_options_of(target: str | None, global_pruning: bool) -> Any:
             f"--pruner-options {target!r} is a {type(function).__name__}; expected a function of the network"
         )
     return (lambda network: {**function(network), "global_pruning": True}) if global_pruning else function
+
+
+def output_recalibration(text: str | None) -> OutputRecalibration | None:
+    """What of the output layer is fitted to labels.
+
+    Args:
+        text: ``output`` or ``threshold``, or None.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: It is neither.
+    """
+    known: dict[str | None, OutputRecalibration | None] = {None: None, "output": "output", "threshold": "threshold"}
+    if text not in known:
+        raise InputError(f"--recalibrate-output {text!r}; expected output or threshold")
+    return known[text]
 
 
 def writable(path: Path | None, option: str) -> None:

@@ -187,6 +187,7 @@ _FIRST = [
     "pruning_ratio",
     "post_processor",
     "seed",
+    "reconstructed",
     "parameters",
     "macs",
     "parameters_ratio",

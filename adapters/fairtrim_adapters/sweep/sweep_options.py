@@ -17,7 +17,8 @@ from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim_adapters.fairlearn.measurements import check_metrics
 from fairtrim_adapters.fairlearn.responses import Metric
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions, check_ignored_layers
-from fairtrim_adapters.torch_pruning.prune_copy import Training, trains
+from fairtrim_adapters.torch_pruning.prune_copy import Training, refits, trains
+from fairtrim_adapters.torch_pruning.reconstruction.output import OutputRecalibration, check_recalibration
 
 __all__ = ["DEFAULT_PRUNING_RATIOS", "MeasuringOptions", "PruningOptions", "Settings", "SweepOptions"]
 
@@ -34,8 +35,12 @@ class PruningOptions(TypedDict, total=False):
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of Torch-Pruning's ``BasePruner``, e.g. ``{"global_pruning": True}``, or a
             function of the network that gives them.
-        recalibrate: Whether BatchNorm statistics are computed again after pruning, where nothing is fine-tuned;
-            default True.
+        reconstruct: Whether what reads removed channels is refitted on the scoring data, without a label; default:
+            where there is a scoring or training split.
+        recalibrate: Whether BatchNorm statistics are computed again after pruning, where nothing is refitted or
+            fine-tuned; default True.
+        recalibrate_output: Whether at last the output layer is fitted to the labels of the scoring data,
+            ``"output"``, or for two classes its threshold alone, ``"threshold"``; default neither.
 
     Example:
         >>> options: PruningOptions = {"iterative_steps": 3, "fine_tuning": {"epochs": 2, "learning_rate": 1e-4}}
@@ -45,7 +50,9 @@ class PruningOptions(TypedDict, total=False):
     iterative_steps: int
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
+    reconstruct: bool | None
     recalibrate: bool
+    recalibrate_output: OutputRecalibration | None
 
 
 class MeasuringOptions(TypedDict, total=False):
@@ -85,7 +92,9 @@ class Settings:
     iterative_steps: int = 1
     ignored_layers: Sequence[str] = ()
     pruner_options: PrunerOptions = None
+    reconstruct: bool | None = None
     recalibrate: bool = True
+    recalibrate_output: OutputRecalibration | None = None
     metrics: Mapping[str, Metric] | None = None
     n_boot: int | None = 200
     latency_rounds: int = 30
@@ -112,6 +121,10 @@ class Settings:
             )
         if self.post_processors:
             self.splits.need("validation", f"post-processor {next(iter(self.post_processors))!r}")
+        check_recalibration(self.recalibrate_output)
+        if self.recalibrate_output is not None:
+            self.splits.need("scoring", f"recalibrate_output={self.recalibrate_output!r}")
+        refits(self.reconstruct, self.splits)
         check_metrics(self.metrics)
         check_ignored_layers(self.ignored_layers)
 
@@ -124,8 +137,13 @@ class Settings:
                     f"ignored_layers holds {name!r}{did_you_mean(name, names)}; expected names of the network's "
                     f"layers: {names[:20]}"
                 )
-        if self.recalibrate and not trains(self.fine_tuning) and batchnorm_layers(network):
+        if self.recalibrate and not self.refitted and not trains(self.fine_tuning) and batchnorm_layers(network):
             self.splits.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
+
+    @property
+    def refitted(self) -> bool:
+        """Whether pruned networks are refitted."""
+        return refits(self.reconstruct, self.splits)
 
     @property
     def of_measuring(self) -> dict[str, Any]:
@@ -148,5 +166,7 @@ class Settings:
             "iterative_steps": self.iterative_steps,
             "ignored_layers": list(self.ignored_layers),
             "pruner_options": described(options) if callable(options) else plain_settings(options),
+            "reconstruct": self.refitted,
             "recalibrate": self.recalibrate,
+            "recalibrate_output": self.recalibrate_output,
         }

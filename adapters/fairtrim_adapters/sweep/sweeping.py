@@ -86,11 +86,11 @@ def sweep(
 
     Returns:
         One row a run: ``criterion`` (``dense`` for the unpruned network), ``pruning_ratio``, ``post_processor``
-        (``none``), ``seed``; ``parameters``, ``macs`` of one sample, both also as ratios to the dense network of the
-        seed; ``latency_ms`` (median, one batch) and ``latency_ratio``; the figures of
-        ``fairtrim_adapters.fairlearn.measurements`` over everybody and for each sensitive group, with intervals and
-        changes against the dense network of the seed; ``flags``; ``checkpoint``, relative to the folder, for
-        ``fairtrim.load_pruned``; ``seconds`` of the run.
+        (``none``), ``seed``; ``reconstructed``, whether it was refitted; ``parameters``, ``macs`` of one sample, both
+        also as ratios to the dense network of the seed; ``latency_ms`` (median, one batch) and ``latency_ratio``; the
+        figures of ``fairtrim_adapters.fairlearn.measurements`` over everybody and for each sensitive group, with
+        intervals and changes against the dense network of the seed; ``flags``; ``checkpoint``, relative to the folder,
+        for ``fairtrim.load_pruned``; ``seconds`` of the run.
 
     Raises:
         InputError: An argument or the data is wrong, or the folder holds another sweep.

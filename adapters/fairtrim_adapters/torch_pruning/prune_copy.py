@@ -32,7 +32,7 @@ from fairtrim_adapters.torch_pruning.reconstruction.output import (
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import Refit, reconstructed
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
 
-__all__ = ["Training", "prune_copy", "trains"]
+__all__ = ["Training", "prune_copy", "refits", "trains"]
 
 Training = int | FineTuning | Callable[[nn.Module, int], Any]
 """Epochs of ``fairtrim.fine_tune``, its settings, or one's own loop: ``fine_tuning(model, seed)`` trains in place."""
@@ -55,7 +55,7 @@ def prune_copy(
     ignored_layers: Sequence[str] = (),
     pruner_options: PrunerOptions = None,
     fine_tuning: Training = 0,
-    reconstruct: bool = True,
+    reconstruct: bool | None = None,
     recalibrate: bool = True,
     recalibrate_output: OutputRecalibration | None = None,
     random_state: RandomState = 0,
@@ -76,7 +76,7 @@ def prune_copy(
         fine_tuning: Epochs after the last step, settings of ``fairtrim.fine_tune`` (``{"epochs": 5, "learning_rate":
             1e-4}``), or one's own loop ``fine_tuning(network, seed)``.
         reconstruct: Whether what reads removed channels is refitted on the scoring data after each step, to what it
-            gave before, without a label; see ``reconstructed``.
+            gave before, without a label; see ``reconstructed``. Default: where there is a scoring or training split.
         recalibrate: Whether BatchNorm statistics are computed again on the scoring data where nothing is refitted or
             trained.
         recalibrate_output: Whether at last the output layer is fitted to the labels of the scoring data (``"output"``),
@@ -104,17 +104,16 @@ def prune_copy(
         [(3, 7)]
     """
     _check(importance, pruning_ratio, iterative_steps)
-    if reconstruct:
-        splits.need("scoring", "the refit after pruning (turn it off with reconstruct=False)")
+    refitted = refits(reconstruct, splits)
     check_recalibration(recalibrate_output)
     training, seed = _settings(fine_tuning), drawn_seed(random_state)
     with seeded(torch.Generator().manual_seed(seed)):
         network = ScoredNetwork(copy.deepcopy(model).eval(), splits.forward_fn, splits.output_transform)
         levels = [pruning_ratio * (step + 1) / iterative_steps for step in range(iterative_steps)]
-        refitting = _Refitting(splits, seed, progress) if reconstruct else None
+        refitting = _Refitting(splits, seed, progress) if refitted else None
         with preserved_random_state():
             _prune(network, importance, splits, levels, ignored_layers, pruner_options, refitting, progress)
-        if recalibrate and not reconstruct and not trains(fine_tuning) and batchnorm_layers(network.model):
+        if recalibrate and not refitted and not trains(fine_tuning) and batchnorm_layers(network.model):
             loader = splits.need("scoring", "recalibrating BatchNorm (turn it off with recalibrate=False)")
             recalibrate_batchnorm(network.model, loader, forward_fn=splits.forward_fn, progress=progress)
         if callable(training):
@@ -138,6 +137,31 @@ def prune_copy(
                 **splits.calling,
             )
     return network.model.eval()
+
+
+def refits(reconstruct: bool | None, splits: DataSplits) -> bool:
+    """Whether what reads removed channels is refitted.
+
+    Args:
+        reconstruct: As for ``prune_copy``.
+        splits: The data.
+
+    Returns:
+        Whether.
+
+    Raises:
+        InputError: It was asked for, and there are no data for it.
+
+    Example:
+        >>> people = [(torch.eye(2), torch.tensor([0, 1]), ["a", "b"])]
+        >>> refits(None, DataSplits(test=people)), refits(None, DataSplits(test=people, scoring=people))
+        (False, True)
+    """
+    if reconstruct not in (None, True, False):
+        raise InputError(f"reconstruct={reconstruct!r}; expected True, False or None")
+    if reconstruct:
+        splits.need("scoring", "reconstruct=True")
+    return splits.scoring is not None or splits.train is not None if reconstruct is None else reconstruct
 
 
 def trains(fine_tuning: Training) -> bool:

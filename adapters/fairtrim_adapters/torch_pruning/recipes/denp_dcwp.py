@@ -124,6 +124,7 @@ def denp(
         run.train(final_epochs, on_mined=True)
         if epochs == final_epochs == 0:
             run.recalibrate()
+        run.recalibrate_output(loader)
         run.finish(iterative_steps + 1, "fine-tuned", levels[-1])
     return run.result()
 
@@ -199,6 +200,7 @@ def dcwp(
         run.train(epochs, on_mined=True)
         if epochs == 0:
             run.recalibrate()
+        run.recalibrate_output(loader)
         run.finish(2, "fine-tuned", run.rows[-1]["level"])
     return run.result()
 

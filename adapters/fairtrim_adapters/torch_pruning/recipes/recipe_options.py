@@ -25,6 +25,7 @@ from fairtrim_adapters.torch_pruning.graph.pruner_options import (
     check_ignored_layers,
     check_pruner_options,
 )
+from fairtrim_adapters.torch_pruning.reconstruction.output import OutputRecalibration, check_recalibration
 
 __all__ = ["RecipeOptions", "RunSettings", "run_settings"]
 
@@ -38,6 +39,10 @@ class RecipeOptions(TypedDict, total=False):
         cut: How to cut the mined set: arguments of ``MinedSamples.conflicting``; default the miner's own decision.
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``.
+        reconstruct: Whether what reads removed channels is refitted on the training data before the fine-tuning,
+            without a label; default False, as the recipes are published.
+        recalibrate_output: Whether at last the output layer is fitted to the labels of the training data,
+            ``"output"``, or for two classes its threshold alone, ``"threshold"``; default neither.
         random_state: Seed of everything random, default 0; or a torch.Generator, from which a seed is drawn once. With
             ``folder`` it has to be a seed, for a run that goes on draws from the same.
         folder: Where to keep what is finished; a run that was cut short goes on from its last step there.
@@ -52,13 +57,16 @@ class RecipeOptions(TypedDict, total=False):
         Traceback (most recent call last):
         fairtrim.errors.InputError: denp has no 'cuts' (did you mean 'cut'?); expected some of ['pruning_ratio', \
 'iterative_steps', 'fine_tuning', 'final_epochs', 'online', 'importance', 'miner', 'cut', 'ignored_layers', \
-'pruner_options', 'random_state', 'folder', 'forward_fn', 'output_transform', 'progress']
+'pruner_options', 'reconstruct', 'recalibrate_output', 'random_state', 'folder', 'forward_fn', 'output_transform', \
+'progress']
     """
 
     miner: Miner | str | None
     cut: Mapping[str, float] | None
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
+    reconstruct: bool
+    recalibrate_output: OutputRecalibration | None
     random_state: RandomState
     folder: str | os.PathLike[str] | None
     forward_fn: ForwardFunction | None
@@ -77,6 +85,8 @@ class RunSettings:
     cut: Mapping[str, float]
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
+    reconstruct: bool
+    recalibrate_output: OutputRecalibration | None
     seed: int
     folder: str | os.PathLike[str] | None
     progress: bool
@@ -95,6 +105,8 @@ class RunSettings:
             **{name: value for name, value in self.training.items() if name != "epochs"},
             "ignored_layers": plain_settings(list(self.ignored_layers)),
             "pruner_options": described(options) if callable(options) else plain_settings(dict(options or {})),
+            "reconstruct": self.reconstruct,
+            "recalibrate_output": self.recalibrate_output,
         }
 
 
@@ -126,6 +138,10 @@ def run_settings(
     if (feature_layer := training["feature_layer"]) is not None:
         FeatureTap(model, feature_layer)
     check_pruner_options(pruner_options)
+    reconstruct, recalibrate_output = options.get("reconstruct", False), options.get("recalibrate_output")
+    if not isinstance(reconstruct, bool):
+        raise InputError(f"reconstruct={reconstruct!r}; expected True or False")
+    check_recalibration(recalibrate_output)
     network = ScoredNetwork(model, options.get("forward_fn"), options.get("output_transform"))
     miner = _miner(
         options.get("miner"),
@@ -144,6 +160,8 @@ def run_settings(
         cut=cut or {},
         ignored_layers=ignored_layers,
         pruner_options=pruner_options,
+        reconstruct=reconstruct,
+        recalibrate_output=recalibrate_output,
         seed=seed,
         folder=folder,
         progress=options.get("progress", True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +31,8 @@ from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
+from fairtrim_adapters.torch_pruning.reconstruction.output import recalibrated
+from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
 
 from .recipe_options import RunSettings
 
@@ -102,15 +105,29 @@ class SparseRun:
         self.pruner.importance = importance
         importance.fit(self.pruner, loader, progress=self.settings.progress, **self.settings.calling)
         frozen = frozen_parameters(self.model)
-        if only_negative:
-            for group in importance.negative_groups(self.pruner):
-                group.prune()
-        else:
-            self.pruner.step()
-        tell_heads(self.model, self.pruner)
+        with self._refitted(loader):
+            if only_negative:
+                for group in importance.negative_groups(self.pruner):
+                    group.prune()
+            else:
+                self.pruner.step()
+            tell_heads(self.model, self.pruner)
         freeze(self.model, frozen)
         new = self.pruner.pruning_history()[known:]
         self.removed.append([[name, bool(outputs), [int(i) for i in idxs]] for name, outputs, idxs in new])
+
+    def _refitted(self, loader: DataLoader[Any]) -> AbstractContextManager[Any]:
+        """What to remove channels in."""
+        if not self.settings.reconstruct:
+            return nullcontext()
+        return reconstructed(
+            self.pruner,
+            loader,
+            forward_fn=self.network.forward_fn,
+            random_state=self.settings.seed,
+            measure=False,
+            progress=self.settings.progress,
+        )
 
     def train(self, epochs: int, *, on_mined: bool) -> None:
         """Fine-tune the copy.
@@ -137,11 +154,21 @@ class SparseRun:
         )
 
     def recalibrate(self) -> None:
-        """Bring BatchNorm statistics up to date where no fine-tuning does."""
-        if batchnorm_layers(self.model):
+        """Bring BatchNorm statistics up to date where neither fine-tuning nor a refit does."""
+        if not self.settings.reconstruct and batchnorm_layers(self.model):
             batches = ((batch.inputs, batch.target) for _, batch in self.samples.in_order(self.network.device))
             calling = self.network.forward_fn
             recalibrate_batchnorm(self.model, batches, forward_fn=calling, progress=self.settings.progress)
+
+    def recalibrate_output(self, loader: DataLoader[Any]) -> None:
+        """Fit the output layer to the labels, if that is asked for.
+
+        Args:
+            loader: Of the training set.
+        """
+        layer = self.settings.recalibrate_output
+        if layer is not None:
+            recalibrated(self.model, loader, layer, progress=self.settings.progress, **self.settings.calling)
 
     def accumulate(self, n_terms: int) -> None:
         """Let the network's confidence join the average of those before, and cut the mined set anew.
