@@ -15,6 +15,7 @@ from fairtrim_adapters.sweep.named_methods import DEFAULT_CRITERIA, criteria_by_
 from fairtrim_adapters.sweep.sweep_options import DEFAULT_PRUNING_RATIOS
 
 from .bounds import Bound, judge, parse_bounds
+from .budgets import Criterion, prune_within, smallest
 from .examples import example
 from .gate import flags_of, shut
 from .methods import listing
@@ -178,10 +179,19 @@ def prune(
     model: Model,
     data: Data,
     output: Output,
-    criterion: Annotated[
-        str, typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]", help="Listed below.")
-    ] = "worst-group",
-    pruning_ratio: Annotated[float, typer.Option("--pruning-ratio", help="Share of the channels to remove.")] = 0.5,
+    criterion: Criterion = None,
+    pruning_ratio: Annotated[
+        float | None, typer.Option("--pruning-ratio", help="Share of the channels to remove.", show_default="0.5")
+    ] = None,
+    macs: Annotated[
+        float | None, typer.Option("--macs", help="In place of a ratio: share of the multiply-accumulates to keep.")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option("--parameters", help="In place of a ratio: share of the parameters to keep.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option("--latency", help="In place of a ratio: share of the measured time to keep.")
+    ] = None,
     checkpoint: Checkpoint = None,
     iterative_steps: IterativeSteps = 1,
     fine_tuning: FineTuning = 0,
@@ -195,12 +205,42 @@ def prune(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Prune a network, say what was removed and who pays, and write it."""
+    """Prune a network, say what was removed and who pays, and write it.
+
+    With --macs, --parameters or --latency channels go until the network is that small; the people of the validation
+    split, or where there is none the test people, choose between one, two and four steps.
+    """
     from fairtrim import predict
     from fairtrim_adapters.torch_pruning import prune_copy
 
+    budget = {n: v for n, v in (("macs", macs), ("parameters", parameters), ("latency", latency)) if v is not None}
+    if budget:
+        for option, given in (
+            ("--pruning-ratio", pruning_ratio is not None),
+            ("--fine-tuning", fine_tuning),
+            ("--recalibrate-output", recalibrate_output is not None),
+        ):
+            if given:
+                raise InputError(f"{option} has no place beside --{next(iter(budget))}; leave one of them out")
+        prune_within(
+            budget,
+            model,
+            data,
+            output,
+            criterion=criterion,
+            steps=iterative_steps,
+            reconstruct=reconstruct,
+            onnx=onnx,
+            checkpoint=checkpoint,
+            bootstrap=bootstrap,
+            seed=seed,
+            quiet=quiet,
+            ignored_layers=ignore or [],
+            pruner_options=pruner_options_of(pruner_options, global_pruning),
+        )
+        return
     network_files(output, onnx)
-    ((_, make),) = criteria_by_label(criterion).items()
+    ((_, make),) = criteria_by_label(criterion or "worst-group").items()
     splits = data_of(data)
     if fine_tuning:
         splits.need("train", "--fine-tuning")
@@ -212,7 +252,7 @@ def prune(
         list(networks.values())[-1],
         importance,
         splits,
-        pruning_ratio,
+        0.5 if pruning_ratio is None else pruning_ratio,
         random_state=seed,
         fine_tuning=fine_tuning,
         iterative_steps=iterative_steps,
@@ -229,6 +269,9 @@ def prune(
     typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
     typer.echo(f"network: {output}")
     exported(onnx, pruned, splits)
+
+
+app.command(cls=listing("criterion"), epilog=example("smallest"))(smallest)
 
 
 @app.command(epilog=example("audit"))

@@ -15,6 +15,12 @@ fairtrim sweep --model people.py:network --data people.py:data --folder sweep --
 fairtrim prune --model people.py:network --data people.py:data --pruning-ratio 0.5 -o pruned.safetensors
 fairtrim prune --model people.py:network --data people.py:data --criterion tail-risk:alpha=0.3 --global \
     --iterative-steps 5 --fine-tuning 1 -o pruned.safetensors --onnx pruned.onnx
+fairtrim prune --model people.py:network --data people.py:data --macs 0.5 -o half.safetensors
+""",
+    "smallest": r"""
+fairtrim smallest --model people.py:network --data people.py:data --max-drop accuracy=0.01 -o small.safetensors
+fairtrim smallest --model people.py:network --data people.py:data --by parameters \
+    --max-drop accuracy=0.02 --max-drop recall=0.05 -o small.safetensors
 """,
     "audit": r"""
 fairtrim audit --model people.py:network --data people.py:data

@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+from .budget import BudgetOptions, PrunedToBudget, prune_to, smallest
 from .graph.layers import ParameterAxis, describe_layer, forget_layer
 from .graph.tracing import RecurrentPruner, RMSNormPruner, traceable
 from .importances.channel_importance import ChannelImportance, CollectOptions, ImportanceOptions
@@ -43,6 +44,7 @@ __all__ = [
     "IMPORTANCES",
     "AccumulatedConfidence",
     "AccumulatedConfidenceImportance",
+    "BudgetOptions",
     "ChannelImportance",
     "CollectOptions",
     "ContrastiveImportance",
@@ -53,6 +55,7 @@ __all__ = [
     "ImportanceOptions",
     "MeanDamageImportance",
     "ParameterAxis",
+    "PrunedToBudget",
     "PruningReport",
     "RMSNormPruner",
     "RecipeOptions",
@@ -69,8 +72,10 @@ __all__ = [
     "forget_layer",
     "gradual_channel_pruning",
     "prune_copy",
+    "prune_to",
     "reconstructed",
     "register",
     "register_importance",
+    "smallest",
     "traceable",
 ]
