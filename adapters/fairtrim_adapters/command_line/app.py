@@ -11,11 +11,10 @@ import typer
 from fairtrim import InputError, save_pruned
 from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.measurements import joined_flags
-from fairtrim_adapters.sweep.named_methods import DEFAULT_CRITERIA, criteria_by_label, post_processors_by_label
+from fairtrim_adapters.sweep.named_methods import DEFAULT_CRITERIA, post_processors_by_label
 from fairtrim_adapters.sweep.sweep_options import DEFAULT_PRUNING_RATIOS
 
 from .bounds import Bound, judge, parse_bounds
-from .budgets import Criterion, prune_within, smallest
 from .examples import example
 from .gate import flags_of, shut
 from .methods import listing
@@ -43,6 +42,7 @@ from .options import (
     pruner_options_of,
     writable,
 )
+from .pruning import prune, smallest
 from .tables import audit_rows, audit_text, sweep_text
 from .targets import data_of, load_object, networks_of
 
@@ -174,103 +174,7 @@ def sweep(
     typer.echo(f"table: {folder / 'sweep.csv'}; pictures: fairtrim report --sweep {folder} --output report.html")
 
 
-@app.command(cls=listing("criterion"), epilog=example("prune"))
-def prune(
-    model: Model,
-    data: Data,
-    output: Output,
-    criterion: Criterion = None,
-    pruning_ratio: Annotated[
-        float | None, typer.Option("--pruning-ratio", help="Share of the channels to remove.", show_default="0.5")
-    ] = None,
-    macs: Annotated[
-        float | None, typer.Option("--macs", help="In place of a ratio: share of the multiply-accumulates to keep.")
-    ] = None,
-    parameters: Annotated[
-        float | None, typer.Option("--parameters", help="In place of a ratio: share of the parameters to keep.")
-    ] = None,
-    latency: Annotated[
-        float | None, typer.Option("--latency", help="In place of a ratio: share of the measured time to keep.")
-    ] = None,
-    checkpoint: Checkpoint = None,
-    iterative_steps: IterativeSteps = 1,
-    fine_tuning: FineTuning = 0,
-    ignore: Ignore = None,
-    global_pruning: Global = False,
-    pruner_options: PrunerSettings = None,
-    reconstruct: Reconstruct = None,
-    recalibrate_output: RecalibrateOutput = None,
-    onnx: Onnx = None,
-    bootstrap: Bootstrap = 200,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Prune a network, say what was removed and who pays, and write it.
-
-    With --macs, --parameters or --latency channels go until the network is that small; the people of the validation
-    split, or where there is none the test people, choose between one, two and four steps.
-    """
-    from fairtrim import predict
-    from fairtrim_adapters.torch_pruning import prune_copy
-
-    budget = {n: v for n, v in (("macs", macs), ("parameters", parameters), ("latency", latency)) if v is not None}
-    if budget:
-        for option, given in (
-            ("--pruning-ratio", pruning_ratio is not None),
-            ("--fine-tuning", fine_tuning),
-            ("--recalibrate-output", recalibrate_output is not None),
-        ):
-            if given:
-                raise InputError(f"{option} has no place beside --{next(iter(budget))}; leave one of them out")
-        prune_within(
-            budget,
-            model,
-            data,
-            output,
-            criterion=criterion,
-            steps=iterative_steps,
-            reconstruct=reconstruct,
-            onnx=onnx,
-            checkpoint=checkpoint,
-            bootstrap=bootstrap,
-            seed=seed,
-            quiet=quiet,
-            ignored_layers=ignore or [],
-            pruner_options=pruner_options_of(pruner_options, global_pruning),
-        )
-        return
-    network_files(output, onnx)
-    ((_, make),) = criteria_by_label(criterion or "worst-group").items()
-    splits = data_of(data)
-    if fine_tuning:
-        splits.need("train", "--fine-tuning")
-    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
-    # refuse scores that decide nothing before anything is written
-    predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
-    importance = make(seed)
-    pruned = prune_copy(
-        list(networks.values())[-1],
-        importance,
-        splits,
-        0.5 if pruning_ratio is None else pruning_ratio,
-        random_state=seed,
-        fine_tuning=fine_tuning,
-        iterative_steps=iterative_steps,
-        ignored_layers=ignore or [],
-        pruner_options=pruner_options_of(pruner_options, global_pruning),
-        reconstruct=reconstruct,
-        recalibrate_output=output_recalibration(recalibrate_output),
-        progress=not quiet,
-    )
-    if hasattr(importance, "report"):
-        typer.echo(str(importance.report()) + "\n")
-    save_pruned(output, pruned)
-    networks["pruned"] = pruned
-    typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
-    typer.echo(f"network: {output}")
-    exported(onnx, pruned, splits)
-
-
+app.command(cls=listing("criterion"), epilog=example("prune"))(prune)
 app.command(cls=listing("criterion"), epilog=example("smallest"))(smallest)
 
 

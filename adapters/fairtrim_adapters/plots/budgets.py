@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-import numpy as np
 import pandas as pd
 
 from fairtrim import InputError
@@ -92,7 +91,7 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
         ends = dense + rows[["accuracy low", "accuracy high"]].to_numpy().T
         ax.vlines(x, *ends, linewidth=1.1, alpha=0.65, zorder=2, **style)
         ax.plot([*x, 100], [*y, dense], linewidth=0.8, alpha=0.5, zorder=2, **style)
-        rims = np.where(rows["kept"].to_numpy(dtype=bool), "black", style["color"])
+        rims = ["black" if kept else style["color"] for kept in rows["kept"]]
         marker = MARKERS[k % len(MARKERS)]
         ax.scatter(x, y, s=52, marker=marker, edgecolors=rims, linewidths=1.6, zorder=3, label=label, **style)
     ax.set_xlim(right=101.5)
@@ -129,7 +128,7 @@ def _keys(ax: Axes, tried: int) -> list[Any]:
     grey: dict[str, Any] = {"color": "0.35"}
     keys = [*handles, Line2D([], [], linestyle="--", linewidth=1.1, label="dense network", **grey)]
     if tried:
-        rim = {"marker": "o", "linestyle": "none", "markerfacecolor": "0.8", "markeredgecolor": "black"}
+        rim: dict[str, Any] = {"marker": "o", "linestyle": "none", "markerfacecolor": "0.8", "markeredgecolor": "black"}
         keys.append(Line2D([], [], linewidth=1.1, alpha=0.65, label="95 % of the change", **grey))
         keys.append(Line2D([], [], markeredgewidth=1.6, label="kept", **rim))
     return keys

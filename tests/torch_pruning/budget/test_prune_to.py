@@ -18,11 +18,13 @@ from fairtrim import InputError
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, ShareBalancedImportance, WorstGroupImportance
 from fairtrim_adapters.torch_pruning.budget import PrunedToBudget, prune_to
 from fairtrim_adapters.torch_pruning.budget import prune_to as module
+from tests import sweep_cases
 from tests.networks import CASES, Case
 from tests.snapshot import Snapshot
-from tests.sweep_cases import network, splits
 
 SETTINGS: dict[str, Any] = {"progress": False}
+network: Any = sweep_cases.network
+splits: Any = sweep_cases.splits
 
 
 def _mlp() -> nn.Module:
@@ -224,7 +226,7 @@ def test_smaller_steps_are_tried_where_it_is_worse_than_predicted(monkeypatch: p
     x = torch.ones(1, 6)
 
     def steps_of(done: PrunedToBudget) -> list[int]:
-        return done.history.drop_duplicates("network")["steps"].tolist()
+        return list(done.history.drop_duplicates("network")["steps"])
 
     source = importlib_module()
     monkeypatch.setattr(source, "_worse_than_predicted", lambda *_: [])
@@ -353,8 +355,8 @@ def test_latency_counts_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     from fairtrim_adapters.torch_pruning.budget import sizes
 
     class Timed:
-        def __init__(self, models: dict[str, nn.Module]) -> None:
-            self.widths = [model[0].out_features for model in models.values()]  # type: ignore[index, union-attr]
+        def __init__(self, models: dict[str, Any]) -> None:
+            self.widths = [model[0].out_features for model in models.values()]
 
         def ratio(self, name: str) -> Any:
             return type("Ratio", (), {"median": self.widths[1] / self.widths[0]})

@@ -18,10 +18,12 @@ from fairtrim.damage.reading_options import Reading
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
 from fairtrim_adapters.torch_pruning.budget import smallest
 from fairtrim_adapters.torch_pruning.budget.measuring import allowed_drops, drops, measured
+from tests import sweep_cases
 from tests.snapshot import Snapshot
-from tests.sweep_cases import network, splits
 
 QUIET: dict[str, Any] = {"progress": False}
+network: Any = sweep_cases.network
+splits: Any = sweep_cases.splits
 
 
 def _two_ways(copies: int) -> tuple[nn.Sequential, Tensor, Tensor, list[str]]:

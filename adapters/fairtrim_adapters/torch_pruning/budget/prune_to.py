@@ -104,7 +104,7 @@ def prune_to(
         >>> network = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 2))
         >>> people = [(torch.randn(200, 4), torch.arange(200) % 2, ["a", "b"] * 100)]
         >>> magnitude = tp.importance.GroupMagnitudeImportance()
-        >>> done = prune_to(network, people, torch.ones(1, 4), macs=0.5, importance=magnitude, progress=False)
+        >>> done = prune_to(network, people, torch.ones(1, 4), macs=0.51, importance=magnitude, progress=False)
         >>> done.model[0].out_features, list(done.measured["sensitive_group"]), network[0].out_features
         (20, ['a', 'b', 'everybody'], 40)
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ import torch
 from fairtrim import load_pruned
 from fairtrim_adapters.command_line import main
 from fairtrim_adapters.torch_pruning import prune_to, smallest
-from tests.sweep_cases import network, splits
+from tests import sweep_cases
 
+network: Any = sweep_cases.network
+splits: Any = sweep_cases.splits
 WORK = ["--model", "work:net", "--data", "work:people", "-o", "p.st", "-q", "--bootstrap", "0"]
 
 
