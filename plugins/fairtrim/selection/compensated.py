@@ -27,7 +27,7 @@ RIDGE = 1e-3
 SHARE_THAT_STAYS = 0.1
 """Of a layer, unless a pruner asks for more: an order of what is left after a refit can't see a layer collapse."""
 
-TIE_WEIGHT = 1e-2
+TIE_WEIGHT = 0.1
 """Of the mean damage beside the criterion: by the worst group alone, whatever hurts only others is free."""
 
 
