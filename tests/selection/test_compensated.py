@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from fairtrim import ChannelGroup, ChannelPlace, DamageTable, InputError, collect_damage
 from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, WorstGroup
-from fairtrim.damage import input_moments
-from fairtrim.damage.input_moments import ReaderMoments, ReadInputs
+from fairtrim.damage.input_moments import ReaderMoments, ReadInputs, input_moments
 from fairtrim.oracle import oracle_compensated_damage
 from fairtrim.selection import Floor, Pool, compensated_selection
 from fairtrim.selection.compensated import RIDGE, TIE_WEIGHT, CompensatedShares

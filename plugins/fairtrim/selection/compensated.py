@@ -143,7 +143,8 @@ def compensated_selection(
 
     Example:
         >>> from fairtrim.criteria import MeanDamage
-        >>> from fairtrim.damage import ChannelGroup, ChannelPlace, collect_damage, input_moments
+        >>> from fairtrim.damage import ChannelGroup, ChannelPlace, collect_damage
+        >>> from fairtrim.damage.input_moments import input_moments
         >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(3, 2))
         >>> hidden = ChannelGroup("0", 3, (ChannelPlace("1", "input", range(3), range(3), channel_axis=-1),))
         >>> x = torch.randn(9, 3)
