@@ -61,7 +61,7 @@ def _left_over(weight: Floats, moments: Floats, gone: list[int], unit: list[int]
 def test_elimination_equals_regressions_from_scratch(
     taps: int, units: list[list[int]], waiting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After every unit the inverse is that of what is left, the weights are refitted, and so is what each would cost."""
+    """After every unit: the inverse of what is left, the refitted weights, and what each other unit would cost."""
     monkeypatch.setattr(module, "_WAITING", waiting)
     weight, moments, mean = _layer(5, 9, taps)
     elimination = Elimination(weight, moments, mean, np.array(units), RIDGE)
@@ -90,9 +90,7 @@ def test_elimination_equals_regressions_from_scratch(
 def test_a_twin_is_free_until_the_other_is_gone() -> None:
     weight, moments, mean = _layer(4, 6, 2)
     twins = [*range(6), 2]
-    elimination = Elimination(
-        weight[:, twins], moments[np.ix_(twins, twins)], mean[twins], np.arange(7)[:, None], 1e-9
-    )
+    elimination = Elimination(weight[:, twins], moments[np.ix_(twins, twins)], mean[twins], np.arange(7)[:, None], 1e-9)
     before = elimination.left_over()
     alone = Elimination(weight, moments, mean, np.arange(6)[:, None], 1e-9).left_over()
     assert before[2] < 1e-6 * alone[2]

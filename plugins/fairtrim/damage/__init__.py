@@ -2,7 +2,6 @@
 
 from .channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .collection import collect_damage
-from .input_moments import input_moments
 from .reading_options import CollectionOptions, ReadingOptions
 from .table import DamageTable
 
@@ -14,5 +13,4 @@ __all__ = [
     "ParameterPlace",
     "ReadingOptions",
     "collect_damage",
-    "input_moments",
 ]

@@ -27,7 +27,7 @@ RIDGE = 1e-3
 SHARE_THAT_STAYS = 0.1
 """Of a layer, unless a pruner asks for more: an order of what is left after a refit can't see a layer collapse."""
 
-TIE_WEIGHT = 1e-2
+TIE_WEIGHT = 0.1
 """Of the mean damage beside the criterion: by the worst group alone, whatever hurts only others is free."""
 
 
@@ -143,7 +143,8 @@ def compensated_selection(
 
     Example:
         >>> from fairtrim.criteria import MeanDamage
-        >>> from fairtrim.damage import ChannelGroup, ChannelPlace, collect_damage, input_moments
+        >>> from fairtrim.damage import ChannelGroup, ChannelPlace, collect_damage
+        >>> from fairtrim.damage.input_moments import input_moments
         >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(3, 2))
         >>> hidden = ChannelGroup("0", 3, (ChannelPlace("1", "input", range(3), range(3), channel_axis=-1),))
         >>> x = torch.randn(9, 3)
