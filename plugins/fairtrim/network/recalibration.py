@@ -1,23 +1,32 @@
-"""Recompute the statistics of BatchNorm layers after channels are gone; needs no labels and no training."""
+"""After channels are gone: BatchNorm's statistics again, without labels; the output layer again, with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fairtrim.arguments import RandomState, random_generator, require_choice
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
+from fairtrim.data.labels import require_labels, whole_labels
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
-from fairtrim.preservation import in_mode, insist, preserved_random_state
+from fairtrim.measures.scores import label_losses, positive_margin
+from fairtrim.measures.threshold_sweep import ThresholdSweep
+from fairtrim.preservation import in_mode, insist, preserved_model, preserved_random_state
 
 from .batchnorm import batchnorm_layers
-from .scored_network import ScoredNetwork
+from .output_layer import LinearHead, find_head, fold_threshold
+from .scored_network import OutputTransform, ScoredNetwork
 
-__all__ = ["recalibrate_batchnorm"]
+__all__ = ["recalibrate_batchnorm", "recalibrate_output"]
+
+_HELD_OUT = 5  # one sample in so many
+_RIDGES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+_MAX_ITERATIONS = 200
 
 
 def recalibrate_batchnorm(
@@ -100,3 +109,169 @@ def _average(network: ScoredNetwork, norms: Sequence[_BatchNorm], batches: Itera
         raise InputError("every batch holds one sample; statistics need at least two at a time")
     if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):
         raise InputError("the statistics are not finite; check the inputs for NaN and infinity")
+
+
+def recalibrate_output(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    layer: Literal["output", "threshold"] = "output",
+    balanced: bool = False,
+    forward_fn: ForwardFunction | None = None,
+    output_transform: OutputTransform | None = None,
+    max_batches: int | None = None,
+    random_state: RandomState = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Fit the output layer, or its threshold alone, to labels again, in place; all other layers stay as they are.
+
+    ``"output"``: the last linear layer θ, K scores on D features h, minimises Σ_n w_n ℓ(θ h_n, y_n) + ½ λ Σ_kd m_d
+    (θ_kd − θ⁰_kd)², with ℓ cross-entropy, m_d the mean square of feature d and θ⁰ the present weights, by L-BFGS in
+    float64; the bias is free. λ is the best of several on every fifth sample, held out, and the layer stays as it is
+    where none is better there. ``"threshold"``: of two classes, the bias moves to where the most samples are right.
+
+    Args:
+        model: The network; it ends in a linear layer with a bias, which gives logits.
+        loader: Batches of (inputs, labels[, sensitive]).
+        layer: What to fit.
+        balanced: Let the classes count alike, however many samples each has.
+        forward_fn: How to call the network.
+        output_transform: Takes the scores out of what it returns.
+        max_batches: Stop after so many batches.
+        random_state: Draws the held-out samples.
+        progress: Show a progress bar.
+
+    Returns:
+        The same network.
+
+    Raises:
+        InputError: The labels are of one class or not those of the network, or features are not finite.
+        UnsupportedModelError: The network ends in something else. After any error the network is as before.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> model.weight.data, model.bias.data = torch.ones(1, 1), torch.zeros(1)
+        >>> batch = (torch.tensor([[1.0], [2.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
+        >>> recalibrate_output(model, [batch], layer="threshold", progress=False).bias.tolist()
+        [-3.0]
+    """
+    require_choice("layer", layer, ["output", "threshold"])
+    generator = random_generator(random_state)
+    network = ScoredNetwork(model, forward_fn, output_transform)
+    network.check()
+    with preserved_random_state(loader), preserved_model(model), torch.no_grad():
+        batches = iterate_batches(
+            loader, model_device(model), max_batches=max_batches, progress=progress, description="output layer"
+        )
+        head, features, target = _features(network, batches)
+    theta, n_scores = head.theta(), head.module.out_features
+    weight = torch.ones(len(target), dtype=torch.float64)
+    if balanced:
+        weight = 1 / torch.bincount(target).clamp_min(1).double()[target]
+    weight = weight / weight.sum()
+    if layer == "threshold":
+        if n_scores > 2:
+            raise InputError(
+                f"the network has {n_scores} scores, and a threshold divides two classes; expected one or two, or "
+                "layer='output'"
+            )
+        threshold = _best_threshold(features @ theta.T, target, weight)
+    else:
+        held = torch.zeros(len(target), dtype=torch.bool)
+        held[torch.randperm(len(target), generator=generator)[: len(target) // _HELD_OUT]] = True
+        refitted = _refitted(theta, features, target, weight, held)
+    try:
+        if layer == "threshold":
+            fold_threshold(head.module, threshold)
+        else:
+            head.write(refitted)
+    except BaseException:
+        insist(lambda: head.write(theta))
+        raise
+    return model
+
+
+def _features(network: ScoredNetwork, batches: Iterable[Batch]) -> tuple[LinearHead, Tensor, Tensor]:
+    """The output layer, its inputs with a column of ones, (N, D + 1) float64, and the labels, (N,)."""
+    head: LinearHead | None = None
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        batch.check_length()
+        target = whole_labels(batch.target, batch.index)
+        head = head or find_head(network, batch)
+        features, scores = head.features(network, batch)
+        require_labels(target, scores.shape[1])
+        if not bool(torch.isfinite(features).all()):
+            raise InputError(f"batch {batch.index}: the features of the output layer are not finite; check the inputs")
+        parts.append(features.cpu().double())
+        labels.append(target.cpu())
+    assert head is not None  # a loader without samples was refused
+    everything, target = torch.cat(parts), torch.cat(labels)
+    if len(torch.unique(target)) < 2:
+        raise InputError(f"all {len(target)} samples have label {int(target[0])}; expected at least two classes")
+    return head, torch.cat([everything, everything.new_ones(len(target), 1)], 1), target
+
+
+def _best_threshold(scores: Tensor, target: Tensor, weight: Tensor) -> float:
+    """On the margin of label 1; the present one, 0, unless another is better, and of equal ones the nearest."""
+    margin = positive_margin(scores)
+    sweep = ThresholdSweep.of(margin, target, torch.zeros_like(target), n_groups=1, weight=weight)
+    counts = sweep.counts
+    right = (counts.true_positive + counts.negative - counts.false_positive).flatten()
+    now = float(weight @ ((margin > 0).long() == target).double())
+    best = float(right.max())
+    if best <= now + 1e-12:
+        return 0.0
+    among = sweep.threshold[right >= best - 1e-12]
+    return float(among[among.abs().argmin()])
+
+
+def _refitted(theta: Tensor, features: Tensor, target: Tensor, weight: Tensor, held: Tensor) -> Tensor:
+    """The weights with the ridge that is best on the held-out samples, fitted on all; θ itself if none is better."""
+    fitted = ~held
+    if int(held.sum()) < 2 or float(weight[fitted].sum()) == 0:
+        raise InputError(f"{len(target)} samples are too few to hold some out; expected at least {2 * _HELD_OUT}")
+    tested = weight[held] / weight[held].sum()
+
+    def error(candidate: Tensor) -> float:
+        return float(tested @ label_losses(features[held] @ candidate.T, target[held]))
+
+    best, ridge, start = error(theta), None, theta
+    for strength in _RIDGES:  # each begins where the last ended
+        start = _minimum(theta, start, features[fitted], target[fitted], weight[fitted], strength)
+        loss = error(start)
+        if loss < best:
+            best, ridge = loss, strength
+    return theta if ridge is None else _minimum(theta, theta, features, target, weight, ridge)
+
+
+def _minimum(
+    present: Tensor, start: Tensor, features: Tensor, target: Tensor, weight: Tensor, strength: float
+) -> Tensor:
+    """Where the loss with a ridge toward the present weights is smallest, (K, D + 1)."""
+    share = weight / weight.sum()
+    moments = share @ features.square()
+    # in units of each feature, so that the steps are alike
+    units = moments.clamp_min(1e-12 * float(moments.max())).sqrt()
+    penalized = torch.ones_like(units)
+    penalized[-1] = 0.0
+    change = ((start - present) * units).clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [change],
+        max_iter=_MAX_ITERATIONS,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = share @ label_losses(features @ (present + change / units).T, target)
+        loss = loss + strength / 2 * (penalized * change.square()).sum()
+        (change.grad,) = torch.autograd.grad(loss, [change])
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
+    return present + change.detach() / units

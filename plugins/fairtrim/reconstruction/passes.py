@@ -112,6 +112,7 @@ class Passes:
         dense: The other.
         layers: In the order of computation.
         parts: The samples.
+        n_samples: How many those of all processes are.
         processes: Those that share them.
         generator: Draws positions.
         progress: Show progress bars.
@@ -124,27 +125,23 @@ class Passes:
         layers: Sequence[Layer],
         parts: Sequence[Part],
         *,
+        n_samples: int,
         processes: Processes,
         generator: torch.Generator,
         progress: bool,
     ) -> None:
         self._network, self._dense, self._layers, self._parts = network, dense, layers, list(parts)
         self._processes, self._generator, self._progress = processes, generator, progress
-        self._device = network.device
+        self._device, self._n_samples = network.device, n_samples
         self._members: list[Tensor] = [torch.arange(len(part)) for part in parts]
         self._few = [self._drawn(part, MAX_ROWS) for part in parts]
 
     def _drawn(self, part: Part, rows: int) -> Tensor:
         """Samples of a part for a layer of which only so many rows are kept."""
-        n_samples = self._n_samples
-        if n_samples <= rows:
+        if self._n_samples <= rows:
             return torch.arange(len(part))
-        number = max(1, len(part) * rows // n_samples)
+        number = max(1, len(part) * rows // self._n_samples)
         return torch.randperm(len(part), generator=self._generator)[:number].sort().values
-
-    @property
-    def _n_samples(self) -> int:
-        return sum(map(len, self._parts)) * self._processes.count
 
     def _samples(self, layer: Layer, number: int) -> Tensor:
         """Which samples of a part a layer is fitted on."""
@@ -152,10 +149,11 @@ class Passes:
 
     def _plan(self) -> None:
         """How many positions of a sample each layer gets."""
-        n_samples = max(self._n_samples, 1)
+        n_samples = self._n_samples
         for layer in self._layers:
             wide = layer.rows.width > MAX_UNKNOWNS
             rows = MAX_ROWS if wide else max(_ROWS, _ROWS_A_COLUMN * layer.rows.width)
+            layer.spread = torch.zeros(3, len(layer.kept), dtype=torch.float64)
             layer.per_sample = max(1, rows // n_samples if wide else math.ceil(rows / n_samples))
         needed = sum(layer.per_sample * n_samples * len(layer.kept) * 4 for layer in self._layers)
         if needed > _MAX_TARGET_BYTES:
@@ -200,7 +198,7 @@ class Passes:
                 values = target.flatten(0, 1).to(self._doubles)
                 weight = weight.to(values)
                 sums = torch.stack([weight @ values, weight @ values.square(), weight.sum().expand(values.shape[1])])
-                layer.spread = layer.spread + sums.cpu() if layer.spread.numel() else sums.cpu()
+                layer.spread += sums.cpu()
                 if layer.skip is not None:
                     target = target + waiting.pop(layer.name)
                 layer.targets[number] = target

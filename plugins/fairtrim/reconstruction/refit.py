@@ -32,7 +32,7 @@ from .least_squares import RIDGES, Sums
 from .passes import Layer, Passes
 from .readers import LayerRows, Reader, layer_rows
 from .residual_sums import Survey, survey
-from .samples import Part, few_samples, joined, read_parts
+from .samples import Part, few_samples, joined, read
 
 __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 
@@ -184,15 +184,10 @@ def reconstruct(
         network, original = ScoredNetwork(model, forward_fn), ScoredNetwork(dense, forward_fn)
         network.check()
         original.check()
-    with preserved_random_state(loader), torch.no_grad():
-        parts = read_parts(
-            loader,
-            max_samples,
-            weigh_groups=weigh_groups,
-            processes=processes,
-            generator=generator,
-            progress=progress,
-        )
+    with processes.together(), preserved_random_state(loader), torch.no_grad():
+        share = -(-max_samples // processes.count)
+        reading = read(loader, share, weigh_groups=weigh_groups, some=processes.count == 1, progress=progress)
+    parts = reading.parts(processes, generator)
     n_samples = int(processes.sum(torch.tensor([sum(map(len, parts))])))
     with processes.together(), preserved_random_state(), torch.no_grad():
         seen = _look(network, original, parts, readers)
@@ -215,7 +210,14 @@ def reconstruct(
                 torch.no_grad(),
             ):
                 passes = Passes(
-                    network, original, layers, parts, processes=processes, generator=generator, progress=progress
+                    network,
+                    original,
+                    layers,
+                    parts,
+                    n_samples=n_samples,
+                    processes=processes,
+                    generator=generator,
+                    progress=progress,
                 )
                 with processes.together():
                     passes.run_dense()

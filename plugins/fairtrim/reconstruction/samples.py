@@ -15,7 +15,7 @@ from fairtrim.data.sensitive_groups import SensitiveEncoder
 from fairtrim.errors import InputError
 from fairtrim.processes import Processes
 
-__all__ = ["Part", "few_samples", "joined", "read_parts"]
+__all__ = ["Part", "Reading", "few_samples", "joined", "read"]
 
 _HELD_OUT = 5  # one in so many samples
 
@@ -43,65 +43,78 @@ def _by_sample(inputs: Any, n_samples: int) -> bool:
     return bool(tensors) and all(tensor.ndim and len(tensor) == n_samples for tensor in tensors)
 
 
-def read_parts(
-    loader: Iterable[Any],
-    max_samples: int,
-    *,
-    weigh_groups: bool,
-    processes: Processes,
-    generator: torch.Generator,
-    progress: bool,
-) -> list[Part]:
-    """Read samples and say which are held out.
+@dataclass(frozen=True)
+class Reading:
+    """What was read, before anything is known of other processes.
+
+    Attributes:
+        inputs: Of each batch.
+        columns: Which sensitive group its samples are in, (N, groups seen so far).
+        encoder: Knows the groups.
+    """
+
+    inputs: list[Any]
+    columns: list[Tensor]
+    encoder: SensitiveEncoder
+
+    def parts(self, processes: Processes, generator: torch.Generator) -> list[Part]:
+        """Weigh the samples and draw those that are held out.
+
+        Args:
+            processes: All of which call this.
+            generator: Draws the held-out samples.
+
+        Returns:
+            One part for each batch.
+        """
+        lengths = [len(column) for column in self.columns]
+        weight = _sample_weights(self.columns, self.encoder, processes)
+        held = torch.zeros(sum(lengths), dtype=torch.bool)
+        held[torch.randperm(sum(lengths), generator=generator)[: sum(lengths) // _HELD_OUT]] = True
+        folds = zip(self.inputs, torch.split(weight, lengths), torch.split(held, lengths), strict=True)
+        return [Part(*fold) for fold in folds]
+
+
+def read(loader: Iterable[Any], max_samples: int, *, weigh_groups: bool, some: bool, progress: bool) -> Reading:
+    """Read samples.
 
     Args:
         loader: Batches of (inputs, target[, sensitive]).
-        max_samples: About so many, over all processes.
-        weigh_groups: Whether sensitive groups count alike.
-        processes: Each has its own loader.
-        generator: Draws the held-out samples.
+        max_samples: At most so many, or a little more where the samples of a batch can't be told apart.
+        weigh_groups: Whether sensitive groups are to count alike.
+        some: Whether there must be some.
         progress: Show a progress bar.
 
     Returns:
-        One part for each batch.
+        What was read.
 
     Raises:
         InputError: Inputs are not finite, or there are no sensitive features to weigh by.
     """
-    limit = -(-max_samples // processes.count)
     encoder = SensitiveEncoder()
     inputs: list[Any] = []
     columns: list[Tensor] = []
     n_samples = 0
-    batches = iterate_batches(loader, None, progress=progress, description="reading", allow_empty=processes.count > 1)
-    for batch in batches:
+    for batch in iterate_batches(loader, None, progress=progress, description="reading", allow_empty=not some):
         batch.check_length()
         if weigh_groups and batch.sensitive is None:
             raise InputError(
                 f"weigh_groups=True, but batch {batch.index} of the loader has no sensitive features; expected "
                 "(inputs, target, sensitive), or weigh_groups=False"
             )
-        weights = encoder.encode(batch.sensitive if weigh_groups else None, len(batch), batch.index)
-        taken = batch.inputs
-        surplus = n_samples + len(batch) - limit
-        if surplus > 0 and _by_sample(taken, len(batch)):
-            taken, weights = slice_samples(taken, slice(0, len(batch) - surplus)), weights[: len(batch) - surplus]
+        column = encoder.encode(batch.sensitive if weigh_groups else None, len(batch), batch.index)
+        taken, room = batch.inputs, max_samples - n_samples
+        if room < len(batch) and _by_sample(taken, len(batch)):
+            taken, column = slice_samples(taken, slice(0, room)), column[:room]
         for tensor in tensors_of(taken):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"batch {batch.index}: the inputs hold NaN or infinity; expected finite numbers")
         inputs.append(taken)
-        columns.append(weights)
-        n_samples += len(weights)
-        if n_samples >= limit:
+        columns.append(column)
+        n_samples += len(column)
+        if n_samples >= max_samples:
             break
-    weight = _sample_weights(columns, encoder, processes)
-    held = torch.zeros(n_samples, dtype=torch.bool)
-    held[torch.randperm(n_samples, generator=generator)[: n_samples // _HELD_OUT]] = True
-    lengths = [len(column) for column in columns]
-    return [
-        Part(taken, *parts)
-        for taken, *parts in zip(inputs, torch.split(weight, lengths), torch.split(held, lengths), strict=True)
-    ]
+    return Reading(inputs, columns, encoder)
 
 
 def _sample_weights(columns: Sequence[Tensor], encoder: SensitiveEncoder, processes: Processes) -> Tensor:
