@@ -178,3 +178,20 @@ def test_recipes_offer_both(tmp_path: Any) -> None:
         denp(network(), loader, **options, folder=tmp_path)
     with pytest.raises(InputError, match="reconstruct='yes'; expected True or False"):
         denp(network(), loader, **options, reconstruct="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_layer_and_coupling(name: str) -> None:
+    """What can be refitted is, what can't says why, and all of it fits on a screen."""
+    case = ALL[name]
+    model = case.model()
+    pruner = case.pruner(model, Quota())
+    scores: Any = {} if case.transform is None else {"output_transform": case.transform}
+    (x, y), (fresh, of_fresh) = case.batch(60), case.batch(20, seed=9)
+    loader, held_out = [(x[:40], y[:40]), (x[40:], y[40:])], [(fresh, of_fresh, torch.arange(20) % 3)]
+    with reconstructed(pruner, loader, held_out=held_out, progress=False, **scores) as refit:
+        pruner.step()
+    assert refit.reconstruction is not None and refit.measured is not None
+    assert [layer.module for layer in refit.reconstruction.layers] != []
+    assert max(map(len, str(refit).splitlines())) < 100
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

@@ -256,9 +256,10 @@ def _without(graph: tp.DependencyGraph, known: int) -> str:
 
 
 def _reader(model: nn.Module, layer: KeptChannels) -> Reader:
-    """The layer as the core takes it: torch's own linear and convolution layers are known there."""
-    of_torch = isinstance(model.get_submodule(layer.module), nn.Linear | nn.modules.conv._ConvNd)
-    return Reader(layer.module, layer.outputs, None if of_torch else layer.input_axis)
+    """The layer as the core takes it: torch's own are known there, or, like attention, known to be no one weight."""
+    module = model.get_submodule(layer.module)
+    known = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or "weight" not in module._parameters
+    return Reader(layer.module, layer.outputs, None if known else layer.input_axis)
 
 
 class _Trial:
