@@ -103,9 +103,11 @@ def readers_of_removed(
     try:
         before.restore()
         modules = dict(graph.model.named_modules())
+        attention = [name for name, module in modules.items() if (what := description_of(module)) and what.mixes]
         for name, module in modules.items():
             axes = _axes(graph, module)
-            if axes is not None:
+            inside = any(name.startswith(f"{parent}.") for parent in attention)
+            if axes is not None and not inside:
                 entry, output_axis = axes
                 owner, _, own_name = entry.name.rpartition(".")
                 parameters = module.get_submodule(owner)._parameters
@@ -126,8 +128,12 @@ def readers_of_removed(
         _check_same(name, dense, codes[name], modules[name].get_parameter(entry.name).detach())
         if codes[name].shape[entry.axis] == dense.shape[entry.axis]:
             continue
-        inputs, outputs = (tuple(_coordinates(codes[name], dense.shape, axis)) for axis in (entry.axis, output_axis))
-        kept.append(KeptChannels(name, inputs, outputs, entry.axis))
+        inputs = _coordinates(codes[name], dense.shape, entry.axis)
+        outputs = _coordinates(codes[name], dense.shape, output_axis)
+        if getattr(modules[name], "transposed", False):  # its weight stores the outputs of one group
+            size = dense.shape[output_axis]
+            outputs = [group * size + k for group in range(modules[name].groups) for k in outputs]
+        kept.append(KeptChannels(name, tuple(inputs), tuple(outputs), entry.axis))
     return kept
 
 
@@ -138,7 +144,7 @@ def _axes(graph: tp.DependencyGraph, module: nn.Module) -> tuple[ParameterAxis, 
     are those that go with its inputs.
     """
     description = description_of(module)
-    if description is None or passes_on(graph, module):
+    if description is None or passes_on(graph, module) or isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     entries = [entry for entry in description.axes(module, True) if entry.blocks == 1]
     if not entries:
