@@ -367,3 +367,30 @@ def test_latency_counts_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert done.latency is not None and done.latency <= 0.6 and done.model[0].out_features == 7
     assert str(done).startswith("60 % of the latency (58.3 %")
+
+
+@pytest.mark.parametrize("importance", ["worst group", "magnitude"])
+def test_heads_go_as_far_as_their_own_ratio(importance: str) -> None:
+    case = CASES["separate heads"]
+    model: Any = nn.Sequential(case.model(), nn.Linear(3, 30).double(), nn.ReLU(), nn.Linear(30, 3).double()).eval()
+    heads = {f"0.{name}": 2 for name in ("query", "key", "value")}
+    model[0].n_shared, model[0].num_heads = 1, 2
+    options = {"num_heads": heads, "prune_num_heads": True, "head_pruning_ratio": 0.5}
+    x, _ = case.batch(1)
+    settings: dict[str, Any] = {"steps": 1, **SETTINGS}
+    alone = {"pruner_options": {**options, "prune_head_dims": False}}
+    done: Any = prune_to(model, people_of(case), x, macs=0.4, importance=IMPORTANCES[importance](), **settings, **alone)
+    assert done.macs <= 0.4
+    assert done.model[0].num_heads == 1 and [done.model.get_submodule(name).out_features for name in heads] == [4] * 3
+    assert done.model(case.batch(3)[0]).shape == (3, 3)
+    if importance == "worst group":
+        with pytest.raises(InputError, match="whole heads and dimensions of heads at once"):
+            prune_to(
+                model,
+                people_of(case),
+                x,
+                macs=0.4,
+                importance=WorstGroupImportance(),
+                pruner_options=options,
+                **settings,
+            )
