@@ -35,7 +35,7 @@ def _costs(case: Any, model: nn.Module, kind: Any) -> tuple[ChannelCosts, Any]:
 @pytest.mark.parametrize("kind", ["parameters", "macs"])
 @pytest.mark.parametrize("name", WEIGHTS_ONLY)
 def test_the_running_total_is_the_size_of_the_pruned_network(name: str, kind: str) -> None:
-    """Channels of all groups in turn, until few are left of each and of its halves; what each costs is what the total falls by."""
+    """Channels of all groups in turn, until few are left of each and its halves; the total falls by what each costs."""
     case = WEIGHTS_ONLY[name]
     model, (x, y) = case.model(), case.batch(2)
     costs, (_, plan) = _costs(case, model, kind)
