@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from fairtrim.comparison.network_size import network_size
 from fairtrim.damage.channel_costs import ChannelCosts, weight_uses
 from fairtrim.data.batches import Batch
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.processes import Processes
 from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 from tests.networks import CASES
+from tests.shares import in_processes
 
 # products of queries and keys belong to no weight
 WEIGHTS_ONLY = {name: case for name, case in CASES.items() if name not in ("attention", "separate heads")}
@@ -35,7 +38,7 @@ def _costs(case: Any, model: nn.Module, kind: Any) -> tuple[ChannelCosts, Any]:
 @pytest.mark.parametrize("kind", ["parameters", "macs"])
 @pytest.mark.parametrize("name", WEIGHTS_ONLY)
 def test_the_running_total_is_the_size_of_the_pruned_network(name: str, kind: str) -> None:
-    """Channels of all groups in turn, until few are left of each and of its halves; what each costs is what the total falls by."""
+    """Channels of all groups in turn, until few are left of each and its halves; the total falls by what each costs."""
     case = WEIGHTS_ONLY[name]
     model, (x, y) = case.model(), case.batch(2)
     costs, (_, plan) = _costs(case, model, kind)
@@ -112,3 +115,17 @@ def test_what_costs_refuse() -> None:
     bare = ChannelGroup("0", 7, (ChannelPlace("2", "input", range(7), range(7), channel_axis=-1),))
     with pytest.raises(InputError, match=r"\['0'\] don't say which parameters go"):
         ChannelCosts(model, [bare], "parameters")
+
+
+def test_processes_count_uses_together() -> None:
+    """Samples of several lengths, unevenly shared: the mean over all."""
+    model = nn.Sequential(nn.Linear(3, 2))
+
+    def work(processes: Processes, lengths: list[int]) -> dict[str, float]:
+        with weight_uses(copy.deepcopy(model)) as uses:
+            for length in lengths:
+                uses.note("0", model[0], (), torch.ones(1, length, 2))
+        return uses.per_sample(len(lengths), processes)
+
+    told = in_processes([partial(work, lengths=[4, 6]), partial(work, lengths=[]), partial(work, lengths=[2])])
+    assert told == [{"0.weight": 4.0}] * 3

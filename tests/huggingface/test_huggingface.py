@@ -618,3 +618,19 @@ def test_one_class_of_norm_for_both_layouts(transformers: Any, name: str) -> Non
     pruner.step()
     assert importance.report().skipped == []
     assert model(images).logits.shape == (6, 3) and model.classifier.in_features == 6
+
+
+@pytest.mark.parametrize("part", ["hidden", "heads", "intermediate"])
+def test_compensated_choice_knows_turned_weights(transformers: Any, part: Part) -> None:
+    """GPT-2's linear layers keep their weights as (inputs, outputs); all that read channels could be refitted."""
+    family = FAMILIES["gpt2"]
+    model = family.model(transformers)
+    importance = WorstGroupImportance(compensated=True, per="macs", progress=False)
+    pruner = make_pruner(model, importance, part, global_pruning=True)
+    importance.fit(pruner, family.batches())
+    assert importance.selection_.shares is not None
+    assert bool((importance.selection_.shares < 1).all())  # something makes up for a part of every channel
+    pruner.step()
+    assert importance.report().skipped == []
+    update(model, pruner)
+    assert bool(torch.isfinite(scores_of(model, family.batches())).all())

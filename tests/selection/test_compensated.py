@@ -245,6 +245,9 @@ def test_a_tenth_of_every_layer_stays_unless_more_is_asked_for() -> None:
     for quota, of_x in ((18, 18), (21, 18), (29, 18), (30, 19)):  # three of x and two of y stay, as long as they may
         order = compensated_selection(table, MeanDamage(), inputs, pools=[Pool(("x", "y"), quota)]).order[:quota]
         assert int((order < 21).sum()) == of_x
+    layers = [Pool(("x",), 20), Pool(("y",), 4)]  # a quota that needs more takes it, and nothing else opens for it
+    order = compensated_selection(table, MeanDamage(), inputs, pools=layers).order[:24]
+    assert int((order < 21).sum()) == 20
     floors = [Floor("x", 7)]
     order = compensated_selection(table, MeanDamage(), inputs, pools=[Pool(("x", "y"), 25)], floors=floors).order
     assert int((order[:25] < 21).sum()) == 21 - 7

@@ -162,6 +162,11 @@ class Allowance:
         numbers = range(len(self.columns)) if column is None else self._of_column[column]
         return [self.columns[number] for number in numbers if self._left(number) == 0]
 
+    @property
+    def tentative(self) -> bool:
+        """Whether the tentative floors still hold."""
+        return self._n_tentative > 0
+
     def lift(self) -> None:
         """Give up the next stage of floors."""
         if self._n_tentative:

@@ -58,10 +58,14 @@ class Turns:
     def closed(self) -> Tensor:
         """Which columns must wait or are gone, (C,) bool; at least one isn't, as long as any is left."""
         while bool(self._closed.all()) and not bool(self._gone.all()):
-            # every pool has its quota: rank what a pruner may still ask for, then what should stay
-            if all(quota is None for quota in self._quotas):
+            # a quota that is still open outweighs a tentative floor
+            if self._allowance.tentative and any(self._quotas):
                 self._allowance.lift()
-            self._quotas = [None] * len(self._quotas)
+            else:
+                # every pool has its quota: rank what a pruner may still ask for, then what should stay
+                if all(quota is None for quota in self._quotas):
+                    self._allowance.lift()
+                self._quotas = [None] * len(self._quotas)
             self._closed = self._gone.clone()
             self._close()
         return self._closed
