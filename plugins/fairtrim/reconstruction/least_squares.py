@@ -15,10 +15,13 @@ from fairtrim.processes import Processes
 __all__ = ["MAX_ROWS", "MAX_UNKNOWNS", "RIDGES", "Fit", "MomentSums", "Ridge", "Rows", "Sums", "sums_of"]
 
 MAX_UNKNOWNS = 4096
-"""Of one output. Up to so many the moments of the inputs are kept, 128 MiB each; above, the rows themselves."""
+"""Of one output. Up to so many the moments of the inputs are kept, which at the most takes five matrices of 128 MiB
+while they are solved; above, the rows themselves."""
 
 MAX_ROWS = 4096
 """Kept of a layer with more unknowns."""
+
+_SKETCH = 64
 
 _FLOOR = 1e-10  # of the largest second moment: an input that is always 0 must not make the system singular
 
@@ -94,14 +97,11 @@ class Sums(ABC):
         """Choose the ridge on the held-out rows and fit all rows with it."""
 
 
-def _best(
-    ridges: Sequence[Ridge], before: float, error: Callable[[Ridge], float], final: Callable[[Ridge], Tensor | None]
-) -> tuple[Ridge | None, float, Tensor | None]:
+def _best(ridges: Sequence[Ridge], before: float, error: Callable[[Ridge], float]) -> Ridge | None:
     """The ridge with the smallest error, if it is below that of no change."""
     errors = [(error(ridge), place) for place, ridge in enumerate(ridges)]
     after, place = min(((e, p) for e, p in errors if e == e), default=(before, 0))
-    solution = final(ridges[place]) if after < before else None
-    return (None, before, None) if solution is None else (ridges[place], after, solution)
+    return ridges[place] if after < before else None
 
 
 class MomentSums(Sums):
@@ -161,53 +161,86 @@ class MomentSums(Sums):
             setattr(self, name, torch.stack([processes.sum(part.cpu()) for part in own]).to(own.device))
         self.rows = int(processes.sum(torch.tensor([self.rows])))
 
-    def _moments(self, held: bool | None) -> list[Tensor]:
-        """Means over the fitted rows, the held-out rows or, for None, all."""
-        sums = [self._inner, self._cross, self._inputs, self._targets, self._square]
-        if held is None:
-            return [s.sum(0) / self._weight.sum() for s in sums]
-        return [s[int(held)] / self._weight[int(held)] for s in sums]
-
-    def _solve(self, moments: Sequence[Tensor], ridge: Ridge) -> tuple[Tensor, Tensor | None] | None:
-        inner, cross, inputs, targets, _ = moments
-        diagonal = ridge.diagonal(inner.diagonal(dim1=-2, dim2=-1))
+    def _system(self, folds: slice) -> _System:
+        """What is solved for the fitted rows, or for all."""
+        weight = self._weight[folds].sum()
+        inner, cross, inputs, targets = (
+            s[folds].sum(0).div_(weight) for s in (self._inner, self._cross, self._inputs, self._targets)
+        )
+        moments = inner.diagonal(dim1=-2, dim2=-1).clone()
         if self._constant:
-            inner = inner - inputs[:, :, None] * inputs[:, None, :]
-            cross = cross - inputs[:, :, None] * targets[:, None, :]
-        factor, info = torch.linalg.cholesky_ex(inner + torch.diag_embed(diagonal))
-        if bool(info.any()):
-            return None
-        solution = torch.cholesky_solve(cross, factor)
-        constant = targets - (inputs[:, None, :] @ solution).squeeze(1) if self._constant else None
-        return solution, constant
+            inner.baddbmm_(inputs[:, :, None], inputs[:, None, :], alpha=-1)
+            cross.baddbmm_(inputs[:, :, None], targets[:, None, :], alpha=-1)
+        return _System(inner, cross, inputs, targets if self._constant else None, moments)
 
     def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
-        fitted, held, everything = self._moments(False), self._moments(True), self._moments(None)
-        inner, cross, inputs, targets, square = held
+        ridge, before, after = self._chosen(ridges)
+        solved = None if ridge is None else self._system(slice(0, 2)).solve(ridge)
+        if solved is None:
+            return Fit(None, None, None, before, before)
+        return Fit(solved[0].transpose(1, 2), solved[1], ridge, before, after)
+
+    def _chosen(self, ridges: Sequence[Ridge]) -> tuple[Ridge | None, float, float]:
+        """The best ridge, and the error on the held-out rows before and after."""
+        inner, cross, inputs, targets, square = (
+            s[1] / self._weight[1] for s in (self._inner, self._cross, self._inputs, self._targets, self._square)
+        )
         before = float(square.sum())
 
-        def error(ridge: Ridge) -> float:
-            solved = self._solve(fitted, ridge)
+        def error(system: _System, ridge: Ridge, sketch: Tensor | None) -> float:
+            solved = system.solve(ridge)
             if solved is None:
                 return float("nan")
             solution, constant = solved
-            total = square.sum() + (solution * (inner @ solution - 2 * cross)).sum()
+            aims, means = (cross, targets) if sketch is None else (cross @ sketch, targets @ sketch)
+            total = before + float((solution * (inner @ solution - 2 * aims)).sum())
             if constant is not None:
                 reached = (inputs[:, None, :] @ solution).squeeze(1)
-                total += (constant * (constant + 2 * reached - 2 * targets)).sum()
-            return max(float(total), 0.0)
+                total += float((constant * (constant + 2 * reached - 2 * means)).sum())
+            return max(total, 0.0)
 
-        constants: list[Tensor | None] = []
+        system, sketch = self._system(slice(0, 1)), _sketch(cross)
+        sketched = system if sketch is None else system.sketched(sketch)
+        ridge = _best(ridges, before, lambda ridge: error(sketched, ridge, sketch))
+        after = before if ridge is None else error(system, ridge, None)
+        return (ridge, before, after) if after < before else (None, before, before)
 
-        def final(ridge: Ridge) -> Tensor | None:
-            solved = self._solve(everything, ridge)
-            if solved is None:
-                return None
-            constants.append(solved[1])
-            return solved[0].transpose(1, 2)
 
-        ridge, after, change = _best(ridges, before, error, final)
-        return Fit(change, constants[0] if change is not None else None, ridge, before, after)
+@dataclass(frozen=True)
+class _System:
+    """Means over rows: E[u uᵀ], E[u tᵀ], centred where a constant is fitted; E[u], E[t] if one is; E[u²]."""
+
+    inner: Tensor
+    cross: Tensor
+    inputs: Tensor
+    targets: Tensor | None
+    moments: Tensor
+
+    def sketched(self, sketch: Tensor) -> _System:
+        targets = None if self.targets is None else self.targets @ sketch
+        return _System(self.inner, self.cross @ sketch, self.inputs, targets, self.moments)
+
+    def solve(self, ridge: Ridge) -> tuple[Tensor, Tensor | None] | None:
+        """(g, D, O / g) and (g, O / g); None if the ridge is too small for the precision."""
+        matrix = self.inner.clone()
+        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge.diagonal(self.moments))
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if bool(info.any()):
+            return None
+        solution = torch.cholesky_solve(self.cross, factor)
+        if self.targets is None:
+            return solution, None
+        return solution, self.targets - (self.inputs[:, None, :] @ solution).squeeze(1)
+
+
+def _sketch(cross: Tensor, columns: int = _SKETCH) -> Tensor | None:
+    """A random S, (O / g, columns), with E‖e S‖² = ‖e‖²: to compare ridges, so many mixtures of outputs will do."""
+    each = cross.shape[-1]
+    if each <= 2 * columns:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    sketch = torch.randn(each, columns, generator=generator, dtype=torch.float64)
+    return sketch.div(columns**0.5).to(cross.device)
 
 
 class Rows(Sums):
@@ -283,23 +316,18 @@ class Rows(Sums):
                 total += float((tested @ (targets - solved[1]).square()).sum())
             return total
 
-        constants: list[Tensor] = []
-
-        def final(ridge: Ridge) -> Tensor | None:
-            changes = []
-            for g, matrix in enumerate(kernel(ridge)):
-                solved = _dual(matrix, residuals[g], share, ridge.strength, self._constant)
-                if solved is None:
-                    return None
-                # Σ_r α_r = 0 where a constant is fitted, so that the rows needn't be centred here
-                change = (solved[0].to(inputs).T @ inputs[g]).double() / ridge.scale(moments)[g]
-                changes.append(change)
-                constants.append(share @ (residuals[g] - (inputs[g] @ change.to(inputs).T).double()))
-            return torch.stack(changes)
-
-        ridge, after, change = _best(ridges, before, error, final)
-        constant = torch.stack(constants) if change is not None and self._constant else None
-        return Fit(change, constant, ridge, before, after)
+        ridge = _best(ridges, before, error)
+        if ridge is None:
+            return Fit(None, None, None, before, before)
+        after, changes, constants = error(ridge), [], []
+        for g, matrix in enumerate(kernel(ridge)):
+            solved = _dual(matrix, residuals[g], share, ridge.strength, self._constant)
+            if solved is None:
+                return Fit(None, None, None, before, before)
+            # Σ_r α_r = 0 where a constant is fitted, so that the rows needn't be centred here
+            changes.append((solved[0].to(inputs).T @ inputs[g]).double() / ridge.scale(moments)[g])
+            constants.append(share @ (residuals[g] - (inputs[g] @ changes[g].to(inputs).T).double()))
+        return Fit(torch.stack(changes), torch.stack(constants) if self._constant else None, ridge, before, after)
 
 
 def _kernel(inputs: Tensor, scale: Tensor, block: int = 1024) -> Tensor:

@@ -137,7 +137,7 @@ def reconstruct(
 
     Don't recalibrate BatchNorm afterwards: it mostly loses what was gained.
 
-    Memory: up to 1 GiB of targets; second moments of up to 4,096 inputs (three matrices of 128 MiB), above that at most
+    Memory: up to 1 GiB of targets; second moments of up to 4,096 inputs (five matrices of 128 MiB), above that at most
     4,096 rows, in the dual form; and about 1.5 GiB of activations where all samples run as one batch, so that the
     refit is one forward pass. Where they don't fit, and in several processes, batches run as they come, once for each
     layer.
