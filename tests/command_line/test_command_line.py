@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_pruning as tp
 from torch import nn
 
 from fairtrim import ParityFineTuning, load_pruned, predict, save_pruned
@@ -58,6 +59,25 @@ def test_prune_writes_what_the_library_prunes(folder: Path, capsys: pytest.Captu
     assert "removed 11 of 22 channels" in text and "predicted change" in text
     predictions = predict({"dense": network(), "pruned": expected}, splits().test, sensitive_names={"sex": ["F", "M"]})
     assert f"{measurements(predictions, 'pruned', 'dense', n_boot=None)['accuracy']:.3f}" in text
+
+
+def test_prune_with_and_without_a_refit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default there is one; the output layer may be fitted to labels at last."""
+    ways: dict[str, dict[str, Any]] = {
+        "--no-reconstruct": {"reconstruct": False},
+        "--reconstruct": {"reconstruct": True},
+        "--recalibrate-output=output": {"recalibrate_output": "output"},
+    }
+    for option, settings in ways.items():
+        asked = ["--criterion", "magnitude", "--pruning-ratio", "0.5", option]
+        assert run("prune", *WORK, *asked, "-o", "pruned.st", "-q", "--bootstrap", "0") == 0
+        magnitude = tp.importance.GroupMagnitudeImportance()
+        expected = prune_copy(network(), magnitude, splits(), 0.5, progress=False, **settings)
+        for mine, theirs in zip(load_pruned("pruned.st", network()).parameters(), expected.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+    capsys.readouterr()
+    assert run("prune", *WORK, "--recalibrate-output", "bias", "-o", "p.st") == 2
+    assert "--recalibrate-output 'bias'; expected output or threshold" in capsys.readouterr().err
 
 
 def test_prune_with_everything(folder: Path) -> None:
