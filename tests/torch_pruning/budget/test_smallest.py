@@ -17,7 +17,7 @@ from fairtrim import InputError, predict
 from fairtrim.damage.reading_options import Reading
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
 from fairtrim_adapters.torch_pruning.budget import smallest
-from fairtrim_adapters.torch_pruning.budget.measuring import allowed_drops, drops, measured
+from fairtrim_adapters.torch_pruning.budget.measuring import allowed_drops, degenerate, drops, measured
 from tests import sweep_cases
 from tests.snapshot import Snapshot
 
@@ -213,3 +213,14 @@ def test_a_regression_is_refused() -> None:
     people = [(x, x.sum(1, keepdim=True) + 0.5, ["a", "b"] * 20)]
     with pytest.raises(InputError, match="prune_to"):
         smallest(model, people, x[:1], held_out=[(x + 1, *people[0][1:])], loss_fn=nn.functional.mse_loss, **QUIET)
+
+
+def test_a_network_that_tells_nobody_apart_is_flagged() -> None:
+    data, pruned = splits(), network()
+    with torch.no_grad():
+        pruned[-1].weight.zero_()
+    reading = Reading(sensitive_names=data.sensitive_names, progress=False)
+    (found,) = degenerate(network(), pruned, data.test, reading)
+    assert found.startswith("constant classifier")
+    assert degenerate(pruned, pruned, data.test, reading) == []  # it was one before
+    assert degenerate(network(), pruned, [batch[:2] for batch in data.test], reading) == []

@@ -55,7 +55,7 @@ def measured(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading
 
 
 def degenerate(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> list[str]:
-    """What is suspicious about the labels of a pruned network: that they are all the same, say.
+    """What is suspicious about the labels of a pruned network and wasn't before: that they are all the same, say.
 
     Args:
         dense: The network before.
@@ -72,7 +72,10 @@ def degenerate(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], readi
         return []
     if not predictions.sensitive:
         return []
-    return [f"{kind}: {detail}" for network, kind, detail in model_flags(predictions, "dense") if network == "pruned"]
+    found: dict[str, list[str]] = {"dense": [], "pruned": []}
+    for network, kind, detail in model_flags(predictions, "dense"):
+        found[network].append(f"{kind}: {detail}")
+    return [text for text in found["pruned"] if text not in found["dense"]]
 
 
 def _predictions(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> Predictions:
