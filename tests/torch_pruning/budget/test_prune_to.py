@@ -18,6 +18,8 @@ from fairtrim import InputError
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, ShareBalancedImportance, WorstGroupImportance
 from fairtrim_adapters.torch_pruning.budget import PrunedToBudget, prune_to
 from fairtrim_adapters.torch_pruning.budget import prune_to as module
+from fairtrim_adapters.torch_pruning.budget.candidates import Candidates
+from fairtrim_adapters.torch_pruning.budget.preparation import prepared
 from tests import sweep_cases
 from tests.networks import CASES, Case
 from tests.snapshot import Snapshot
@@ -138,13 +140,17 @@ def test_every_kind_of_network_ends_at_or_below_its_budget(name: str) -> None:
 
 
 def test_no_network_between_is_within_the_budget() -> None:
-    """The largest network of the order is found, as going through all of them finds it."""
-    x = torch.ones(1, 6)
-    options = {"importance": WorstGroupImportance(), "reconstruct": False, "steps": 1, **SETTINGS}
-    sizes = {prune_to(network(), splits().scoring, x, macs=k / 40, **options).macs for k in range(10, 30, 2)}
-    for share in (0.61,):
-        found = prune_to(network(), splits().scoring, x, macs=share, **options).macs
-        assert found == max(size for size in sizes if size <= share)
+    """The first network of the order within a budget is found, as going through all of them finds it."""
+    options: Any = {"progress": False}
+    arguments = (network(), splits().scoring, torch.ones(1, 6), "macs", WorstGroupImportance(), None)
+    work = prepared(*arguments, options, seed=0, what="test")
+    candidates = Candidates(work.dense, work.task)
+    sizes = [candidates.shares(amount).macs for amount in range(candidates.most + 1)]
+    assert sizes[0] == 1 and all(one >= other for one, other in zip(sizes, sizes[1:], strict=False))
+    for share in (0.33, 0.61, 0.9):
+        expected = next(amount for amount, size in enumerate(sizes) if size <= share)
+        assert candidates.reached("macs", share) == (expected, True)
+    assert candidates.reached("macs", 0.01) == (candidates.most, False)
 
 
 def test_a_layer_keeps_a_tenth_and_what_max_pruning_ratio_says() -> None:

@@ -220,7 +220,7 @@ def test_a_network_that_tells_nobody_apart_is_flagged() -> None:
     with torch.no_grad():
         pruned[-1].weight.zero_()
     reading = Reading(sensitive_names=data.sensitive_names, progress=False)
-    (found,) = degenerate(network(), pruned, data.test, reading)
-    assert found.startswith("constant classifier")
+    found = degenerate(network(), pruned, data.test, reading)
+    assert any(text.startswith("constant classifier") for text in found)
     assert degenerate(pruned, pruned, data.test, reading) == []  # it was one before
     assert degenerate(network(), pruned, [batch[:2] for batch in data.test], reading) == []
