@@ -443,3 +443,33 @@ def test_batches_of_one_and_dicts_are_fine() -> None:
     _refit(other, dense, X[:30], readers)
     for name, value in pruned.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value)
+
+
+def test_a_transformer_layer_is_refitted_behind_its_residual_sum() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(*[nn.TransformerEncoderLayer(6, 2, 11, batch_first=True) for _ in range(2)]).eval()
+    cuts = {}
+    for name in ("0", "1"):
+        cuts[f"{name}.linear1"] = list(range(7)), list(range(6))
+        cuts[f"{name}.linear2"] = list(range(6)), list(range(7))
+    pruned = _without(dense, cuts)
+    x = torch.randn(60, 5, 6)
+    before = _error(pruned, dense, x)
+    readers = [Reader("0.linear2", range(6)), Reader("1.linear2", range(6)), Reader("1.self_attn.out_proj", range(6))]
+    done = _refit(pruned, dense, x, readers)
+    assert _error(pruned, dense, x) < before / 2
+    why = {layer.module: layer.why for layer in done.layers}
+    assert not why["0.linear2"] and not why["1.linear2"]
+    assert "doesn't run as a module" in why["1.self_attn.out_proj"]  # torch's attention takes the weight alone
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.no_grad()])
+def test_callers_contexts_are_no_matter(context: Any) -> None:
+    dense, pruned, readers = _residual_pair(X)
+    dense, pruned, x = dense.float(), pruned.float(), X.float()
+    before, other = _error(pruned, dense, x), copy.deepcopy(pruned)
+    _refit(other, dense, x, readers)
+    with context:
+        _refit(pruned, dense, x, readers)
+    assert _error(pruned, dense, x) < before
+    assert _error(pruned, other, x) < (1e-2 if isinstance(context, torch.autocast) else 1e-9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -379,8 +379,3 @@ def _listen(module: nn.Module, side: str, note: Callable[[Tensor], None]) -> Rem
             note(output)
 
     return module.register_forward_hook(after)
-
-
-def writable_tensors(layers: Iterable[Layer]) -> list[Tensor]:
-    """What a refit of all layers may change."""
-    return [tensor for layer in layers for tensor in layer.writable()]

@@ -106,6 +106,8 @@ def _wrapped(text: str, width: int = 95) -> list[str]:
     return [_cut(f"    {line}") for line in lines]
 
 
+@torch.inference_mode(False)  # there tensors don't tell whether they were changed in place
+@torch.no_grad()
 def reconstruct(
     model: nn.Module,
     dense: nn.Module,
@@ -184,12 +186,12 @@ def reconstruct(
         network, original = ScoredNetwork(model, forward_fn), ScoredNetwork(dense, forward_fn)
         network.check()
         original.check()
-    with processes.together(), preserved_random_state(loader), torch.no_grad():
+    with processes.together(), preserved_random_state(loader):
         share = -(-max_samples // processes.count)
         reading = read(loader, share, weigh_groups=weigh_groups, some=processes.count == 1, progress=progress)
     parts = reading.parts(processes, generator)
     n_samples = int(processes.sum(torch.tensor([sum(map(len, parts))])))
-    with processes.together(), preserved_random_state(), torch.no_grad():
+    with processes.together(), preserved_random_state():
         seen = _look(network, original, parts, readers)
     told = next(answer for answer in processes.exchange(seen) if answer is not None)
     reasons: dict[str, str] = told["reasons"]
@@ -207,7 +209,6 @@ def reconstruct(
                 preserved_attributes(model),
                 preserved_model(model),
                 undisturbed(dense),
-                torch.no_grad(),
             ):
                 passes = Passes(
                     network,
@@ -418,9 +419,8 @@ def _changed(dense: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
                     held.append((own, name, tensor))
 
     def restore() -> None:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.detach().copy_(value)
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.detach().copy_(value)
         for own, name, tensor in held:
             own[name] = tensor
 
