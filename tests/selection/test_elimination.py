@@ -47,6 +47,7 @@ def _left_over(weight: Floats, moments: Floats, gone: list[int], unit: list[int]
     return float(np.einsum("oit,ij,ojt->", weight[:, unit], rest, weight[:, unit]))
 
 
+@pytest.mark.parametrize("fewest", [3, 128], ids=["made smaller", "kept whole"])
 @pytest.mark.parametrize("waiting", [1, 5, 64], ids=lambda n: f"{n} waiting")
 @pytest.mark.parametrize(
     ("taps", "units"),
@@ -59,10 +60,11 @@ def _left_over(weight: Floats, moments: Floats, gone: list[int], unit: list[int]
     ids=["single", "some stay", "pairs", "heads"],
 )
 def test_elimination_equals_regressions_from_scratch(
-    taps: int, units: list[list[int]], waiting: int, monkeypatch: pytest.MonkeyPatch
+    taps: int, units: list[list[int]], waiting: int, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every unit: the inverse of what is left, the refitted weights, and what each other unit would cost."""
     monkeypatch.setattr(module, "_WAITING", waiting)
+    monkeypatch.setattr(module, "_FEWEST_INPUTS", fewest)
     weight, moments, mean = _layer(5, 9, taps)
     elimination = Elimination(weight, moments, mean, np.array(units), RIDGE)
     raw = moments + np.outer(mean, mean)

@@ -19,6 +19,10 @@ MAX_DOUBLE_INPUTS = 2048
 
 _WAITING = 64  # products of rank one that wait to be added up as one
 
+_SHARE_TO_KEEP = 0.7  # of fewer inputs left than this the matrices are made smaller
+
+_FEWEST_INPUTS = 128  # below, smaller matrices save nothing
+
 
 class _Corrected:
     """A matrix less a growing product of low rank, which is added up only now and then: most of it is never read."""
@@ -87,6 +91,9 @@ class Elimination:
         matrices = inverse, inverse @ inverse, flat.T @ flat
         self._units, self._ridge = units, ridge
         self._here = np.ones(len(units), dtype=bool)
+        self._inputs = np.arange(n_inputs)  # those that the matrices still hold
+        self._left = np.ones(n_inputs, dtype=bool)  # of these, which are left
+        self._n_inputs = n_inputs
         at = units[:, :, None], units[:, None, :]
         self._corners = [matrix[at] for matrix in matrices]  # of every unit, (U, B, B) each
         of_units = moments[at] + mean[at[0]] * mean[at[1]]
@@ -97,12 +104,17 @@ class Elimination:
     @property
     def inverse(self) -> Floats:
         """H; rows and columns of inputs that are gone are 0."""
-        return self._inverse.whole()
+        held = self._inverse.whole()
+        whole = np.zeros((self._n_inputs, self._n_inputs), dtype=held.dtype)
+        whole[np.ix_(self._inputs, self._inputs)] = held
+        return whole
 
     @property
     def weight(self) -> Floats:
         """W as it is now, (O, E, T)."""
-        whole = self._weight.whole()
+        held = self._weight.whole()
+        whole = np.zeros((len(held), self._n_inputs), dtype=held.dtype)
+        whole[:, self._inputs] = held
         return whole.reshape(-1, self._taps, whole.shape[1]).transpose(0, 2, 1)
 
     def left_over(self) -> Floats:
@@ -129,6 +141,21 @@ class Elimination:
         self._subtract(1, self._square, [s, h], [h, after_s])
         self._subtract(2, self._products, [k, h], [h, after_k])
         self._here[unit] = False
+        self._left[index] = False
+        if len(self._left) > _FEWEST_INPUTS and self._left.sum() < _SHARE_TO_KEEP * len(self._left):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Let the matrices hold only inputs that are left."""
+        stays = self._left
+        matrices = self._inverse, self._square, self._products
+        self._inverse, self._square, self._products = (
+            _Corrected(matrix.whole()[np.ix_(stays, stays)]) for matrix in matrices
+        )
+        self._weight = _Corrected(self._weight.whole()[:, stays])
+        place = np.cumsum(stays) - 1
+        self._units = np.where(self._here[:, None], place[self._units], 0)  # of a unit that is gone nothing is read
+        self._inputs, self._left = self._inputs[stays], np.ones(int(stays.sum()), dtype=bool)
 
     def drop_outputs(self, outputs: Indices) -> None:
         """Forget outputs of the layer that are gone."""
