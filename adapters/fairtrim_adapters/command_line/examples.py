@@ -15,6 +15,8 @@ fairtrim sweep --model people.py:network --data people.py:data --folder sweep --
 fairtrim prune --model people.py:network --data people.py:data --pruning-ratio 0.5 -o pruned.safetensors
 fairtrim prune --model people.py:network --data people.py:data --criterion tail-risk:alpha=0.3 --global \
     --iterative-steps 5 --fine-tuning 1 -o pruned.safetensors --onnx pruned.onnx
+fairtrim prune --model people.py:network --data people.py:data --criterion magnitude --pruning-ratio 0.8 \
+    --iterative-steps 4 --recalibrate-output threshold -o small.safetensors
 fairtrim prune --model people.py:network --data people.py:data --macs 0.5 -o half.safetensors
 """,
     "smallest": r"""

@@ -67,7 +67,10 @@ Global = Annotated[
     bool, typer.Option("--global/--local", help="Rank the channels of all layers together, or each layer's by itself.")
 ]
 IterativeSteps = Annotated[
-    int, typer.Option("--iterative-steps", help="In how many steps to prune, scored again before each.")
+    int,
+    typer.Option(
+        "--iterative-steps", help="In how many steps to prune, scored again before each and refitted after it."
+    ),
 ]
 Reconstruct = Annotated[
     bool | None,

@@ -69,7 +69,7 @@ def prune_copy(
             gradients are collected over the scoring data here).
         splits: Its ``scoring`` split scores the channels, again before each step; its ``train`` split is trained on.
         pruning_ratio: Share of the channels to remove, in (0, 1).
-        iterative_steps: In how many steps.
+        iterative_steps: In how many steps; refitted in between, several lose far less than one where much goes.
         ignored_layers: Names of further layers whose outputs stay.
         pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``, or a function of the
             network that gives them.
