@@ -373,12 +373,11 @@ def sums_of(groups: int, width: int, outputs: int, *, constant: bool, device: to
         width: D.
         outputs: O.
         constant: Whether a constant is fitted.
-        device: Of the network.
+        device: Where the sums are kept.
 
     Returns:
         Empty sums.
     """
     if width > MAX_UNKNOWNS:
         return Rows(groups, width, outputs, constant=constant)
-    doubles = device if device.type in ("cpu", "cuda") else torch.device("cpu")
-    return MomentSums(groups, width, outputs, constant=constant, device=doubles)
+    return MomentSums(groups, width, outputs, constant=constant, device=device)

@@ -21,7 +21,7 @@ from fairtrim.processes import Processes
 from .least_squares import MAX_ROWS, MAX_UNKNOWNS, Fit, Sums, sums_of
 from .readers import LayerRows
 from .residual_sums import Skip, input_of, norm_scale
-from .samples import Part
+from .samples import Part, joined
 
 __all__ = ["Layer", "Passes"]
 
@@ -92,15 +92,16 @@ class Layer:
         """Add the change, in place, in the layer's own precision."""
         assert fit.change is not None
         weight, bias = self.rows.weight, self.rows.bias
-        matrix = self.rows.matrix()
-        weight.detach().copy_(self.rows.stored(matrix.to(fit.change) + fit.change))
+        device = fit.change.device
+        matrix = self.rows.matrix().to(device).double() + fit.change
+        weight.detach().copy_(self.rows.stored(matrix).to(weight.dtype))
         if fit.constant is not None:
             constant = fit.constant.flatten()
             if bias is not None:
-                bias.detach().copy_(bias.detach().to(constant) + constant)
+                bias.detach().copy_((bias.detach().to(device).double() + constant).to(bias.dtype))
             elif self.norm is not None and self.norm.running_mean is not None:
                 mean = self.norm.running_mean
-                mean.copy_(mean.to(constant) - constant)
+                mean.copy_((mean.to(device).double() - constant).to(mean.dtype))
         torch.clear_autocast_cache()  # it may hold the weight that was
 
 
@@ -195,8 +196,8 @@ class Passes:
                 samples = self._samples(layer, number)
                 part = self._parts[number]
                 weight = (part.weight * part.held)[samples].repeat_interleave(target.shape[1])
-                values = target.flatten(0, 1).to(self._doubles)
-                weight = weight.to(values)
+                values = target.flatten(0, 1).to(self._sums_device).double()
+                weight = weight.to(self._sums_device)
                 sums = torch.stack([weight @ values, weight @ values.square(), weight.sum().expand(values.shape[1])])
                 layer.spread += sums.cpu()
                 if layer.skip is not None:
@@ -227,8 +228,9 @@ class Passes:
             remove_hooks(handles)
 
     @property
-    def _doubles(self) -> torch.dtype:
-        return torch.float32 if self._device.type == "mps" else torch.float64
+    def _sums_device(self) -> torch.device:
+        """The network's, if it knows float64."""
+        return self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
 
     def _guarded(self, note: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         """The caller's autocast is for the network, not for sums."""
@@ -239,15 +241,18 @@ class Passes:
 
         return guarded
 
-    def join(self, whole: Part | None, bytes_a_sample: float) -> None:
+    def join(self, bytes_a_sample: float) -> None:
         """Go on with all samples as one batch, if they can be joined and fit in memory."""
         needed = _LIVE_TENSORS * bytes_a_sample * self._n_samples
-        if whole is None or len(self._parts) == 1 or needed > _MAX_ACTIVATION_BYTES or self._processes.count > 1:
+        if len(self._parts) == 1 or needed > _MAX_ACTIVATION_BYTES or self._processes.count > 1:
             return
         for layer in self._layers:
             counts = {positions.shape[1] for positions in layer.positions.values()}
             if len(counts) > 1:
                 return
+        whole = joined(self._parts)
+        if whole is None:
+            return
         lengths = [len(part) for part in self._parts]
         starts = [sum(lengths[:number]) for number in range(len(lengths))]
         numbers = range(len(lengths))
@@ -287,7 +292,7 @@ class Passes:
             rows.width,
             rows.outputs,
             constant=layer.constant,
-            device=self._device,
+            device=self._sums_device,
         )
 
     def _run(
@@ -350,8 +355,8 @@ class Passes:
                 residuals = residuals - bias.detach().to(layer.dtype)
             residuals = residuals.view(len(residuals), rows.groups, -1) - torch.einsum("rgd,god->rgo", patches, matrix)
             weight, held = part.weight[some].repeat_interleave(r), part.held[some].repeat_interleave(r)
-            device = patches.device
-            sums.add(patches, residuals, weight.to(device, self._doubles), held.to(device))
+            device = self._sums_device
+            sums.add(patches.to(device), residuals.to(device), weight.to(device), held.to(device))
         layer.targets.pop(number)
 
 

@@ -18,6 +18,7 @@ from fairtrim.arguments import RandomState, random_generator, require_number
 from fairtrim.data.batches import ForwardFunction, tensors_of
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.files.resumption import fingerprint
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import (
     insist,
@@ -32,7 +33,7 @@ from .least_squares import RIDGES, Sums
 from .passes import Layer, Passes
 from .readers import LayerRows, Reader, layer_rows
 from .residual_sums import Survey, survey
-from .samples import Part, few_samples, joined, read
+from .samples import Part, few_samples, read
 
 __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 
@@ -139,10 +140,10 @@ def reconstruct(
 
     Don't recalibrate BatchNorm afterwards: it mostly loses what was gained.
 
-    Memory: up to 1 GiB of targets; second moments of up to 4,096 inputs (five matrices of 128 MiB), above that at most
-    4,096 rows, in the dual form; and about 1.5 GiB of activations where all samples run as one batch, so that the
-    refit is one forward pass. Where they don't fit, and in several processes, batches run as they come, once for each
-    layer.
+    Memory: the inputs that are read; up to 1 GiB of targets; second moments of up to 4,096 inputs of a layer (five
+    matrices of 128 MiB), above that at most 4,096 rows, in the dual form; and about 1.5 GiB of activations where all
+    samples run as one batch, so that the refit is one forward pass. Where they don't fit, and in several processes,
+    batches run as they come, up to each layer in its turn: fewer ``max_samples`` may then be much faster.
 
     Args:
         model: The pruned network.
@@ -189,14 +190,20 @@ def reconstruct(
     with processes.together(), preserved_random_state(loader):
         share = -(-max_samples // processes.count)
         reading = read(loader, share, weigh_groups=weigh_groups, some=processes.count == 1, progress=progress)
+    if processes.count > 1:
+        options = {"max_samples": max_samples, "weigh_groups": weigh_groups}
+        processes.agree({"network": fingerprint(model), "readers": [reader.module for reader in readers], **options})
     parts = reading.parts(processes, generator)
-    n_samples = int(processes.sum(torch.tensor([sum(map(len, parts))])))
+    n_samples, n_held = processes.sum(
+        torch.tensor([(len(p), int(p.held.sum())) for p in parts] + [(0, 0)]).sum(0)
+    ).tolist()
     with processes.together(), preserved_random_state():
         seen = _look(network, original, parts, readers)
     told = next(answer for answer in processes.exchange(seen) if answer is not None)
     reasons: dict[str, str] = told["reasons"]
-    if n_samples < _FEWEST:
-        reasons.update({r.module: f"{n_samples} samples are too few; expected at least {_FEWEST}" for r in readers})
+    if n_samples < _FEWEST or n_held < 2:
+        few = f"{n_samples} samples are too few; expected at least {_FEWEST * processes.count}"
+        reasons.update({reader.module: few for reader in readers})
     layers = _layers(model, readers, told)
     results = {
         name: LayerRefit(name, told["inputs"][name], 0, "", math.nan, math.nan, why) for name, why in reasons.items()
@@ -222,8 +229,7 @@ def reconstruct(
                 )
                 with processes.together():
                     passes.run_dense()
-                    if parts:
-                        passes.join(joined(parts), told["bytes"])
+                    passes.join(told["bytes"])
 
                 def finish(layer: Layer, sums: Sums) -> None:
                     results[layer.name] = _finished(layer, sums, n_samples, processes)
