@@ -21,7 +21,7 @@ from .mining.mined_samples import MinedSamples
 from .mining.miner import MINERS, Miner
 from .mining.trained_miners import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MisclassifiedMiner
 from .network.fine_tuning import fine_tune
-from .network.recalibration import recalibrate_batchnorm
+from .network.recalibration import recalibrate_batchnorm, recalibrate_output
 from .processes import share_of_process
 from .repair.adversarial_fine_tuning import AdversarialFineTuning
 from .repair.bias_gradient_descent import BiasGradientDescent
@@ -81,6 +81,7 @@ __all__ = [
     "measure_latency",
     "predict",
     "recalibrate_batchnorm",
+    "recalibrate_output",
     "save_pruned",
     "share_of_process",
     "unlearn_samples",

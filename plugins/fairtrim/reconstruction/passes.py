@@ -25,7 +25,7 @@ from .samples import Part, joined
 
 __all__ = ["Layer", "Passes"]
 
-_ROWS, _ROWS_A_COLUMN = 20_000, 20
+_ROWS, _ROWS_A_COLUMN = 10_000, 10
 _MAX_TARGET_BYTES = 2**30  # of all layers together
 _MAX_ACTIVATION_BYTES = 1.5 * 2**30  # of all samples as one batch
 _LIVE_TENSORS = 4  # of the size of the largest
