@@ -19,7 +19,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -167,7 +167,9 @@ def works(data: str) -> dict[str, Work]:
     }
 
 
-def criteria(work: Work, seed: int, per: str) -> dict[str, tuple[tp.importance.Importance, Mapping[str, Any]]]:
+def criteria(
+    work: Work, seed: int, per: Literal["channel", "macs"]
+) -> dict[str, tuple[tp.importance.Importance, Mapping[str, Any]]]:
     """Rivals first; with the options of the pruner that they need."""
     everywhere = {"global_pruning": True}
     published = GroupSaliencyImportance(work.privileged, beta=0.3, level="weight", selection="single")
@@ -193,14 +195,15 @@ def train(model: nn.Module, data: Split, work: Work, epochs: int, seed: int) -> 
         TensorDataset(*data), work.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=work.learning_rate)
-    peak = torch.optim.lr_scheduler.OneCycleLR(optimizer, work.learning_rate, total_steps=epochs * len(loader))
+    steps = epochs * len(loader)
+    peak = torch.optim.lr_scheduler.OneCycleLR(optimizer, work.learning_rate, steps) if work.one_cycle else None
     model.train()
     for _ in range(epochs):
         for x, y, _ in loader:
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if work.one_cycle:
+            if peak is not None:
                 peak.step()
     model.eval()
 
@@ -209,10 +212,11 @@ def figures(model: nn.Module, test: Split, dense_right: Tensor | None = None) ->
     """Accuracy of all, balanced accuracy, and the group that lost most; with who was labelled rightly."""
     x, y, group = test
     with torch.no_grad():
-        labels = torch.cat([model(part) for part in x.split(1000)]).argmax(1)
+        labels = torch.cat([model(part) for part in torch.split(x, 1000)]).argmax(1)
     right = (labels == y).double()
-    names = group.unique().tolist()
-    lost = {name: float((right - (right if dense_right is None else dense_right))[group == name].mean()) for name in names}
+    names = torch.unique(group).tolist()
+    change = right - (right if dense_right is None else dense_right)
+    lost = {name: float(change[group == name].mean()) for name in names}
     worst = min(names, key=lambda name: float(right[group == name].mean()))
     return {
         "accuracy": float(right.mean()),
@@ -254,7 +258,8 @@ def run(seed: int, name: str, data: str, only: Sequence[str]) -> list[dict[str, 
     for what, share in work.budgets:
         left = {"seed": seed, "budget": f"{what} {share:g}"}
         rows.append({**left, "criterion": "dense network", "refit": "", "epochs": 0, **untouched})
-        for criterion, refit in [(criterion, refit) for criterion in criteria(work, seed, "channel") for refit in (0, 1)]:
+        ways = [(name, refit) for name in criteria(work, seed, "channel") for refit in (0, 1)]
+        for criterion, refit in ways:
             if (only and criterion not in only) or (criterion == "BNScale" and not _has_norm(dense)):
                 continue
             model = pruned(dense, criterion, work, scoring, (what, share), seed, bool(refit))

@@ -116,8 +116,8 @@ class Gates:
             gate = torch.ones(self._n_samples, channels, dtype=dtype, device=activation.device, requires_grad=True)
             self._gates[number] = gate
         if site.side == "input":
-            gated: Tensor = _IdentityGate.apply(activation, gate, site)  # type: ignore[no-untyped-call]
-            return gated
+            apply: Callable[..., Tensor] = _IdentityGate.apply  # typed in some versions of torch
+            return apply(activation, gate, site)
         return _multiply(activation, gate, site)
 
     def gradients(self, scores: Tensor, direction: Tensor, *, keep_graph: bool) -> Tensor:

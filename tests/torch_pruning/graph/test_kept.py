@@ -11,7 +11,6 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import UnsupportedModelError
-from fairtrim_adapters.torch_pruning import describe_layer, forget_layer
 from fairtrim_adapters.torch_pruning.graph.kept import KeptChannels, corrected, readers_of_removed
 from fairtrim_adapters.torch_pruning.graph.undoing import Held
 from tests.networks import CASES
@@ -99,26 +98,22 @@ def test_attention_of_torch_gives_out_what_it_reads() -> None:
 def test_layers_of_other_packages_by_their_description() -> None:
     """A weight of (inputs, outputs), as in Hugging Face's Conv1D."""
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), TransposedLinear(6, 4), nn.ReLU(), nn.Linear(4, 2))
-    describe_layer(TransposedLinear, input_parameters={"weight": 0}, output_parameters={"weight": 1, "bias": 0})
-    try:
-        magnitude = tp.importance.GroupMagnitudeImportance()
-        pruner = tp.pruner.BasePruner(
-            model,
-            torch.ones(1, 3),
-            importance=magnitude,
-            ignored_layers=[model[4]],
-            customized_pruners={TransposedLinear: TransposedLinearPruner()},
-        )
-        before = Held(pruner.DG, pruner)
-        for layer, idxs in ((model[0], [1, 4]), (model[2], [0])):
-            functions = pruner.DG.get_pruner_of_module(layer)
-            pruner.DG.get_pruning_group(layer, functions.prune_out_channels, idxs).prune()
-        assert readers_of_removed(pruner.DG, pruner, before, 0) == [
-            KeptChannels("2", (0, 2, 3, 5), (1, 2, 3), 0),
-            KeptChannels("4", (1, 2, 3), (0, 1), 1),
-        ]
-    finally:
-        forget_layer(TransposedLinear)
+    magnitude = tp.importance.GroupMagnitudeImportance()
+    pruner = tp.pruner.BasePruner(
+        model,
+        torch.ones(1, 3),
+        importance=magnitude,
+        ignored_layers=[model[4]],
+        customized_pruners={TransposedLinear: TransposedLinearPruner()},
+    )
+    before = Held(pruner.DG, pruner)
+    for layer, idxs in ((model[0], [1, 4]), (model[2], [0])):
+        functions = pruner.DG.get_pruner_of_module(layer)
+        pruner.DG.get_pruning_group(layer, functions.prune_out_channels, idxs).prune()
+    assert readers_of_removed(pruner.DG, pruner, before, 0) == [
+        KeptChannels("2", (0, 2, 3, 5), (1, 2, 3), 0),
+        KeptChannels("4", (1, 2, 3), (0, 1), 1),
+    ]
 
 
 def test_weights_that_were_trained_meanwhile_are_refused() -> None:

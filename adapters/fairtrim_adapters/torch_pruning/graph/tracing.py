@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -200,7 +200,8 @@ def _as_one(
     result, state = output
     states = state if isinstance(state, tuple) else (state,)
     data = result.data if isinstance(result, PackedSequence) else result
-    data, *traced = _OneOperation.apply(  # type: ignore[no-untyped-call]
+    apply: Callable[..., Any] = _OneOperation.apply  # typed in some versions of torch
+    data, *traced = apply(
         value.data if isinstance(value, PackedSequence) else value, data.detach(), *(entry.detach() for entry in states)
     )
     result = result._replace(data=data) if isinstance(result, PackedSequence) else data
