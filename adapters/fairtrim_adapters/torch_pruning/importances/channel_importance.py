@@ -350,13 +350,8 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
         measured = self._measured() if measure else "not measured: measure=False"
         return pruning_report(self._table, self.selection_, self.plan_, removed, rule, measured, refitted=refitted)
 
-    def note_refit(self, graph: tp.DependencyGraph, known: int) -> None:
-        """Hear that what reads removed channels was refitted; the report goes by it.
-
-        Args:
-            graph: The graph of the network.
-            known: How many entries its history had before; those since then were refitted.
-        """
+    def _note_refit(self, graph: tp.DependencyGraph, known: int) -> None:
+        """Hear that what reads removed channels was refitted, but for the first ``known`` entries of the history."""
         if hasattr(self, "selection_") and graph is self._graph:
             self._refitted.update(range(known, len(graph.pruning_history())))
 

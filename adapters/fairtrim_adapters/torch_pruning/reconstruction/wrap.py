@@ -190,7 +190,7 @@ def reconstructed(
             if isinstance(importance, ChannelImportance) and hasattr(importance, "selection_"):
                 predicted = importance.report(measure=False).predicted
                 refit.predicted = predicted if len(predicted) else None
-                importance.note_refit(graph, known)
+                importance._note_refit(graph, known)
             refit.reconstruction = done
     except BaseException:
         insist(lambda: _put_back(numbers))
