@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fairtrim import DamageTable, InputError, collect_damage
 from fairtrim.criteria import WorstGroup
 from fairtrim.damage import scoring_run as streaming_module
-from fairtrim.damage.measured_change import measured_change
+from fairtrim.damage.measured_change import measured_change, worse_than_predicted
 from fairtrim.measures.shrinkage import own_shares
 from fairtrim.oracle import oracle_damage
 from fairtrim.selection import joint_selection
@@ -573,3 +573,20 @@ def test_a_printed_report_fits_a_hundred_columns() -> None:
     one = PruningReport(layers.assign(removed=32), pd.DataFrame(), {"down": "short"})
     assert str(one).startswith("removed 96 of 192 channels that were scored; 1 group is left as it is\n")
     assert str(PruningReport(layers.assign(removed=32), pd.DataFrame(), {})).startswith("removed 96 of 192 channels\n")
+
+
+def test_worse_than_predicted_as_it_is_written_down() -> None:
+    """Group by group, with groups without loss, of few people, of unknown error and without a change."""
+    generator = torch.Generator().manual_seed(0)
+    found, predicted = 0.3 * torch.randn(2, 400, generator=generator, dtype=torch.float64)
+    error, loss = 0.1 * torch.rand(2, 400, generator=generator, dtype=torch.float64)
+    people = torch.randint(1, 60, (400,), generator=generator).double()
+    error[::7], found[::11], loss[::13] = torch.nan, torch.nan, 0.0
+    expected = []
+    for f, p, e, n, loss_of in zip(*(t.tolist() for t in (found, predicted, error, people, loss)), strict=True):
+        beyond = [3 * e] if e == e else []
+        matters = [0.5 * abs(f), 0.5 * abs(p), 0.05 * loss_of, 0.05 * 0.1 * 2.0]
+        expected.append(n >= 20 and f == f and all(f - p > bound for bound in (*beyond, *matters)))
+    worse = worse_than_predicted(found, predicted, error, people=people, loss=loss, mean_loss=2.0)
+    assert worse.tolist() == expected
+    assert 20 < sum(expected) < 200

@@ -23,7 +23,12 @@ from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
-from fairtrim_adapters.torch_pruning.importances.host_importance import needs_data, refuse_unscored, scored
+from fairtrim_adapters.torch_pruning.importances.host_importance import (
+    needs_data,
+    refuse_own_data,
+    refuse_unscored,
+    scored,
+)
 from fairtrim_adapters.torch_pruning.reconstruction.output import (
     OutputRecalibration,
     check_recalibration,
@@ -202,11 +207,7 @@ def _check(importance: tp.importance.Importance, pruning_ratio: float, iterative
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=", a share of the channels")
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
     refuse_unscored(importance)
-    if isinstance(importance, ChannelImportance) and importance._model is not None:
-        raise InputError(
-            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
-            "here, to a copy and by the scoring data; leave them out"
-        )
+    refuse_own_data(importance)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,32 @@ from torch import Tensor, nn
 from fairtrim.data.batches import Batch, slice_samples, tensors_of
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
+from fairtrim.network.sample_loss import SampleLoss
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .moments import read_order, standard_errors
 from .reading_options import Reading, ReadingOptions
 from .table import DamageTable
 
-__all__ = ["MeasuredChange", "measured_change"]
+__all__ = [
+    "FEWEST_PEOPLE",
+    "MeasuredChange",
+    "group_means",
+    "losses_of",
+    "measured_change",
+    "worse_than_predicted",
+]
 
 MAX_SAMPLES = 4096
 """Of more samples every second, third, ... is measured."""
+
+FEWEST_PEOPLE = 20
+"""Of fewer a standard error says little itself."""
+
+_ERRORS_APART = 3.0
+
+_SHARE_THAT_MATTERS = 0.05  # of the loss before
 
 
 @dataclass(frozen=True)
@@ -98,11 +114,9 @@ def measured_change(
                 continue
             part, places = chosen
             part = Batch(to_device(part.inputs, device), part.target.to(device), None, part.index)
-            scores = network.scores(part, positions=True)
-            with torch.autocast(device.type, enabled=False):
-                of_samples, of_loss = sample_loss.weighted(_floating(scores), part.target)
-                losses.append(of_samples.double().cpu())
-                units.append(of_loss.double().cpu())
+            _, of_samples, of_loss = losses_of(network, sample_loss, part)
+            losses.append(of_samples)
+            units.append(of_loss)
             positions.append(n_read - len(batch) + torch.arange(len(batch))[places])
             belongs.append(weights[places])
     paired = n_read == len(before) and order == table.read_order
@@ -112,14 +126,29 @@ def measured_change(
     columns = [known.get(name, n_groups) for name in table.sensitive_groups]  # of a group that isn't there: nobody
     # a mean with weights is told in units of their mean, as in the table
     values = torch.cat(losses) / torch.cat(units).mean() - (before[torch.cat(positions)] if paired else 0)
-    mean, error, people = _of_groups(values, weights[:, columns])
+    mean, error, people = group_means(values, weights[:, columns])
     if not paired:
         mean, error = mean - table.loss, (error.square() + table.loss_error.square()).sqrt()
     return MeasuredChange(mean, error, people, len(values), paired)
 
 
-def _floating(scores: Tensor) -> Tensor:
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+def losses_of(network: ScoredNetwork, sample_loss: SampleLoss, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a network on a batch that lies on its device.
+
+    Args:
+        network: The network.
+        sample_loss: The loss.
+        batch: The samples.
+
+    Returns:
+        The scores, in single precision at least, the loss of every sample and what it is counted in, (N,) float64 on
+        the CPU.
+    """
+    scores = network.scores(batch, positions=True)
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    with torch.autocast(network.device.type, enabled=False):
+        losses, units = sample_loss.weighted(scores, batch.target)
+    return scores, losses.double().cpu(), units.double().cpu()
 
 
 def _every(batch: Batch, before: int, stride: int) -> tuple[Batch, slice] | None:
@@ -135,8 +164,21 @@ def _every(batch: Batch, before: int, stride: int) -> tuple[Batch, slice] | None
     return Batch(slice_samples(batch.inputs, places), batch.target[places], None, batch.index), places
 
 
-def _of_groups(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard error and number of samples of each group; NaN where there is none."""
+def group_means(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of sensitive groups.
+
+    Args:
+        values: Of each sample, (N,).
+        weights: How much of it each group is, (N, G).
+
+    Returns:
+        Mean, its standard error and the number of samples of equal weight, (G,) each; NaN for the mean of nobody, and
+        for the error of one sample.
+
+    Example:
+        >>> group_means(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        (tensor([2., 5.]), tensor([1., nan]), tensor([2., 1.]))
+    """
     counts = weights.sum(0)
     people = counts.square() / weights.square().sum(0)
     mean = weights.T @ values / counts
@@ -144,3 +186,34 @@ def _of_groups(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]
     square = (weights * deviations).sum(0) / counts
     error = standard_errors(square.unsqueeze(1), torch.zeros_like(square).unsqueeze(1), people).squeeze(1)
     return mean, error, people.nan_to_num(0)
+
+
+def worse_than_predicted(
+    found: Tensor, predicted: Tensor, error: Tensor, *, people: Tensor, loss: Tensor, mean_loss: float
+) -> Tensor:
+    """Whether the loss of a sensitive group rose by more than predicted: beyond chance, and by what matters.
+
+    That is by more than three standard errors, by more than half of the larger of the two changes, and by more than a
+    twentieth of the loss before.
+
+    Args:
+        found: The measured changes, (G,).
+        predicted: The predicted ones, (G,).
+        error: Standard error of the difference, (G,); NaN where it isn't known.
+        people: How many were measured, (G,); of fewer than ``FEWEST_PEOPLE`` nothing is said.
+        loss: Mean loss before, (G,).
+        mean_loss: Everybody's; of a group without loss anything would matter, so that a tenth of this counts at least.
+
+    Returns:
+        (G,) bool; False where a change is NaN.
+
+    Example:
+        >>> measured, alike = torch.tensor([0.3, 0.3, 0.3]), torch.ones(3)
+        >>> error, people = torch.tensor([0.01, 0.1, 0.01]), torch.tensor([50.0, 50.0, 5.0])
+        >>> worse_than_predicted(measured, 0.1 * alike, error, people=people, loss=alike, mean_loss=1.0).tolist()
+        [True, False, False]
+    """
+    losses = loss.abs().clamp_min(0.1 * abs(mean_loss))
+    matters = torch.maximum(0.5 * torch.maximum(found.abs(), predicted.abs()), _SHARE_THAT_MATTERS * losses)
+    beyond = torch.maximum(_ERRORS_APART * error.nan_to_num(0.0), matters)
+    return (found - predicted > beyond) & (people >= FEWEST_PEOPLE)

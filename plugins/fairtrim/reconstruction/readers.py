@@ -127,7 +127,6 @@ class _ConvolutionRows(LayerRows):
     def __init__(self, module: _ConvNd) -> None:
         self.module = module
         self._transposed = isinstance(module, _ConvTransposeNd)
-        self.groups, self.outputs = module.groups, module.out_channels
         self.groups = module.groups
         inputs, outputs = self.weight.shape[:2] if self._transposed else self.weight.shape[1::-1]
         # from the weight, which is what counts: whoever prunes may forget in_channels
@@ -154,10 +153,9 @@ class _ConvolutionRows(LayerRows):
             before = [int(p) for p in module.padding]
         elif module.padding_mode == "zeros":
             before = list(sides[::2])[::-1]
-        frame, place = positions.div(outputs := self._n_outputs(inputs, before), rounding_mode="floor"), None
-        place = positions - frame * outputs
-        length = math.prod(sizes)
-        index, inside = self._sources(place, sizes, self._sizes(inputs, before), before)
+        output_sizes, length = self._sizes(inputs, before), math.prod(sizes)
+        frame = positions.div(math.prod(output_sizes), rounding_mode="floor")
+        index, inside = self._sources(positions - frame * math.prod(output_sizes), sizes, output_sizes, before)
         parts = inputs.shape[0] // len(positions)
         index = torch.where(inside, index + frame[:, :, None] * length, parts * length).flatten(1)
         rows = F.pad(_flat(inputs, len(positions)), (0, 1))  # what lies outside is 0
@@ -180,9 +178,6 @@ class _ConvolutionRows(LayerRows):
                 size = (size + both - reach - 1) // module.stride[axis] + 1
             sizes.append(int(size))
         return sizes
-
-    def _n_outputs(self, inputs: Tensor, before: Sequence[int]) -> int:
-        return math.prod(self._sizes(inputs, before))
 
     def _sources(
         self, place: Tensor, sizes: Sequence[int], output_sizes: Sequence[int], before: Sequence[int]

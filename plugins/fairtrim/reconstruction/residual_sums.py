@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,6 +115,104 @@ class _Functions(TorchFunctionMode):
         return result
 
 
+class _Watch:
+    """What hooks on the modules note while a network runs."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._modules = dict(model.named_modules())
+        self._asked = set(names)
+        self._seen = Survey()
+        weights = {id(w): n for n in self._asked if (w := self._modules[n]._parameters.get("weight")) is not None}
+        self.functions = _Functions(weights, self._seen)
+        self._runs: Counter[str] = Counter()
+        self._places: dict[_Key, list[tuple[str, str, int]]] = {}
+        self._started: dict[str, int] = {}
+        self._ends: dict[_Key, str] = {}  # of outputs of the layers that were asked for, unchanged so far
+        self._first: dict[str, _Key] = {}
+        self._copied: dict[str, Tensor] = {}
+        self._clock = 0
+
+    def hook(self, handles: list[RemovableHandle]) -> None:
+        """Listen to every module; the handles are known even if that fails half-way."""
+        for name, module in self._modules.items():
+            handles.append(module.register_forward_pre_hook(partial(self._before, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(self._after, name), with_kwargs=True))
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """What a hook does itself is none of the network's."""
+        self.functions.listening = False
+        try:
+            yield
+        finally:
+            self.functions.listening = True
+
+    def _note(self, tensor: Tensor, name: str, side: str) -> _Key:
+        self._clock += 1
+        self.functions.kept.append(tensor)
+        self._places.setdefault(_key(tensor), []).append((name, side, self._clock))
+        return _key(tensor)
+
+    def _before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._runs[name] += 1
+        inputs = input_of(args, kwargs)
+        if inputs is None:
+            return
+        key = self._note(inputs, name, "input")
+        self._started[name] = self._clock
+        if name in self._asked:
+            with self._unheard():
+                self._copied[name] = inputs.detach().clone()
+        if isinstance(module, _BatchNorm) and module.running_var is not None and key in self._ends:
+            reader = self._ends[key]
+            if self._first[reader] == key:
+                self._seen.norms[reader] = name
+
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            return
+        inputs = input_of(args, kwargs)
+        key = self._note(output, name, "output")
+        if name in self._asked and name in self._copied:
+            self._ends[key], self._first[name] = name, key
+            with self._unheard():
+                self._seen.calls[name] = self._copied[name], output.detach().clone()
+        elif inputs is not None and (reader := self._ends.get(_key(inputs))) is not None:
+            # its BatchNorm, or what passes it on as it is, such as dropout in eval mode
+            with self._unheard():
+                same = inputs.shape == output.shape and torch.equal(inputs, output)
+            if self._seen.norms.get(reader) == name or same:
+                self._ends[key] = reader
+
+    def result(self) -> Survey:
+        """What was seen, when the network has run."""
+        seen, runs, taken = self._seen, self._runs, self.functions.taken
+        seen.runs = Counter({name: runs[name] for name in self._asked if runs[name]})
+        seen.order = sorted(seen.calls, key=self._started.__getitem__)
+        for name, norm in [*seen.norms.items()]:
+            if runs[norm] != 1 or taken[self._first[name]] > 1:  # it shifts others as well, or others see no shift
+                del seen.norms[name]
+        for one, other in self.functions.additions:
+            for end, added in ((one, other), (other, one)):
+                reader = self._ends.get(end)
+                if reader is not None and reader not in seen.skips:
+                    skip = self._known_before(added, self._started[reader])
+                    if skip is not None:
+                        seen.skips[reader] = skip
+        return seen
+
+    def _known_before(self, key: _Key, started: int) -> Skip | None:
+        """Where a tensor was before a layer ran; None if nowhere that tells it."""
+        return next(
+            (
+                (name, side)
+                for name, side, time in self._places.get(key, [])
+                if time < started and self._runs[name] == 1
+            ),
+            None,
+        )
+
+
 def survey(model: nn.Module, run: Callable[[], Any], names: Iterable[str]) -> Survey:
     """Run a network once, on a few samples, and look at some of its layers.
 
@@ -131,96 +230,15 @@ def survey(model: nn.Module, run: Callable[[], Any], names: Iterable[str]) -> Su
         >>> seen.order, seen.norms
         (['0', '3'], {'0': '1'})
     """
-    modules = dict(model.named_modules())
-    asked = set(names)
-    seen = Survey()
-    weights = {id(w): name for name in asked if (w := modules[name]._parameters.get("weight")) is not None}
-    functions = _Functions(weights, seen)
-    runs: Counter[str] = Counter()
-    places: dict[_Key, list[tuple[str, str, int]]] = {}
-    started: dict[str, int] = {}
-    ends: dict[_Key, str] = {}  # of outputs of the layers that were asked for, unchanged so far
-    first: dict[str, _Key] = {}
-    copied: dict[str, Tensor] = {}
-    clock = 0
-
-    @contextmanager
-    def unheard() -> Iterator[None]:
-        """What a hook does itself is none of the network's."""
-        functions.listening = False
-        try:
-            yield
-        finally:
-            functions.listening = True
-
-    def note(tensor: Tensor, name: str, side: str) -> _Key:
-        nonlocal clock
-        clock += 1
-        functions.kept.append(tensor)
-        places.setdefault(_key(tensor), []).append((name, side, clock))
-        return _key(tensor)
-
-    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            runs[name] += 1
-            inputs = input_of(args, kwargs)
-            if inputs is None:
-                return
-            key = note(inputs, name, "input")
-            started[name] = clock
-            if name in asked:
-                with unheard():
-                    copied[name] = inputs.detach().clone()
-            if isinstance(module, _BatchNorm) and module.running_var is not None and key in ends:
-                reader = ends[key]
-                if first[reader] == key:
-                    seen.norms[reader] = name
-
-        return hook
-
-    def after(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not isinstance(output, Tensor):
-                return
-            inputs = input_of(args, kwargs)
-            key = note(output, name, "output")
-            if name in asked and name in copied:
-                ends[key], first[name] = name, key
-                with unheard():
-                    seen.calls[name] = copied[name], output.detach().clone()
-            elif inputs is not None and (reader := ends.get(_key(inputs))) is not None:
-                # its BatchNorm, or what passes it on as it is, such as dropout in eval mode
-                with unheard():
-                    same = inputs.shape == output.shape and torch.equal(inputs, output)
-                if seen.norms.get(reader) == name or same:
-                    ends[key] = reader
-
-        return hook
-
+    watch = _Watch(model, names)
     handles: list[RemovableHandle] = []
     try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-        with torch.no_grad(), functions:
+        watch.hook(handles)
+        with torch.no_grad(), watch.functions:
             run()
     finally:
         remove_hooks(handles)
-    seen.runs = Counter({name: runs[name] for name in asked if runs[name]})
-    seen.order = sorted(seen.calls, key=started.__getitem__)
-    for name, norm in [*seen.norms.items()]:
-        if runs[norm] != 1 or functions.taken[first[name]] > 1:  # it shifts others as well, or others see no shift
-            del seen.norms[name]
-    for one, other in functions.additions:
-        for end, skip in ((one, other), (other, one)):
-            reader = ends.get(end)
-            if reader is None or reader in seen.skips:
-                continue
-            for module_name, side, time in places.get(skip, []):
-                if time < started[reader] and runs[module_name] == 1:
-                    seen.skips[reader] = module_name, side
-                    break
-    return seen
+    return watch.result()
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -102,7 +102,14 @@ class CompensatedShares:
 
 
 def least_kept(table: DamageTable) -> list[Floor]:
-    """Floors against collapse: a tenth of every layer."""
+    """Floors against collapse: a tenth of every layer.
+
+    Args:
+        table: The damage table.
+
+    Returns:
+        A floor for each channel group.
+    """
     return [Floor(name, math.ceil(SHARE_THAT_STAYS * size)) for name, size in table.sizes.items()]
 
 
@@ -122,8 +129,9 @@ def compensated_selection(
     readers get from it that the channels still there can't give. After each pick the readers' weights and the inverse
     moments of their inputs are updated, in the form of optimal brain surgeon (Hassibi and Stork, 1993) and ZipLM
     (Kurtic et al., NeurIPS 2023), with one mix of channels for all positions of a kernel. The form is ours. Its total
-    is an order, not a forecast: measure what was removed. Every layer keeps a tenth of its channels as long as the
-    quotas allow it.
+    is an order, not a forecast: measure what was removed. Beside the criterion a tenth of the mean damage counts, or
+    whatever hurts only others than the worst group would be free. Every layer keeps a tenth of its channels as long as
+    the quotas allow it.
 
     Args:
         table: The damage table; its first order isn't used.

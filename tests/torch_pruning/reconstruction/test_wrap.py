@@ -181,6 +181,55 @@ def test_ours_by_steps_and_by_negative_scores(monkeypatch: pytest.MonkeyPatch) -
     assert all(isinstance(reader, Reader) for reader in noted.readers)
 
 
+def test_a_report_knows_whether_the_step_was_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps outside of the block, or inside of one that failed, weren't."""
+    Noted(monkeypatch)
+    model, loader = _perceptron(), [_people()]
+    importance = WorstGroupImportance(compensated=True)
+    pruner = _pruner(model, importance, iterative_steps=2)
+    importance.fit(pruner, loader, progress=False)
+    with pytest.raises(ZeroDivisionError), reconstructed(pruner, loader, **QUIET):
+        pruner.step()
+        raise ZeroDivisionError
+    pruner.step()
+    assert _says(importance, "refit is missing", "with reconstructed(pruner, loader)")
+    importance.fit(pruner, loader, progress=False)
+    with reconstructed(pruner, loader, **QUIET) as refit:
+        pruner.step()
+        assert _says(importance, "refit is missing")
+    assert _says(importance, "go by what is measured") and not _says(importance, "refit is missing")
+    assert refit.predicted is not None and "predicted change after a refit" in refit.predicted
+
+
+def _says(importance: WorstGroupImportance, *words: str) -> bool:
+    return any(all(word in flag for word in words) for flag in importance.report().flags)
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_what_was_predicted_is_printed_beside_what_was_measured(compensated: bool) -> None:
+    x, y, group = _people()
+    names = {"employment": {0: "works-for-the-government-of-a-state", 1: "works-for-the-government-of-a-city"}}
+    loader, held_out = [(x, y, group)], [(x + 1e-3, y, group)]
+    importance = WorstGroupImportance(compensated=compensated)
+    pruner = _pruner(_perceptron(), importance)
+    importance.fit(pruner, loader, sensitive_names=names, progress=False)
+    with reconstructed(pruner, loader, held_out=held_out, sensitive_names=names, progress=False) as refit:
+        pruner.step()
+    assert refit.predicted is not None
+    assert refit.measured is not None
+    told = refit.predicted.set_index("sensitive_group").filter(like="predicted change").iloc[:, 0]
+    told = told[refit.measured["sensitive_group"].iloc[:2]]
+    lines = str(refit).splitlines()
+    (header,) = (line for line in lines if "predicted" in line)
+    place = header.split().index("predicted")
+    rows = lines[lines.index(header) + 1 :][:3]
+    assert [row.split()[place] for row in rows] == [*(f"{change:+.4f}" for change in told), "-"]
+    assert len({row.split()[0] for row in rows}) == 3 and any(
+        "a-state " in row for row in rows
+    )  # names are cut in the middle
+    assert max(map(len, lines)) < 100
+
+
 def test_frozen_parameters_stay_frozen_and_gradients_go_with_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     Noted(monkeypatch)
     model = _perceptron()

@@ -335,6 +335,7 @@ class Candidates:
             return
         reading = self._task.reading
         calling: Any = {"forward_fn": reading.forward_fn, "output_transform": reading.output_transform}
-        with reconstructed(pruner, self._task.loader, measure=False, progress=reading.progress, **calling) as refit:
+        calling |= {"random_state": self._task.seed, "measure": False, "progress": reading.progress}
+        with reconstructed(pruner, self._task.loader, **calling) as refit:
             yield done
         done.reconstruction = refit.reconstruction

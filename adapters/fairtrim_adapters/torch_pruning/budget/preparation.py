@@ -20,9 +20,8 @@ from fairtrim.errors import InputError
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
-from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance, WorstGroupImportance
-from fairtrim_adapters.torch_pruning.importances.host_importance import refuse_unscored
+from fairtrim_adapters.torch_pruning.importances.host_importance import refuse_own_data, refuse_unscored
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import shares_samples
 
 from .candidates import Task
@@ -132,11 +131,7 @@ def prepared(
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
     if importance is None:
         importance = _default_importance(loader, reading, cost)
-    elif isinstance(importance, ChannelImportance) and importance._model is not None:
-        raise InputError(
-            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
-            "here, to a copy; leave them out"
-        )
+    refuse_own_data(importance)
     refuse_unscored(importance)
     task = Task(
         loader=loader,

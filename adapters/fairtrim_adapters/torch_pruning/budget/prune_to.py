@@ -13,6 +13,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim.arguments import drawn_seed, require_number
+from fairtrim.damage.measured_change import FEWEST_PEOPLE, worse_than_predicted
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
@@ -32,9 +33,6 @@ _STEPS = (1, 2, 4)
 
 _NEAR = 0.02
 """A network that is smaller than its budget by more, as a share of the dense one, is flagged."""
-
-_ERRORS_APART, _SHARE_THAT_MATTERS, _FEWEST_PEOPLE = 3.0, 0.05, 20
-"""When a measured change is worse than predicted: as in the report of a pruning."""
 
 
 @dataclass(frozen=True)
@@ -142,29 +140,22 @@ def _attempt(work: Prepared, budget: Budget, steps: int) -> _Attempt:
 
 
 def _worse_than_predicted(figures: pd.DataFrame, predicted: Mapping[str, float]) -> list[str]:
-    """The groups whose loss rises by more than predicted, beyond chance and by what matters."""
-    losses = figures.set_index("sensitive_group")["loss dense"].abs()
-    overall = float(losses.iloc[-1])
-    found = []
-    for _, row in figures.iterrows():
-        name = row["sensitive_group"]
-        if name not in predicted or row["people"] < _FEWEST_PEOPLE:
-            continue
-        told, change, error = (
-            np.nan_to_num(predicted[name]),
-            row["loss change"],
-            np.nan_to_num(row["loss standard error"]),
-        )
-        told = max(told, 0.0)  # gains are not relied on
-        matters = max(0.5 * max(abs(change), abs(told)), _SHARE_THAT_MATTERS * max(losses[name], 0.1 * overall))
-        if change - told > max(_ERRORS_APART * error, matters):
-            found.append(name)
-    return found
+    """The groups whose loss rises by more than predicted."""
+    mean_loss = float(figures["loss dense"].iloc[-1])
+    rows = figures[figures["sensitive_group"].isin(list(predicted))]
+    told = np.array([predicted[name] for name in rows["sensitive_group"]], dtype=float)
+    found, error, people, loss = (
+        torch.tensor(rows[name].to_numpy(dtype=float))
+        for name in ("loss change", "loss standard error", "people", "loss dense")
+    )
+    relied_on = torch.tensor(told).nan_to_num(0.0).clamp_min(0.0)  # gains are not
+    worse = worse_than_predicted(found, relied_on, error, people=people, loss=loss, mean_loss=mean_loss)
+    return [name for name, beyond in zip(rows["sensitive_group"], worse.tolist(), strict=True) if beyond]
 
 
 def _loss_that_counts(work: Prepared, figures: pd.DataFrame) -> float:
     """The change of the loss by which networks are compared: the worst group's, or the mean."""
-    groups = figures[(figures["sensitive_group"] != EVERYBODY) & (figures["people"] >= _FEWEST_PEOPLE)]
+    groups = figures[(figures["sensitive_group"] != EVERYBODY) & (figures["people"] >= FEWEST_PEOPLE)]
     if isinstance(work.task.importance, MeanDamageImportance) or not len(groups):
         return float(figures["loss change"].iloc[-1])
     return float(groups["loss change"].max())

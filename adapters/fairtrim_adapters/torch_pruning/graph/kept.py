@@ -7,7 +7,7 @@ maps, concatenations, splits and layers of other packages alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from .dependency_groups import passes_on
 from .layers import ParameterAxis, description_of
 from .undoing import Held
 
-__all__ = ["KeptChannels", "corrected", "readers_of_removed"]
+__all__ = ["KeptChannels", "corrected", "readers_of_removed", "remove_again"]
 
 _EXACT_IN_FLOAT32 = 2**24
 
@@ -77,6 +77,25 @@ def corrected(graph: tp.DependencyGraph) -> Iterator[None]:
             vars(graph)["get_pruning_group"] = before
 
 
+def remove_again(graph: tp.DependencyGraph, history: Iterable[Sequence[Any]], *, record: bool) -> None:
+    """Do what a history tells, on a network that is as it was before that.
+
+    Args:
+        graph: The graph of the network.
+        history: Torch-Pruning's entries: module or parameter, whether of its outputs, channels.
+        record: Whether the graph writes it into its own history.
+    """
+    modules = dict(graph.model.named_modules())
+    with corrected(graph):
+        for name, of_outputs, idxs in history:
+            module: Any = modules.get(name)
+            if module is None:
+                module = graph.model.get_parameter(name)
+            functions = graph.get_pruner_of_module(module)
+            function = functions.prune_out_channels if of_outputs else functions.prune_in_channels
+            graph.get_pruning_group(module, function, list(idxs)).prune(record_history=record)
+
+
 def readers_of_removed(
     graph: tp.DependencyGraph, pruner: tp.pruner.BasePruner, before: Held, known: int
 ) -> list[KeptChannels]:
@@ -116,8 +135,7 @@ def readers_of_removed(
                     continue
                 weights[name] = (entry, output_axis, weight.detach())
                 parameters[own_name] = _coded(weight)
-        with corrected(graph):
-            _remove_again(graph, modules, history)
+        remove_again(graph, history, record=False)
         for name, (entry, _, _) in weights.items():
             codes[name] = modules[name].get_parameter(entry.name).detach()
     finally:
@@ -166,16 +184,6 @@ def _coded(weight: Tensor) -> nn.Parameter:
     dtype = torch.float32 if weight.numel() <= _EXACT_IN_FLOAT32 else torch.float64
     positions = torch.arange(weight.numel(), dtype=dtype, device=weight.device)
     return nn.Parameter(positions.view(weight.shape), requires_grad=False)
-
-
-def _remove_again(graph: tp.DependencyGraph, modules: dict[str, nn.Module], history: Sequence[Sequence[Any]]) -> None:
-    for name, of_outputs, idxs in history:
-        module: Any = modules.get(name)
-        if module is None:
-            module = graph.model.get_parameter(name)
-        functions = graph.get_pruner_of_module(module)
-        function = functions.prune_out_channels if of_outputs else functions.prune_in_channels
-        graph.get_pruning_group(module, function, list(idxs)).prune(record_history=False)
 
 
 def _check_same(name: str, dense: Tensor, codes: Tensor, pruned: Tensor) -> None:

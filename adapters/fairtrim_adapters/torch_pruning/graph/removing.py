@@ -11,7 +11,7 @@ import torch_pruning as tp
 from .corrections import correct_group
 from .dependency_groups import head_layers
 from .head_counts import tell_heads
-from .kept import corrected
+from .kept import remove_again
 from .plan import PruningPlan
 
 __all__ = ["Removal", "remove_units"]
@@ -58,15 +58,10 @@ class Removal:
 
     def repeat(self, pruner: tp.pruner.BasePruner) -> None:
         """Remove the same from the network of another pruner, which is as the first one was before."""
-        modules = {name: module for module, name in pruner.DG._module2name.items()}
         layers = dict(pruner.model.named_modules())
         for name, n_heads in self.heads.items():
             layer = layers[name]
             if pruner.num_heads.get(layer) != n_heads:
                 pruner.num_heads[layer] = pruner.out_channel_groups[layer] = n_heads
-        with corrected(pruner.DG):
-            for name, of_outputs, idxs in self.history:
-                functions = pruner.DG.get_pruner_of_module(modules[name])
-                function = functions.prune_out_channels if of_outputs else functions.prune_in_channels
-                pruner.DG.get_pruning_group(modules[name], function, list(idxs)).prune()
+        remove_again(pruner.DG, self.history, record=True)
         tell_heads(pruner.model, pruner)

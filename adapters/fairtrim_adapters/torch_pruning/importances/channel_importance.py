@@ -205,6 +205,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             self._columns = _columns_of_inputs(plan)
             self._graph, self._fingerprint = graph, _Fingerprint(graph.model)
             self._history_length = len(graph.pruning_history())
+            self._refitted: set[int] = set()
             self._rule: dict[str, int] | None = None
             self._rehearsal = rehearsal
             if pruner is None or not plan.step:
@@ -341,11 +342,18 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
         """
         if not hasattr(self, "selection_"):
             raise NotFittedError("nothing to report: the importance was not fitted")
-        removed = self._graph.pruning_history()[self._history_length :]
+        history = self._graph.pruning_history()
+        removed = history[self._history_length :]
+        refitted = self._refitted.issuperset(range(self._history_length, len(history)))
         unknown = self.normalizer is not None and self.plan_.shared_ranking
         rule = {} if unknown else self._rule
         measured = self._measured() if measure else "not measured: measure=False"
-        return pruning_report(self._table, self.selection_, self.plan_, removed, rule, measured)
+        return pruning_report(self._table, self.selection_, self.plan_, removed, rule, measured, refitted=refitted)
+
+    def _note_refit(self, graph: tp.DependencyGraph, known: int) -> None:
+        """Hear that what reads removed channels was refitted, but for the first ``known`` entries of the history."""
+        if hasattr(self, "selection_") and graph is self._graph:
+            self._refitted.update(range(known, len(graph.pruning_history())))
 
     def _measured(self) -> MeasuredChange | str:
         loader, options = self._what_was_read()

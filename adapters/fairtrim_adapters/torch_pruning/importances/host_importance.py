@@ -20,13 +20,19 @@ from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 
 from .channel_importance import ChannelImportance
 
-__all__ = ["needs_data", "refuse_unscored", "scored"]
+__all__ = ["needs_data", "refuse_own_data", "refuse_unscored", "scored"]
 
 _NEED_MORE = (tp.importance.OBDCImportance, tp.importance.ActivationImportance)
 
 
 def needs_data(importance: tp.importance.Importance) -> bool:
     """Whether an importance looks at samples; those of Torch-Pruning that look at weights only don't.
+
+    Args:
+        importance: Any.
+
+    Returns:
+        Whether.
 
     Example:
         >>> needs_data(tp.importance.GroupTaylorImportance()), needs_data(tp.importance.GroupMagnitudeImportance())
@@ -39,6 +45,12 @@ def needs_data(importance: tp.importance.Importance) -> bool:
 def refuse_unscored(importance: tp.importance.Importance) -> None:
     """Refuse an importance whose data nobody collects here.
 
+    Args:
+        importance: Any.
+
+    Raises:
+        InputError: It is OBDC's, or one on activations.
+
     Example:
         >>> refuse_unscored(tp.importance.GroupMagnitudeImportance())
     """
@@ -47,6 +59,25 @@ def refuse_unscored(importance: tp.importance.Importance) -> None:
             f"{type(importance).__name__} needs statistics of layers that are not collected here; expected an "
             "importance of fairtrim, or Torch-Pruning's random, magnitude, LAMP, FPGM, BNScale, Taylor or Hessian "
             "importance"
+        )
+
+
+def refuse_own_data(importance: tp.importance.Importance) -> None:
+    """Refuse an importance that was made with data of its own, where it is fitted to a copy of the network.
+
+    Args:
+        importance: Any.
+
+    Raises:
+        InputError: It was.
+
+    Example:
+        >>> refuse_own_data(tp.importance.GroupMagnitudeImportance())
+    """
+    if isinstance(importance, ChannelImportance) and importance._model is not None:
+        raise InputError(
+            f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
+            "here, to a copy and by the scoring data; leave them out"
         )
 
 

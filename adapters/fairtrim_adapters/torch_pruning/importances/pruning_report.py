@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairtrim import DamageTable
-from fairtrim.damage.measured_change import MeasuredChange
+from fairtrim.damage.measured_change import MeasuredChange, worse_than_predicted
 from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.measures.shrinkage import own_shares
 from fairtrim.selection.ranking import Selection
@@ -23,16 +23,13 @@ from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_unit
 __all__ = ["PruningReport", "asked_of_layers", "predicted_change", "pruning_report"]
 
 
-_ERRORS_APART = 3.0
-"""A change is worse than predicted by more standard errors, by half of the larger of the two, and by what matters."""
-
-_SHARE_THAT_MATTERS = 0.05  # of the loss before
-
-_FEWEST_PEOPLE = 20  # of fewer a standard error says little itself
+_NOT_REFITTED = (
+    "the refit is missing: the predicted change is that of a network whose layers were refitted, and these weren't; "
+    "take the step in a block, with reconstructed(pruner, loader): pruner.step()"
+)
 
 _GO_BY_MEASUREMENT = (
-    "the predicted change is that of a network whose layers are refitted, and serves to order channels: it may be far "
-    "too small; refit, and go by what is measured then"
+    "the predicted change serves to order channels, and may be far too small: go by what is measured after the refit"
 )
 
 _WIDTH = 99  # of what is printed
@@ -49,8 +46,8 @@ class PruningReport:
             expansion gives is impossible; of compensated importances the change after a refit) and, if it was measured,
             the change of the network as it is now with its standard error; empty without a damage table.
         unscored: Dependency groups that were left as they are because gates can't describe them, with the reason.
-        flags: Sentences on what to look at: impossible predictions, changes worse than predicted, layers that lost
-            nearly everything, sensitive groups of too few people to be told from everybody.
+        flags: Sentences on what to look at: impossible predictions, changes worse than predicted, a refit that is
+            missing, layers that lost nearly everything, sensitive groups of too few people to be told from everybody.
         measured: On how many samples the change was measured, or why it wasn't.
 
     Example:
@@ -148,6 +145,8 @@ def pruning_report(
     history: Sequence[Sequence[Any]],
     rule: Mapping[str, int] | None = None,
     measured: MeasuredChange | str = "",
+    *,
+    refitted: bool = False,
 ) -> PruningReport:
     """Compare what was to be removed with what was, and what that was predicted to do with what it does.
 
@@ -158,6 +157,7 @@ def pruning_report(
         history: Torch-Pruning's pruning history since the fit: [module name, of outputs, channels].
         rule: How many channels of each group a rule asked for in place of the pruner's ratio.
         measured: The change of each group's loss, or why there is none.
+        refitted: Whether the layers that read what was removed were refitted.
 
     Returns:
         The report.
@@ -193,7 +193,7 @@ def pruning_report(
     if isinstance(measured, MeasuredChange):
         predicted["measured change"] = measured.change.numpy()
         predicted["standard error"] = measured.standard_error.numpy()
-        if not compensated:  # the network that was measured may not be refitted yet
+        if refitted or not compensated:  # else another network was measured than the prediction is of
             flags = (*flags, *_contradictions(names, table, change, error, measured))
         total = 0 if table.sample_losses is None else len(table.sample_losses)
         order = "" if measured.paired else ", not person by person: the loader gives them in another order"
@@ -202,7 +202,7 @@ def pruning_report(
         flags = (*flags, *(_impossible(name) for name, never in zip(names, impossible.tolist(), strict=True) if never))
         told = measured
     if compensated and history:
-        flags = (*flags, _GO_BY_MEASUREMENT)
+        flags = (*flags, _GO_BY_MEASUREMENT if refitted else _NOT_REFITTED)
     flags = (*flags, *_few_people(table, names))
     return PruningReport(layers, pd.DataFrame(predicted), plan.unscored, flags, told)
 
@@ -236,8 +236,14 @@ def _contradictions(
     names: Sequence[str], table: DamageTable, change: Tensor, error: Tensor, measured: MeasuredChange
 ) -> Iterator[str]:
     impossible = table.impossible(change)
-    losses = table.loss.abs()
-    losses = losses.clamp_min(0.1 * float(table.shares @ losses))  # of a group without loss anything would matter
+    worse = worse_than_predicted(
+        measured.change,
+        change,
+        torch.hypot(measured.standard_error.nan_to_num(0.0), error),
+        people=measured.people,
+        loss=table.loss,
+        mean_loss=float(table.shares @ table.loss.abs()),
+    )
     for g, name in enumerate(names):
         found, off = float(measured.change[g]), float(measured.standard_error[g])
         if np.isnan(found):
@@ -248,14 +254,10 @@ def _contradictions(
         if impossible[g]:
             yield _impossible(name, f"; measured {told}")
             continue
-        predicted = float(change[g])
-        apart = found - predicted
-        beyond = _ERRORS_APART * float(np.hypot(off, float(error[g])))
-        matters = max(0.5 * max(abs(found), abs(predicted)), _SHARE_THAT_MATTERS * float(losses[g]))
-        if apart > max(beyond, matters) and float(measured.people[g]) >= _FEWEST_PEOPLE:
+        if worse[g]:
             yield (
-                f"{name}: measured {told} where {predicted:+.4f} was predicted: the removed set is beyond the reach of "
-                "the prediction; prune in several steps, fitting before each, or fine-tune and measure again"
+                f"{name}: measured {told} where {float(change[g]):+.4f} was predicted: the removed set is beyond the "
+                "reach of the prediction; prune in several steps, fitting before each, or fine-tune and measure again"
             )
 
 

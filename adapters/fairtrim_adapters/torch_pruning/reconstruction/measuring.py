@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from fairtrim.damage.measured_change import group_means, losses_of
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import Batch, tensors_of
 from fairtrim.measures.scores import labels_of
@@ -29,8 +30,19 @@ def measured_by_group(
 ) -> pd.DataFrame:
     """Measure two networks on the same samples, each sample against itself.
 
-    One row a sensitive group, and ``everybody`` where there are several: people; mean loss and accuracy of the dense
-    and the pruned network, the change and its standard error. Accuracy is NaN where targets are no labels.
+    Args:
+        dense: The network before.
+        pruned: After.
+        loader: The samples.
+        reading: How data are read and networks called.
+        max_samples: Stop after the batch with which so many are reached.
+
+    Returns:
+        One row a sensitive group, and ``everybody`` where there are several: people; mean loss and accuracy of the
+        dense and the pruned network, the change and its standard error. Accuracy is NaN where targets are no labels.
+
+    Raises:
+        InputError: The data are wrong, or don't fit the loss.
 
     Example:
         >>> identity, opposite = nn.Identity(), nn.Linear(2, 2, bias=False)
@@ -53,11 +65,9 @@ def measured_by_group(
             belongs.append(encoder.encode(batch.sensitive, len(batch), batch.index))
             columns = []
             for network in networks:
-                scores = _floating(network.scores(batch, positions=True))
-                with torch.autocast(device.type, enabled=False):
-                    losses, of_loss = sample_loss.weighted(scores, batch.target)
-                columns.append(torch.stack([losses.double().cpu(), _right(scores, batch)]))
-            units.append(of_loss.double().cpu())
+                scores, losses, of_loss = losses_of(network, sample_loss, batch)
+                columns.append(torch.stack([losses, _right(scores, batch)]))
+            units.append(of_loss)
             values.append(torch.stack(columns, 1))  # (loss and accuracy, networks, N)
             n_read += len(batch)
             if max_samples is not None and n_read >= max_samples:
@@ -71,15 +81,12 @@ def measured_by_group(
         names, weights = [*names, EVERYBODY], torch.cat([weights, torch.ones(len(weights), 1).double()], 1)
     table = pd.DataFrame({"sensitive_group": names, "people": weights.sum(0).numpy()})
     for kind, (before, after) in zip(_KINDS, found, strict=True):
-        table[f"{kind} dense"], table[f"{kind} pruned"] = (_means(row, weights).numpy() for row in (before, after))
-        change = _means(after - before, weights)
-        table[f"{kind} change"] = change.numpy()
-        table[f"{kind} standard error"] = _errors(after - before, change, weights).numpy()
+        table[f"{kind} dense"], table[f"{kind} pruned"] = (
+            group_means(values, weights)[0].numpy() for values in (before, after)
+        )
+        change, error, _ = group_means(after - before, weights)
+        table[f"{kind} change"], table[f"{kind} standard error"] = change.numpy(), error.numpy()
     return table
-
-
-def _floating(scores: Tensor) -> Tensor:
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 def _right(scores: Tensor, batch: Batch) -> Tensor:
@@ -98,19 +105,15 @@ def _right(scores: Tensor, batch: Batch) -> Tensor:
     return right.cpu()
 
 
-def _means(values: Tensor, weights: Tensor) -> Tensor:
-    return weights.T @ values / weights.sum(0)
-
-
-def _errors(values: Tensor, means: Tensor, weights: Tensor) -> Tensor:
-    """Standard errors of the means, (G,); NaN for one person, whose deviation nothing tells."""
-    squares = (weights * (values.unsqueeze(1) - means).square()).sum(0) / weights.sum(0)
-    others = weights.sum(0).square() / weights.square().sum(0) - 1
-    return torch.where(others > 1e-9, squares / others, torch.nan).sqrt()
-
-
 def shares_samples(one: Any, other: Any) -> bool:
     """Whether two loaders plainly give samples in common: the same data set, batches or first rows.
+
+    Args:
+        one: A loader.
+        other: Another.
+
+    Returns:
+        Whether; False where they may, but it can't be seen without reading them.
 
     Example:
         >>> batch = (torch.eye(2), torch.tensor([0, 1]))

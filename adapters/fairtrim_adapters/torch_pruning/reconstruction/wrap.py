@@ -87,7 +87,8 @@ class Refit:
         reconstruction: What became of each such layer; None before the end of the block.
         measured: One row a sensitive group, and ``everybody``: people, loss and accuracy of the network before the
             block and now, the change and its standard error, sample by sample. None if it was not measured.
-        predicted: The prediction of fairtrim's importance for each sensitive group, without a refit; None of others.
+        predicted: The prediction of fairtrim's importance for each sensitive group: of ``compensated=True`` for the
+            network after the refit, else for that without one; None of other importances.
         measured_on: On which samples, or why not.
 
     Example: see ``reconstructed``, which makes one.
@@ -105,7 +106,7 @@ class Refit:
         told = str(self.reconstruction) if self.kept else "nothing to refit: no layer lost inputs in the block"
         lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in (*told.splitlines(), self.measured_on)]
         if self.measured is not None:
-            lines.insert(-1, _table(self.measured))
+            lines.insert(-1, _table(self.measured, self.predicted))
         return "\n".join(filter(None, lines))
 
 
@@ -189,6 +190,7 @@ def reconstructed(
             if isinstance(importance, ChannelImportance) and hasattr(importance, "selection_"):
                 predicted = importance.report(measure=False).predicted
                 refit.predicted = predicted if len(predicted) else None
+                importance._note_refit(graph, known)
             refit.reconstruction = done
     except BaseException:
         insist(lambda: _put_back(numbers))
@@ -320,19 +322,35 @@ def _measure(
     )
 
 
-def _table(measured: pd.DataFrame) -> str:
+def _table(measured: pd.DataFrame, predicted: pd.DataFrame | None) -> str:
     """As text, within the width: names that are too long are cut in the middle."""
-    rows: list[tuple[str, ...]] = [
-        ("group", "people", "loss: dense", "now", "change", "accuracy: dense", "now", "change")
-    ]
+    heads = ["people", "loss: dense", "now", "change", "accuracy: dense", "now", "change"]
+    told: dict[str, str] | None = None
+    if predicted is not None:
+        column = next(name for name in predicted if str(name).startswith("predicted change"))
+        changes = zip(predicted["sensitive_group"], predicted[column], strict=True)
+        told = {group: "impossible" if pd.isna(change) else f"{change:+.4f}" for group, change in changes}
+        heads = ["people", "loss", "now", "predicted", "change", "accuracy", "now", "change"]
+    rows = [heads]
     for _, row in measured.iterrows():
-        cells = [textwrap.shorten(str(row["sensitive_group"]), 26, placeholder="…"), f"{row['people']:g}"]
+        cells = [f"{row['people']:g}"]
         for kind, digits in (("loss", 4), ("accuracy", 3)):
             dense, now, change, error = (
                 row[f"{kind} {what}"] for what in ("dense", "pruned", "change", "standard error")
             )
             off = "" if pd.isna(error) else f"±{error:.{digits}f}"
             cells += [f"{dense:.{digits}f}", f"{now:.{digits}f}", f"{change:+.{digits}f}{off}"]
-        rows.append(tuple(cells))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        if told is not None:
+            cells.insert(3, told.get(row["sensitive_group"], "-"))
+        rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = min(26, _WIDTH - sum(widths) - len(widths))
+    names = ["group", *(_cut(str(name), room) for name in measured["sensitive_group"])]
+    first = max(map(len, names))
+    figures = (" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"{name.rjust(first)} {text}" for name, text in zip(names, figures, strict=True))
+
+
+def _cut(name: str, room: int) -> str:
+    ahead = room // 2
+    return name if len(name) <= room else f"{name[:ahead]}…{name[ahead + 1 - room :]}"
