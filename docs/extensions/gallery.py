@@ -31,7 +31,15 @@ ARGUMENTS = {
 FILENAME_PATTERN = rf"/(?!({'|'.join(NOT_RUN)})\.py)[a-z0-9_]+\.py$"
 """Which scripts sphinx-gallery runs: all others, also those that are added later."""
 
-ORDER = ["sweep_adult", "prune_adult", "existing_script", "repair_adult", "aif360_german", "colored_digits"]
+ORDER = [
+    "refit_any_script",
+    "sweep_adult",
+    "prune_adult",
+    "existing_script",
+    "repair_adult",
+    "aif360_german",
+    "colored_digits",
+]
 """Scripts to begin with; others follow by name."""
 
 RUN = "if __name__ == "
