@@ -40,14 +40,6 @@ ORDER = [
     "aif360_german",
     "colored_digits",
 ]
-    "refit_any_script",
-    "sweep_adult",
-    "prune_adult",
-    "existing_script",
-    "repair_adult",
-    "aif360_german",
-    "colored_digits",
-]
 """Scripts to begin with; others follow by name."""
 
 RUN = "if __name__ == "
