@@ -1,6 +1,6 @@
 """Compare compressions of a network on the Adult census data, and decide with a picture.
 
-Sweeps five criteria, four sizes and three seeds, each pruned network refitted, and also repaired, and writes the table, the
+Sweeps five criteria, four sizes and three seeds, each pruned network refitted, and repaired too; writes the table, the
 Pareto picture (accuracy against the gap between women and men, coloured by size), what each sex pays at each size, and
 one report in HTML, Markdown and JSON. Stopped and started again it goes on where it was. Five to ten minutes on two
 cores.
