@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.reconstruction import Reader, Reconstruction, reconstruct
+from fairtrim.reconstruction import LayerRefit, Reader, Reconstruction, reconstruct
 from fairtrim.reconstruction import passes as passes_module
 from fairtrim.reconstruction import refit as refit_module
 from fairtrim.reconstruction.least_squares import Ridge
@@ -473,3 +473,11 @@ def test_callers_contexts_are_no_matter(context: Any) -> None:
         _refit(pruned, dense, x, readers)
     assert _error(pruned, dense, x) < before
     assert _error(pruned, other, x) < (1e-2 if isinstance(context, torch.autocast) else 1e-9)
+
+
+@pytest.mark.parametrize(("number", "error"), [(1, 0.5), (17, 31.25), (17, 52_000.0), (120, 52_000.0)])
+def test_what_was_done_is_told_in_under_100_columns(number: int, error: float) -> None:
+    done = Reconstruction(tuple(LayerRefit(str(k), 2, 40, "0.01 of the mean", error, error) for k in range(number)))
+    lines = str(done).splitlines()
+    assert max(map(len, lines)) < 100 and lines[0].startswith(f"{number} of {number} layers refitted;")
+    assert f"{error:.1%}".replace("%", " %") in str(done) or error > 100

@@ -37,6 +37,7 @@ from .samples import Part, few_samples, read
 
 __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 
+_WIDTH = 99
 _FEWEST = 10  # samples: two held out
 _NOT_BETTER = "no refit was better on held-out samples"
 
@@ -80,8 +81,10 @@ class Reconstruction:
         text = f"{len(done)} of {len(self.layers)} layers refitted"
         if done:
             before, after = (median(errors) for errors in zip(*((x.before, x.after) for x in done), strict=True))
-            text += f"; median error on held-out samples, of the outputs' variance: {before:.1%} -> {after:.1%}"
-            text = text.replace("%", " %")
+            errors = (
+                f"median error on held-out samples, of the outputs' variance: {_percent(before)} -> {_percent(after)}"
+            )
+            text += f"; {errors}" if len(text) + len(errors) < _WIDTH - 1 else f";\n    {errors}"
         reasons: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.why:
@@ -94,7 +97,11 @@ class Reconstruction:
         return "\n".join(lines)
 
 
-def _cut(line: str, width: int = 99) -> str:
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 100 else f"{100 * share:.1e} %"
+
+
+def _cut(line: str, width: int = _WIDTH) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
