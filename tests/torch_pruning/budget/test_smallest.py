@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -279,3 +280,19 @@ def test_of_many_groups_that_are_too_small_a_few_are_named() -> None:
         _of_three_classes(), _three_classes(2, 0), torch.ones(1, 6), held_out=_three_classes(30, 1), **QUIET
     )
     assert "and 25 more. Expected more held-out people" in done.flags[-1] and len(done.flags[-1]) < 600
+
+
+def test_where_fewer_channels_are_no_faster_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fairtrim_adapters.torch_pruning.budget.sizes as sizes
+
+    def timed(networks: dict[str, Any], *_: Any, **__: Any) -> Any:
+        smaller = networks["pruned"][0].out_features < 20
+        return SimpleNamespace(ratio=lambda _: SimpleNamespace(median=1.25 if smaller else 1.0))
+
+    monkeypatch.setattr(sizes, "measure_latency", timed)
+    people: dict[str, Any] = {"held_out": _three_classes(2, 1), "max_drop": {"accuracy": 0.0}, "confidence": None}
+    magnitude = tp.importance.GroupMagnitudeImportance()
+    arguments = (_of_three_classes(), _three_classes(2, 0), torch.ones(1, 6))
+    done = smallest(*arguments, **people, by="latency", importance=magnitude, **QUIET)
+    assert done.stopped_by is not None
+    assert "the smaller network that was tried has no lower latency" in done.flags

@@ -275,7 +275,7 @@ def _by_group(name: str, metric: Metric, predictions: Predictions, network: str,
         raise
     except (TypeError, ValueError) as error:  # what scikit-learn raises for labels that a metric isn't made for
         said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"max_drop names {name!r}, which can't be computed: {said} {remedy}") from error
+        raise InputError(f"max_drop names {name!r}, which can't be computed: {said.rstrip('.')}; {remedy}") from error
     if not all(np.ndim(value) == 0 and isinstance(value, float | int | np.number) for value in figures):
         raise InputError(f"max_drop names {name!r}, which gives a {type(figures.iloc[0]).__name__}; {remedy}")
     return figures
