@@ -24,6 +24,7 @@ MAX_ROWS = 4096
 _SKETCH = 64
 
 _FLOOR = 1e-10  # of the largest second moment: an input that is always 0 must not make the system singular
+_OF_FEW_ROWS = 0.1  # over the number of rows: the least strength, or few rows would be fitted exactly
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,23 @@ class Ridge:
     def __str__(self) -> str:
         return f"{self.strength:g} of {'the mean' if self.unit == 'mean' else 'each input' + chr(39) + 's own'}"
 
-    def diagonal(self, moments: Tensor) -> Tensor:
-        """What is added to the second moments, (g, D)."""
-        return self.strength * self.scale(moments)
+    def diagonal(self, moments: Tensor, rows: int) -> Tensor:
+        """What is added to the second moments, (g, D), of so many rows."""
+        return self.weight(rows) * self.scale(moments, rows)
 
-    def scale(self, moments: Tensor) -> Tensor:
-        """The units, from the inputs' second moments, (g, D)."""
+    def weight(self, rows: int) -> float:
+        """The strength, and a little where rows are few."""
+        return self.strength + _OF_FEW_ROWS / max(rows, 1)
+
+    def scale(self, moments: Tensor, rows: int) -> Tensor:
+        """The units, from the inputs' second moments, (g, D).
+
+        An input's own moment counts as if one row of mean size had been seen as well: an input that was hardly ever
+        anything but 0 would otherwise get a weight that, where it is, gives enormous outputs.
+        """
         floor = _FLOOR * moments.amax(-1, keepdim=True).clamp_min(1e-300)
-        unit = moments if self.unit == "own" else moments.mean(-1, keepdim=True).expand_as(moments)
+        mean = moments.mean(-1, keepdim=True)
+        unit = moments + mean / max(rows, 1) if self.unit == "own" else mean.expand_as(moments)
         return unit + floor
 
 
@@ -119,10 +129,10 @@ class MomentSums(Sums):
 
     Example:
         >>> sums = MomentSums(1, 1, 1, constant=True)
-        >>> u, held = torch.arange(10.0).view(10, 1, 1), torch.arange(10) % 5 == 0
-        >>> sums.add(u, 2 * u + 3, torch.ones(10), held)
+        >>> u, held = torch.linspace(0, 10, 1000).view(1000, 1, 1), torch.arange(1000) % 5 == 0
+        >>> sums.add(u, 2 * u + 3, torch.ones(1000), held)
         >>> fit = sums.fit([Ridge(0.0, "mean")])
-        >>> round(float(fit.change), 3), round(float(fit.constant), 3)
+        >>> round(float(fit.change), 2), round(float(fit.constant), 2)
         (2.0, 3.0)
     """
 
@@ -171,7 +181,7 @@ class MomentSums(Sums):
         if self._constant:
             inner.baddbmm_(inputs[:, :, None], inputs[:, None, :], alpha=-1)
             cross.baddbmm_(inputs[:, :, None], targets[:, None, :], alpha=-1)
-        return _System(inner, cross, inputs, targets if self._constant else None, moments)
+        return _System(inner, cross, inputs, targets if self._constant else None, moments, self.rows)
 
     def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
         ridge, before, after = self._chosen(ridges)
@@ -208,22 +218,23 @@ class MomentSums(Sums):
 
 @dataclass(frozen=True)
 class _System:
-    """Means over rows: E[u uᵀ], E[u tᵀ], centred where a constant is fitted; E[u], E[t] if one is; E[u²]."""
+    """Means over rows: E[u uᵀ], E[u tᵀ], centred where a constant is fitted; E[u], E[t] if one is; E[u²]; how many."""
 
     inner: Tensor
     cross: Tensor
     inputs: Tensor
     targets: Tensor | None
     moments: Tensor
+    rows: int
 
     def sketched(self, sketch: Tensor) -> _System:
         targets = None if self.targets is None else self.targets @ sketch
-        return _System(self.inner, self.cross @ sketch, self.inputs, targets, self.moments)
+        return _System(self.inner, self.cross @ sketch, self.inputs, targets, self.moments, self.rows)
 
     def solve(self, ridge: Ridge) -> tuple[Tensor, Tensor | None] | None:
         """(g, D, O / g) and (g, O / g); None if the ridge is too small for the precision."""
         matrix = self.inner.clone()
-        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge.diagonal(self.moments))
+        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge.diagonal(self.moments, self.rows))
         factor, info = torch.linalg.cholesky_ex(matrix)
         if bool(info.any()):
             return None
@@ -297,7 +308,7 @@ class Rows(Sums):
         def kernel(ridge: Ridge) -> list[Tensor]:
             if ridge.unit not in kernels:
                 kernels.clear()  # one kind at a time: they are large
-                scales = ridge.scale(moments)
+                scales = ridge.scale(moments, self.rows)
                 kernels[ridge.unit] = [_kernel(u, scale) for u, scale in zip(inputs, scales, strict=True)]
             return kernels[ridge.unit]
 
@@ -310,7 +321,7 @@ class Rows(Sums):
         def error(ridge: Ridge) -> float:
             total = 0.0
             for matrix, targets in zip(kernel(ridge), residuals, strict=True):
-                solved = _dual(matrix, targets, fitted, ridge.strength, self._constant)
+                solved = _dual(matrix, targets, fitted, ridge.weight(self.rows), self._constant)
                 if solved is None:
                     return float("nan")
                 total += float((tested @ (targets - solved[1]).square()).sum())
@@ -321,11 +332,11 @@ class Rows(Sums):
             return Fit(None, None, None, before, before)
         after, changes, constants = error(ridge), [], []
         for g, matrix in enumerate(kernel(ridge)):
-            solved = _dual(matrix, residuals[g], share, ridge.strength, self._constant)
+            solved = _dual(matrix, residuals[g], share, ridge.weight(self.rows), self._constant)
             if solved is None:
                 return Fit(None, None, None, before, before)
             # Σ_r α_r = 0 where a constant is fitted, so that the rows needn't be centred here
-            changes.append((solved[0].to(inputs).T @ inputs[g]).double() / ridge.scale(moments)[g])
+            changes.append((solved[0].to(inputs).T @ inputs[g]).double() / ridge.scale(moments, self.rows)[g])
             constants.append(share @ (residuals[g] - (inputs[g] @ changes[g].to(inputs).T).double()))
         return Fit(torch.stack(changes), torch.stack(constants) if self._constant else None, ridge, before, after)
 

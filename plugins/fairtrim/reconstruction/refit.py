@@ -37,6 +37,7 @@ from .samples import Part, few_samples, read
 
 __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 
+_WIDTH = 99
 _FEWEST = 10  # samples: two held out
 _NOT_BETTER = "no refit was better on held-out samples"
 
@@ -80,8 +81,10 @@ class Reconstruction:
         text = f"{len(done)} of {len(self.layers)} layers refitted"
         if done:
             before, after = (median(errors) for errors in zip(*((x.before, x.after) for x in done), strict=True))
-            text += f"; median error on held-out samples, of the outputs' variance: {before:.1%} -> {after:.1%}"
-            text = text.replace("%", " %")
+            errors = (
+                f"median error on held-out samples, of the outputs' variance: {_percent(before)} -> {_percent(after)}"
+            )
+            text += f"; {errors}" if len(text) + len(errors) < _WIDTH - 1 else f";\n    {errors}"
         reasons: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.why:
@@ -94,8 +97,12 @@ class Reconstruction:
         return "\n".join(lines)
 
 
-def _cut(line: str, width: int = 99) -> str:
-    return line if len(line) <= width else line[: width - 1] + "…"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 100 else f"{100 * share:.1e} %"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
 
 
 def _wrapped(text: str, width: int = 95) -> list[str]:
@@ -131,8 +138,8 @@ def reconstruct(
 
     A constant goes to the layer's bias, else to the running mean of a BatchNorm directly behind it, else nowhere. Where
     a sum follows whose other part is known by then, the target is the dense sum less what the pruned network adds. The
-    ridge λ, in units of the inputs' mean second moment or of each one's own, is the best of several on every fifth
-    sample, held out; a layer that no ridge makes better there is left as it is.
+    ridge λ, in units of the inputs' mean second moment or of each one's own, more where rows are few, is the best of
+    several on every fifth sample, held out; a layer that no ridge makes better there is left as it is.
 
     The idea is Hassibi and Stork's (NeurIPS 1993): what a removed weight did is made up for by the others. Least
     squares on a layer's outputs after channels are removed is He, Zhang and Sun's ("Channel Pruning", ICCV 2017). Doing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from fairtrim import InputError, predict
 from fairtrim.damage.reading_options import Reading
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
-from fairtrim_adapters.torch_pruning.budget import smallest
+from fairtrim_adapters.torch_pruning.budget import prune_to, smallest
 from fairtrim_adapters.torch_pruning.budget.measuring import allowed_drops, degenerate, drops, measured
 from tests import sweep_cases
 from tests.snapshot import Snapshot
@@ -224,3 +225,74 @@ def test_a_network_that_tells_nobody_apart_is_flagged() -> None:
     assert any(text.startswith("constant classifier") for text in found)
     assert degenerate(pruned, pruned, data.test, reading) == []  # it was one before
     assert degenerate(network(), pruned, [batch[:2] for batch in data.test], reading) == []
+
+
+def _three_classes(n_groups: int, seed: int) -> list[tuple[Any, ...]]:
+    x = torch.randn(90, 6, generator=torch.Generator().manual_seed(seed))
+    return [(x, torch.arange(90) % 3, [f"g{k % n_groups}" for k in range(90)])]
+
+
+def _of_three_classes() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("recall", "can't be computed: Target is multiclass.*functools.partial"),
+        ("confusion matrix", "gives a ndarray; expected a function"),
+        ("MetricFrame", "can't be computed"),
+        ("accuracy", None),
+        (lambda labels, predicted: float((labels == predicted).mean()), None),
+    ],
+)
+def test_a_metric_that_gives_no_number_is_refused_in_one_line(metric: Any, message: str | None) -> None:
+    model = _of_three_classes()
+    before = Snapshot(model)
+    people: dict[str, Any] = {"held_out": _three_classes(2, 1), "importance": tp.importance.GroupMagnitudeImportance()}
+    arguments = (model, _three_classes(2, 0), torch.ones(1, 6))
+    if message is None:
+        assert smallest(*arguments, **people, max_drop={metric: 1.0}, confidence=None, **QUIET).macs < 0.2
+    else:
+        with pytest.raises(InputError, match=message) as caught:
+            smallest(*arguments, **people, max_drop={metric: 0.1}, **QUIET)
+        assert "\n" not in str(caught.value)
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("judges", ["one group", "no groups"])
+def test_groups_of_which_nobody_judges_are_named(judges: str) -> None:
+    held_out = _three_classes(1, 1) if judges == "one group" else [batch[:2] for batch in _three_classes(2, 1)]
+    arguments = (_of_three_classes(), _three_classes(2, 0), torch.ones(1, 6))
+    missing = "g1" if judges == "one group" else "g0, g1"
+    found = smallest(*arguments, held_out=held_out, max_drop={"accuracy": 0.5}, **QUIET)
+    pruned = prune_to(*arguments, held_out=held_out, macs=0.5, **QUIET)
+    for done in (found, pruned):
+        assert any(flag.startswith(f"nobody of {missing} is among those who judge") for flag in done.flags)
+    all_there = prune_to(*arguments, held_out=_three_classes(2, 1), macs=0.5, **QUIET)
+    assert not any("nobody of" in flag for flag in all_there.flags)
+
+
+def test_of_many_groups_that_are_too_small_a_few_are_named() -> None:
+    done = smallest(
+        _of_three_classes(), _three_classes(2, 0), torch.ones(1, 6), held_out=_three_classes(30, 1), **QUIET
+    )
+    assert "and 25 more. Expected more held-out people" in done.flags[-1] and len(done.flags[-1]) < 600
+
+
+def test_where_fewer_channels_are_no_faster_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fairtrim_adapters.torch_pruning.budget.sizes as sizes
+
+    def timed(networks: dict[str, Any], *_: Any, **__: Any) -> Any:
+        smaller = networks["pruned"][0].out_features < 20
+        return SimpleNamespace(ratio=lambda _: SimpleNamespace(median=1.25 if smaller else 1.0))
+
+    monkeypatch.setattr(sizes, "measure_latency", timed)
+    people: dict[str, Any] = {"held_out": _three_classes(2, 1), "max_drop": {"accuracy": 0.0}, "confidence": None}
+    magnitude = tp.importance.GroupMagnitudeImportance()
+    arguments = (_of_three_classes(), _three_classes(2, 0), torch.ones(1, 6))
+    done = smallest(*arguments, **people, by="latency", importance=magnitude, **QUIET)
+    assert done.stopped_by is not None
+    assert "the smaller network that was tried has no lower latency" in done.flags

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.fairlearn.responses import Metric, check_responses
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
 
-__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "measured"]
+__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "few_of", "measured", "unjudged"]
 
 _SAME = 1e-12
 
@@ -76,6 +76,32 @@ def degenerate(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], readi
     for network, kind, detail in model_flags(predictions, "dense"):
         found[network].append(f"{kind}: {detail}")
     return [text for text in found["pruned"] if text not in found["dense"]]
+
+
+def unjudged(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+    """Which groups channels were chosen for though nobody who judges is of them, in a sentence; none if all are there.
+
+    Example:
+        >>> both, one = pd.DataFrame({"sensitive_group": ["a", "b"]}), pd.DataFrame({"sensitive_group": ["a"]})
+        >>> unjudged(both, both), unjudged(both, one)
+        ([], ['nobody of b is among those who judge: what happens to them was not measured'])
+    """
+    known = set(measured["sensitive_group"])
+    absent = [name for name in predicted["sensitive_group"] if name not in known]
+    if not absent:
+        return []
+    return [f"nobody of {few_of(absent)} is among those who judge: what happens to them was not measured"]
+
+
+def few_of(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """The first names, and how many others there are.
+
+    Example:
+        >>> few_of(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def _predictions(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> Predictions:
@@ -225,7 +251,7 @@ def _of_metric(entry: Allowed, metric: Metric, predictions: Predictions, only: s
     n_rows = len(predictions.target)
     names = group_names(predictions) if predictions.sensitive else np.full(n_rows, only)
     groups = pd.DataFrame({"sensitive group": names})
-    figures = [build_frame(predictions, name, groups, metric).by_group for name in ("dense", "pruned")]
+    figures = [_by_group(entry.name, metric, predictions, name, groups) for name in ("dense", "pruned")]
     rows = []
     for name in dict.fromkeys(names.tolist()):
         own = names == name
@@ -235,6 +261,24 @@ def _of_metric(entry: Allowed, metric: Metric, predictions: Predictions, only: s
         values = [float(by_group[name]) for by_group in figures]
         rows.append(_row(entry, name, float(own.sum()), values[0], values[1], error, one, z))
     return rows
+
+
+def _by_group(name: str, metric: Metric, predictions: Predictions, network: str, groups: pd.DataFrame) -> Any:
+    """The metric of each group, by Fairlearn; refused where it doesn't suit these labels or isn't one number."""
+    remedy = (
+        "expected a function of (labels, predicted labels) that gives one number, e.g. 'balanced accuracy', or in "
+        "Python functools.partial(recall_score, average='macro')"
+    )
+    try:
+        figures = build_frame(predictions, network, groups, metric).by_group
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # what scikit-learn raises for labels that a metric isn't made for
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"max_drop names {name!r}, which can't be computed: {said.rstrip('.')}; {remedy}") from error
+    if not all(np.ndim(value) == 0 and isinstance(value, float | int | np.number) for value in figures):
+        raise InputError(f"max_drop names {name!r}, which gives a {type(figures.iloc[0]).__name__}; {remedy}")
+    return figures
 
 
 Labels = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanD
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .candidates import Candidates
-from .measuring import degenerate, measured
+from .measuring import degenerate, measured, unjudged
 from .outcome import PrunedToBudget
 from .preparation import BudgetOptions, Prepared, prepared
 from .sizes import COSTS, Budget, Shares
@@ -210,7 +210,7 @@ def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> Pruned
         predicted=best.predicted,
         measured=best.measured,
         history=history,
-        flags=(*work.flags, *_flags(budget, best, attempts), *suspicious),
+        flags=(*work.flags, *_flags(budget, best, attempts), *unjudged(best.predicted, best.measured), *suspicious),
         reconstruction=best.reconstruction,
     )
 

@@ -20,7 +20,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 
 from .candidates import Candidates
-from .measuring import Allowed, allowed_drops, degenerate, drops, measured
+from .measuring import Allowed, allowed_drops, degenerate, drops, few_of, measured, unjudged
 from .outcome import PrunedToBudget, Stop
 from .preparation import BudgetOptions, Prepared, prepared
 from .prune_to import history_of
@@ -160,7 +160,7 @@ class _Search:
     def unchanged(self, few: list[str]) -> PrunedToBudget:
         """The network as given, because these people can't tell."""
         why = (
-            f"nothing was pruned: too few people to tell a drop, even of an unchanged network: {'; '.join(few)}. "
+            f"nothing was pruned: too few people to tell a drop, even of an unchanged network: {few_of(few, '; ')}. "
             "Expected more held-out people, a larger max_drop, or confidence=None, which takes drops as measured"
         )
         return self._result(None, None, (why,))
@@ -226,6 +226,10 @@ class _Search:
             flags = (*flags, *suspicious)
         elif not flags:
             flags = ("nothing smaller passes: this is the network as it was given",)
+        tried = pd.concat([p.predicted for p in self._points]) if self._points else predicted
+        flags = (*flags, *unjudged(tried.drop_duplicates("sensitive_group"), figures))
+        if stopping is not None and stopping.shares.of(self._cost) >= 1:
+            flags = (*flags, f"the smaller network that was tried has no lower {COSTS[self._cost]}")
         if best is not None and stopping is None:
             flags = (*flags, "the smallest network that there is passes: every layer keeps a tenth of its channels")
         if len(self._points) > 1:
