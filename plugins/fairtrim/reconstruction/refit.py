@@ -69,6 +69,9 @@ class LayerRefit:
 class Reconstruction:
     """What a refit did, layer by layer in the order of computation; print it.
 
+    Attributes:
+        layers: One entry a layer.
+
     Example:
         >>> print(Reconstruction((LayerRefit("1", 2, 40, "0.01 of the mean", 0.5, 0.125),)))
         1 of 1 layers refitted; median error on held-out samples, of the outputs' variance: 50.0 % -> 12.5 %
