@@ -14,6 +14,8 @@ from fairtrim_adapters.command_line import main
 from fairtrim_adapters.torch_pruning import prune_to, smallest
 from tests import sweep_cases
 
+pytest.importorskip("typer", reason="needs the extra cli")
+
 network: Any = sweep_cases.network
 splits: Any = sweep_cases.splits
 WORK = ["--model", "work:net", "--data", "work:people", "-o", "p.st", "-q", "--bootstrap", "0"]
