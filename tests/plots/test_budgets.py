@@ -73,9 +73,14 @@ def test_titles_where_nobody_loses_or_nothing_was_pruned() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     result = _result([0.5], 0, {"women": [0.01], "men": [0.0], "everybody": [0.0]})
     with pytest.raises(InputError, match="size='width'"):
-        plot_budget(result, size="width")  # type: ignore[arg-type]
+        plot_budget(result, size="width")
     with pytest.raises(InputError, match="was not measured"):
         plot_budget(result, size="latency")
     losses = result.measured.assign(**{"accuracy dense": np.nan})
     with pytest.raises(InputError, match="no labels"):
         plot_budget(SimpleNamespace(measured=losses, history=losses))
+
+
+def test_what_is_no_result_of_a_budget_is_refused() -> None:
+    with pytest.raises(InputError, match="got a NoneType; expected what prune_to or smallest gives back"):
+        plot_budget(None)

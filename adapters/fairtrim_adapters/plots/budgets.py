@@ -54,7 +54,7 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
         The axes.
 
     Raises:
-        InputError: There is no such size, no accuracy was measured, or matplotlib is not installed.
+        InputError: It is another object, there is no such size, no accuracy was measured, or matplotlib is missing.
 
     Example:
         >>> from types import SimpleNamespace
@@ -68,6 +68,8 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
     """
     if size not in get_args(SizeKind):
         raise InputError(f"size={size!r}; expected one of {list(get_args(SizeKind))}")
+    if not hasattr(result, "history"):
+        raise InputError(f"got a {type(result).__name__}; expected what prune_to or smallest gives back")
     measured, history = result.measured, result.history
     groups = [name for name in measured["sensitive_group"] if name != _EVERYBODY] or list(measured["sensitive_group"])
     figures = measured.set_index("sensitive_group")
