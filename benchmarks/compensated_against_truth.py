@@ -15,7 +15,6 @@ import argparse
 import copy
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ from fairtrim.damage.input_moments import input_moments
 from fairtrim.selection.compensated import CompensatedShares
 from fairtrim_adapters.torch_pruning import reconstructed
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, plan_of_pruner
+from fairtrim_adapters.torch_pruning.graph.removing import remove_units
 
 CHANNELS = 5
 
@@ -75,10 +75,8 @@ def run(seed: int) -> list[dict[str, Any]]:
         for channel in torch.randperm(group.size, generator=generator)[:CHANNELS].tolist():
             model = copy.deepcopy(dense)
             pruner, own = pruner_of(model, x[:2])
-            root = own.roots[group.name]
-            idxs = np.flatnonzero(root.units == channel).tolist()
             with reconstructed(pruner, loader, measure=False, progress=False):
-                pruner.DG.get_pruning_group(root.module, root.pruning_fn, idxs).prune()
+                remove_units(pruner.DG, pruner, own, group.name, [channel])
             after = log_probabilities(model, x)
             column = plan.columns.section(group.name).start + channel
             found.append(
