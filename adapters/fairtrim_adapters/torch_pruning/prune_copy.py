@@ -15,6 +15,7 @@ from torch import nn
 from fairtrim import InputError, fine_tune, recalibrate_batchnorm
 from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, require_number
 from fairtrim.data.data_splits import DataSplits
+from fairtrim.network import recalibration
 from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning, complete_settings
 from fairtrim.network.scored_network import ScoredNetwork
@@ -32,7 +33,6 @@ from fairtrim_adapters.torch_pruning.importances.host_importance import (
 from fairtrim_adapters.torch_pruning.reconstruction.output import (
     OutputRecalibration,
     check_recalibration,
-    recalibrated,
 )
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import Refit, reconstructed
 from fairtrim_adapters.torch_pruning.verification.verified import checked_step
@@ -134,10 +134,10 @@ def prune_copy(
                 **training,
             )
         if recalibrate_output is not None:
-            recalibrated(
+            recalibration.recalibrate_output(
                 network.model,
                 splits.need("scoring", f"recalibrate_output={recalibrate_output!r}"),
-                recalibrate_output,
+                layer=recalibrate_output,
                 progress=progress,
                 **splits.calling,
             )

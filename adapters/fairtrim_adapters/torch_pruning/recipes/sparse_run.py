@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fairtrim import InputError
+from fairtrim import InputError, recalibrate_output
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.files.run_settings import plain_settings
@@ -31,7 +31,6 @@ from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
-from fairtrim_adapters.torch_pruning.reconstruction.output import recalibrated
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
 
 from .recipe_options import RunSettings
@@ -168,7 +167,8 @@ class SparseRun:
         """
         layer = self.settings.recalibrate_output
         if layer is not None:
-            recalibrated(self.model, loader, layer, progress=self.settings.progress, **self.settings.calling)
+            calling = self.settings.calling
+            recalibrate_output(self.model, loader, layer=layer, progress=self.settings.progress, **calling)
 
     def accumulate(self, n_terms: int) -> None:
         """Let the network's confidence join the average of those before, and cut the mined set anew.

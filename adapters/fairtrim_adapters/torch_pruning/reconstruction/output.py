@@ -1,16 +1,12 @@
-"""The output layer, fitted to labels at last where that is asked for."""
+"""How the output layer is fitted to labels at last, where that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
-
-from torch import nn
+from typing import Literal, get_args
 
 from fairtrim import InputError
-from fairtrim.network import recalibration
 
-__all__ = ["OutputRecalibration", "check_recalibration", "recalibrated"]
+__all__ = ["OutputRecalibration", "check_recalibration"]
 
 OutputRecalibration = Literal["output", "threshold"]
 """What of the output layer is fitted to labels: all of it, or for two classes its threshold."""
@@ -25,9 +21,3 @@ def check_recalibration(given: OutputRecalibration | None) -> None:
     """
     if given is not None and given not in get_args(OutputRecalibration):
         raise InputError(f"recalibrate_output={given!r}; expected 'output', 'threshold' or None")
-
-
-def recalibrated(model: nn.Module, loader: Iterable[Any], layer: OutputRecalibration, **options: Any) -> nn.Module:
-    """Fit the output layer in place; see ``fairtrim.network.recalibration.recalibrate_output``."""
-    fitted: nn.Module = recalibration.recalibrate_output(model, loader, layer=layer, **options)
-    return fitted

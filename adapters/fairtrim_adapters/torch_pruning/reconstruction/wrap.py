@@ -31,7 +31,7 @@ from fairtrim_adapters.torch_pruning.graph.undoing import Held, undone
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.verification.trial_run import at_least_two, failing
 
-from .measuring import EVERYBODY, measured_by_group, shares_samples
+from .measuring import measured_by_group, shares_samples
 
 __all__ = ["ReconstructionOptions", "Refit", "reconstructed"]
 
@@ -311,9 +311,7 @@ def _measure(
     except FairtrimError as error:
         refit.measured_on = f"not measured: {error}"
         return
-    people = (
-        f"{float(table['people'].iloc[-1] if EVERYBODY in set(table['sensitive_group']) else table['people'].sum()):g}"
-    )
+    people = f"{table['people'].iloc[-1]:g}"  # the last row is everybody, or the one group that there is
     refit.measured = table
     refit.measured_on = (
         f"measured on {people} held-out samples"
