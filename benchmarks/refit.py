@@ -181,7 +181,7 @@ def criteria(
         "BNScale": (tp.importance.BNScaleImportance(), everywhere),
         "Hessian": (tp.importance.GroupHessianImportance(), everywhere),
         "FairPrune, weights summed": (published, everywhere),
-        "share balanced, local": (ShareBalancedImportance(), {}),
+        "share balanced, local": (ShareBalancedImportance(), {"global_pruning": False}),
         "joint, mean damage": (MeanDamageImportance(), everywhere),
         "compensated, mean damage": (MeanDamageImportance(compensated=True, per=per), everywhere),
         "compensated, worst group": (WorstGroupImportance(compensated=True, per=per), everywhere),

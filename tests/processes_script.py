@@ -62,7 +62,12 @@ def _same(table: DamageTable, alone: DamageTable, *, pairs: bool = True) -> None
     if pairs and table.interactions is not None:
         for channels in _sets():
             torch.testing.assert_close(table.predict(channels), alone.predict(channels), rtol=1e-6, atol=1e-12)
-        torch.testing.assert_close(table.interactions_with(3), alone.interactions_with(3), rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(
+            table.interactions_between(torch.tensor([3])),
+            alone.interactions_between(torch.tensor([3])),
+            rtol=1e-6,
+            atol=1e-12,
+        )
 
 
 def _everywhere_the_same(tensor: Tensor) -> None:

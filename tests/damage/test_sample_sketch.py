@@ -179,8 +179,10 @@ def test_single_channels_are_known_exactly(small: None) -> None:
         estimate, error = sketch.square(torch.tensor([column]))
         assert not error.any()
         torch.testing.assert_close(estimate, example.exact[:, column, column], rtol=1e-9, atol=0)
-        assert sketch.row(column).shape == (4, 20)
-        torch.testing.assert_close(sketch.row(column)[0], example.exact[0, column], rtol=1e-9, atol=1e-12)
+        assert sketch.between(torch.tensor([column, 3, 7])).shape == (4, 3, 20)
+        torch.testing.assert_close(
+            sketch.between(torch.tensor([column]))[0, 0], example.exact[0, column], rtol=1e-9, atol=1e-12
+        )
 
 
 # In a table -----------------------------------------------------------------------------------------------
@@ -214,10 +216,10 @@ def test_table_is_exact_while_rows_fit_in(n_groups: int) -> None:
         for channels in _sets():
             torch.testing.assert_close(table[1].predict(channels), table[0].predict(channels), rtol=1e-9, atol=1e-12)
             assert not table[1].prediction_error(channels).any() and not table[0].prediction_error(channels).any()
-        for column in (0, 5):
-            torch.testing.assert_close(
-                table[1].interactions_with(column), table[0].interactions_with(column), rtol=1e-9, atol=1e-12
-            )
+        rows, columns = torch.tensor([0, 5]), torch.tensor([4, 0, 2])
+        for chosen in (None, columns):
+            between = [t.interactions_between(rows, chosen) for t in (table[1], table[0])]
+            torch.testing.assert_close(*between, rtol=1e-9, atol=1e-12)
     names, groups = ["even", "odd"], [range(0, n_groups, 2), range(n_groups > 1, n_groups, 2)]
     pooled = [table.pooled(groups, names) for table in (exact, sketched)]
     torch.testing.assert_close(pooled[1].predict(_sets()[3]), pooled[0].predict(_sets()[3]), rtol=1e-9, atol=1e-12)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from fairtrim.criteria import (
     WorstGroup,
 )
 from fairtrim.damage import DamageTable
+from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.selection import (
     Floor,
     Pool,
@@ -161,3 +164,48 @@ def test_order_is_the_same_for_every_permutation_of_groups() -> None:
             assert (
                 joint_selection(table, criterion).order.tolist() == joint_selection(reference, criterion).order.tolist()
             )
+
+
+class _FallingCosts:
+    """Costs that change with every pick."""
+
+    def __init__(self, each: torch.Tensor) -> None:
+        self.each = each
+
+    def copy(self) -> _FallingCosts:
+        return _FallingCosts(self.each.clone())
+
+    def take(self, column: int) -> None:
+        self.each = self.each * 0.5 if column % 2 else self.each + (torch.arange(len(self.each)) % 3 == column % 3)
+
+
+@pytest.mark.parametrize("priced", [False, True])
+@pytest.mark.parametrize("criterion", CRITERIA, ids=_names)
+def test_rows_of_a_sketch_are_computed_ahead_and_nothing_else_changes(criterion: Criterion, priced: bool) -> None:
+    """Against one pick after the other; whole numbers, so that sums are exact, and many channels alike."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"x": 70, "y": 43}
+    table = random_table(sizes, ("a", "b"))
+    sums = [torch.randint(-1, 2, (rows, 113), generator=draw).float() for rows in (5, 9)]
+    for rows in sums:
+        rows[:, ::4] = 0
+    diagonal = torch.stack([rows.square().sum(0) for rows in sums]).double()
+    sketch = SampleSketch(tuple(sums), tuple(sums), (5, 9), diagonal, torch.eye(2, dtype=torch.float64))
+    slope = torch.randint(-2, 3, (2, 113), generator=draw).double()
+    slope[:, ::4] = 0
+    table = replace(table, interactions=sketch, slope=slope, curvature=diagonal)
+    costs: Any = _FallingCosts(torch.arange(113.0).double() % 5 + 1) if priced else None
+    order = joint_selection(table, criterion, pools=[Pool(("x", "y"), quota=95)], costs=costs).order.tolist()
+
+    value_of, costs = criterion.bind(table), costs.copy() if priced else None
+    current, addition = torch.zeros(2, 1, dtype=torch.float64), table.damage.clone()
+    left = torch.ones(113, dtype=torch.bool)
+    for pick in order[:95]:
+        changes = value_of(current + addition) - value_of(current)
+        ranked_by = (changes / costs.each if priced else changes).masked_fill(~left, torch.inf)
+        assert ranked_by[pick] <= ranked_by.min() + 1e-12 * ranked_by[left].abs().max()
+        current = current + addition[:, pick : pick + 1]
+        addition = addition + table.interactions_between(torch.tensor([pick]))[:, 0]
+        left[pick] = False
+        if priced:
+            costs.take(pick)

@@ -150,17 +150,20 @@ class SampleSketch:
     diagonal: Tensor
     mixing: Tensor
 
-    def row(self, column: int) -> Tensor:
-        """Interactions of one channel with all others, as joint selection sees them.
+    def between(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Interactions of some channels with others, as joint selection sees them.
 
         Args:
-            column: Which.
+            rows: Columns of the channels, (b,).
+            columns: Of the others, (d,); None for all C.
 
         Returns:
-            (G, C) float64.
+            (G, b, d) float64.
         """
-        of_groups = torch.stack([(rows[:, column] @ rows).double() for rows in self.selection])
-        return self.mixing @ of_groups
+        of_groups = torch.stack(
+            [(sums.T[rows] @ (sums if columns is None else sums.T[columns].T)).double() for sums in self.selection]
+        )
+        return torch.einsum("hg,gbd->hbd", self.mixing, of_groups)
 
     def square(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """E_g E_y[(Σ_c s_nc)²] over a set of channels, estimated on the held-out sketch.
@@ -284,7 +287,10 @@ class Sketches:
             for pair, count in zip((self.groups[g] for g in order), counts, strict=True)
         ]
         return SampleSketch(
-            selection=tuple(rows.to(torch.promote_types(torch.float32, rows.dtype)) for rows, _ in scaled),
+            # channel after channel in memory, as they are read
+            selection=tuple(
+                rows.to(torch.promote_types(torch.float32, rows.dtype)).T.contiguous().T for rows, _ in scaled
+            ),
             held_out=tuple(rows for _, rows in scaled),
             n_rows=tuple(self.groups[g][0].n_rows for g in order),
             diagonal=curvature,

@@ -160,14 +160,15 @@ class DamageTable:
         squares = self.interactions[:, columns][:, :, columns].sum((1, 2))
         return squares, torch.zeros_like(squares)
 
-    def interactions_with(self, column: int) -> Tensor:
-        """E_g E_y[s_nc(y) s_nd(y)] of one channel with every other.
+    def interactions_between(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """E_g E_y[s_nc(y) s_nd(y)] of some channels with others.
 
         Args:
-            column: Of the channel c.
+            rows: Columns of the channels c, (b,).
+            columns: Of the channels d, (d,); None for all C.
 
         Returns:
-            (G, C).
+            (G, b, d).
 
         Raises:
             InputError: They were not collected.
@@ -175,8 +176,9 @@ class DamageTable:
         if self.interactions is None:
             raise InputError("joint selection needs the table's interactions; collect it with interactions=True")
         if isinstance(self.interactions, SampleSketch):
-            return self.interactions.row(column)
-        return self.interactions[:, column]
+            return self.interactions.between(rows, columns)
+        chosen = self.interactions[:, rows]
+        return chosen if columns is None else chosen[:, :, columns]
 
     def pooled(self, groups: Sequence[Sequence[int]], names: Sequence[GroupName]) -> DamageTable:
         """The table of larger sensitive groups: each row the mean over the samples of some rows of this one.

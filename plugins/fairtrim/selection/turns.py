@@ -53,6 +53,7 @@ class Turns:
     @property
     def beyond(self) -> bool:
         """Whether all pools with a quota have what they asked for, or may not have it: what follows is for rounding."""
+        self.closed()  # gives up what must be given up
         return self._limited and all(quota is None for quota in self._quotas)
 
     def closed(self) -> Tensor:
