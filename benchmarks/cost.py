@@ -1,9 +1,11 @@
 """What scoring costs, as ratios to one plain forward and backward pass over the same batches, in one run.
 
     python -m benchmarks.cost
+    python -m benchmarks.cost --compensated    # scoring and selection with the refit in mind, and the refit
 
 A ResNet-34 with 16 x 16 inputs (7,616 prunable channels, 2 classes, batches of 64 random samples). Each time is
-the fastest of several repetitions.
+the fastest of several repetitions. With ``--compensated`` inputs are 32 x 32, channels 9,996, and
+each time is of one run.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from torch import Tensor, nn
 
 from fairtrim import DamageTable, collect_damage
 from fairtrim.criteria import WorstGroup
+from fairtrim.damage.input_moments import input_moments
 from fairtrim.damage.weight_saliency import collect_weight_saliency
-from fairtrim.selection import joint_selection
+from fairtrim.selection import Pool, compensated_selection, joint_selection
+from fairtrim_adapters.torch_pruning import WorstGroupImportance, reconstructed
 from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
@@ -68,7 +72,7 @@ def seconds(function: Callable[[], Any], repetitions: int) -> float:
     return min(times)
 
 
-def batches_of(n_samples: int, n_groups: int, n_classes: int, batch_size: int = 64) -> Batches:
+def batches_of(n_samples: int, n_groups: int, n_classes: int, batch_size: int = 64, pixels: int = 16) -> Batches:
     """Random data.
 
     Args:
@@ -76,12 +80,13 @@ def batches_of(n_samples: int, n_groups: int, n_classes: int, batch_size: int = 
         n_groups: G.
         n_classes: K.
         batch_size: Samples a batch.
+        pixels: Width and height of an image.
 
     Returns:
         The batches.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n_samples, 3, 16, 16, generator=generator)
+    x = torch.randn(n_samples, 3, pixels, pixels, generator=generator)
     y = torch.randint(0, n_classes, (n_samples,), generator=generator)
     a = torch.randint(0, n_groups, (n_samples,), generator=generator)
     return list(zip(torch.split(x, batch_size), torch.split(y, batch_size), torch.split(a, batch_size), strict=True))
@@ -116,12 +121,58 @@ def documented_hessian_loop(model: nn.Module, batches: Batches) -> None:
     model.zero_grad()
 
 
+def compensated(n_samples: int) -> None:
+    """Print what scoring, selection and refit cost, in plain passes.
+
+    Args:
+        n_samples: N.
+    """
+    model, example = resnet34(2, width=84), torch.randn(2, 3, 32, 32)
+    batches = batches_of(n_samples, 2, 2, pixels=32)
+    plain = seconds(lambda: plain_pass(model, batches), 1)
+    importance = WorstGroupImportance(compensated=True, per="macs", progress=False)
+    pruner = tp.pruner.BasePruner(
+        model, example, importance, global_pruning=True, pruning_ratio=0.5, ignored_layers=[model[-1]]
+    )
+    groups = plan_of_pruner(pruner).groups
+    n_channels = sum(group.size for group in groups)
+
+    def timed(name: str, function: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = function()
+        print(f"{name:55s} {(time.perf_counter() - start) / plain:6.2f}", flush=True)
+        return result
+
+    print(f"ResNet-34, {n_channels} channels, {n_samples} samples of 32 x 32, {torch.get_num_threads()} threads")
+    print(f"plain forward + backward: {plain:.2f} s = 1.00; half of the channels go", flush=True)
+    timed("damage table", lambda: collect_damage(model, batches, groups, progress=False))
+    with input_moments(model, groups) as moments:
+        table = timed(
+            "damage table and moments of inputs", lambda: collect_damage(model, batches, groups, progress=False)
+        )
+        inputs = moments.read()
+    pools = [Pool(tuple(table.sizes), n_channels // 2)]
+    timed("compensated selection", lambda: compensated_selection(table, WorstGroup(), inputs, pools=pools))
+    importance.fit(pruner, batches)
+
+    def refit() -> None:
+        with reconstructed(pruner, batches, progress=False):
+            pruner.step()
+
+    timed("removal and refit", refit)
+    print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--compensated", action="store_true", help="only what has the refit in mind")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    if arguments.compensated:
+        compensated(arguments.samples)
+        return
 
     def plan(model: nn.Sequential) -> Any:
         pruner = tp.pruner.BasePruner(model, torch.randn(2, 3, 16, 16), importance=None, ignored_layers=[model[-1]])
