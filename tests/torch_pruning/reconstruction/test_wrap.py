@@ -370,10 +370,13 @@ def test_targets_that_are_no_labels_are_no_hindrance(monkeypatch: pytest.MonkeyP
     assert refit.measured is None and refit.measured_on.startswith("not measured: ")
 
 
-def test_a_block_without_a_step_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_without_a_step_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrap, "reconstruct", None)  # would fail if called
     model = _perceptron()
     pruner, before = _pruner(model), held(model)
-    with reconstructed(pruner, [_people()], **QUIET) as refit:
+    with (
+        pytest.warns(UserWarning, match=r"expected pruner.step\(\) inside"),
+        reconstructed(pruner, [_people()], **QUIET) as refit,
+    ):
         pass
     assert held(model) == before and "nothing to refit" in str(refit)

@@ -169,12 +169,18 @@ def reconstructed(
     trial = _Trial(network, at_least_two(batch))
     dense, frozen = _twin(model), frozen_parameters(model)
     held, numbers = Held(graph, pruner), _numbers(model)
-    known = len(graph.pruning_history())
+    known, step = len(graph.pruning_history()), pruner.current_step
     refit = Refit()
     try:
         with undone(held, only_on_error=True):
             with corrected(graph):
                 yield refit
+            if pruner.current_step == step and len(graph.pruning_history()) == known:
+                warnings.warn(
+                    "the block of reconstructed ended without a step, so that nothing is refitted; expected "
+                    "pruner.step() inside of it",
+                    stacklevel=3,
+                )
             after_step = options.get("after_step")
             with failing(_without(graph, known)):
                 after_step(model) if after_step is not None else tell_heads(model, pruner)
