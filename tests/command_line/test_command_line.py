@@ -20,7 +20,7 @@ from fairtrim_adapters.command_line import main
 from fairtrim_adapters.command_line.examples import EXAMPLES
 from fairtrim_adapters.fairlearn import measurements
 from fairtrim_adapters.sweep import prune_copy, read_sweep
-from fairtrim_adapters.torch_pruning import WorstGroupImportance
+from fairtrim_adapters.torch_pruning import MeanDamageImportance
 from tests.sweep_cases import announced, network, splits
 
 WORK = ["--model", "work:net", "--data", "work:people"]
@@ -52,7 +52,7 @@ def run(*arguments: str) -> int:
 def test_prune_writes_what_the_library_prunes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prune", *WORK, "-o", "pruned.safetensors", "--pruning-ratio", "0.5", "-q", "--bootstrap", "5") == 0
     text = capsys.readouterr().out
-    expected = prune_copy(network(), WorstGroupImportance(), splits(), 0.5, progress=False)
+    expected = prune_copy(network(), MeanDamageImportance(compensated=True), splits(), 0.5, progress=False)
     pruned = load_pruned("pruned.safetensors", network(4))
     for mine, theirs in zip(pruned.state_dict().values(), expected.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

@@ -42,10 +42,15 @@ from .targets import data_of, networks_of
 
 __all__ = ["prune", "smallest"]
 
-_DEFAULT = "worst-group"
+_REFITTED, _AS_PRUNED = "mean-damage:compensated=true", "worst-group"
 Criterion = Annotated[
     str | None,
-    typer.Option("--criterion", metavar="NAME[:SETTING=VALUE,...]", help="Listed below.", show_default=_DEFAULT),
+    typer.Option(
+        "--criterion",
+        metavar="NAME[:SETTING=VALUE,...]",
+        help="Listed below.",
+        show_default=f"{_REFITTED}, or {_AS_PRUNED} without a refit",
+    ),
 ]
 
 
@@ -89,7 +94,8 @@ def prune(
     if budget:
         _stands_alone(f"--{next(iter(budget))}", pruning_ratio, fine_tuning or None, recalibrate_output)
     network_files(output, onnx)
-    importance = _importance(criterion if budget else criterion or _DEFAULT, seed)
+    default = _AS_PRUNED if reconstruct is False else _REFITTED
+    importance = _importance(criterion if budget else criterion or default, seed)
     splits = data_of(data)
     if fine_tuning:
         splits.need("train", "--fine-tuning")

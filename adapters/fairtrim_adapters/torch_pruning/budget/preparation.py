@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -20,7 +20,7 @@ from fairtrim.errors import InputError
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
-from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance, WorstGroupImportance
+from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance
 from fairtrim_adapters.torch_pruning.importances.host_importance import refuse_own_data, refuse_unscored
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import shares_samples
 
@@ -130,7 +130,7 @@ def prepared(
     with preserved_random_state(loader):
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
     if importance is None:
-        importance = _default_importance(loader, reading, cost)
+        importance = MeanDamageImportance(compensated=True, per="parameters" if cost == "parameters" else "macs")
     refuse_own_data(importance)
     refuse_unscored(importance)
     task = Task(
@@ -152,17 +152,3 @@ def prepared(
         warnings.warn(f"{told}; expected samples of their own", stacklevel=4)
         flags = (told,)
     return Prepared(dense, task, loader if held_out is None else held_out, flags)
-
-
-def _default_importance(loader: Iterable[Any], reading: Reading, cost: Cost) -> tp.importance.Importance:
-    """The worst group's damage after a refit per cost saved, or the mean's where there are no groups."""
-    encoder = reading.encoder()
-    with preserved_random_state(loader):
-        for batch in iterate_batches(loader, None, progress=False):
-            if batch.sensitive is None:
-                break
-            encoder.encode(batch.sensitive, len(batch), batch.index)
-            if len(encoder.groups) > 1:
-                break
-    options: Mapping[str, Any] = {"compensated": True, "per": "parameters" if cost == "parameters" else "macs"}
-    return (WorstGroupImportance if len(encoder.groups) > 1 else MeanDamageImportance)(**options)

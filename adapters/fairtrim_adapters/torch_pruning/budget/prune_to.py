@@ -17,7 +17,6 @@ from fairtrim.damage.measured_change import FEWEST_PEOPLE, worse_than_predicted
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
-from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .candidates import Candidates
@@ -68,8 +67,8 @@ def prune_to(
 
     Where a group of at least 20 people loses more than predicted by three standard errors, and by what matters, the
     removal was beyond the reach of the prediction: it is tried again from the dense network in two and in four steps,
-    channels ranked and layers refitted anew in each, and the network is kept whose group that loses most (for mean
-    damage: whose people on the average) loses least. So ``held_out`` has a part in choosing: for a figure to publish
+    channels ranked and layers refitted anew in each, and the network is kept whose group that loses most loses least.
+    So ``held_out`` has a part in choosing: for a figure to publish
     measure the network once more on others.
 
     Every dependency group keeps a tenth of its channels. A budget that this, or an option of the pruner, makes
@@ -84,8 +83,9 @@ def prune_to(
             three is given.
         parameters: The same of the parameters.
         latency: The same of the measured time of a forward pass.
-        importance: fairtrim's or Torch-Pruning's, of which the pruning ratio is searched. Default: the worst group's
-            damage after a refit per cost saved, or the mean damage where there are not several groups.
+        importance: fairtrim's or Torch-Pruning's, of which the pruning ratio is searched. Default: the mean
+            damage after a refit per cost saved; choosing for the worst group gains nothing once the network is refitted
+            (docs/benchmarks.md).
         held_out: Who judges; default those of the loader, flagged.
         steps: In how many steps, or ``"auto"``.
         options: See ``BudgetOptions``.
@@ -153,12 +153,10 @@ def _worse_than_predicted(figures: pd.DataFrame, predicted: Mapping[str, float])
     return [name for name, beyond in zip(rows["sensitive_group"], worse.tolist(), strict=True) if beyond]
 
 
-def _loss_that_counts(work: Prepared, figures: pd.DataFrame) -> float:
-    """The change of the loss by which networks are compared: the worst group's, or the mean."""
+def _loss_that_counts(figures: pd.DataFrame) -> float:
+    """The change of the loss by which networks are compared: that of the group that loses most."""
     groups = figures[(figures["sensitive_group"] != EVERYBODY) & (figures["people"] >= FEWEST_PEOPLE)]
-    if isinstance(work.task.importance, MeanDamageImportance) or not len(groups):
-        return float(figures["loss change"].iloc[-1])
-    return float(groups["loss change"].max())
+    return float(groups["loss change"].max() if len(groups) else figures["loss change"].iloc[-1])
 
 
 def history_of(
@@ -192,7 +190,7 @@ def history_of(
 
 def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> PrunedToBudget:
     # a network beyond the budget is no rival of one within it
-    best = min(attempts, key=lambda attempt: (not attempt.within, _loss_that_counts(work, attempt.measured)))
+    best = min(attempts, key=lambda attempt: (not attempt.within, _loss_that_counts(attempt.measured)))
     history = pd.concat(
         [
             history_of(k + 1, attempt.steps, attempt.shares, attempt.predicted, attempt.measured, attempt is best)
