@@ -4,9 +4,9 @@
     python -m benchmarks.minilm
 
 A classifier of reviews on six pretrained layers (9,216 feed-forward channels); 400 reviews that it was not trained on
-score the channels and are measured. Chosen jointly for the worst group over all layers, or at random; then once more,
-and with the refit in mind, with what reads the removed channels refitted, scored and refitted on the 400 reviews that
-trained the classifier. Seeds differ in the classifier's first weights, in which reviews train
+score the channels and are measured. Chosen jointly for the worst group over all layers, or at random. Then with what
+reads the removed channels refitted: there the 400 reviews that trained the classifier score, if anything does, and are
+what is refitted on, and the others are measured. Seeds differ in the classifier's first weights, in which reviews train
 it, and in the random choice; seed 0 is the example's. Prints the change of the losses, with 95 % intervals over seeds.
 """
 
