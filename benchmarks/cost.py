@@ -4,8 +4,8 @@
     python -m benchmarks.cost --compensated    # scoring and selection with the refit in mind, and the refit
 
 A ResNet-34 with 16 x 16 inputs (7,616 prunable channels, 2 classes, batches of 64 random samples). Each time is
-the fastest of several repetitions. With ``--compensated`` inputs are 32 x 32, channels 9,996, and
-each time is of one run.
+the fastest of several repetitions. With ``--compensated`` inputs are 32 x 32, there are 9,996 channels, and each time
+is of one run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from benchmarks.residual_cnn import Block
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, collect_damage
-from fairtrim.criteria import WorstGroup
+from fairtrim.criteria import MeanDamage, WorstGroup
 from fairtrim.damage.input_moments import input_moments
 from fairtrim.damage.weight_saliency import collect_weight_saliency
 from fairtrim.selection import Pool, compensated_selection, joint_selection
-from fairtrim_adapters.torch_pruning import WorstGroupImportance, reconstructed
+from fairtrim_adapters.torch_pruning import MeanDamageImportance, reconstructed
 from fairtrim_adapters.torch_pruning.graph.plan import plan_of_pruner
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
@@ -130,7 +130,7 @@ def compensated(n_samples: int) -> None:
     model, example = resnet34(2, width=84), torch.randn(2, 3, 32, 32)
     batches = batches_of(n_samples, 2, 2, pixels=32)
     plain = seconds(lambda: plain_pass(model, batches), 1)
-    importance = WorstGroupImportance(compensated=True, per="macs", progress=False)
+    importance = MeanDamageImportance(compensated=True, per="macs", progress=False)
     pruner = tp.pruner.BasePruner(
         model, example, importance, global_pruning=True, pruning_ratio=0.5, ignored_layers=[model[-1]]
     )
@@ -152,7 +152,7 @@ def compensated(n_samples: int) -> None:
         )
         inputs = moments.read()
     pools = [Pool(tuple(table.sizes), n_channels // 2)]
-    timed("compensated selection", lambda: compensated_selection(table, WorstGroup(), inputs, pools=pools))
+    timed("compensated selection", lambda: compensated_selection(table, MeanDamage(), inputs, pools=pools))
     importance.fit(pruner, batches)
 
     def refit() -> None:

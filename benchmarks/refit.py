@@ -159,6 +159,8 @@ def classes(seed: int) -> tuple[Split, Split, Split]:
 
 def recidivism(seed: int, *, data: str) -> tuple[Split, Split, Split]:
     """COMPAS, ProPublica's choice of people; the sensitive group is the sex in three bands of age."""
+    if not data.endswith(".csv"):
+        raise SystemExit(f"got --data {data}; expected the path of compas-scores-two-years.csv")
     table = pd.read_csv(data)
     table = table[
         table["days_b_screening_arrest"].between(-30, 30)

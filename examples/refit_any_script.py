@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim_adapters.fairlearn import compare_models
-from fairtrim_adapters.torch_pruning import WorstGroupImportance, reconstructed  # was: nothing
+from fairtrim_adapters.torch_pruning import MeanDamageImportance, reconstructed  # was: nothing
 
 NAMES = {"sex": SEX, "race": RACE}
 
@@ -55,7 +55,7 @@ def main() -> None:
 
     names = ("dense", "magnitude", "magnitude, refitted", "chosen for it, refitted")
     models = {name: copy.deepcopy(dense) if name != "dense" else dense for name in names}
-    magnitude, chosen = tp.importance.GroupMagnitudeImportance(), WorstGroupImportance(compensated=True)
+    magnitude, chosen = tp.importance.GroupMagnitudeImportance(), MeanDamageImportance(compensated=True)
     script(models["magnitude"], magnitude).step()
 
     pruner = script(models["magnitude, refitted"], magnitude)

@@ -42,14 +42,14 @@ from .targets import data_of, networks_of
 
 __all__ = ["prune", "smallest"]
 
-_REFITTED, _AS_PRUNED = "mean-damage:compensated=true", "worst-group"
+_DEFAULT = "mean-damage"
 Criterion = Annotated[
     str | None,
     typer.Option(
         "--criterion",
         metavar="NAME[:SETTING=VALUE,...]",
         help="Listed below.",
-        show_default=f"{_REFITTED}, or {_AS_PRUNED} without a refit",
+        show_default=f"{_DEFAULT}, compensated unless --no-reconstruct",
     ),
 ]
 
@@ -94,8 +94,9 @@ def prune(
     if budget:
         _stands_alone(f"--{next(iter(budget))}", pruning_ratio, fine_tuning or None, recalibrate_output)
     network_files(output, onnx)
-    default = _AS_PRUNED if reconstruct is False else _REFITTED
-    importance = _importance(criterion if budget else criterion or default, seed)
+    if criterion is None and not budget:
+        criterion = _DEFAULT if reconstruct is False else f"{_DEFAULT}:compensated=true"
+    importance = _importance(criterion, seed)
     splits = data_of(data)
     if fine_tuning:
         splits.need("train", "--fine-tuning")

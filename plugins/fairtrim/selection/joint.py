@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from fairtrim.criteria import BoundCriterion, Criterion
 from fairtrim.damage.channel_costs import ChannelCosts
+from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
 
@@ -72,30 +73,35 @@ def joint_selection(
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
     value = value_of(current)
-    candidates = ranked_by = value
+    candidates = _finite(value_of(current + addition))
     bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
     while len(order) < n_columns:
-        if not turns.beyond or not order:
-            candidates = value_of(current + addition)
-            if not bool(torch.isfinite(candidates).all()):
-                raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
-            ranked_by = candidates if costs is None else (candidates - value) / costs.each
-        waiting = ranked_by.masked_fill(turns.closed(), torch.inf)
-        pick = int(torch.argmin(waiting))
+        beyond = turns.beyond
+        cost = None if costs is None else costs.each
+        ranked_by = candidates if cost is None else (candidates - value) / cost
+        ranked_by = ranked_by.masked_fill(turns.closed(), torch.inf)
+        pick = int(torch.argmin(ranked_by))
         change[pick] = candidates[pick] - value
         turns.take(pick)
         order.append(pick)
         bar.update()
-        if turns.beyond:
-            continue  # only rounding may still ask for these
-        row = rows.of(pick, current, addition, waiting, None if costs is None else costs.each)
+        if beyond:
+            continue  # only rounding may still ask for these: ranked as it stands
+        row = rows.of(pick, current, addition, ranked_by, cost)
         value = candidates[pick : pick + 1]
         current = current + addition[:, pick : pick + 1]
         addition += row
         if costs is not None:
             costs.take(pick)
+        candidates = _finite(value_of(current + addition))
     bar.close()
     return Selection.of_order(order, change)
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
+    return values
 
 
 class _Rows:
@@ -112,7 +118,8 @@ class _Rows:
     def __init__(self, table: DamageTable, value_of: BoundCriterion) -> None:
         self._table, self._value_of = table, value_of
         self._ready: dict[int, Tensor] = {}
-        self._longest = max(1, min(_LONGEST_BLOCK, _MAX_NUMBERS // table.slope.numel()))
+        n_groups = len(table.interactions.selection) if isinstance(table.interactions, SampleSketch) else 1
+        self._longest = max(1, min(_LONGEST_BLOCK, _MAX_NUMBERS // (n_groups * table.slope.shape[1])))
         self._length, self._hits = min(_SHORTEST_BLOCK, self._longest), 0
 
     def of(self, pick: int, current: Tensor, addition: Tensor, ranked_by: Tensor, costs: Tensor | None) -> Tensor:
@@ -137,16 +144,20 @@ class _Rows:
         self._length = min(self._longest, 2 * self._length if guessed else max(_SHORTEST_BLOCK, 2 * self._hits))
         self._hits = 0
         wanted = dict.fromkeys([pick, *self._guess(current, addition, ranked_by, costs)])
-        if len(self._ready) > self._longest:
-            self._ready = {column: self._ready[column] for column in wanted if column in self._ready}
+        crowded = len(self._ready) > self._longest
+        stays = wanted if crowded else {column for column in self._ready if ranked_by[column] < torch.inf}
+        self._ready = {column: row for column, row in self._ready.items() if column in stays}
         missing = [column for column in wanted if column not in self._ready]
         found = self._table.interactions_between(torch.tensor(missing))
-        self._ready.update(zip(missing, found.unbind(1), strict=True))
+        # copies, or the last row of a block would keep all of it
+        self._ready.update((column, found[:, k].clone()) for k, column in enumerate(missing))
         return self._ready.pop(pick)
 
     def _guess(self, current: Tensor, addition: Tensor, ranked_by: Tensor, costs: Tensor | None) -> list[int]:
         """The next picks if nobody but the best of now had a chance, and nobody's turn or cost changed."""
-        n_best = math.isqrt(self._length * len(ranked_by) // 4)  # their pairs cost an eighth of the rows
+        if self._length == 1:
+            return []
+        n_best = math.isqrt(self._length * len(ranked_by) // 4)  # their pairs cost a quarter of the rows
         best = ranked_by.argsort(stable=True)[:n_best].sort().values  # of equals the first is taken
         best = best[ranked_by[best].isfinite()]
         rows = self._table.interactions_between(best, best)

@@ -49,26 +49,15 @@ class Turns:
         self._gone = torch.zeros(len(columns), dtype=torch.bool)
         self._closed = self._gone.clone()
         self._close()
+        self._go_on()
 
     @property
     def beyond(self) -> bool:
         """Whether all pools with a quota have what they asked for, or may not have it: what follows is for rounding."""
-        self.closed()  # gives up what must be given up
         return self._limited and all(quota is None for quota in self._quotas)
 
     def closed(self) -> Tensor:
         """Which columns must wait or are gone, (C,) bool; at least one isn't, as long as any is left."""
-        while bool(self._closed.all()) and not bool(self._gone.all()):
-            # a quota that is still open outweighs a tentative floor
-            if self._allowance.tentative and any(self._quotas):
-                self._allowance.lift()
-            else:
-                # every pool has its quota: rank what a pruner may still ask for, then what should stay
-                if all(quota is None for quota in self._quotas):
-                    self._allowance.lift()
-                self._quotas = [None] * len(self._quotas)
-            self._closed = self._gone.clone()
-            self._close()
         return self._closed
 
     def take(self, column: int) -> None:
@@ -82,6 +71,21 @@ class Turns:
             self._quotas[pool] = quota - 1
             if quota == 1:
                 self._closed[self._columns_of[pool]] = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Where everything must wait, give up quotas that are met and floors, one after the other."""
+        while bool(self._closed.all()) and not bool(self._gone.all()):
+            # a quota that is still open outweighs a tentative floor
+            if self._allowance.tentative and any(self._quotas):
+                self._allowance.lift()
+            else:
+                # every pool has its quota: rank what a pruner may still ask for, then what should stay
+                if all(quota is None for quota in self._quotas):
+                    self._allowance.lift()
+                self._quotas = [None] * len(self._quotas)
+            self._closed = self._gone.clone()
+            self._close()
 
     def _close(self) -> None:
         full = (columns for columns, quota in zip(self._columns_of, self._quotas, strict=True) if quota == 0)

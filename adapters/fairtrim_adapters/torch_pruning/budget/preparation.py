@@ -130,7 +130,9 @@ def prepared(
     with preserved_random_state(loader):
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
     if importance is None:
-        importance = MeanDamageImportance(compensated=True, per="parameters" if cost == "parameters" else "macs")
+        importance = MeanDamageImportance(
+            compensated=options.get("reconstruct", True), per="parameters" if cost == "parameters" else "macs"
+        )
     refuse_own_data(importance)
     refuse_unscored(importance)
     task = Task(

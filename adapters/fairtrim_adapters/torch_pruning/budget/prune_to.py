@@ -68,8 +68,7 @@ def prune_to(
     Where a group of at least 20 people loses more than predicted by three standard errors, and by what matters, the
     removal was beyond the reach of the prediction: it is tried again from the dense network in two and in four steps,
     channels ranked and layers refitted anew in each, and the network is kept whose group that loses most loses least.
-    So ``held_out`` has a part in choosing: for a figure to publish
-    measure the network once more on others.
+    So ``held_out`` has a part in choosing: for a figure to publish measure the network once more on others.
 
     Every dependency group keeps a tenth of its channels. A budget that this, or an option of the pruner, makes
     impossible gives the nearest network, flagged.
@@ -84,8 +83,7 @@ def prune_to(
         parameters: The same of the parameters.
         latency: The same of the measured time of a forward pass.
         importance: fairtrim's or Torch-Pruning's, of which the pruning ratio is searched. Default: the mean
-            damage after a refit per cost saved; choosing for the worst group gains nothing once the network is refitted
-            (docs/benchmarks.md).
+            damage per cost saved, ``compensated`` unless ``reconstruct=False``.
         held_out: Who judges; default those of the loader, flagged.
         steps: In how many steps, or ``"auto"``.
         options: See ``BudgetOptions``.
