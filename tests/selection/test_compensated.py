@@ -206,6 +206,9 @@ def test_a_channel_that_others_repeat_goes_first_and_its_twin_last() -> None:
     assert selection.order[-1] in (1, 3)
     assert selection.shares is not None
     assert selection.shares[selection.order[0]] < 0.01
+    # a quota that the first of them meets leaves the other last, for it is all that is left of the two
+    met = compensated_selection(table, MeanDamage(), inputs, pools=[Pool(("0",), quota=1)])
+    assert met.order[0] == selection.order[0] and met.order[-1] == selection.order[-1]
 
 
 def _independent(curvature: list[list[float]]) -> tuple[DamageTable, ReadInputs]:

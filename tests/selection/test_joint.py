@@ -209,3 +209,12 @@ def test_rows_of_a_sketch_are_computed_ahead_and_nothing_else_changes(criterion:
         left[pick] = False
         if priced:
             costs.take(pick)
+
+
+@pytest.mark.parametrize("floor", [0, 40])
+def test_a_quota_beyond_a_floor_is_chosen_as_jointly_as_without(floor: int) -> None:
+    """A pruner that is told to keep less than the quota leaves takes the quota all the same."""
+    table = random_table({"x": 40}).without_first_order()
+    free = joint_selection(table, MeanDamage(), pools=[Pool(("x",), 20)]).order
+    held = joint_selection(table, MeanDamage(), pools=[Pool(("x",), 20)], floors=[Floor("x", floor)]).order
+    assert torch.equal(free, held)

@@ -163,6 +163,8 @@ class SampleSketch:
         of_groups = torch.stack(
             [(sums.T[rows] @ (sums if columns is None else sums.T[columns].T)).double() for sums in self.selection]
         )
+        if torch.equal(self.mixing, torch.eye(*self.mixing.shape, dtype=torch.float64)):
+            return of_groups
         return torch.einsum("hg,gbd->hbd", self.mixing, of_groups)
 
     def square(self, columns: Tensor) -> tuple[Tensor, Tensor]:

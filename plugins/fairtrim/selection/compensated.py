@@ -170,7 +170,7 @@ def compensated_selection(
     if not bool(table.curvature.any()):
         raise InputError(
             "compensated damage is the second order of the loss, and this loss has none; use one with curvature, such "
-            "as cross-entropy, or compensated=False"
+            "as cross-entropy, or choose without compensated=True: MeanDamageImportance(), or --criterion mean-damage"
         )
     second_order = 0.5 * table.curvature
     n_columns = second_order.shape[1]
@@ -187,6 +187,7 @@ def compensated_selection(
         total=n_columns, desc="compensated selection", disable=not progress, leave=False, unit="channel", delay=2
     )
     while len(order) < n_columns:
+        beyond = turns.beyond
         damage = second_order * shares.each
         candidates = value_of(current + damage)
         if not bool(torch.isfinite(candidates).all()):
@@ -202,7 +203,7 @@ def compensated_selection(
         turns.take(pick)
         order.append(pick)
         bar.update()
-        if turns.beyond:
+        if beyond:
             continue  # only rounding may still ask for these
         shares.take(pick)
         if costs is not None:

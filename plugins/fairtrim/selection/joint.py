@@ -20,7 +20,7 @@ from .turns import Turns
 
 __all__ = ["joint_selection"]
 
-_LONGEST_BLOCK, _SHORTEST_BLOCK = 256, 8
+_LONGEST_BLOCK, _SHORTEST_BLOCK = 256, 2
 """Rows of interactions that are computed at once; fewer while the wrong ones are."""
 
 _MAX_NUMBERS = 2**24  # that the rows may hold
@@ -39,8 +39,8 @@ def joint_selection(
 
     With a_g = E_g[s] and the Gram matrices M_g = E_g E_y[s sᵀ], the damage of the removed set with one more
     channel is Δ_g(R ∪ c) = Δ_g(R) − a_gc + Σ_{r∈R} M_grc + ½ M_gcc; the running sums make a pick cost O(G·C).
-    What lies beyond the quotas is ranked as it stands when the last of them is met. Ours, after the global second-order
-    interactions of SOSP (Nonnenmacher et al., ICLR 2022).
+    With a sketch, what lies beyond the quotas is ranked as it stands when the last of them is met. Ours, after the
+    global second-order interactions of SOSP (Nonnenmacher et al., ICLR 2022).
 
     Args:
         table: A table with interactions.
@@ -76,7 +76,7 @@ def joint_selection(
     candidates = _finite(value_of(current + addition))
     bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
     while len(order) < n_columns:
-        beyond = turns.beyond
+        frozen = turns.beyond and isinstance(table.interactions, SampleSketch)
         cost = None if costs is None else costs.each
         ranked_by = candidates if cost is None else (candidates - value) / cost
         ranked_by = ranked_by.masked_fill(turns.closed(), torch.inf)
@@ -85,8 +85,8 @@ def joint_selection(
         turns.take(pick)
         order.append(pick)
         bar.update()
-        if beyond:
-            continue  # only rounding may still ask for these: ranked as it stands
+        if frozen:
+            continue  # only rounding may still ask for these, and rows of a sketch have to be computed
         row = rows.of(pick, current, addition, ranked_by, cost)
         value = candidates[pick : pick + 1]
         current = current + addition[:, pick : pick + 1]
@@ -120,7 +120,7 @@ class _Rows:
         self._ready: dict[int, Tensor] = {}
         n_groups = len(table.interactions.selection) if isinstance(table.interactions, SampleSketch) else 1
         self._longest = max(1, min(_LONGEST_BLOCK, _MAX_NUMBERS // (n_groups * table.slope.shape[1])))
-        self._length, self._hits = min(_SHORTEST_BLOCK, self._longest), 0
+        self._length, self._hits = min(8, self._longest), 0
 
     def of(self, pick: int, current: Tensor, addition: Tensor, ranked_by: Tensor, costs: Tensor | None) -> Tensor:
         """The row of a channel, with those that are likely to be asked for next.

@@ -45,6 +45,7 @@ class Turns:
     ) -> None:
         self._pool_of, self._columns_of, self._quotas = _pools(columns, pools)
         self._limited = any(quota is not None for quota in self._quotas)
+        self._asked = [quota or 0 for quota in self._quotas]
         self._allowance = Allowance(columns, floors, tentative)
         self._gone = torch.zeros(len(columns), dtype=torch.bool)
         self._closed = self._gone.clone()
@@ -53,8 +54,8 @@ class Turns:
 
     @property
     def beyond(self) -> bool:
-        """Whether all pools with a quota have what they asked for, or may not have it: what follows is for rounding."""
-        return self._limited and all(quota is None for quota in self._quotas)
+        """Whether all that the quotas ask for is gone, floors or not: what follows is for rounding."""
+        return self._limited and not any(self._asked) and all(quota is None for quota in self._quotas)
 
     def closed(self) -> Tensor:
         """Which columns must wait or are gone, (C,) bool; at least one isn't, as long as any is left."""
@@ -67,6 +68,7 @@ class Turns:
         for columns in self._allowance.protected(column):
             self._closed[columns] = True
         pool = self._pool_of[column]
+        self._asked[pool] = max(0, self._asked[pool] - 1)
         if (quota := self._quotas[pool]) is not None:
             self._quotas[pool] = quota - 1
             if quota == 1:

@@ -129,10 +129,11 @@ def prepared(
     dense.check()
     with preserved_random_state(loader):
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
+    reconstruct = options.get("reconstruct", True)
+    if reconstruct not in (True, False):
+        raise InputError(f"reconstruct={reconstruct!r}; expected True or False")
     if importance is None:
-        importance = MeanDamageImportance(
-            compensated=options.get("reconstruct", True), per="parameters" if cost == "parameters" else "macs"
-        )
+        importance = MeanDamageImportance(compensated=reconstruct, per="parameters" if cost == "parameters" else "macs")
     refuse_own_data(importance)
     refuse_unscored(importance)
     task = Task(
@@ -143,7 +144,7 @@ def prepared(
         reading=reading,
         ignored_layers=options.get("ignored_layers", ()),
         pruner_options=options.get("pruner_options"),
-        reconstruct=options.get("reconstruct", True),
+        reconstruct=reconstruct,
         seed=seed,
     )
     flags: tuple[str, ...] = ()
