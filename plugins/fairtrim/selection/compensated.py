@@ -16,7 +16,7 @@ from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
 
 from .elimination import Elimination, Floats, Indices, eliminations
-from .ranking import Floor, Pool, Selection
+from .ranking import Floor, Pool, Selection, finite
 from .turns import Turns
 
 __all__ = ["RIDGE", "CompensatedShares", "compensated_selection", "least_kept"]
@@ -189,9 +189,7 @@ def compensated_selection(
     while len(order) < n_columns:
         beyond = turns.beyond
         damage = second_order * shares.each
-        candidates = value_of(current + damage)
-        if not bool(torch.isfinite(candidates).all()):
-            raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
+        candidates = finite(value_of(current + damage))
         ranked_by = candidates - value + mean @ damage
         if costs is not None:
             ranked_by = ranked_by / costs.each

@@ -15,7 +15,7 @@ from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
 
-from .ranking import Floor, Pool, Selection
+from .ranking import Floor, Pool, Selection, finite
 from .turns import Turns
 
 __all__ = ["joint_selection"]
@@ -73,7 +73,7 @@ def joint_selection(
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
     value = value_of(current)
-    candidates = _finite(value_of(current + addition))
+    candidates = finite(value_of(current + addition))
     bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
     while len(order) < n_columns:
         frozen = turns.beyond and isinstance(table.interactions, SampleSketch)
@@ -93,15 +93,9 @@ def joint_selection(
         addition += row
         if costs is not None:
             costs.take(pick)
-        candidates = _finite(value_of(current + addition))
+        candidates = finite(value_of(current + addition))
     bar.close()
     return Selection.of_order(order, change)
-
-
-def _finite(values: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
-        raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
-    return values
 
 
 class _Rows:
@@ -162,14 +156,13 @@ class _Rows:
         best = best[ranked_by[best].isfinite()]
         rows = self._table.interactions_between(best, best)
         addition, cost = addition[:, best], None if costs is None else costs[best]
-        gone = torch.zeros(len(best))
+        gone, value = torch.zeros(len(best)), self._value_of(current)
         picks: list[int] = []
         for _ in range(min(self._length, len(best))):
             candidates = self._value_of(current + addition)
-            if cost is not None:
-                candidates = (candidates - self._value_of(current)) / cost
-            at = int((candidates + gone).argmin())
-            gone[at] = torch.inf
+            ranked_by = candidates if cost is None else (candidates - value) / cost
+            at = int((ranked_by + gone).argmin())
+            gone[at], value = torch.inf, candidates[at : at + 1]
             current, addition = current + addition[:, at : at + 1], addition + rows[:, at]
             picks.append(int(best[at]))
         return picks

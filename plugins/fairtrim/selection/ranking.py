@@ -20,6 +20,7 @@ __all__ = [
     "Pool",
     "Selection",
     "break_ties",
+    "finite",
     "negative_columns",
     "ranked",
     "single_selection",
@@ -87,6 +88,28 @@ class Selection:
         places = torch.full((len(order),), torch.nan, dtype=torch.float64)
         places[list(order)] = torch.arange(len(order), dtype=torch.float64)
         return cls(torch.tensor(list(order)), places, change, shares)
+
+
+def finite(values: Tensor) -> Tensor:
+    """The values of a criterion, looked at.
+
+    Args:
+        values: One a channel.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: One is not finite.
+
+    Example:
+        >>> finite(torch.tensor([torch.nan]))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: the criterion gave values that are not finite; expected one finite value a channel
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("the criterion gave values that are not finite; expected one finite value a channel")
+    return values
 
 
 def break_ties(scores: Tensor) -> Tensor:

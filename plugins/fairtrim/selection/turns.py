@@ -45,7 +45,7 @@ class Turns:
     ) -> None:
         self._pool_of, self._columns_of, self._quotas = _pools(columns, pools)
         self._limited = any(quota is not None for quota in self._quotas)
-        self._asked = [quota or 0 for quota in self._quotas]
+        self._asked = [quota or 0 for quota in self._quotas]  # goes on counting where a quota is given up for a floor
         self._allowance = Allowance(columns, floors, tentative)
         self._gone = torch.zeros(len(columns), dtype=torch.bool)
         self._closed = self._gone.clone()

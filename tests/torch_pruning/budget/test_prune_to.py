@@ -344,6 +344,7 @@ def test_text_is_narrow() -> None:
         ({"latency": 0.0}, "latency"),
         ({"macs": 0.5, "steps": 0}, "steps"),
         ({"macs": 0.5, "holdout": []}, "holdout"),
+        ({"macs": 0.5, "reconstruct": None}, "reconstruct=None; expected one of True, False"),
         ({"macs": 0.5, "held_out": iter([])}, "gone through several times"),
         ({"macs": 0.5, "pruner_options": {"pruning_ratio": 0.5}}, "pruning_ratio"),
         ({"macs": 0.5, "ignored_layers": ["none"]}, "ignored_layers"),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim.arguments import RandomState, require_known
+from fairtrim.arguments import RandomState, require_choice, require_known
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
@@ -110,6 +110,8 @@ def prepared(
         InputError: An argument is wrong.
     """
     require_known(what, options, BudgetOptions.__annotations__)
+    reconstruct = options.get("reconstruct", True)
+    require_choice("reconstruct", reconstruct, (True, False))
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     for name, given in (("loader", loader), ("held_out", held_out)):
@@ -129,9 +131,6 @@ def prepared(
     dense.check()
     with preserved_random_state(loader):
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
-    reconstruct = options.get("reconstruct", True)
-    if reconstruct not in (True, False):
-        raise InputError(f"reconstruct={reconstruct!r}; expected True or False")
     if importance is None:
         importance = MeanDamageImportance(compensated=reconstruct, per="parameters" if cost == "parameters" else "macs")
     refuse_own_data(importance)
