@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim_adapters.huggingface import example_inputs, pruning_options, update_sizes
-from fairtrim_adapters.torch_pruning import WorstGroupImportance, reconstructed
+from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance, reconstructed
 
 
 def group_losses(model: nn.Module, batches: list[Any]) -> dict[str, float]:
@@ -98,7 +98,7 @@ def run(seed: int, ratios: list[float], first_order: Literal["auto", True] = "au
                 global_pruning=name != "at random",
                 **pruning_options(model, prune=["intermediate"]),
             )
-            if isinstance(criterion, WorstGroupImportance):
+            if isinstance(criterion, (WorstGroupImportance, MeanDamageImportance)):
                 criterion.fit(pruner, known if refit else batches)
             with reconstructed(pruner, known, progress=False) if refit else nullcontext():
                 pruner.step()
@@ -122,6 +122,7 @@ def criteria(first_order: Literal["auto", True], refit: bool) -> dict[str, Any]:
     if refit:
         found["magnitude"] = tp.importance.GroupMagnitudeImportance()
         found["worst group, compensated"] = WorstGroupImportance(compensated=True, progress=False)
+        found["mean damage, compensated"] = MeanDamageImportance(compensated=True, progress=False)
     return found
 
 

@@ -16,7 +16,7 @@ from fairtrim.criteria import Criterion, GroupSaliency, MeanDamage, TailRisk, Wo
 from fairtrim.damage.input_moments import ReaderMoments, ReadInputs, input_moments
 from fairtrim.oracle import oracle_compensated_damage
 from fairtrim.selection import Floor, Pool, compensated_selection
-from fairtrim.selection.compensated import RIDGE, TIE_WEIGHT, CompensatedShares
+from fairtrim.selection.compensated import RIDGE, SHRINKAGE, TIE_WEIGHT, CompensatedShares
 from tests.networks import CASES, Case
 from tests.tables import random_table
 
@@ -40,7 +40,7 @@ def _readers(seed: int = 0) -> ReadInputs:
         weight = torch.randn(1, len(outputs), n, taps, dtype=torch.float64, generator=generator)
         mean = rows.mean(0) * (taps > 1)
         moments = rows.T @ rows / 30 - torch.outer(mean, mean)
-        return ReaderMoments(name, weight, moments[None], mean[None], np.array([columns]), np.array([outputs]))
+        return ReaderMoments(name, weight, moments[None], mean[None], 30, np.array([columns]), np.array([outputs]))
 
     readers = (
         reader("y", [0, 1, 2, 3], [4, 5, 6, 7, 8], 3),
@@ -97,6 +97,7 @@ def _shares_from_scratch(inputs: ReadInputs, gone: list[int]) -> Tensor:
             back = torch.zeros(len(columns), dtype=torch.float64)
             back[e], back[others] = 1, -mix[:, -1]
             lacks[column] += now[:, e].square().sum() * (back @ moments @ back) / raw.sum()
+            lacks[column] += SHRINKAGE * len(columns) / 30 * raw[e] / raw.sum()
     return lacks / whole
 
 
@@ -167,10 +168,23 @@ def test_damage_equals_the_oracle(name: str) -> None:
     people = [(x[:12], y[:12], torch.arange(12) % 3), (x[12:], y[12:], torch.tensor([1]))]
     table, inputs = _moments(model, people, groups)
     assert not bool(inputs.unmixed.any())
-    damage = 0.5 * table.curvature * CompensatedShares(inputs, len(table.columns)).each
+    damage = 0.5 * table.curvature * CompensatedShares(inputs, len(table.columns), shrinkage=0).each
     slow = oracle_compensated_damage(model, people, groups, normalised=["first"])
     assert damage.shape == slow.shape == (3, len(table.columns))
     torch.testing.assert_close(damage, slow, rtol=1e-9, atol=1e-12 * float(slow.max()))
+
+
+@pytest.mark.parametrize(("n_rows", "raised"), [(6, 0.25 * 4 / 6), (3, 1 / 3), (1, 1.0)])
+def test_few_rows_raise_every_share(n_rows: int, raised: float) -> None:
+    """With as many inputs as rows everything is made up for, on these rows; by a quarter of an input a row it isn't."""
+    x = torch.randn(n_rows, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 3, bias=False)).double()
+    hidden = ChannelGroup("0", 4, (ChannelPlace("1", "input", range(4), range(4), channel_axis=-1),))
+    _, inputs = _moments(model, [(x, torch.arange(n_rows) % 3)], [hidden])
+    believed = CompensatedShares(inputs, 4, shrinkage=0).each
+    if n_rows <= 3:
+        assert bool((believed < 0.05).all())
+    torch.testing.assert_close(CompensatedShares(inputs, 4).each, believed + raised, rtol=1e-12, atol=0)
 
 
 def test_scale_in_front_of_a_norm_changes_no_order() -> None:
@@ -205,7 +219,7 @@ def test_a_channel_that_others_repeat_goes_first_and_its_twin_last() -> None:
     assert selection.order[0] in (1, 3)
     assert selection.order[-1] in (1, 3)
     assert selection.shares is not None
-    assert selection.shares[selection.order[0]] < 0.01
+    assert selection.shares[selection.order[0]] < 0.01 + SHRINKAGE * 4 / 40
     # a quota that the first of them meets leaves the other last, for it is all that is left of the two
     met = compensated_selection(table, MeanDamage(), inputs, pools=[Pool(("0",), quota=1)])
     assert met.order[0] == selection.order[0] and met.order[-1] == selection.order[-1]

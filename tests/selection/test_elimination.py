@@ -117,7 +117,7 @@ def test_a_wide_layer_is_kept_in_single_precision(monkeypatch: pytest.MonkeyPatc
 def _reader(columns: Any, **changed: Any) -> ReaderMoments:
     weight, moments, mean = (torch.from_numpy(a).unsqueeze(0) for a in _layer(3, 4, 1))
     values: dict[str, Any] = {"weight": weight, "moments": moments, "mean": mean, **changed}
-    return ReaderMoments("layer", **values, columns=np.array([columns]), outputs=np.full((1, 3), -1))
+    return ReaderMoments("layer", **values, n_rows=20, columns=np.array([columns]), outputs=np.full((1, 3), -1))
 
 
 def test_units_of_a_block() -> None:

@@ -42,6 +42,7 @@ class ReaderMoments:
         moments: Second moments of the inputs over samples and positions, centred where a bias or BatchNorm can take up
             a constant, (B, E, E) float64.
         mean: What they were centred at, (B, E) float64; 0 where they weren't.
+        n_rows: Over how many samples and positions.
         columns: The damage table's column of each input, −1 for those in no channel group, (B, E).
         outputs: The column of each output, −1 for those that stay, (B, O).
     """
@@ -50,6 +51,7 @@ class ReaderMoments:
     weight: Tensor
     moments: Tensor
     mean: Tensor
+    n_rows: int
     columns: npt.NDArray[np.int64]
     outputs: npt.NDArray[np.int64]
 
@@ -231,7 +233,8 @@ class InputMoments:
             moments, mean = reader.squares / reader.count, reader.sum / reader.count
             mean = mean * reader.takes_constants
             moments = moments - mean.unsqueeze(2) * mean.unsqueeze(1)
-            readers.append(ReaderMoments(name, reader.matrix(), moments, mean, reader.columns, self._outputs[name]))
+            outputs = self._outputs[name]
+            readers.append(ReaderMoments(name, reader.matrix(), moments, mean, reader.count, reader.columns, outputs))
         return ReadInputs(tuple(readers), unmixed)
 
 

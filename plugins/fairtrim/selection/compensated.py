@@ -24,6 +24,9 @@ __all__ = ["RIDGE", "CompensatedShares", "compensated_selection", "least_kept"]
 RIDGE = 1e-3
 """Of the mean second moment of a layer's inputs."""
 
+SHRINKAGE = 0.25
+"""Of η toward 1, times a layer's inputs for each row of its moments: of few rows any input is made up for by chance."""
+
 SHARE_THAT_STAYS = 0.1
 """Of a layer, unless a pruner asks for more: an order of what is left after a refit can't see a layer collapse."""
 
@@ -38,12 +41,13 @@ class CompensatedShares:
         inputs: The layers that read channels.
         n_columns: C.
         ridge: As a share of the mean second moment of a layer's inputs.
+        shrinkage: Added to η for each input a row of the layer's moments, up to 1; 0 believes the rows it was read on.
 
     Attributes:
         each: η, (C,) float64; 1 where nothing can make up for a channel.
     """
 
-    def __init__(self, inputs: ReadInputs, n_columns: int, ridge: float = RIDGE) -> None:
+    def __init__(self, inputs: ReadInputs, n_columns: int, ridge: float = RIDGE, shrinkage: float = SHRINKAGE) -> None:
         self._left = np.zeros(n_columns)
         self._whole = np.zeros(n_columns)
         self._fixed = inputs.unmixed.numpy().copy()
@@ -55,6 +59,7 @@ class CompensatedShares:
             # a norm may undo the scale of a layer: its inputs count by their share of what it reads
             total = float((reader.weight.square().sum((1, 3)) * reader.squares).sum())
             scale = 1 / total if total > 0 else 0.0
+            chance = min(1.0, shrinkage * reader.columns.shape[1] / reader.n_rows)
             for block, entry in enumerate(eliminations(reader, ridge)):
                 columns = reader.columns[block]
                 known = columns >= 0
@@ -66,7 +71,7 @@ class CompensatedShares:
                 number = len(self._blocks)
                 self._blocks.append((elimination, of_units, scale))
                 left = scale * elimination.left_over()
-                self._left[of_units] += left
+                self._left[of_units] += left + chance * scale * elimination.whole
                 self._of_block.append(left)
                 for unit, column in enumerate(of_units.tolist()):
                     self._units[column].append((number, unit))
@@ -128,7 +133,8 @@ def compensated_selection(
     A channel's damage is Δ̃_gc = ½ E_g E_y[s_nc²] · η_c: the table's second order, times the share η_c of what its
     readers get from it that the channels still there can't give. After each pick the readers' weights and the inverse
     moments of their inputs are updated, in the form of optimal brain surgeon (Hassibi and Stork, 1993) and ZipLM
-    (Kurtic et al., NeurIPS 2023), with one mix of channels for all positions of a kernel. The form is ours. Its total
+    (Kurtic et al., NeurIPS 2023), with one mix of channels for all positions of a kernel. Of few rows a wide layer's
+    inputs are made up for by chance, so η is raised by a quarter of the inputs a row. The form is ours. Its total
     is an order, not a forecast: measure what was removed. Beside the criterion a tenth of the mean damage counts, or
     whatever hurts only others than the worst group would be free. Every layer keeps a tenth of its channels as long as
     the quotas allow it.
@@ -157,9 +163,10 @@ def compensated_selection(
         >>> with torch.no_grad():
         ...     _ = model[1].weight.copy_(torch.tensor([[0.6, 0.2, 0.6], [0.0, 0.0, 0.0]]))
         >>> hidden = ChannelGroup("0", 3, (ChannelPlace("1", "input", range(3), range(3), channel_axis=-1),))
-        >>> x = torch.tensor([[1.0, 2.0, 1.0], [2.0, -1.0, 2.0]])  # the last channel repeats the first
+        >>> x = torch.tensor([[1.0, 2.0, 1.0], [2.0, -1.0, 2.0]]).repeat(50, 1)  # the last channel repeats the first
+        >>> y = torch.tensor([0, 1]).repeat(50)
         >>> with input_moments(model, [hidden]) as moments:
-        ...     table = collect_damage(model, [(x, torch.tensor([0, 1]))], [hidden], progress=False)
+        ...     table = collect_damage(model, [(x, y)], [hidden], progress=False)
         >>> table.curvature.argmin().item()  # by itself the second channel is worth least
         1
         >>> compensated_selection(table, MeanDamage(), moments.read()).order.tolist()  # what is repeated costs nothing
