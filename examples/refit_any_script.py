@@ -5,7 +5,7 @@
 Trains a small network on the Adult census data, and removes 80 % of its channels by Torch-Pruning's own magnitude
 criterion: once as the script was before, and once with ``with reconstructed(pruner, loader):`` around the step. Then
 every layer that lost inputs is fitted by least squares to what it gave before, with no label and no training. A third
-time the channels are also chosen with the refit in mind, for the sensitive group that it hurts most. Prints what was
+time the channels are also chosen with the refit in mind, by the mean damage that is left after it. Prints what was
 refitted and what becomes of each sensitive group, and saves a picture. Under a minute.
 """
 

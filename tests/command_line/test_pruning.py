@@ -53,6 +53,13 @@ def test_prune_to_a_budget_writes_what_the_library_prunes(folder: Path, capsys: 
         assert torch.equal(mine, theirs)
 
 
+def test_a_budget_that_cannot_be_met_exits_with_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", *WORK, "--macs", "0.001"]) == 1
+    text = capsys.readouterr().out
+    assert "not the 0.1 % asked for" in text and "network: p.st" in text
+    assert text.index("Measured on the validation people") < text.index("On the test people:")
+
+
 def test_smallest_writes_what_the_library_finds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--max-drop", "accuracy=0.06", "--max-drop", "recall=0.2", "--by", "parameters"]
     assert main(["smallest", *WORK, *options, "--criterion", "magnitude", "--no-reconstruct"]) == 0

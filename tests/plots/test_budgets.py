@@ -14,6 +14,7 @@ import pytest
 
 from fairtrim import InputError
 from fairtrim_adapters.plots import plot_budget
+from fairtrim_adapters.torch_pruning.budget import Stop
 from tests.plot_cases import check_drawn
 
 GROUPS = {"women": 80.0, "men": 130.0, "everybody": 210.0}
@@ -58,9 +59,23 @@ def test_points_lines_and_intervals_are_those_of_the_table() -> None:
     assert plot_budget(result, size="parameters").get_xlabel() == "left of the parameters, %"
 
 
+def test_what_was_allowed_is_drawn_for_whom_it_stopped() -> None:
+    result = _result([0.5, 0.3], 0, {"women": [-0.02, -0.2], "men": [-0.01, -0.05], "everybody": [0.0, 0.0]})
+    result.stopped_by = Stop("women", "accuracy", 0.3, 0.2, 0.23, 0.05)
+    ax = plot_budget(result)
+    check_drawn(ax)
+    (line,) = (line for line in ax.lines if line.get_label() == "allowed, women")
+    assert list(line.get_ydata()) == pytest.approx([0.8, 0.8]) and line.get_linestyle() == ":"
+    result.stopped_by = Stop("women", "recall", 0.3, 0.2, 0.23, 0.05)
+    assert not any(line.get_label() == "allowed, women" for line in plot_budget(result).lines)
+
+
 def test_titles_where_nobody_loses_or_nothing_was_pruned() -> None:
     gains = _result([0.5], 0, {"women": [0.01], "men": [0.0], "everybody": [0.0]})
-    assert plot_budget(gains).get_title() == "Nobody loses accuracy at 50 % of the MACs"
+    title = "No group is seen to lose accuracy at 50 % of the MACs"
+    assert plot_budget(gains).get_title() == f"{title}: men perhaps, 3.0 points"
+    sure = _result([0.5], 0, {"women": [0.04], "men": [0.03], "everybody": [0.03]})
+    assert plot_budget(sure).get_title() == title
     dense = SimpleNamespace(measured=gains.measured, history=pd.DataFrame())
     ax = plot_budget(dense)
     check_drawn(ax)

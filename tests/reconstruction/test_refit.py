@@ -425,7 +425,9 @@ def test_too_few_samples_are_said_with_how_many_would_do() -> None:
     wide, narrow = nn.Sequential(nn.Linear(40, 2)), nn.Sequential(nn.Linear(40, 2))
     narrow.load_state_dict(wide.state_dict())
     done = _refit(narrow, wide, torch.randn(20, 40), [Reader("0", range(2))])
-    assert done.layers[0].why.endswith("20 rows for 40 inputs, of which 80 samples would give enough")
+    assert done.layers[0].why.endswith("20 rows for 40 inputs")
+    assert done.layers[0].enough == 80
+    assert done.flags == ("not refitted for want of samples: 0: 80 samples would be enough",)
 
 
 def test_no_more_samples_are_read_than_asked_for() -> None:

@@ -1,8 +1,8 @@
 """The command ``fairtrim``: sweep, prune, smallest, audit, repair, report, check.
 
-Exit codes: 0, done, and every bound holds; 1, a bound of ``check`` or ``repair --require-bound`` failed, or ``check``
-can't tell; 2, the command line, the data or the network is wrong; 3, something failed that fairtrim didn't foresee;
-130, interrupted.
+Exit codes: 0, done, and every bound holds; 1, a bound of ``check`` or ``repair --require-bound`` failed, ``check``
+can't tell, or ``prune`` can't get as small as asked; 2, the command line, the data or the network is wrong; 3,
+something failed that fairtrim didn't foresee; 130, interrupted.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ app = typer.Typer(
     \b
     Exit codes:
       0    done, and every bound holds
-      1    a bound of check, or of repair --require-bound, failed, or check can't tell
+      1    a bound of check, or of repair --require-bound, failed, check can't tell, or
+           prune can't get as small as asked
       2    the command line, the data or the network is wrong
       3    something failed that was not foreseen; --debug, anywhere, shows where
       130  interrupted

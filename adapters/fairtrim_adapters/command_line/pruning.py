@@ -86,7 +86,7 @@ def prune(
 
     With --macs, --parameters or --latency channels go until the network is that small, judged after a refit per cost
     saved unless --criterion says otherwise; the people of the validation split, or where there is none the test people,
-    choose between one, two and four steps.
+    choose between one, two and four steps. Exit code 1 if no network is that small; the nearest is written.
     """
     from fairtrim_adapters.torch_pruning import prune_copy, prune_to
 
@@ -138,6 +138,8 @@ def prune(
         if hasattr(importance, "report"):
             typer.echo(str(importance.report()) + "\n")
     _written(pruned, networks, splits, output, onnx, bootstrap, seed, quiet)
+    if budget and not result.within_budget:
+        raise typer.Exit(1)
 
 
 def smallest(
@@ -264,6 +266,7 @@ def _written(
     """Write the network, and say who pays among the test people."""
     save_pruned(output, pruned)
     networks["pruned"] = pruned
+    typer.echo("On the test people:")
     typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
     typer.echo(f"network: {output}")
     exported(onnx, pruned, splits)

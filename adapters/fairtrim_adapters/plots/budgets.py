@@ -96,6 +96,13 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
         rims = ["black" if kept else style["color"] for kept in rows["kept"]]
         marker = MARKERS[k % len(MARKERS)]
         ax.scatter(x, y, s=52, marker=marker, edgecolors=rims, linewidths=1.6, zorder=3, label=label, **style)
+    stop = getattr(result, "stopped_by", None)
+    if stop is not None and stop.metric == "accuracy" and stop.sensitive_group in groups:
+        allowed = float(figures.loc[stop.sensitive_group, "accuracy dense"]) - stop.allowed
+        colour = COLOURS[groups.index(stop.sensitive_group) % len(COLOURS)]
+        ax.axhline(
+            allowed, linestyle=":", linewidth=1.1, color=colour, zorder=1, label=f"allowed, {stop.sensitive_group}"
+        )
     ax.set_xlim(right=101.5)
     ax.set_xlabel(f"left of the {_SIZES[size]}, %")
     ax.set_ylabel("accuracy")
@@ -115,7 +122,9 @@ def _title(measured: pd.DataFrame, history: pd.DataFrame, groups: list[str], siz
     worst = rows.loc[rows["accuracy change"].idxmin()]
     where = f"at {100 * float(kept[size].iloc[0]):.3g} % of the {_SIZES[size]}"
     if worst["accuracy change"] >= 0:
-        return f"Nobody loses accuracy {where}"
+        least = rows.loc[rows["accuracy low"].idxmin()]
+        perhaps = f": {least['sensitive_group']} perhaps, {100 * -least['accuracy low']:.1f} points"
+        return f"No group is seen to lose accuracy {where}{perhaps if least['accuracy low'] < 0 else ''}"
     points = f"{100 * worst['accuracy change']:+.1f} points".replace("-", "−")
     if len(groups) == 1 and groups[0] in ("everyone", _EVERYBODY):
         return f"Accuracy changes by {points} {where}"

@@ -39,6 +39,7 @@ __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 
 _WIDTH = 99
 _FEWEST = 10  # samples: two held out
+_ROWS = 2  # an input, with fewer of which a refit is mostly ridge
 _NOT_BETTER = "no refit was better on held-out samples"
 
 
@@ -54,6 +55,7 @@ class LayerRefit:
         before: Held-out squared error of the pruned layer as it was, as a share of the outputs' variance.
         after: The same after the refit; equal to ``before`` where the layer is left.
         why: Why the layer is left as it is; empty if it was refitted.
+        enough: About how many samples would give the layer two rows an input; 0 if it had them.
     """
 
     module: str
@@ -63,6 +65,7 @@ class LayerRefit:
     before: float
     after: float
     why: str = ""
+    enough: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,21 @@ class Reconstruction:
 
     layers: tuple[LayerRefit, ...]
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a user should know: layers that were left, or fitted on few rows, for want of samples."""
+        short = [layer for layer in self.layers if layer.enough]
+        left = [layer.module for layer in short if layer.why]
+        found = []
+        if left:
+            found.append(f"not refitted for want of samples: {_some(left)}")
+        if len(short) > len(left):
+            found.append(f"refitted on few rows: {_some([layer.module for layer in short if not layer.why])}")
+        if not found:
+            return ()
+        enough = max(layer.enough for layer in short)
+        return (f"{'; '.join(found)}: {enough:,} samples would be enough",)
+
     def __str__(self) -> str:
         done = [layer for layer in self.layers if not layer.why]
         text = f"{len(done)} of {len(self.layers)} layers refitted"
@@ -94,10 +112,14 @@ class Reconstruction:
                 reasons.setdefault(layer.why, []).append(layer.module)
         lines = [text]
         for why, names in reasons.items():
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            lines.append(_cut(f"left as they are: {shown}"))
+            lines.append(_cut(f"left as they are: {_some(names)}"))
             lines += _wrapped(why)
+        lines += [_cut(f"! {flag}") for flag in self.flags]
         return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _percent(share: float) -> str:
@@ -211,12 +233,23 @@ def reconstruct(
         seen = _look(network, original, parts, readers)
     told = next(answer for answer in processes.exchange(seen) if answer is not None)
     reasons: dict[str, str] = told["reasons"]
+    too_few = ""
     if n_samples < _FEWEST or n_held < 2:
-        few = f"{n_samples} samples are too few; expected at least {_FEWEST * processes.count}"
-        reasons.update({reader.module: few for reader in readers})
+        too_few = f"{n_samples} samples are too few; expected at least {_FEWEST * processes.count}"
+        reasons.update({reader.module: too_few for reader in readers})
     layers = _layers(model, readers, told)
     results = {
-        name: LayerRefit(name, told["inputs"][name], 0, "", math.nan, math.nan, why) for name, why in reasons.items()
+        name: LayerRefit(
+            name,
+            told["inputs"][name],
+            0,
+            "",
+            math.nan,
+            math.nan,
+            why,
+            enough=_FEWEST * processes.count if why == too_few else 0,
+        )
+        for name, why in reasons.items()
     }
     tensors = [tensor for layer in layers for tensor in layer.writable()]
     if layers:
@@ -410,14 +443,12 @@ def _finished(layer: Layer, sums: Sums, n_samples: int, processes: Processes) ->
     inputs, rows = layer.rows.width, sums.rows
     if not math.isfinite(fit.before):
         return LayerRefit(layer.name, inputs, rows, "", before, before, "its inputs or outputs are not finite")
+    enough = math.ceil(n_samples * _ROWS * inputs / max(rows, 1)) if rows < _ROWS * inputs else 0
     if fit.change is None:
-        why = _NOT_BETTER
-        if rows < 2 * inputs:
-            enough = math.ceil(n_samples * 2 * inputs / max(rows, 1))
-            why += f": {rows} rows for {inputs} inputs, of which {enough} samples would give enough"
-        return LayerRefit(layer.name, inputs, rows, "", before, before, why)
+        why = f"{_NOT_BETTER}: {rows} rows for {inputs} inputs" if enough else _NOT_BETTER
+        return LayerRefit(layer.name, inputs, rows, "", before, before, why, enough)
     layer.write(fit)
-    return LayerRefit(layer.name, inputs, rows, str(fit.ridge), before, fit.after / variance)
+    return LayerRefit(layer.name, inputs, rows, str(fit.ridge), before, fit.after / variance, enough=enough)
 
 
 @contextmanager

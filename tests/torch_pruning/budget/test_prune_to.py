@@ -236,9 +236,9 @@ def test_smaller_steps_are_tried_where_it_is_worse_than_predicted(monkeypatch: p
         return list(done.history.drop_duplicates("network")["steps"])
 
     source = importlib_module()
-    monkeypatch.setattr(source, "_worse_than_predicted", lambda *_: [])
+    monkeypatch.setattr(source, "worse_than_told", lambda *_: [])
     assert steps_of(prune_to(network(), data.scoring, x, macs=0.4, **options)) == [1]
-    monkeypatch.setattr(source, "_worse_than_predicted", lambda *_: ["0"])
+    monkeypatch.setattr(source, "worse_than_told", lambda *_: ["0"])
     done = prune_to(network(), data.scoring, x, macs=0.4, **options)
     assert steps_of(done) == [1, 2, 4]
     groups = done.history[done.history["sensitive_group"] != "everybody"]
@@ -256,7 +256,10 @@ def importlib_module() -> Any:
 
 
 def test_worse_than_predicted_counts_chance_size_and_people() -> None:
-    worse = importlib_module()._worse_than_predicted
+    def worse(figures: pd.DataFrame, told: dict[str, float]) -> list[str]:
+        table = pd.DataFrame({"sensitive_group": list(told), "predicted change": list(told.values())})
+        found: list[str] = importlib_module().worse_than_told(figures, table)
+        return found
 
     def figures(change: float, error: float, people: float = 50.0) -> pd.DataFrame:
         return pd.DataFrame(
@@ -290,6 +293,34 @@ def test_the_network_the_data_and_the_random_state_stay() -> None:
     for one, other in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     assert not first.model.training and all(p.requires_grad for p in first.model.parameters())
+
+
+def test_judges_may_have_groups_that_the_loader_lacks() -> None:
+    """Channels need no sensitive group, so that the prediction is of everybody: compared with everybody's measured."""
+    data = splits()
+    unnamed = [batch[:2] for batch in data.scoring]
+    options: dict[str, Any] = {"held_out": data.test, **SETTINGS}
+    done = prune_to(network(), unnamed, torch.ones(1, 6), macs=0.05, **options)
+    assert not any("nobody of" in flag for flag in done.flags)
+    assert done.predicted["sensitive_group"].tolist() == ["everybody"]
+    kept = done.history[done.history["kept"]].set_index("sensitive_group")["predicted change"]
+    assert kept.notna().to_dict() == {"0": False, "1": False, "everybody": True}
+    told = importlib_module().worse_than_told(done.measured, done.predicted.assign(**{"predicted change": 0.0}))
+    assert told == ["everybody"]  # so that smaller steps are tried
+
+
+def test_a_budget_that_is_not_met_is_said_first() -> None:
+    data = splits()
+    done = prune_to(network(), data.scoring, torch.ones(1, 6), macs=0.001, held_out=data.test, **SETTINGS)
+    assert not done.within_budget and str(done).startswith(f"{100 * done.macs:.1f} % of the MACs, not the 0.1 % asked")
+    assert prune_to(network(), data.scoring, torch.ones(1, 6), macs=0.5, held_out=data.test, **SETTINGS).within_budget
+
+
+def test_few_samples_are_said() -> None:
+    data = splits()
+    few = [tuple(part[:8] for part in next(iter(data.scoring)))]
+    done = prune_to(network(), few, torch.ones(1, 6), macs=0.5, held_out=data.test, **SETTINGS)
+    assert any("not refitted for want of samples" in flag and "10 samples" in flag for flag in done.flags)
 
 
 def test_who_judges_is_said() -> None:

@@ -52,6 +52,16 @@ def _people(x: Tensor, y: Tensor, groups: list[str], of: slice) -> list[tuple[An
     return [(x[of], y[of], groups[of])]
 
 
+def test_drops_are_shares() -> None:
+    with pytest.raises(InputError, match=r"max_drop\['recall'\] is 2; expected a share: 0.02 for 2 points"):
+        allowed_drops({"recall": 2})
+    assert [entry.drop for entry in allowed_drops({"accuracy": 1, _plain_accuracy: 3})] == [1.0, 3.0]
+
+
+def _plain_accuracy(labels: Any, predicted: Any) -> float:
+    return float((labels == predicted).mean())
+
+
 def test_duplicates_go_and_nothing_else() -> None:
     model, x, y, groups = _two_ways(2)
     done = smallest(

@@ -19,6 +19,7 @@ from torch import nn
 from fairtrim.arguments import require_number
 from fairtrim.comparison.predictions import Predictions, predict
 from fairtrim.damage.reading_options import Reading
+from fairtrim.data.sensitive_groups import EVERYONE
 from fairtrim.errors import InputError
 from fairtrim_adapters.fairlearn.flags import model_flags
 from fairtrim_adapters.fairlearn.frames import build_frame
@@ -26,7 +27,7 @@ from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.fairlearn.responses import Metric, check_responses
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
 
-__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "few_of", "measured", "unjudged"]
+__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "few_of", "measured", "of_judges", "unjudged"]
 
 _SAME = 1e-12
 
@@ -76,6 +77,20 @@ def degenerate(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], readi
     for network, kind, detail in model_flags(predictions, "dense"):
         found[network].append(f"{kind}: {detail}")
     return [text for text in found["pruned"] if text not in found["dense"]]
+
+
+def of_judges(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Predictions with the names that those who judge have: without groups on its own data, one is of everybody.
+
+    Example:
+        >>> told = pd.DataFrame({"sensitive_group": ["everyone"], "predicted change": [0.1]})
+        >>> of_judges(told, pd.DataFrame({"sensitive_group": ["a", "b", "everybody"]}))["sensitive_group"].tolist()
+        ['everybody']
+    """
+    names, judges = list(predicted["sensitive_group"]), set(measured["sensitive_group"])
+    if names != [EVERYONE] or EVERYONE in judges or EVERYBODY not in judges:
+        return predicted
+    return predicted.assign(sensitive_group=[EVERYBODY])
 
 
 def unjudged(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
@@ -146,7 +161,7 @@ def allowed_drops(max_drop: Mapping[Any, float]) -> tuple[Allowed, ...]:
         One entry for each.
 
     Raises:
-        InputError: There is no such metric, one of which less is better, or a drop is negative.
+        InputError: There is no such metric, one of which less is better, or a drop is no share.
 
     Example:
         >>> [(entry.name, entry.drop) for entry in allowed_drops({"accuracy": 0.01, "balanced accuracy": 0.02})]
@@ -158,6 +173,8 @@ def allowed_drops(max_drop: Mapping[Any, float]) -> tuple[Allowed, ...]:
     for key, drop in max_drop.items():
         name, metric = (str(getattr(key, "__name__", key)), key) if callable(key) else _by_name(key)
         require_number(f"max_drop[{name!r}]", drop, at_least=0, remedy=", the largest fall that is accepted")
+        if isinstance(key, str) and drop > 1:
+            raise InputError(f"max_drop[{name!r}] is {drop:g}; expected a share: {drop / 100:g} for {drop:g} points")
         if name in _FALL or name.endswith(_WORSE_IF_LARGER):
             raise InputError(f"max_drop names {name!r}, of which less is better; expected a metric that should be high")
         if metric is not None:

@@ -43,9 +43,10 @@ class Stop:
     allowed: float
 
     def __str__(self) -> str:
+        perhaps = f", perhaps by {self.upper:.3f}," if self.upper > self.drop else ""
         return (
-            f"{self.sensitive_group}: {self.metric} falls by {self.drop:.3f}, perhaps by {self.upper:.3f}, at "
-            f"{_percent(self.share)}; allowed are {self.allowed:g}"
+            f"{self.sensitive_group}: {self.metric} falls by {self.drop:.3f}{perhaps} at {_percent(self.share)}; "
+            f"allowed are {self.allowed:g}"
         )
 
 
@@ -95,6 +96,11 @@ class PrunedToBudget:
         share = shares[self.budget.cost]
         return 1.0 if share is None else share
 
+    @property
+    def within_budget(self) -> bool:
+        """Whether the network has no more than was asked for."""
+        return self.share <= self.budget.share
+
     def __str__(self) -> str:
         lines = [_wrapped(self._verdict()), *_table(self.measured, self.predicted)]
         if self.stopped_by is not None:
@@ -119,6 +125,8 @@ class PrunedToBudget:
         others = ", ".join(f"{_percent(value)} of the {COSTS[name]}" for name, value in self._other_shares())
         if self.share == asked:  # nothing else was asked for
             found = f"{_percent(asked)} of the {cost} ({others})"
+        elif not self.within_budget:
+            found = f"{_percent(self.share)} of the {cost}, not the {100 * asked:.3g} % asked for ({others})"
         else:
             found = f"{_IN_WORDS.get(asked, f'{100 * asked:.3g} %')} of the {cost} ({_percent(self.share)}; {others})"
         if not len(self.measured):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
@@ -20,7 +20,7 @@ from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .candidates import Candidates
-from .measuring import degenerate, measured, unjudged
+from .measuring import degenerate, measured, of_judges, unjudged
 from .outcome import PrunedToBudget
 from .preparation import BudgetOptions, Prepared, prepared
 from .sizes import COSTS, Budget, Shares
@@ -133,22 +133,37 @@ def _attempt(work: Prepared, budget: Budget, steps: int) -> _Attempt:
         network, refitted = candidates.pruned(amount)
     figures = measured(work.dense.model, network.model, work.judges, work.task.reading)
     told = pd.DataFrame({"sensitive_group": list(predicted), "predicted change": list(predicted.values())})
-    worse = tuple(_worse_than_predicted(figures, predicted))
+    told = of_judges(told, figures)
+    worse = tuple(worse_than_told(figures, told))
     return _Attempt(steps, network, shares, within, told, figures, refitted.reconstruction, worse)
 
 
-def _worse_than_predicted(figures: pd.DataFrame, predicted: Mapping[str, float]) -> list[str]:
-    """The groups whose loss rises by more than predicted."""
+def worse_than_told(figures: pd.DataFrame, told: pd.DataFrame) -> list[str]:
+    """The groups whose loss rises by more than predicted.
+
+    Args:
+        figures: From ``measured``.
+        told: Predicted changes, a row for each sensitive group.
+
+    Returns:
+        Their names.
+    """
+    predicted = dict(zip(told["sensitive_group"], told["predicted change"], strict=True))
     mean_loss = float(figures["loss dense"].iloc[-1])
     rows = figures[figures["sensitive_group"].isin(list(predicted))]
-    told = np.array([predicted[name] for name in rows["sensitive_group"]], dtype=float)
+    changes = np.array([predicted[name] for name in rows["sensitive_group"]], dtype=float)
     found, error, people, loss = (
         torch.tensor(rows[name].to_numpy(dtype=float))
         for name in ("loss change", "loss standard error", "people", "loss dense")
     )
-    relied_on = torch.tensor(told).nan_to_num(0.0).clamp_min(0.0)  # gains are not
+    relied_on = torch.tensor(changes).nan_to_num(0.0).clamp_min(0.0)  # gains are not
     worse = worse_than_predicted(found, relied_on, error, people=people, loss=loss, mean_loss=mean_loss)
     return [name for name, beyond in zip(rows["sensitive_group"], worse.tolist(), strict=True) if beyond]
+
+
+def flags_of(reconstruction: Any) -> tuple[str, ...]:
+    """What is to be said of a refit, where there was one."""
+    return () if reconstruction is None else tuple(reconstruction.flags)
 
 
 def _loss_that_counts(figures: pd.DataFrame) -> float:
@@ -206,7 +221,13 @@ def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> Pruned
         predicted=best.predicted,
         measured=best.measured,
         history=history,
-        flags=(*work.flags, *_flags(budget, best, attempts), *unjudged(best.predicted, best.measured), *suspicious),
+        flags=(
+            *work.flags,
+            *_flags(budget, best, attempts),
+            *unjudged(best.predicted, best.measured),
+            *suspicious,
+            *flags_of(best.reconstruction),
+        ),
         reconstruction=best.reconstruction,
     )
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from fairtrim.arguments import require_number
@@ -17,7 +14,6 @@ from fairtrim.comparison.network_size import network_size
 from fairtrim.data.batches import Batch, tensors_of
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import ScoredNetwork
-from fairtrim.preservation import preserved_model, preserved_random_state
 
 __all__ = ["COSTS", "Budget", "Cost", "Counter", "Shares"]
 
@@ -130,13 +126,8 @@ class Counter:
         return Shares(parameters / self._before[0], macs / self._before[1], latency)
 
     def _counted(self, model: nn.Module) -> tuple[float, float]:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        if self._dense.forward_fn is not None:  # Torch-Pruning's counter calls networks in its own way
-            batch = Batch(self._inputs, _target(self._inputs), None, 0)
-            return parameters, network_size(self._dense.of(model), batch)["macs"]
-        with preserved_random_state(), preserved_model(model), contextlib.redirect_stdout(io.StringIO()):
-            macs, _ = tp.utils.count_ops_and_params(model, self._inputs)
-        return parameters, float(macs)
+        size = network_size(self._dense.of(model), Batch(self._inputs, _target(self._inputs), None, 0))
+        return size["parameters"], size["macs"]
 
 
 def _target(inputs: Any) -> Any:

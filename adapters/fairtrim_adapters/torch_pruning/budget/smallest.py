@@ -20,10 +20,10 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 
 from .candidates import Candidates
-from .measuring import Allowed, allowed_drops, degenerate, drops, few_of, measured, unjudged
+from .measuring import Allowed, allowed_drops, degenerate, drops, few_of, measured, of_judges, unjudged
 from .outcome import PrunedToBudget, Stop
 from .preparation import BudgetOptions, Prepared, prepared
-from .prune_to import history_of
+from .prune_to import flags_of, history_of, worse_than_told
 from .sizes import COSTS, Budget, Cost, Shares
 
 __all__ = ["smallest"]
@@ -204,7 +204,7 @@ class _Search:
     def _point(self, candidates: Candidates, amount: int) -> _Point:
         network, refitted = candidates.pruned(amount)
         figures, found = self._judged(network)
-        shares, predicted = candidates.shares(amount), candidates.predicted(amount)
+        shares, predicted = candidates.shares(amount), of_judges(candidates.predicted(amount), figures)
         keep = network if bool(found["passes"].all()) else None
         point = _Point(amount, keep, shares, predicted, figures, found, refitted.reconstruction)
         self._points.append(point)
@@ -223,13 +223,17 @@ class _Search:
             network, shares, figures, predicted = best.network, best.shares, best.measured, best.predicted
             reconstruction = best.reconstruction
             suspicious = degenerate(work.dense.model, network.model, work.judges, work.task.reading)
-            flags = (*flags, *suspicious)
+            worse = worse_than_told(figures, predicted)
+            if worse:
+                flags = (*flags, f"{', '.join(worse)}: measured worse than predicted: rely on what was measured")
+            flags = (*flags, *suspicious, *flags_of(reconstruction))
         elif not flags:
             flags = ("nothing smaller passes: this is the network as it was given",)
         tried = pd.concat([p.predicted for p in self._points]) if self._points else predicted
         flags = (*flags, *unjudged(tried.drop_duplicates("sensitive_group"), figures))
         if stopping is not None and stopping.shares.of(self._cost) >= 1:
             flags = (*flags, f"the smaller network that was tried has no lower {COSTS[self._cost]}")
+        flags += tuple(f"max_drop: all of {a.name} may go; one point is 0.01" for a in self._allowed if a.drop == 1)
         if best is not None and stopping is None:
             flags = (*flags, "the smallest network that there is passes: every layer keeps a tenth of its channels")
         if len(self._points) > 1:

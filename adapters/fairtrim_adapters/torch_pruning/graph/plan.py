@@ -231,7 +231,7 @@ def _plan(
     if not scored:
         raise InputError(
             "nothing in this network can be pruned: Torch-Pruning finds no dependency group that it may touch; check "
-            "ignored_layers, root_module_types, max_pruning_ratio, and that parameters have requires_grad=True"
+            "ignored_layers, root_module_types and max_pruning_ratio"
         )
     return PruningPlan(
         groups=tuple(channel_group for _, channel_group in scored),
