@@ -18,11 +18,12 @@ from fairtrim import (
     ParityFineTuning,
     PostProcessor,
     RandomPerturbation,
+    Repair,
     ValidationSet,
 )
 from tests.plain_measures import plain_bias, plain_performance
 
-METHODS: dict[str, Callable[..., PostProcessor]] = {
+_METHODS: dict[str, Callable[..., PostProcessor]] = {
     "random perturbation": lambda **k: RandomPerturbation(**{"trials": 7, **k}),
     "layer-wise": lambda **k: LayerwiseOptimization(**{"tensors": 3, "max_evaluations": 13, **k}),
     "parity, output": lambda **k: ParityFineTuning(**{"penalties": (0.5, 3.0, 20.0), **k}),
@@ -36,6 +37,20 @@ METHODS: dict[str, Callable[..., PostProcessor]] = {
         **{"epochs": 2, "critic_steps": 4, "actor_steps": 3, "training_batch_size": 23, "learning_rate": 1e-2, **k}
     ),
 }
+
+
+def _as_measured(method: Callable[..., PostProcessor]) -> Callable[..., PostProcessor]:
+    return lambda **settings: method(**{"confidence": None, **settings})
+
+
+METHODS = {name: _as_measured(method) for name, method in _METHODS.items()}
+"""Judged by biases as they are measured, as published: what is done about chance has tests of its own."""
+
+
+def plain_flags(repair: Repair) -> tuple[str, ...]:
+    """The flags without those that say what moved, which have tests of their own."""
+    moved = ("the selection rate moved", "accuracy fell", "accuracy rose")
+    return tuple(flag for flag in repair.flags if not flag.startswith(moved) and "fell a lot" not in flag)
 
 
 LEARNS_BY_STEPS = ["parity, all", "bias descent", "adversarial"]

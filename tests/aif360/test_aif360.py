@@ -353,7 +353,9 @@ def test_figures_equal_classification_metric(measure: str, flipped: bool) -> Non
     dataset = _dataset(favorable=2.0, unfavorable=5.0)
     sides = dict(zip(SEX, reversed(SEX.values()), strict=True)) if flipped else SEX
     model = _network()
-    repairing = _repairing(ParityFineTuning(measure=measure, epsilon=0.1, random_state=4), sides, model=model)
+    repairing = _repairing(
+        ParityFineTuning(measure=measure, epsilon=0.1, random_state=4, selection_share=0.5), sides, model=model
+    )
     repair = repairing.fit(dataset).repair_
     selection = dataset.subset(repair.selection_rows.tolist())
     assert 0 < len(selection.labels) < len(dataset.labels)

@@ -15,7 +15,7 @@ from tests.measure_cases import CASES
 # The objective.
 
 
-def _decisions(biases: Any, performances: Any, constants: Any) -> Decisions:
+def _decisions(biases: Any, performances: Any, constants: Any, bound: float = 0.05) -> Decisions:
     constant = torch.tensor(constants, dtype=torch.bool)
     return Decisions(
         threshold=torch.arange(len(constant)).double(),
@@ -23,6 +23,8 @@ def _decisions(biases: Any, performances: Any, constants: Any) -> Decisions:
         performance=torch.tensor(performances, dtype=torch.float64),
         constant=constant,
         eligible=~constant,
+        size=torch.tensor(biases, dtype=torch.float64).abs(),
+        within=torch.tensor(biases, dtype=torch.float64).abs() < bound,
     )
 
 
@@ -50,8 +52,8 @@ def test_best_decisions_equal_a_loop(seed: int) -> None:
         biases = randomness.integers(-4, 5, n_decisions) / 10  # many ties
         performances = randomness.integers(1, 5, n_decisions) / 5
         constants = randomness.random(n_decisions) < 0.3
-        decisions = _decisions(biases, performances, constants)
         for epsilon in (0.05, 0.15, 0.35):
+            decisions = _decisions(biases, performances, constants, epsilon)
             best = Objective(epsilon=epsilon).best(decisions)
             alive = [i for i in range(n_decisions) if not constants[i]]
             if not alive:

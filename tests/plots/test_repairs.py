@@ -43,15 +43,15 @@ def test_lines_and_points_of_the_trade_off(repairs: dict[str, Repair], max_bias:
     for i, (name, repair) in enumerate(repairs.items()):
         line, dot = ax.lines[2 * i : 2 * i + 2]
         assert line.get_label() == name and line.get_drawstyle() == "steps-post"
-        inside = [point for point in repair.trade_off if abs(point.bias) <= right]
+        inside = [point for point in repair.trade_off if point.believed <= right]
         assert len(inside) > 1 and (max_bias != 0.1 or len(inside) < len(repair.trade_off))
         sizes, performances = line.get_data()
-        assert list(sizes) == [*(abs(point.bias) for point in inside), right]
+        assert list(sizes) == [*(point.believed for point in inside), right]
         assert list(performances) == [*(point.performance for point in inside), inside[-1].performance]
         for bound in np.linspace(sizes[0], right, 23):  # what the steps show is what the line is said to give
             shown = performances[np.searchsorted(sizes, bound, side="right") - 1]
-            assert shown == max(point.performance for point in repair.trade_off if abs(point.bias) <= bound)
-        assert dot.get_data() == ([abs(repair.bias)], [repair.performance])
+            assert shown == max(point.performance for point in repair.trade_off if point.believed <= bound)
+        assert dot.get_data() == ([repair.chosen.believed], [repair.performance])
         assert dot.get_marker() == "o" and dot.get_color() == line.get_color()
     cross, bound = ax.lines[4:]
     assert cross.get_data() == ([abs(first.bias_before)], [first.performance_before])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
+from torch import nn
 
 from fairtrim import (
     LayerwiseOptimization,
 )
+from fairtrim.repair.working_copy import WorkingCopy
 from tests.repair_cases import begun_network, some_people
 
 
@@ -42,3 +46,24 @@ def test_boxes_that_are_too_wide() -> None:
     people = replace(some_people(), inputs=some_people().inputs.float() * 1e3)
     method = LayerwiseOptimization(width=1e38, max_evaluations=9, epsilon=0.3)
     assert method.repair(model, people, progress=False).within_bound
+
+
+def test_of_many_entries_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others stay, and a tensor of more than a hundred thousand is searched at all."""
+    people = some_people(41)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 60_000), nn.Tanh(), nn.Linear(60_000, 2)).double()
+    moved: list[int] = []
+    loss = LayerwiseOptimization._loss
+
+    def noted(method: Any, working: WorkingCopy, *arguments: Any) -> float:
+        moved.extend(int((v != working.original[name]).sum()) for name, v in working.changed().items())
+        return loss(method, working, *arguments)
+
+    monkeypatch.setattr(LayerwiseOptimization, "_loss", noted)
+    settings: dict[str, Any] = {"tensors": 2, "max_evaluations": 2, "epsilon": 0.3}
+    LayerwiseOptimization(**settings, max_sparsity=500).repair(model, people, progress=False)
+    assert max(moved) == 500
+    moved.clear()
+    LayerwiseOptimization(**settings).repair(model, people, progress=False)
+    assert max(moved) == 100_000 < 2 * 60_000

@@ -111,7 +111,7 @@ def test_edit_sees_its_rows_only(name: str, separate: bool) -> None:
     people, others, model, witness = some_people(), some_people(61, seed=9), begun_network(), Witness()
     model[0].register_forward_pre_hook(witness)
     names = (people.inputs[:, 2] * 1e9).round().long()
-    repair = METHODS[name](epsilon=0.2).repair(
+    repair = METHODS[name](epsilon=0.2, **({} if separate else {"selection_share": 0.5})).repair(
         model, _loader(people), selection_loader=_loader(others) if separate else None, progress=False
     )
     assert witness.seen and witness.seen <= set(names[repair.edit_rows].tolist())

@@ -54,9 +54,9 @@ def _plain(n_outputs: int) -> nn.Sequential:
 
 CASES: dict[str, tuple[Case, PostProcessor]] = {
     "two scores": (Case(lambda: _plain(2), (2, 5, 4)), RandomPerturbation(trials=9, deviation=0.3, epsilon=0.2)),
-    "one logit": (Case(lambda: _plain(1), (2, 5, 4)), ParityFineTuning(penalties=[0.5, 5.0], epsilon=0.2)),
-    "residual": (Case(lambda: TwoBranches(2), (2, 6, 4)), RandomPerturbation(trials=9, deviation=0.3, epsilon=0.2)),
-    "three classes": (Case(lambda: TwoBranches(3), (2, 6, 4)), ParityFineTuning(penalties=[2.0, 9.0], epsilon=0.4)),
+    "one logit": (Case(lambda: _plain(1), (2, 5, 4)), ParityFineTuning(penalties=[0.5, 5.0], epsilon=1.0)),
+    "residual": (Case(lambda: TwoBranches(2), (2, 6, 4)), RandomPerturbation(trials=9, deviation=0.3, epsilon=1.0)),
+    "three classes": (Case(lambda: TwoBranches(3), (2, 6, 4)), ParityFineTuning(penalties=[2.0, 9.0], epsilon=1.0)),
 }
 
 
@@ -133,7 +133,7 @@ def test_whole_repair_is_pickled(name: str) -> None:
     else:
         loaded = copy.deepcopy(repair)
     _assert_same(loaded.model(people.inputs).detach(), repair.model, people.inputs)
-    epsilon = abs(repair.trade_off[0].bias) + 1e-9
+    epsilon = repair.trade_off[0].believed + repair.objective.margin + 1e-9
     _assert_same(loaded.model_at(epsilon)(people.inputs).detach(), repair.model_at(epsilon), people.inputs)
 
 

@@ -205,7 +205,7 @@ def test_half_precision() -> None:
     people = replace(some_people(), inputs=some_people().inputs.bfloat16())
     for name, make in METHODS.items():
         model = begun_network(dtype=torch.bfloat16)
-        method = make(epsilon=0.3)
+        method = make(epsilon=0.3, selection_share=0.5)
         repair = method.repair(model, people, progress=False)
         selection = people.take(repair.selection_rows)
         judged = judgement_of(method, labels_by(repair.model, selection), selection)

@@ -19,6 +19,7 @@ from fairtrim import (
     InputError,
     UnsupportedModelError,
 )
+from tests.repair_cases import plain_flags
 from tests.snapshot import Snapshot
 from tests.unlearning_cases import METHODS, A, P, X, Y
 
@@ -205,7 +206,7 @@ def test_steps_that_are_too_large_are_left_out(model: nn.Module) -> None:
         before.assert_unchanged()
         assert repair.flags[0] == "some candidates had scores that are not finite and were left out; take smaller steps"
         assert repair.flags[1].startswith("the network is returned as it was given: the others had scores that are not")
-        assert len(repair.flags) == 2
+        assert len(plain_flags(repair)) == 2
         assert repair.chosen.candidate == 0 and repair.bias == repair.bias_before
         assert [math.isnan(entry["bias"]) for entry in repair.history] == [False, True, form == "all", True][
             : len(repair.history)

@@ -159,8 +159,8 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
                 are left out, instance weights count.
             dataset_pred: As for AIF360's post-processors, the same people with predicted labels. The network predicts
                 for itself, so that it may be left out; it is only checked to be the same people.
-            dataset_selection: Other people, who select among the repaired networks and thresholds; default a share of
-                ``dataset_true``.
+            dataset_selection: Other people, who select among the repaired networks and thresholds; default those of
+                ``dataset_true``, or a share of them (``selection_share``).
 
         Returns:
             Itself.

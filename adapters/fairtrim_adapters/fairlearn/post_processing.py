@@ -68,8 +68,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         prefit: Repair ``estimator`` as it is on all of (X, y), best people whom it was not trained on. Otherwise a
             clone is trained on a part of them and repaired on the rest.
         validation_share: Share of the people who are held out of training, every label and sensitive group alike. The
-            post-processor takes some of them for the edit and some to select (``selection_share``). Ignored with
-            ``prefit``.
+            post-processor edits and selects on them (``selection_share``). Ignored with ``prefit``.
         sensitive_names: Names of the sensitive features and of their values, for features that come as codes:
             ``["sex", "race"]`` or ``{"sex": ["Female", "Male"]}``. Data frames, series and dicts bring their own.
         forward_fn: How to call the network, ``forward_fn(network, inputs)``.

@@ -18,9 +18,10 @@ __all__ = ["plot_most_harmful", "plot_trade_off"]
 def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = None, ax: Axes | None = None) -> Axes:
     """Performance against absolute bias on the selection people, one line a method.
 
-    A line gives, for each bound on the bias, the best performance of any candidate and threshold within it; a dot marks
-    what was chosen, a cross the network as it was given. Selection people choose, so their figures are a little
-    too good: judge the chosen network on people who had no part in it.
+    A line gives, for each bound on the bias, the best performance of any candidate and threshold believed to be within
+    it (``OperatingPoint.believed``); a dot marks what was chosen, a cross the network as it was given, as measured.
+    Selection people choose, so their figures are a little too good: judge the chosen network on people who had no part
+    in it.
 
     Args:
         repairs: Repairs of one network by name of the method, of one measure and one performance.
@@ -54,14 +55,14 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
     first = next(iter(repairs.values()))
     right = 1.15 * max(abs(first.bias_before), first.objective.epsilon) if max_bias is None else max_bias
     for name, repair in repairs.items():
-        points = [point for point in repair.trade_off if abs(point.bias) <= right]
-        sizes = [abs(point.bias) for point in points]
+        points = [point for point in repair.trade_off if point.believed <= right]
+        sizes = [point.believed for point in points]
         performances = [point.performance for point in points]
         if points:
             sizes.append(right)
             performances.append(performances[-1])
         (line,) = ax.plot(sizes, performances, drawstyle="steps-post", label=name)
-        ax.plot(abs(repair.bias), repair.performance, "o", color=line.get_color())
+        ax.plot(repair.chosen.believed, repair.performance, "o", color=line.get_color())
     ax.plot(abs(first.bias_before), first.performance_before, "kx", label="as given")
     ax.axvline(first.objective.bound, color="grey", linestyle=":", linewidth=1)
     ax.set_xlim(0, right)

@@ -246,6 +246,28 @@ class ValidationSet:
             chosen[rows[: min(max(n_chosen, 1), max(1, len(rows) - 1))]] = True
         return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
 
+    def folds(self, number: int, random_state: RandomState) -> Tensor:
+        """Folds, over which every group and label is shared out alike.
+
+        Args:
+            number: Of folds.
+            random_state: Seed, or a torch.Generator.
+
+        Returns:
+            The fold of each person, (N,) int64 below ``number``.
+
+        Example:
+            >>> people = ValidationSet(torch.eye(6), torch.tensor([0, 1] * 3), torch.zeros(6), ("all",))
+            >>> torch.bincount(people.folds(3, 0)).tolist()
+            [2, 2, 2]
+        """
+        generator, fold = random_generator(random_state), torch.empty(len(self), dtype=torch.int64)
+        order = torch.randperm(len(self), generator=generator)
+        cell = self.target * self.n_groups + self.group
+        order = order[cell[order].argsort(stable=True)]  # dealt out in turn, label by label and there group by group
+        fold[order] = torch.arange(len(self)) % number
+        return fold
+
     @renamed(generator="random_state")
     def batches(
         self, batch_size: int, device: torch.device, random_state: RandomState | None = None
@@ -324,6 +346,6 @@ class ValidationSet:
                     kind = "with" if row[label] == 0 else "without"
                     raise InputError(
                         f"the sensitive group {name!r} has nobody {kind} label {label} in the validation data, so its "
-                        f"rate is undefined; expected some for {measure}: use more people, or "
-                        "demographic_parity_difference"
+                        f"rate is undefined; expected some for {measure}: use more people, merge or drop the group, or "
+                        "take demographic_parity_difference"
                     )

@@ -32,12 +32,13 @@ def proxy_bias(measure: str, counts: GroupCounts) -> Tensor:
     return bias(measure, counts, signed=counts.n_groups == 2)
 
 
-def differences(measure: str, counts: GroupCounts) -> Tensor:
+def differences(measure: str, counts: GroupCounts, shares: Tensor | None = None) -> Tensor:
     """Differences of every rate between every two sensitive groups, of probabilities.
 
     Args:
         measure: The bias measure.
         counts: Confusion counts of probabilities, of G groups.
+        shares: Which share of its distance from the mean rate each group keeps, (R, G); None for all of it.
 
     Returns:
         One entry a rate and pair of groups, without those that are undefined here; differentiable.
@@ -51,6 +52,10 @@ def differences(measure: str, counts: GroupCounts) -> Tensor:
         negative=counts.negative.where(~spoilt | (counts.negative > 0), 1.0),
     )
     of_groups = rates(measure, counts)
+    if shares is not None:
+        known = ~undefined
+        mean = (of_groups * known).sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
+        of_groups = mean + shares.to(of_groups) * (of_groups - mean)
     return torch.cat(
         [
             (of_groups[:, g] - of_groups[:, h])[~(undefined[:, g] | undefined[:, h])]

@@ -23,6 +23,7 @@ __all__ = [
     "canonical_measure",
     "needs_labels",
     "performance",
+    "rate_variances",
     "rates",
 ]
 
@@ -96,33 +97,50 @@ class GroupCounts:
         return GroupCounts(*(sum(getattr(self, name).unbind(-1)).unsqueeze(-1) for name in self.__dataclass_fields__))
 
 
-def _selection(counts: GroupCounts) -> Tensor:
-    return (counts.true_positive + counts.false_positive) / (counts.positive + counts.negative)
+_Fraction = Callable[[GroupCounts], tuple[Tensor, Tensor]]
+"""People whom something is true of, and people among whom they are counted."""
 
 
-def _true_positive(counts: GroupCounts) -> Tensor:
-    return counts.true_positive / counts.positive
+def _selection(counts: GroupCounts) -> tuple[Tensor, Tensor]:
+    return counts.true_positive + counts.false_positive, counts.positive + counts.negative
 
 
-def _false_positive(counts: GroupCounts) -> Tensor:
-    return counts.false_positive / counts.negative
+def _true_positive(counts: GroupCounts) -> tuple[Tensor, Tensor]:
+    return counts.true_positive, counts.positive
 
 
-def _accuracy(counts: GroupCounts) -> Tensor:
+def _false_positive(counts: GroupCounts) -> tuple[Tensor, Tensor]:
+    return counts.false_positive, counts.negative
+
+
+def _accuracy(counts: GroupCounts) -> tuple[Tensor, Tensor]:
     """(..., 1, G)."""
     right = counts.true_positive
     if counts.n_labels == 1:
-        right = right + counts.negative - counts.false_positive
-        return right / (counts.positive + counts.negative)
-    return right.sum(-2, keepdim=True) / counts.positive.sum(-2, keepdim=True)
+        return right + counts.negative - counts.false_positive, counts.positive + counts.negative
+    return right.sum(-2, keepdim=True), counts.positive.sum(-2, keepdim=True)
 
+
+def _rate(*fractions: _Fraction) -> Callable[[GroupCounts], Tensor]:
+    """The mean of some fractions."""
+
+    def rate(counts: GroupCounts) -> Tensor:
+        parts = [given / among for given, among in (fraction(counts) for fraction in fractions)]
+        return parts[0] if len(parts) == 1 else sum(parts) / len(parts)  # type: ignore[return-value]
+
+    return rate
+
+
+_FRACTIONS: dict[str, tuple[tuple[_Fraction, ...], ...]] = {
+    "demographic_parity_difference": ((_selection,),),
+    "equal_opportunity_difference": ((_true_positive,),),
+    "average_odds_difference": ((_true_positive, _false_positive),),
+    "equalized_odds_difference": ((_true_positive,), (_false_positive,)),
+    "accuracy_score_difference": ((_accuracy,),),
+}
 
 BIAS_MEASURES: dict[str, tuple[Callable[[GroupCounts], Tensor], ...]] = {
-    "demographic_parity_difference": (_selection,),
-    "equal_opportunity_difference": (_true_positive,),
-    "average_odds_difference": (lambda counts: (_true_positive(counts) + _false_positive(counts)) / 2,),
-    "equalized_odds_difference": (_true_positive, _false_positive),
-    "accuracy_score_difference": (_accuracy,),
+    name: tuple(_rate(*fractions) for fractions in of_rates) for name, of_rates in _FRACTIONS.items()
 }
 """The group rates whose differences are the bias, by the name of the measure.
 
@@ -197,6 +215,38 @@ def rates(measure: str, counts: GroupCounts) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
+def rate_variances(measure: str, counts: GroupCounts, squares: GroupCounts) -> tuple[Tensor, Tensor]:
+    """Variances of the group rates by chance, p (1 − p) / n with everybody's p, and the fewest people of each.
+
+    Args:
+        measure: One of ``BIAS_MEASURES``, under any of its names.
+        counts: The counts.
+        squares: Counts of the same people with the squares of their weights.
+
+    Returns:
+        Two tensors as of ``rates``; the people are effective numbers n = (Σ w)² / Σ w², and infinite variances those of
+        nobody.
+
+    Example:
+        >>> counts = GroupCounts(*(torch.tensor([row]) for row in ([2.0, 8.0], [0.0, 0.0], [4.0, 16.0], [1.0, 1.0])))
+        >>> rate_variances("equal_opportunity_difference", counts, counts)[0].tolist()  # of weights 1
+        [[0.0625, 0.015625]]
+    """
+    variances: list[Tensor] = []
+    people: list[Tensor] = []
+    for fractions in _FRACTIONS[canonical_measure(measure)]:
+        of_parts: list[tuple[Tensor, Tensor]] = []
+        for fraction in fractions:
+            (given, among), (_, squared) = fraction(counts), fraction(squares)
+            share = torch.stack(given.unbind(-1)).sum(0) / among.sum(-1)
+            effective = (among.square() / squared.where(among > 0, 1.0)).expand_as(given)
+            variance = (share * (1 - share)).unsqueeze(-1) / effective
+            of_parts.append((variance.where(effective > 0, torch.inf), effective))
+        variances.append(torch.stack([v for v, _ in of_parts]).sum(0) / len(of_parts) ** 2)
+        people.append(torch.stack([n for _, n in of_parts]).amin(0))
+    return torch.cat(variances, -2), torch.cat(people, -2)
+
+
 def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:
     """The bias of decisions: the largest difference of a rate between two sensitive groups.
 
@@ -232,9 +282,9 @@ def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:
 
 
 def _balanced_accuracy(counts: GroupCounts) -> Tensor:
-    recall = _true_positive(counts)
+    recall = _rate(_true_positive)(counts)
     if counts.n_labels == 1:
-        recall = (recall + 1 - _false_positive(counts)) / 2
+        recall = (recall + 1 - _rate(_false_positive)(counts)) / 2
     return recall.mean(-2)
 
 
@@ -246,7 +296,7 @@ def _f1(counts: GroupCounts) -> Tensor:
 
 PERFORMANCE_MEASURES: dict[str, Callable[[GroupCounts], Tensor]] = {
     "balanced_accuracy": _balanced_accuracy,
-    "accuracy": lambda counts: _accuracy(counts).squeeze(-2),
+    "accuracy": lambda counts: _rate(_accuracy)(counts).squeeze(-2),
     "f1": _f1,
 }
 """Performance over everybody by name, from counts (..., K, 1)."""

@@ -5,7 +5,10 @@ Savani, White, Govindarajulu (NeurIPS 2020), section 3: φ(θ, τ) = ρ if |μ| 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +17,16 @@ from fairtrim.errors import InputError
 from fairtrim.measures.scores import positive_margin
 
 from .group_counts import PERFORMANCE_MEASURES, GroupCounts, bias, canonical_measure, performance
+from .group_estimates import GroupEstimates
 from .threshold_sweep import ThresholdSweep
 
-__all__ = ["COUNTERFACTUAL_MEASURES", "Decisions", "Objective", "non_dominated"]
+__all__ = ["COUNTERFACTUAL_MEASURES", "Decisions", "Objective", "labels_given", "non_dominated"]
 
 COUNTERFACTUAL_MEASURES = ("counterfactual_flips", "counterfactual_bias")
 """Measures of pairs, not of groups: CounterfactualUnlearning's."""
+
+_CONFIDENCE = 0.95
+"""That ``"auto"`` asks for; no more than half of ε is given up for it."""
 
 
 def non_dominated(bias: Tensor, performance: Tensor) -> Tensor:
@@ -54,6 +61,8 @@ class Decisions:
         performance: (T,).
         constant: Whether everybody gets the same label, (T,).
         eligible: Whether the decisions may be chosen at all, (T,): constant ones have no bias and no use.
+        size: What is compared with the bound: |bias|, or what ``GroupEstimates`` make of it, (T,).
+        within: Whether the size is within ε − margin, and the bias as measured within ε, (T,).
     """
 
     threshold: Tensor
@@ -61,16 +70,29 @@ class Decisions:
     performance: Tensor
     constant: Tensor
     eligible: Tensor
+    size: Tensor
+    within: Tensor
+
+
+def labels_given(scores: Tensor) -> Tensor:
+    """Whether scores give each label.
+
+    Args:
+        scores: (N, K), or single logits (N, 1).
+
+    Returns:
+        (N, K) float64, 1 or 0; of two classes label 1 alone, (N, 1).
+    """
+    if scores.shape[1] > 2:
+        return torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
+    return (positive_margin(scores) > 0).double()[:, None]
 
 
 def _of_own(
     scores: Tensor, target: Tensor, group: Tensor, n_groups: int, weight: Tensor | None
 ) -> tuple[GroupCounts, Tensor]:
     """Counts of what scores decide by themselves, in one row, and whether everybody gets the same label, (1,)."""
-    if scores.shape[1] > 2:
-        given = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
-    else:
-        given = (positive_margin(scores) > 0).double()[:, None]
+    given = labels_given(scores)
     counts = GroupCounts.of(given, target, group, n_groups=n_groups, weight=weight)
     counts = replace(counts, true_positive=counts.true_positive[None], false_positive=counts.false_positive[None])
     counted = given if weight is None else given[weight.to(given.device) > 0]
@@ -89,6 +111,8 @@ class Objective:
         epsilon: Bound ε on |μ|.
         margin: Safety margin: |μ| < ε − margin is asked for.
         performance: Performance measure ρ, one of ``PERFORMANCE_MEASURES``.
+        confidence: That a bias is within the bound, one-sided, in (0.5, 1); ``"auto"`` for 0.95 as far as half of ε
+            suffices for it. None takes biases as they are measured.
 
     Raises:
         InputError: A name is unknown, or no bias could be within the bound.
@@ -103,6 +127,7 @@ class Objective:
     epsilon: float = 0.05
     margin: float = 0.0
     performance: str = "balanced_accuracy"
+    confidence: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "measure", canonical_measure(self.measure, COUNTERFACTUAL_MEASURES))
@@ -117,16 +142,32 @@ class Objective:
                 "|bias| < epsilon - margin is asked for: pass margin= with a small epsilon"
             )
 
+        known = self.confidence is None or self.confidence == "auto"
+        if not known and not (isinstance(self.confidence, float) and 0.5 < self.confidence < 1):
+            raise InputError(f"confidence={self.confidence!r}; expected one in (0.5, 1), e.g. 0.95, 'auto' or None")
+
     @property
     def bound(self) -> float:
-        """ε − margin."""
-        return self.epsilon - self.margin
+        """ε − margin; none, infinity, for ε = 1."""
+        return math.inf if self.epsilon >= 1 else self.epsilon - self.margin
+
+    @property
+    def errors(self) -> float:
+        """Standard errors of a difference that are counted against the bound."""
+        if self.confidence is None:
+            return 0.0
+        return NormalDist().inv_cdf(_CONFIDENCE if self.confidence == "auto" else float(self.confidence))
+
+    @property
+    def most(self) -> float:
+        """And at most how much of it."""
+        return self.epsilon / 2 if self.confidence == "auto" else math.inf
 
     def phi(self, bias: Tensor, performance: Tensor) -> Tensor:
         """φ of points, (T,).
 
         Args:
-            bias: μ, (T,).
+            bias: μ, or what stands for it, (T,).
             performance: ρ, (T,).
 
         Returns:
@@ -144,6 +185,7 @@ class Objective:
         weight: Tensor | None,
         signed: bool,
         own: bool = False,
+        estimates: GroupEstimates | None = None,
     ) -> Decisions:
         """Bias and performance at every threshold.
 
@@ -156,6 +198,7 @@ class Objective:
             signed: Group 0 minus group 1 instead of the largest difference.
             own: Only what scores decide by themselves: the largest one, or the logit's sign. More than two classes
                 have nothing else.
+            estimates: How far differences are believed; None takes them as they are.
 
         Returns:
             One row a threshold; a single row for what scores decide by themselves.
@@ -174,7 +217,10 @@ class Objective:
             if self.measure in COUNTERFACTUAL_MEASURES
             else bias(self.measure, counts, signed=signed)
         )
-        return Decisions(threshold, measured, useful, constant, ~constant)
+        size = measured.abs() if estimates is None else estimates.size(counts)
+        seen = size if estimates is None else estimates.measured(counts)
+        within = (size < self.bound) & ((seen < self.epsilon) | (self.epsilon >= 1))
+        return Decisions(threshold, measured, useful, constant, ~constant, size, within)
 
     def best(self, decisions: Decisions) -> int:
         """Position of the decisions with the largest φ; if none is within the bound, of those with the least bias.
@@ -185,8 +231,8 @@ class Objective:
         Returns:
             Position in 0 … T − 1. Ties go to the smaller bias, then to the higher performance.
         """
-        size, useful = decisions.bias.abs(), decisions.performance
-        phi = self.phi(decisions.bias, useful).masked_fill(~decisions.eligible, 0.0)
+        size, useful = decisions.size, decisions.performance
+        phi = useful * (decisions.within & decisions.eligible)
         if bool((phi > 0).any()):
             at_best = phi == phi.max()
             return int(torch.where(at_best, size, torch.inf).argmin())
@@ -204,7 +250,7 @@ class Objective:
         Returns:
             Position in 0 … T − 1; if none performs well enough, that of the best performance.
         """
-        size, useful = decisions.bias.abs(), decisions.performance
+        size, useful = decisions.size, decisions.performance
         enough = decisions.eligible & (useful >= performance_floor)
         if not bool(enough.any()):
             return int(torch.where(decisions.eligible, useful, -torch.inf).argmax())

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fairtrim.arguments import drawn_seed
+from fairtrim.arguments import drawn_seed, require_number
 from fairtrim.errors import InputError
 from fairtrim.measures.objective import Objective
 from fairtrim.registry import Standing
 
-from .candidates import Candidates, decisions_of
+from .candidates import Candidates
+from .judging import GroupJudge
 from .post_processor import PostProcessor
 from .working_copy import WorkingCopy
 
@@ -42,6 +43,8 @@ class LayerwiseOptimization(PostProcessor):
         tensors: How many of the last parameters to search over; the authors' 5.
         width: Half width of the box in standard deviations of the tensor; the authors' 2.2.
         max_evaluations: Evaluations of φ for each tensor.
+        max_sparsity: Of a tensor of more entries so many are drawn and searched over, the others stay; the authors'
+            name and number. A late convolution has millions.
 
     Raises:
         InputError: A setting is out of range, or the library for the search is not installed.
@@ -64,11 +67,13 @@ class LayerwiseOptimization(PostProcessor):
     tensors: int = 5
     width: float = 2.2
     max_evaluations: int = 100
+    max_sparsity: int = 100_000
 
     def check(self) -> None:
         """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
-        if self.tensors < 1 or self.max_evaluations < 1 or not self.width > 0:
+        require_number("max_sparsity", self.max_sparsity, at_least=1, whole=True)
+        if min(self.tensors, self.max_evaluations) < 1 or not self.width > 0:
             raise InputError(
                 f"tensors={self.tensors}, max_evaluations={self.max_evaluations}, width={self.width}; expected "
                 "positive numbers"
@@ -78,12 +83,14 @@ class LayerwiseOptimization(PostProcessor):
         self._search_tensors(working, candidates, _cma_search())
 
     def _search_tensors(self, working: WorkingCopy, candidates: Candidates, search: Search) -> None:
+        judge = GroupJudge(candidates.objective, working.people, self.min_people)
+        judge(working.scores(working.people))  # of the network as it was given
         named = [(name, p) for name, p in working.model.named_parameters() if p.is_floating_point()][-self.tensors :]
         with working.bar(len(named) * self.max_evaluations, "layer-wise optimisation") as bar:
             for name, parameter in reversed(named):
                 original = parameter.detach().clone()
                 try:
-                    self._search_tensor(working, candidates, search, name, parameter, bar)
+                    self._search_tensor(working, candidates, judge, search, name, parameter, bar)
                 except _Exhausted:
                     return
                 finally:
@@ -91,22 +98,35 @@ class LayerwiseOptimization(PostProcessor):
                         parameter.copy_(original)
 
     def _search_tensor(
-        self, working: WorkingCopy, candidates: Candidates, search: Search, name: str, parameter: Tensor, bar: Any
+        self,
+        working: WorkingCopy,
+        candidates: Candidates,
+        judge: GroupJudge,
+        search: Search,
+        name: str,
+        parameter: Tensor,
+        bar: Any,
     ) -> None:
         original = parameter.detach().clone()
         box = self.width * original.double().std(correction=0)
         if not bool(box > 0):  # one entry, or all alike: in the size of the entries themselves
             box = self.width * original.double().abs().mean().clamp(min=1e-3)
-        best = self._loss(working, candidates.objective)
+        best = self._loss(working, candidates.objective, judge)
+        n_entries, chosen = parameter.numel(), None
+        if n_entries > self.max_sparsity:
+            n_entries = self.max_sparsity
+            chosen = torch.randperm(parameter.numel(), generator=working.generator)[:n_entries].to(parameter.device)
 
         def loss(entries: npt.NDArray[np.float64]) -> float:
             nonlocal best
             if candidates.exhausted():
                 raise _Exhausted
-            move = box.cpu() * torch.from_numpy(np.ascontiguousarray(entries)).reshape(original.shape)
+            move = (box.cpu() * torch.from_numpy(np.ascontiguousarray(entries))).to(original)
+            if chosen is not None:
+                move = torch.zeros_like(original).flatten().index_copy(0, chosen, move)
             with torch.no_grad():
-                parameter.copy_(original + move.to(original))
-            value = self._loss(working, candidates.objective)
+                parameter.copy_(original + move.reshape(original.shape))
+            value = self._loss(working, candidates.objective, judge)
             if value < best:
                 best = value
                 candidates.offer(tensor=name, edit_loss=value)
@@ -114,16 +134,16 @@ class LayerwiseOptimization(PostProcessor):
             return value
 
         seed = drawn_seed(working.generator)
-        search(loss, parameter.numel(), self.max_evaluations, seed)
+        search(loss, n_entries, self.max_evaluations, seed)
 
-    def _loss(self, working: WorkingCopy, objective: Objective) -> float:
+    def _loss(self, working: WorkingCopy, objective: Objective, judge: GroupJudge) -> float:
         """−φ of the best threshold on the edit people; the least bias (at least 0) where none is within the bound."""
         scores = working.scores(working.people)
         if not bool(torch.isfinite(scores).all()):
             return 2.0  # worse than any bias
-        decisions = decisions_of(objective, working.people, scores)
+        decisions = judge(scores)
         best = objective.best(decisions)
-        bias, useful = float(decisions.bias[best].abs()), float(decisions.performance[best])
+        bias, useful = float(decisions.size[best]), float(decisions.performance[best])
         return -useful if bias < objective.bound and bool(decisions.eligible[best]) else bias
 
 

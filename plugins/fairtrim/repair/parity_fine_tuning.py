@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,10 +15,14 @@ from fairtrim.measures.scores import label_losses, probabilities
 from fairtrim.registry import Standing
 
 from .candidates import Candidates
+from .judging import estimates_of
 from .post_processor import PostProcessor
 from .working_copy import WorkingCopy
 
 __all__ = ["ParityFineTuning"]
+
+_WHITENED = 1024
+"""Wider features are taken as they are: whitening costs their number cubed."""
 
 
 @dataclass(kw_only=True)
@@ -26,10 +30,12 @@ class ParityFineTuning(PostProcessor):
     """Fine-tune with a differentiable parity penalty; the recommended default (ours).
 
     Minimises cross-entropy + penalty · Σ (r_g − r_h)² over the pairs of sensitive groups, r the group rates of the
-    bias measure with probabilities in place of decisions. A path over the penalty gives the candidates; each starts
-    from the given weights (``layers="all"``) or from the solution before it (``layers="output"``, a nearly convex
-    problem on features that are computed once, solved by L-BFGS in float64). Under
-    ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy.
+    bias measure with probabilities in place of decisions, each drawn towards everybody's as far as the given network's
+    may be off by chance (see ``fairtrim.measures.group_estimates``). A path over the penalty gives the candidates; each
+    starts from the given weights (``layers="all"``) or from the solution before it (``layers="output"``, a nearly
+    convex problem on features that are computed once, solved by L-BFGS in float64). Under
+    ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy. Everybody edits and everybody
+    selects, in five folds, or three for all layers (see ``selection_share``).
 
     Defined for K classes: rates one against the rest, decisions by the largest score, and no threshold.
 
@@ -65,6 +71,9 @@ class ParityFineTuning(PostProcessor):
 
     multiclass: ClassVar[bool] = True
 
+    def _folds(self) -> int:
+        return 5 if self.layers == "output" else 3
+
     def check(self) -> None:
         """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
@@ -98,51 +107,84 @@ class ParityFineTuning(PostProcessor):
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         weights = self._sample_weights(working)
+        people = working.people
+        estimates = estimates_of(self.objective(), people, working.scores(people), self.min_people)
+        shares = None if estimates is None else estimates.shares
         if self.layers == "output":
-            self._fit_output_layer(working, candidates, weights)
+            self._fit_output_layer(working, candidates, weights, shares)
         else:
-            self._fit_all_layers(working, candidates, weights)
+            self._fit_all_layers(working, candidates, weights, shares)
 
-    def _loss(self, working: WorkingCopy, scores: Tensor, rows: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    def _loss(
+        self,
+        working: WorkingCopy,
+        scores: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        penalty: float,
+        shares: Tensor | None,
+    ) -> Tensor:
         losses = label_losses(scores, working.people.target[rows].to(scores.device))
         loss = (losses * weights[rows].to(losses)).mean()
         if penalty:
-            gaps = differences(self.measure, working.counts(probabilities(scores), rows))
+            gaps = differences(self.measure, working.counts(probabilities(scores), rows), shares)
             loss = loss + penalty * gaps.square().sum()
         return loss
 
-    def _fit_output_layer(self, working: WorkingCopy, candidates: Candidates, weights: Tensor) -> None:
+    def _fit_output_layer(
+        self, working: WorkingCopy, candidates: Candidates, weights: Tensor, shares: Tensor | None
+    ) -> None:
         features = working.all_features(working.people)
         rows = torch.arange(len(features))
         given = working.head.theta()
         scale = self.ridge / given.square().sum().clamp(min=1e-12)
-        weight = given.clone().requires_grad_(True)
+        whitened, unwhitened = _whitened(torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], 1))
+        own = features @ given[:, :-1].T + given[:, -1]
+        move = torch.zeros_like(given).requires_grad_(True)
         path = self._path()
         with working.bar(len(path), "parity fine-tuning") as bar:
             for penalty in path:
                 if candidates.exhausted():
                     break
-                optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+                optimizer = torch.optim.LBFGS([move], max_iter=100, line_search_fn="strong_wolfe")
 
                 def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
                     optimizer.zero_grad()
-                    scores = features @ weight[:, :-1].T + weight[:, -1]
-                    loss = self._loss(working, scores, rows, weights, penalty)
-                    loss = loss + scale * (weight - given).square().sum()
+                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, shares)
+                    loss = loss + scale * unwhitened(move).square().sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss
 
                 optimizer.step(closure)  # type: ignore[no-untyped-call]
-                working.head.write(weight.detach())
+                working.head.write(given + unwhitened(move.detach()))
                 candidates.offer(penalty=penalty)
                 bar.update()
 
-    def _fit_all_layers(self, working: WorkingCopy, candidates: Candidates, weights: Tensor) -> None:
+    def _fit_all_layers(
+        self, working: WorkingCopy, candidates: Candidates, weights: Tensor, shares: Tensor | None
+    ) -> None:
+        batch_size = max(2, round(self.training_batch_size * working.share))  # as many steps with a fold held out
         training = working.training(self._path(), self.epochs, self.learning_rate, "parity fine-tuning")
         for penalty, epoch, step in training:
             if candidates.exhausted():
                 return
-            for rows, batch in working.people.batches(self.training_batch_size, working.device, working.generator):
+            for rows, batch in working.people.batches(batch_size, working.device, working.generator):
                 if len(rows) >= 2:
-                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty))
+                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty, shares))
             candidates.offer(penalty=penalty, epoch=epoch)
+
+
+def _whitened(features: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Features (N, D) without scale and correlation, in which L-BFGS takes a fraction of the steps.
+
+    And what a move (K, D) of weights on them is of weights on the features. Where they are many, or more than people,
+    they are taken as they are.
+    """
+    n_features = features.shape[1]
+    if n_features > min(len(features), _WHITENED):
+        return features, lambda move: move
+    moments = features.T @ features / len(features)
+    jitter = 1e-9 * moments.diagonal().mean().clamp_min(1e-12)
+    identity = torch.eye(n_features, dtype=moments.dtype)
+    factor = torch.linalg.solve_triangular(torch.linalg.cholesky(moments + jitter * identity), identity, upper=False)
+    return features @ factor.T, lambda move: move @ factor

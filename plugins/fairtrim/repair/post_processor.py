@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fairtrim.arguments import RandomState, Renamed, random_generator, renamed
+from fairtrim.arguments import RandomState, Renamed, drawn_seed, random_generator, renamed, require_number
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.sensitive_groups import SensitiveNames, match_groups
 from fairtrim.data.validation_set import ValidationSet
@@ -23,7 +23,9 @@ from fairtrim.preservation import preserved_random_state
 from fairtrim.registry import Described, Registry
 
 from .candidates import Candidates
-from .repaired_network import Repair, edited
+from .cross_fitting import OutOfFold
+from .finishing import Parts, finished
+from .repaired_network import Repair
 from .working_copy import WorkingCopy
 
 __all__ = ["POST_PROCESSORS", "PostProcessor"]
@@ -43,11 +45,17 @@ class PostProcessor(Described, ABC):
             for more than two sensitive groups of the worst pair.
         epsilon: Bound on the absolute bias.
         margin: Safety margin: |bias| < epsilon − margin is asked for on the selection people.
+        confidence: One-sided, that the bias is within the bound for others like them, in (0.5, 1). ``"auto"`` asks for
+            0.95 as far as half of epsilon suffices for it, so that few people don't rule out every network. None takes
+            the bias as it is measured, and keeps no network for being within the bound, as published.
         performance: ``balanced_accuracy``, ``accuracy`` or ``f1``.
         privileged: The privileged side; everybody else is then the unprivileged one, and biases have AIF360's sign
             (unprivileged − privileged). None compares every pair of groups.
-        selection_share: Share of the people who only select, in (0, 1); the others are edited on. Methods whose edit
-            sees no data select on all of them.
+        min_people: A sensitive group of fewer people for a rate is not compared with the bound, and flagged, as long as
+            two others are. Without ``confidence`` all are compared.
+        selection_share: Share of the people who only select, in (0, 1); the others are edited on. None edits on all,
+            and selects on all by networks that were edited without them (cross-fitting), where the method allows it,
+            else takes half. Methods whose edit sees no data select on all.
         max_seconds: Time budget; checked between candidates, in any thread. None for no limit.
         patience: Stop after so many candidates without a better one. None for no early stop.
         batch_size: Samples a forward pass.
@@ -65,7 +73,9 @@ class PostProcessor(Described, ABC):
     margin: float = 0.01
     performance: str = "balanced_accuracy"
     privileged: Any = None
-    selection_share: float = 0.5
+    confidence: float | Literal["auto"] | None = "auto"
+    min_people: int = 10
+    selection_share: float | None = None
     max_seconds: float | None = None
     patience: int | None = None
     batch_size: int = 1024
@@ -77,6 +87,10 @@ class PostProcessor(Described, ABC):
     """Whether the edit sees people, who then must not be the ones it is judged by."""
     multiclass: ClassVar[bool] = False
     """Whether the method is defined for more than two classes."""
+
+    def _folds(self) -> int:
+        """Folds of cross-fitting; 0 if one candidate of another edit says nothing of the same one of this edit."""
+        return 0
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -119,8 +133,9 @@ class PostProcessor(Described, ABC):
                 f"measure={self.measure!r} is of counterfactual pairs; {type(self).__name__} expects one of "
                 f"{list(BIAS_MEASURES)}: use CounterfactualUnlearning"
             )
-        if not 0 < self.selection_share < 1:
-            raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1)")
+        if self.selection_share is not None and not 0 < self.selection_share < 1:
+            raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1), or None")
+        require_number("min_people", self.min_people, at_least=1, whole=True)
         random_generator(self.random_state)
         for name in ("max_seconds", "patience", "batch_size"):
             value = getattr(self, name)
@@ -141,7 +156,7 @@ class PostProcessor(Described, ABC):
 
     def objective(self) -> Objective:
         """The objective that these settings describe."""
-        return Objective(self.measure, self.epsilon, self.margin, self.performance)
+        return Objective(self.measure, self.epsilon, self.margin, self.performance, self.confidence)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Settings by name, as scikit-learn asks for them.
@@ -219,23 +234,46 @@ class PostProcessor(Described, ABC):
         sources = [loader] if selection_loader is None else [loader, selection_loader]
         parts = self._parts(self._read(sources, sensitive_names, progress), generator)
         with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
-            working = WorkingCopy(
-                ScoredNetwork(model, forward_fn, output_transform),
-                parts.edit,
-                generator=generator,
-                batch_size=self.batch_size,
-                progress=progress,
-            )
-            candidates = Candidates(
-                working, parts.selection, self.objective(), max_seconds=self.max_seconds, patience=self.patience
-            )
+            network = ScoredNetwork(model, forward_fn, output_transform)
+
+            def working_on(people: ValidationSet, generator: torch.Generator) -> WorkingCopy:
+                return WorkingCopy(network, people, generator=generator, batch_size=self.batch_size, progress=progress)
+
+            own = generator if parts.folds is None else torch.Generator().manual_seed(drawn_seed(generator))
+            working = working_on(parts.edit, own)
             self._check_parts(parts, working.n_classes)
+            candidates = Candidates(
+                working,
+                parts.selection,
+                self.objective(),
+                min_people=self.min_people,
+                max_seconds=self.max_seconds,
+                patience=self.patience,
+            )
             self._set_up(working, candidates)
             candidates.offer(step="as given")
             before = candidates.own_decisions()
             with torch.enable_grad():
+                if parts.folds is not None:
+                    folds = OutOfFold(parts.folds, parts.edit, working.n_classes)
+                    self._cross_fit(folds, working_on, generator)
+                    candidates.out_of_fold = folds
                 self._edit(working, candidates)
-            return _finished(candidates, model, parts, before, inplace=inplace)
+            return finished(candidates, model, parts, before, inplace=inplace)
+
+    def _cross_fit(
+        self,
+        folds: OutOfFold,
+        working_on: Callable[[ValidationSet, torch.Generator], WorkingCopy],
+        generator: torch.Generator,
+    ) -> None:
+        """Edit a copy for each fold, on everybody else."""
+        budget = None if self.max_seconds is None else self.max_seconds / (folds.n_folds + 1)
+        for fold in range(folds.n_folds):
+            # draws of its own, so that a fold that is stopped early changes no other
+            working = working_on(folds.rest(fold), torch.Generator().manual_seed(drawn_seed(generator)))
+            working.share, working.stage = 1 - 1 / folds.n_folds, f", fold {fold + 1} of {folds.n_folds}"
+            folds.run(working, self._edit, self.objective(), budget)
 
     def _read(
         self, sources: Sequence[Iterable[Any] | ValidationSet], names: SensitiveNames | None, progress: bool
@@ -278,9 +316,9 @@ class PostProcessor(Described, ABC):
             raise InputError("the validation data hold nobody; expected people of every sensitive group and label")
         return self._prepared(source)
 
-    def _parts(self, people: Sequence[ValidationSet], generator: torch.Generator) -> _Parts:
+    def _parts(self, people: Sequence[ValidationSet], generator: torch.Generator) -> Parts:
         """Who is edited on, and who selects."""
-        edit, selection = people[0], people[-1]
+        edit, selection, folds = people[0], people[-1], None
         if len(people) > 1:
             if edit.groups != selection.groups:
                 raise InputError(
@@ -288,16 +326,20 @@ class PostProcessor(Described, ABC):
                     f"expected {list(edit.groups)}"
                 )
             edit_rows, rows = torch.arange(len(edit) if self.edits_on_data else 0), torch.arange(len(selection))
+        elif self.edits_on_data and self._folds() and self.selection_share is None:
+            edit_rows = rows = torch.arange(len(edit))
+            fewest = int(torch.unique(edit.target[edit.mass > 0], return_counts=True)[1].min())
+            folds = edit.folds(max(2, min(self._folds(), fewest)), generator)
         elif self.edits_on_data:
-            edit_rows, rows = edit.split(1 - self.selection_share, generator)
+            edit_rows, rows = edit.split(0.5 if self.selection_share is None else 1 - self.selection_share, generator)
             edit, selection = edit.take(edit_rows), edit.take(rows)
         else:
             edit_rows, rows = torch.empty(0, dtype=torch.int64), torch.arange(len(edit))
         for part in (edit, selection):
             part.check_not_empty()
-        return _Parts(edit, selection, edit_rows, rows)
+        return Parts(edit, selection, edit_rows, rows, folds)
 
-    def _check_parts(self, parts: _Parts, n_classes: int) -> None:
+    def _check_parts(self, parts: Parts, n_classes: int) -> None:
         """Refuse a network of too many classes, and people whom the measure can't be computed for."""
         if n_classes > 2 and not self.multiclass:
             able = sorted(method.__name__ for method in POST_PROCESSORS.known().values() if method.multiclass)
@@ -307,6 +349,10 @@ class PostProcessor(Described, ABC):
             )
         for part in {id(part): part for part in (parts.edit, parts.selection)}.values():
             part.check(self.measure if self._compares_groups() else None, n_classes)
+        if parts.folds is not None:
+            for fold in range(int(parts.folds.max()) + 1):
+                rest = (parts.folds != fold) & (parts.edit.mass > 0)
+                parts.edit.take(rest.nonzero().squeeze(1)).check(None, n_classes)
 
 
 POST_PROCESSORS = Registry(
@@ -314,73 +360,3 @@ POST_PROCESSORS = Registry(
 )
 """Post-processors by name, e.g. ``POST_PROCESSORS["parity-fine-tuning"]``; other packages' too, by the entry-point
 group ``fairtrim.post_processors``."""
-
-
-class _Parts(NamedTuple):
-    """Who is edited on and who selects, with their rows in the data."""
-
-    edit: ValidationSet
-    selection: ValidationSet
-    edit_rows: Tensor
-    selection_rows: Tensor
-
-
-def _finished(
-    candidates: Candidates, model: nn.Module, parts: _Parts, before: tuple[float, float, bool], *, inplace: bool
-) -> Repair:
-    """What was chosen, written into a network and judged once more."""
-    point, objective, working = candidates.chosen, candidates.objective, candidates.working
-    assert point is not None
-    working.restore()
-    template = working.model
-    _made_alike(template, model)
-    repaired = edited(template, working.head.name, candidates.states[point.candidate], point.margin_threshold)
-    bias, performance, constant = candidates.own_decisions(repaired)
-    within = abs(bias) < objective.bound and not constant
-    flags = list(candidates.flags)
-    if constant:
-        flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
-    elif not within:
-        what = f"|{objective.measure}| = {abs(bias):.4f} on the selection people"
-        flags.append(f"bound not met: {what}; asked for: below {objective.bound:g}")
-    floor = candidates.performance_floor
-    if floor is not None and performance < floor - 1e-9:
-        flags.append(f"no candidate has {objective.performance} of at least {floor:g}")
-    if inplace:
-        _write(repaired, model)
-    return Repair(
-        model=model if inplace else repaired,
-        chosen=point,
-        within_bound=within,
-        bias=bias,
-        performance=performance,
-        bias_before=before[0],
-        performance_before=before[1],
-        flags=tuple(flags),
-        history=tuple(candidates.history),
-        trade_off=candidates.front(),
-        edit_rows=parts.edit_rows,
-        selection_rows=parts.selection_rows,
-        objective=objective,
-        _states=candidates.states,
-        _template=template,
-        _head=working.head.name,
-    )
-
-
-def _made_alike(copied: nn.Module, model: nn.Module) -> None:
-    """Give a copy the training flags and trainable parameters of the caller's network, and no gradients."""
-    for original, module in zip(model.modules(), copied.modules(), strict=True):
-        module.training = original.training
-    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
-        mine.requires_grad_(theirs.requires_grad)
-        mine.grad = None
-
-
-def _write(repaired: nn.Module, model: nn.Module) -> None:
-    """Put the parameters that were changed into the caller's network."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in repaired.named_parameters():
-            if not torch.equal(value, parameters[name]):
-                parameters[name].copy_(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim.errors import InputError
-from fairtrim.measures.objective import Objective
+from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
 from fairtrim.network.output_layer import fold_threshold
+
+from .figures import Figure, group_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OperatingPoint", "Repair"]
 
 
-_LARGE_LOSS = 0.1
+_WIDTH, _NAMES, _GROUPS = 99, 24, 12
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,11 @@ class OperatingPoint:
         margin_threshold: Threshold on the margin of label 1 (log odds).
         bias: Signed where two sides are named, else at least 0.
         performance: Of everybody.
+        believed: What was compared with the bound: |bias| by the group rates as far as they are believed, plus what it
+            may be off by beyond the margin.
 
     Example:
-        >>> OperatingPoint(candidate=0, margin_threshold=0.0, bias=0.1, performance=0.8).threshold
+        >>> OperatingPoint(candidate=0, margin_threshold=0.0, bias=0.1, performance=0.8, believed=0.1).threshold
         0.5
     """
 
@@ -42,6 +48,7 @@ class OperatingPoint:
     margin_threshold: float
     bias: float
     performance: float
+    believed: float
 
     @property
     def threshold(self) -> float:
@@ -74,18 +81,26 @@ class Repair:
         model: The repaired network: a plain module that needs no sensitive feature and no threshold; its largest score
             (or whether its logit is positive) is the decision. Its training flags are those of the given network.
         chosen: The operating point whose threshold is folded into the model's last bias.
-        within_bound: Whether |bias| < ε − margin on the selection people.
-        bias: Of the repaired network's own decisions on the selection people, after folding and rounding.
+        within_bound: Whether the bias is within ε − margin, as far as differences are believed and with what they may
+            be off by (see ``fairtrim.measures.group_estimates``), and within ε as it is measured; of the sensitive
+            groups that are compared.
+        bias: Of the repaired network's own decisions on the selection people, after folding and rounding. Cross-fitted,
+            of the decisions about each of them by the network that was edited in the same way without them, at the
+            threshold that is folded.
         performance: The same.
         bias_before: Of the given network's own decisions (largest score).
         performance_before: The same.
-        flags: What a user should know: bound not met, constant classifier, stopped by a budget.
+        flags: What a user should know: kept as it was given, groups of too few people, bound not met, constant
+            classifier, a selection rate or a group's accuracy that moved, stopped by a budget.
         history: One entry a candidate: its number, details of the method, and its best operating point.
-        trade_off: The points that none beats, by increasing bias, over all candidates and thresholds.
+        trade_off: The points that none beats, by what is compared with the bound (``believed``), over all candidates
+            and thresholds.
         edit_rows: Rows of the data that the edit has seen, (M,); none for methods whose edit sees no data.
         selection_rows: Rows of the data that candidate and threshold were selected on (of
             ``selection_loader`` if given).
         objective: What was maximised.
+        figures: What the selection people see, before and after, with 95 % intervals: ``pd.DataFrame(repair.figures)``.
+        cross_fitted: Whether everybody edited and selected.
 
     Example:
         >>> from fairtrim import ThresholdSelection
@@ -112,9 +127,16 @@ class Repair:
     edit_rows: Tensor
     selection_rows: Tensor
     objective: Objective
+    figures: tuple[Figure, ...]
+    cross_fitted: bool
     _states: dict[int, dict[str, Tensor]] = field(repr=False)
     _template: nn.Module = field(repr=False)
     _head: str = field(repr=False)
+
+    @property
+    def _given_up(self) -> float:
+        """The margin, beyond which alone ``believed`` has what a bias may be off by."""
+        return 0.0 if self.objective.confidence is None else self.objective.margin
 
     @property
     def threshold(self) -> float:
@@ -122,7 +144,7 @@ class Repair:
         return self.chosen.threshold
 
     def model_at(self, epsilon: float) -> nn.Module:
-        """The network of the trade-off curve with the best performance among those with |bias| < epsilon.
+        """The network of the trade-off curve with the best performance among those believed to be within a bound.
 
         Args:
             epsilon: Bound on the absolute bias.
@@ -143,9 +165,9 @@ class Repair:
         """
         if not self.trade_off:
             raise InputError("the trade-off curve is empty: every candidate gives everybody the same label")
-        points = [point for point in self.trade_off if abs(point.bias) < epsilon]
+        points = [point for point in self.trade_off if point.believed < epsilon - self._given_up]
         if not points:
-            least = min(abs(point.bias) for point in self.trade_off)
+            least = min(point.believed for point in self.trade_off)
             raise InputError(f"epsilon={epsilon}; the least bias of the trade-off curve is {least:.4f}")
         return self._network(max(points, key=lambda point: point.performance))
 
@@ -156,28 +178,64 @@ class Repair:
         """The trade-off curve.
 
         Returns:
-            Columns candidate, threshold, and the names of the bias and the performance measure, by increasing absolute
-            bias.
+            Columns candidate, threshold, the names of the bias and the performance measure, and ``believed``, what is
+            compared with a bound, by which they are ordered.
         """
         import pandas as pd
 
-        rows = [(point.candidate, point.threshold, point.bias, point.performance) for point in self.trade_off]
-        return pd.DataFrame(
-            rows, columns=["candidate", "threshold", self.objective.measure, self.objective.performance]
-        )
+        rows = [(p.candidate, p.threshold, p.bias, p.performance, p.believed) for p in self.trade_off]
+        names = ["candidate", "threshold", self.objective.measure, self.objective.performance, "believed"]
+        return pd.DataFrame(rows, columns=names)
 
     def __str__(self) -> str:
         objective = self.objective
         of = f" (epsilon {objective.epsilon:g} − margin {objective.margin:g})" if objective.margin else ""
+        asked = "no bound" if objective.epsilon >= 1 else f"at most {objective.bound:g} either way{of}"
         lines = [
-            f"{objective.measure}: {self.bias_before:+.4f} before, {self.bias:+.4f} after "
-            f"(asked for: at most {objective.bound:g} either way{of})",
+            f"{objective.measure}: {self.bias_before:+.4f} before, {self.bias:+.4f} after",
+            f"    (asked for: {asked})",
             f"{objective.performance}: {self.performance_before:.4f} before, {self.performance:.4f} after",
-            f"candidate {self.chosen.candidate} of {len(self.history)}, threshold {self.threshold:.4f} (folded into "
-            f"the last bias); selected on {len(self.selection_rows)} people, edited on {len(self.edit_rows)}",
+            f"candidate {self.chosen.candidate} of {len(self.history)}{self._folded()};",
+            f"    selected on {len(self.selection_rows)} people, edited on {len(self.edit_rows)}"
+            + (" (cross-fitted)" if self.cross_fitted else ""),
+            *self._believed(),
+            *_table(self.figures, objective.measure),
         ]
-        if self.performance_before - self.performance > _LARGE_LOSS:
-            lines.append(
-                f"{objective.performance} fell a lot: nearly constant decisions have little bias, too; see trade_off"
-            )
-        return "\n".join([*lines, *self.flags])
+        for flag in self.flags:
+            lines += textwrap.wrap(f"! {flag}", _WIDTH, subsequent_indent="  ")
+        return "\n".join(lines)
+
+    def _folded(self) -> str:
+        head: Any = self._template.get_submodule(self._head)
+        return f", threshold {self.threshold:.4f} (folded into the last bias)" if head.out_features <= 2 else ""
+
+    def _believed(self) -> Iterator[str]:
+        """What was compared with the bound, where that is not the bias itself."""
+        confidence = self.objective.confidence
+        if confidence is None or self.objective.measure in COUNTERFACTUAL_MEASURES:
+            return
+        sure = "95 % as far as half of epsilon suffices" if confidence == "auto" else f"{100 * float(confidence):g} %"
+        yield f"believed, with what it may be off by ({sure}): {self.chosen.believed:.4f}"
+
+
+def _table(figures: Sequence[Figure], measure: str) -> Iterator[str]:
+    """Before, after and change, with intervals."""
+    if not figures:
+        return
+    yield f"{'':{_NAMES}} {'people':>7}  {'before, 95 %':<20} {'after':<20} {'change':<23}".rstrip()
+    shown = dict.fromkeys(figure.sensitive_group for figure in figures)
+    hidden = list(shown)[_GROUPS + 1 :]
+    for figure in figures:
+        if figure.sensitive_group in hidden:
+            continue
+        of = "" if figure.sensitive_group is None else f"  {group_label(figure.sensitive_group)}: "
+        what = "bias" if figure.name == measure else figure.name.replace("_", " ")
+        room = _NAMES - len(what)
+        name = (of if len(of) <= room else f"{of[: max(room - 3, 1)]}…: ") + what
+        cells = [
+            f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]".replace("0.", ".")
+            for sign, value, low, high in (("", *figure[3:6]), ("", *figure[6:9]), ("+", *figure[9:12]))
+        ]
+        yield f"{name:{_NAMES}} {figure.people:>7}  {cells[0]:<20} {cells[1]:<20} {cells[2]}".rstrip()
+    if hidden:
+        yield f"  and {len(hidden)} more groups: see figures"

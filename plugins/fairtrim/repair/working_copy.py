@@ -36,6 +36,8 @@ class WorkingCopy:
         head: Its output layer.
         n_classes: K.
         original: The weights as they were given, by name.
+        share: Which share of all people these are, where a fold is held out.
+        stage: Added to the names of progress bars.
 
     Raises:
         UnsupportedModelError: The network can't be copied.
@@ -54,6 +56,7 @@ class WorkingCopy:
         self.network = network.of(_copied(network.model))
         self.people, self.generator, self.batch_size, self.progress = people, generator, batch_size, progress
         self.device = self.network.device
+        self.share, self.stage = 1.0, ""
         self._batches: dict[int, tuple[ValidationSet, list[Batch]]] = {}  # with the set, so that no id is used again
         _, batch = next(people.batches(batch_size, self.device))
         self.head: LinearHead = find_head(self.network, batch)
@@ -151,7 +154,7 @@ class WorkingCopy:
     @contextmanager
     def bar(self, total: int, description: str) -> Iterator[Any]:
         """A progress bar."""
-        with tqdm(total=total, desc=description, leave=False, disable=not self.progress) as shown:
+        with tqdm(total=total, desc=description + self.stage, leave=False, disable=not self.progress) as shown:
             yield shown
 
 

@@ -18,7 +18,8 @@ from fairtrim.measures.differentiable_bias import balancing_weights
 from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Decisions, Objective
 from fairtrim.measures.scores import centred, label_losses, labels_of
 from fairtrim.registry import Standing
-from fairtrim.repair.candidates import Candidates, decisions_of
+from fairtrim.repair.candidates import Candidates
+from fairtrim.repair.judging import GroupJudge
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim.repair.working_copy import WorkingCopy
 
@@ -129,14 +130,16 @@ class CounterfactualUnlearning(PostProcessor):
             limits = ["max_performance_loss", "max_cross_entropy_rise"]
             self._refuse_idle(limits, f"measure={self.measure!r} selects by φ; they belong to counterfactual measures")
         else:
-            self._refuse_idle(["privileged"], f"measure={self.measure!r} compares no groups")
+            idle = ["privileged", "confidence", "min_people"]
+            self._refuse_idle(idle, f"measure={self.measure!r} compares no groups")
 
     def objective(self) -> Objective:
         """The objective that these settings describe."""
         epsilon, margin = (0.05, 0.01) if self._compares_groups() else (1.0, 0.0)
         epsilon = epsilon if self.epsilon is None else self.epsilon
         margin = min(margin, epsilon / 2) if self.margin is None else self.margin
-        return Objective(self.measure, epsilon, margin, self.performance)
+        confidence = self.confidence if self._compares_groups() else None
+        return Objective(self.measure, epsilon, margin, self.performance, confidence)
 
     def _compares_groups(self) -> bool:
         return self.measure not in COUNTERFACTUAL_MEASURES
@@ -157,7 +160,7 @@ class CounterfactualUnlearning(PostProcessor):
         if self._compares_groups():
             return
         judge = _PairJudge(self, working, candidates)
-        candidates.judge = candidates.judge_own = judge
+        candidates.judge = judge
         candidates.performance_floor = 0.0
 
     def _path(self) -> tuple[float, ...]:
@@ -303,10 +306,11 @@ class _PairJudge:
         if method.performance == "balanced_accuracy":
             weight = balancing_weights(self.people.target, working.n_classes, weight)
         self.share = weight / weight.sum()
+        self.performance = GroupJudge(self.objective, self.people, method.min_people)
 
-    def __call__(self, scores: Tensor) -> Decisions:
+    def __call__(self, scores: Tensor, *, own: bool = True) -> Decisions:
         method, people = self.method, self.people
-        own = decisions_of(self.objective, replace(people, group=torch.zeros_like(people.group)), scores, own=True)
+        judged = self.performance(scores, own=True)
         flipped = self.working.scores(self.flipped)
         if not bool(torch.isfinite(flipped).all()):
             if self.given is None:
@@ -315,9 +319,11 @@ class _PairJudge:
                 )
             # a candidate that went too far is left out
             self.reasons.append("scores of the counterfactuals that are not finite")
-            return replace(own, bias=torch.ones(1, dtype=torch.float64), eligible=torch.zeros(1, dtype=torch.bool))
+            worst = torch.ones(1, dtype=torch.float64)
+            never = torch.zeros(1, dtype=torch.bool)
+            return replace(judged, bias=worst, size=worst, within=never, eligible=never)
         figures = counterfactual_bias(scores, flipped, people.target, people.weight)
-        useful = float(own.performance[0])
+        useful = float(judged.performance[0])
         right = (labels_of(scores) == people.target).double()
         if self.given is None:
             self.given = figures, useful, right
@@ -338,12 +344,10 @@ class _PairJudge:
             and not figures.relative_change < given.relative_change * (1 - 1e-6)
         ):
             reasons.append("a change relative to the spread of the scores that is no smaller")
-        if not bool(own.eligible[0]):
+        if not bool(judged.eligible[0]):
             reasons.append("the same label for everybody")
         self.reasons.append(" and ".join(reasons))
         size = figures.flips if method.measure == "counterfactual_flips" else figures.mean_change
-        return replace(
-            own,
-            bias=torch.tensor([size], dtype=torch.float64),
-            eligible=own.eligible & (not reasons),
-        )
+        found = torch.tensor([size], dtype=torch.float64)
+        within = found < self.objective.bound
+        return replace(judged, bias=found, size=found, within=within, eligible=judged.eligible & (not reasons))

@@ -1,0 +1,216 @@
+"""What a repair did to the people who judge it, before and after, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairtrim.data.sensitive_groups import GroupName
+from fairtrim.data.validation_set import ValidationSet
+from fairtrim.measures.group_counts import GroupCounts, performance, rates
+from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
+
+__all__ = ["Figure", "figures_of", "group_label", "moved"]
+
+_Z = NormalDist().inv_cdf(0.975)
+
+Statistic = Callable[[GroupCounts], Tensor]
+
+
+class Figure(NamedTuple):
+    """One figure of the decisions about the selection people, with 95 % intervals.
+
+    Standard errors are the infinitesimal jackknife's (Jaeckel, 1972): the derivatives by the people's weights. The
+    change is of the same people, each against itself. What one person makes is added, or nothing seen would be nothing
+    possible.
+
+    Attributes:
+        name: ``selection rate``, ``accuracy``, the name of a measure, ...
+        sensitive_group: Of whom; None for everybody.
+        people: How many.
+        before: Of the network as it was given.
+        before_low: End of its interval.
+        before_high: The other.
+        after: Of the repaired network.
+        after_low: End of its interval.
+        after_high: The other.
+        change: After minus before.
+        change_low: End of its interval.
+        change_high: The other.
+    """
+
+    name: str
+    sensitive_group: GroupName | None
+    people: int
+    before: float
+    before_low: float
+    before_high: float
+    after: float
+    after_low: float
+    after_high: float
+    change: float
+    change_low: float
+    change_high: float
+
+    @property
+    def moved(self) -> bool:
+        """Whether it changed by more than its error."""
+        return self.change_low > 0 or self.change_high < 0
+
+
+def figures_of(objective: Objective, people: ValidationSet, before: Tensor, after: Tensor) -> tuple[Figure, ...]:
+    """Compare two sets of decisions about the same people.
+
+    Args:
+        objective: Names the bias and the performance measure.
+        people: The people, N.
+        before: Whether each label was given, (N, K), or label 1 of two, (N, 1).
+        after: The same now.
+
+    Returns:
+        Of everybody: bias, performance, accuracy and, for two classes, the selection rate. Of each sensitive group:
+        accuracy and, for two classes, the selection rate and the rates that the measure compares.
+    """
+    two = before.shape[1] == 1
+    found = []
+    if objective.measure not in COUNTERFACTUAL_MEASURES and people.n_groups > 1:
+
+        def gap(counts: GroupCounts) -> Tensor:
+            return _gap(objective.measure, counts, signed=people.sides)
+
+        lowest = -1.0 if people.sides else 0.0
+        found.append(_figure(objective.measure, None, gap, people, before, after, lowest=lowest, smallest=True))
+    of_all = dict.fromkeys([objective.performance, "accuracy"])
+    statistics: dict[str, Statistic] = {
+        name: lambda counts, name=name: performance(name, counts)  # type: ignore[misc]
+        for name in of_all
+    }
+    if two:
+        statistics["selection rate"] = lambda counts: _share(counts.true_positive + counts.false_positive, counts)
+    found += [_figure(name, None, statistic, people, before, after) for name, statistic in statistics.items()]
+    if people.n_groups > 1:
+        for g, group in enumerate(people.groups):
+            if not bool((people.mass[people.group == g] > 0).any()):
+                continue
+            for name, statistic in _of_group(objective.measure, two, g):
+                found.append(_figure(name, group, statistic, people, before, after, among=people.group == g))
+    return tuple(found)
+
+
+def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:
+    """The bias, as the difference of two rates even where several are alike: its slope is that of their difference."""
+    rate = rates(measure, counts)
+    known = rate.detach()
+    if signed:
+        apart = rate[:, 0] - rate[:, 1]
+        return apart[known[:, 0].sub(known[:, 1]).abs().nan_to_num().argmax()]
+    known = known.nan_to_num(nan=-1.0)
+    first = known.argmax(1)
+    rows = torch.arange(len(rate))
+    others = known.masked_fill(known < 0, torch.inf)
+    others[rows, first] = torch.inf
+    apart = rate[rows, first] - rate[rows, others.argmin(1)]
+    return apart[apart.detach().nan_to_num(nan=-1.0).argmax()]
+
+
+def _share(given: Tensor, counts: GroupCounts) -> Tensor:
+    return given.sum() / (counts.positive + counts.negative).sum()
+
+
+def _of_group(measure: str, two: bool, g: int) -> Iterator[tuple[str, Statistic]]:
+    def own(counts: GroupCounts) -> GroupCounts:
+        return GroupCounts(*(getattr(counts, name)[..., g : g + 1] for name in counts.__dataclass_fields__))
+
+    def accuracy(counts: GroupCounts) -> Tensor:
+        return performance("accuracy", own(counts))
+
+    if two:
+        yield (
+            "selection rate",
+            lambda counts: _share(own(counts).true_positive + own(counts).false_positive, own(counts)),
+        )
+    yield "accuracy", accuracy
+    if two and ("odds" in measure or "opportunity" in measure):
+        yield "true positive rate", lambda counts: (own(counts).true_positive / own(counts).positive).sum()
+    if two and "odds" in measure:
+        yield "false positive rate", lambda counts: (own(counts).false_positive / own(counts).negative).sum()
+
+
+def _figure(
+    name: str,
+    group: GroupName | None,
+    statistic: Statistic,
+    people: ValidationSet,
+    before: Tensor,
+    after: Tensor,
+    *,
+    among: Tensor | None = None,
+    lowest: float = 0.0,
+    smallest: bool = False,
+) -> Figure:
+    mass = people.mass
+    values, influences = zip(*(_influence(statistic, people, given) for given in (before, after)), strict=True)
+    chosen = mass > 0 if among is None else (mass > 0) & among
+    own = mass[chosen]
+    one = float(own.square().sum() / own.sum().square()) if len(own) else 1.0  # one over the effective number
+    if smallest:
+        of_groups = [mass[people.group == g] for g in range(people.n_groups)]
+        one = max(float(w.square().sum() / w.sum().square()) for w in of_groups if float(w.sum()) > 0)
+
+    def half(influence: Tensor) -> float:
+        return _Z * float((influence.square().sum() + one**2).sqrt())
+
+    def ends(value: float, influence: Tensor) -> tuple[float, float, float]:
+        off = half(influence)
+        return value, max(lowest, value - off) if value == value else value, min(value + off, max(1.0, value))
+
+    first, second = (ends(value, influence) for value, influence in zip(values, influences, strict=True))
+    change, off = values[1] - values[0], half(influences[1] - influences[0])
+    low, high = max(-1.0, change - off), min(1.0, change + off)
+    return Figure._make((name, group, int(chosen.sum()), *first, *second, change, low, high))
+
+
+def _influence(statistic: Statistic, people: ValidationSet, given: Tensor) -> tuple[float, Tensor]:
+    """A statistic and each person's influence on it: weight times the derivative by it, (N,)."""
+    weight = people.mass.clone().requires_grad_(True)
+    with torch.enable_grad():
+        counts = GroupCounts.of(given, people.target, people.group, n_groups=people.n_groups, weight=weight)
+        value = statistic(counts).sum()
+        if not value.requires_grad:
+            return float(value), torch.zeros_like(weight)
+        (slope,) = torch.autograd.grad(value, weight)
+    return float(value.detach()), (weight.detach() * slope).nan_to_num()
+
+
+def moved(figures: tuple[Figure, ...]) -> list[str]:
+    """Flags for a selection rate, or accuracies of everybody or of sensitive groups, that changed beyond their error.
+
+    Args:
+        figures: From ``figures_of``.
+
+    Returns:
+        At most three sentences.
+    """
+    found = [
+        f"the selection rate moved from {f.before:.3f} to {f.after:.3f} "
+        f"({f.change:+.3f} [{f.change_low:+.3f}, {f.change_high:+.3f}])"
+        for f in figures
+        if f.name == "selection rate" and f.sensitive_group is None and f.moved
+    ]
+    changed = [f for f in figures if f.name == "accuracy" and f.moved]
+    for verb, some in (("fell", [f for f in changed if f.change < 0]), ("rose", [f for f in changed if f.change > 0])):
+        some.sort(key=lambda figure: -abs(figure.change))
+        told = [f"{group_label(f.sensitive_group)} ({f.change:+.3f})" for f in some[:4]]
+        if told:
+            more = f" and {len(some) - 4} more" if len(some) > 4 else ""
+            found.append(f"accuracy {verb} by more than its error for {', '.join(told)}{more}")
+    return found
+
+
+def group_label(group: GroupName | None) -> str:
+    """The name of a group in a sentence."""
+    return "everybody" if group is None else group if isinstance(group, str) else ", ".join(map(str, group))
