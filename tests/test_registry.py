@@ -31,6 +31,7 @@ def test_names() -> None:
     assert set(POST_PROCESSORS) == {
         "adversarial-fine-tuning",
         "bias-gradient-descent",
+        "column-erasure",
         "counterfactual-unlearning",
         "layerwise-optimization",
         "parity-fine-tuning",

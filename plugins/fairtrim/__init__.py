@@ -31,7 +31,9 @@ from .repair.post_processor import POST_PROCESSORS, PostProcessor
 from .repair.random_perturbation import RandomPerturbation
 from .repair.repaired_network import OperatingPoint, Repair
 from .repair.threshold_selection import ThresholdSelection
+from .unlearning.column_erasure import ColumnErasure
 from .unlearning.counterfactual_unlearning import CounterfactualUnlearning
+from .unlearning.identification import AttributeBias, biased_attributes
 from .unlearning.influence import BiasInfluence, influence_on_bias, unlearn_samples
 
 __version__ = "0.1.0"
@@ -40,11 +42,13 @@ __all__ = [
     "MINERS",
     "POST_PROCESSORS",
     "AdversarialFineTuning",
+    "AttributeBias",
     "BiasGradientDescent",
     "BiasInfluence",
     "ChangedSamples",
     "ChannelGroup",
     "ChannelPlace",
+    "ColumnErasure",
     "ColumnFlip",
     "CounterfactualUnlearning",
     "DamageTable",
@@ -72,6 +76,7 @@ __all__ = [
     "ThresholdSelection",
     "UnsupportedModelError",
     "ValidationSet",
+    "biased_attributes",
     "changed_samples",
     "collect_damage",
     "counterfactual_bias",

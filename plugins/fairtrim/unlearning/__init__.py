@@ -1,6 +1,16 @@
 """Bias unlearned from a trained network."""
 
+from .column_erasure import ColumnErasure
 from .counterfactual_unlearning import CounterfactualUnlearning
+from .identification import AttributeBias, biased_attributes
 from .influence import BiasInfluence, influence_on_bias, unlearn_samples
 
-__all__ = ["BiasInfluence", "CounterfactualUnlearning", "influence_on_bias", "unlearn_samples"]
+__all__ = [
+    "AttributeBias",
+    "BiasInfluence",
+    "ColumnErasure",
+    "CounterfactualUnlearning",
+    "biased_attributes",
+    "influence_on_bias",
+    "unlearn_samples",
+]
