@@ -157,17 +157,22 @@ def classes(seed: int) -> tuple[Split, Split, Split]:
     return train, scoring, split(test_x, test_y)
 
 
-def recidivism(seed: int, *, data: str) -> tuple[Split, Split, Split]:
-    """COMPAS, ProPublica's choice of people; the sensitive group is the sex in three bands of age."""
-    if not data.endswith(".csv"):
-        raise SystemExit(f"got --data {data}; expected the path of compas-scores-two-years.csv")
-    table = pd.read_csv(data)
-    table = table[
+def compas_people(file: str) -> pd.DataFrame:
+    """ProPublica's choice of people: 6,172."""
+    if not file.endswith(".csv"):
+        raise SystemExit(f"got {file!r}; expected the path of compas-scores-two-years.csv")
+    table = pd.read_csv(file)
+    return table[
         table["days_b_screening_arrest"].between(-30, 30)
         & (table["is_recid"] != -1)
         & (table["c_charge_degree"] != "O")
         & table["score_text"].notna()
     ]
+
+
+def recidivism(seed: int, *, data: str) -> tuple[Split, Split, Split]:
+    """COMPAS, ProPublica's choice of people; the sensitive group is the sex in three bands of age."""
+    table = compas_people(data)
     seen = ["age", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count"]
     told = table[seen].assign(male=table["sex"] == "Male", felony=table["c_charge_degree"] == "F").to_numpy("float32")
     group = table.groupby(["age_cat", "sex"]).ngroup().to_numpy()

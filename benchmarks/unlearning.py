@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import (
+    ColumnErasure,
     ColumnFlip,
     CounterfactualUnlearning,
     ThresholdSelection,
@@ -92,6 +93,11 @@ def run(seed: int, n_pairs: int, removed: list[int]) -> list[dict[str, float | s
         repair = form(seed).set_params(counterfactual=flip).repair(model, pairs, progress=False)
         seconds = time.process_time() - start
         rows.append({"method": name, **figures(repair.model, *test), "CPU s": seconds})
+    start = time.process_time()
+    erasure = ColumnErasure(columns=["sex_Female", "sex_Male"], names=adult_columns())
+    erased = erasure.repair(model, people, progress=False).model
+    seconds = time.process_time() - start
+    rows.append({"method": "columns erased, no pairs", **figures(erased, *test), "CPU s": seconds})
     loader = DataLoader(TensorDataset(x[learned], y[learned]), batch_size=1024)
     whole = ValidationSet(people.inputs, people.target, people.group, people.groups, counterfactual=flip(people.inputs))
     influence = influence_on_bias(model, loader, whole, ridge=RIDGE, progress=False)
