@@ -58,7 +58,7 @@ People = tuple[Tensor, Tensor, Tensor]
 
 
 def people_of(name: str, file: str) -> People:
-    """Inputs, labels and sensitive groups of everybody.
+    """Standardised inputs, labels and sensitive groups of everybody.
 
     Args:
         name: Of the data.
@@ -75,6 +75,7 @@ def people_of(name: str, file: str) -> People:
             table[seen].assign(male=table["sex"] == "Male", felony=table["c_charge_degree"] == "F").to_numpy("float32")
         )
         group = torch.tensor((table["race"] == "Caucasian").to_numpy()).long()
+        told = (told - told.mean(0)) / told.std(0)
         return torch.tensor(told), torch.tensor(table["two_year_recid"].to_numpy()), group
     adult = load_adult()
     x, y, sensitive = (torch.cat(parts) for parts in zip(adult.train, adult.test, strict=True))
@@ -196,10 +197,9 @@ def run(seed: int, name: str, file: str, only: list[str]) -> list[dict[str, Any]
     seconds: dict[str, float] = {}
     for turn in range(4):
         one, two, three, four = (quarters[(turn + k) % 4] for k in range(4))
-        mean, spread = (f(everybody[0][torch.cat([one, two])], 0) for f in (torch.mean, torch.std))
-        inputs = (everybody[0] - mean) / spread.clamp_min(1e-6)
         train, validation, test = (
-            (inputs[rows], everybody[1][rows], everybody[2][rows]) for rows in (torch.cat([one, two]), three, four)
+            (everybody[0][rows], everybody[1][rows], everybody[2][rows])
+            for rows in (torch.cat([one, two]), three, four)
         )
         for what, decide in ways(trained(train[0], train[1], seed), validation, test, seed).items():
             if only and what not in only:
