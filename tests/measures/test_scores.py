@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fairtrim import InputError
-from fairtrim.measures.scores import label_probability, positive_margin
+from fairtrim.measures.scores import centred, label_probability, labels_of, positive_margin, sharpened
 
 
 def test_margins() -> None:
@@ -24,3 +24,14 @@ def test_probability_of_the_own_label() -> None:
     torch.testing.assert_close(label_probability(torch.cat([1 - logit, torch.ones(3, 1)], 1), target), expected)
     rows = torch.softmax(torch.arange(6.0).reshape(2, 3).square(), 1)
     torch.testing.assert_close(label_probability(rows.log(), torch.tensor([2, 0])), rows[[0, 1], [2, 0]])
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+def test_sharpened_scores_have_one_width_and_the_same_decisions(n_outputs: int) -> None:
+    scores = torch.randn(53, n_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-3, 1.0, 50.0):
+        sharp = sharpened(scale * scores)
+        torch.testing.assert_close(sharp, sharpened(scores))
+        assert torch.equal(labels_of(sharp), labels_of(scores))
+    assert float(centred(sharp).std(0, correction=0).mean()) == pytest.approx(4)
+    assert bool(torch.isfinite(sharpened(torch.zeros(5, n_outputs))).all())

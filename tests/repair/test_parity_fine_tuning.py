@@ -15,6 +15,7 @@ from torch import nn
 from fairtrim import (
     InputError,
     ParityFineTuning,
+    ValidationSet,
 )
 from fairtrim.repair.candidates import Candidates
 from tests.repair_cases import METHODS, begun_network, judgement_of, labels_by, plain_flags, some_people
@@ -152,3 +153,16 @@ def test_weights_of_another_type() -> None:
     expected = method.repair(begun_network(), people, progress=False)
     repair = method.repair(begun_network(), replace(people, weight=people.weight.float()), progress=False)
     assert repair.chosen.candidate == expected.chosen.candidate
+
+
+def test_rates_of_decisions_are_met_where_those_of_probabilities_are_not() -> None:
+    """One group's scores are spread, the other's are not: equal mean probabilities, unequal decisions."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(4000) % 2
+    x = torch.randn(4000, 3, dtype=torch.float64, generator=generator)
+    x[:, 0] = (x[:, 0] * torch.where(group == 0, 0.2, 3.0)).exp()
+    people = ValidationSet(x, (x[:, 0] + x[:, 1] > 1.5).long(), group, ("a", "b"))
+    torch.manual_seed(0)
+    repair = ParityFineTuning(epsilon=0.05).repair(nn.Linear(3, 2).double(), people, progress=False)
+    assert {entry.get("rates") for entry in repair.history} == {None, "sharp"}
+    assert repair.within_bound

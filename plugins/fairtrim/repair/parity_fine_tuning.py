@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import balancing_weights, differences
-from fairtrim.measures.scores import label_losses, probabilities
+from fairtrim.measures.scores import label_losses, probabilities, sharpened
 from fairtrim.registry import Standing
 
 from .candidates import Candidates
@@ -20,6 +20,9 @@ from .post_processor import PostProcessor
 from .working_copy import WorkingCopy
 
 __all__ = ["ParityFineTuning"]
+
+_SHARP = (1.0, 5.0, 20.0, 100.0)
+"""Strengths of the default path's second part."""
 
 _WHITENED = 1024
 """Wider features are taken as they are: whitening costs their number cubed."""
@@ -34,7 +37,9 @@ class ParityFineTuning(PostProcessor):
     may be off by chance (see ``fairtrim.measures.group_estimates``). A path over the penalty gives the candidates; each
     starts from the given weights (``layers="all"``) or from the solution before it (``layers="output"``, a nearly
     convex problem on features that are computed once, solved by L-BFGS in float64). Under
-    ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy. Everybody edits and everybody
+    ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy. Probabilities may be alike
+    between groups whose decisions aren't: the default path for ``output`` goes on with rates that are nearly decisions
+    (scores four times their standard deviation). Everybody edits and everybody
     selects, in five folds, or three for all layers (see ``selection_share``).
 
     Defined for K classes: rates one against the rest, decisions by the largest score, and no threshold.
@@ -123,11 +128,14 @@ class ParityFineTuning(PostProcessor):
         weights: Tensor,
         penalty: float,
         shares: Tensor | None,
+        *,
+        sharp: bool = False,
     ) -> Tensor:
         losses = label_losses(scores, working.people.target[rows].to(scores.device))
         loss = (losses * weights[rows].to(losses)).mean()
         if penalty:
-            gaps = differences(self.measure, working.counts(probabilities(scores), rows), shares)
+            given = probabilities(sharpened(scores) if sharp else scores)
+            gaps = differences(self.measure, working.counts(given, rows), shares)
             loss = loss + penalty * gaps.square().sum()
         return loss
 
@@ -141,23 +149,27 @@ class ParityFineTuning(PostProcessor):
         whitened, unwhitened = _whitened(torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], 1))
         own = features @ given[:, :-1].T + given[:, -1]
         move = torch.zeros_like(given).requires_grad_(True)
-        path = self._path()
+        path = [(penalty, False) for penalty in self._path()]
+        if self.penalties is None:
+            path += [(penalty, True) for penalty in _SHARP]
         with working.bar(len(path), "parity fine-tuning") as bar:
-            for penalty in path:
+            for penalty, sharp in path:
                 if candidates.exhausted():
                     break
                 optimizer = torch.optim.LBFGS([move], max_iter=100, line_search_fn="strong_wolfe")
 
-                def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
+                def closure(
+                    penalty: float = penalty, sharp: bool = sharp, optimizer: torch.optim.LBFGS = optimizer
+                ) -> Tensor:
                     optimizer.zero_grad()
-                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, shares)
+                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, shares, sharp=sharp)
                     loss = loss + scale * unwhitened(move).square().sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss
 
                 optimizer.step(closure)  # type: ignore[no-untyped-call]
                 working.head.write(given + unwhitened(move.detach()))
-                candidates.offer(penalty=penalty)
+                candidates.offer(penalty=penalty, **({"rates": "sharp"} if sharp else {}))
                 bar.update()
 
     def _fit_all_layers(
@@ -184,7 +196,8 @@ def _whitened(features: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     if n_features > min(len(features), _WHITENED):
         return features, lambda move: move
     moments = features.T @ features / len(features)
-    jitter = 1e-9 * moments.diagonal().mean().clamp_min(1e-12)
+    # far more than rounding needs: along features that hardly vary the ridge would be blown up, and steps end early
+    jitter = 1e-4 * moments.diagonal().mean().clamp_min(1e-12)
     identity = torch.eye(n_features, dtype=moments.dtype)
     factor = torch.linalg.solve_triangular(torch.linalg.cholesky(moments + jitter * identity), identity, upper=False)
     return features @ factor.T, lambda move: move @ factor
