@@ -225,7 +225,7 @@ def test_what_is_no_confidence(confidence: Any) -> None:
 
 
 def test_more_confidence_asks_for_less_bias() -> None:
-    model, people = begun_network(), some_people(600)
+    model, people = begun_network(), some_people(400)
     biases = []
     for confidence in (None, "auto", 0.99):
         repair = ParityFineTuning(epsilon=0.3, confidence=confidence).repair(model, people, progress=False)
