@@ -41,8 +41,6 @@ class Candidates:
         min_people: Groups of fewer are not compared.
         max_seconds: Time budget, or None.
         patience: Stop after so many candidates without a better φ, or None.
-        out_of_fold: Scores of the selection people by networks that were edited without them, one entry a candidate
-            after the first; None judges by the candidates' own.
 
     Attributes:
         history: An entry for each candidate.
@@ -51,6 +49,8 @@ class Candidates:
         flags: What a user should know.
         judge: Scores on the selection people -> what they can decide, by default at every threshold; or by themselves.
         performance_floor: Choose the least bias among decisions that perform at least so well, instead of by φ.
+        out_of_fold: Scores of the selection people by networks that were edited without them, one entry a candidate
+            after the first; None judges by the candidates' own.
         latest_wins: Choose the last candidate, whatever the others are.
     """
 
@@ -63,7 +63,6 @@ class Candidates:
         min_people: int = 1,
         max_seconds: float | None = None,
         patience: int | None = None,
-        out_of_fold: OutOfFoldScores | None = None,
     ) -> None:
         self.working, self.selection, self.objective, self.patience = working, selection, objective, patience
         self.states: dict[int, dict[str, Tensor]] = {}
@@ -71,7 +70,7 @@ class Candidates:
         self.chosen: OperatingPoint | None = None
         self.flags: list[str] = []
         self.judge: Judge = GroupJudge(objective, selection, min_people)
-        self.out_of_fold = out_of_fold
+        self.out_of_fold: OutOfFoldScores | None = None
         self.performance_floor: float | None = None
         self.latest_wins = False
         self._front = torch.empty(0, 4, dtype=torch.float64)  # the size is column 3; candidate, threshold, bias first

@@ -90,7 +90,7 @@ def figures_of(objective: Objective, people: ValidationSet, before: Tensor, afte
         for name in of_all
     }
     if two:
-        statistics["selection rate"] = lambda counts: _share(counts.true_positive + counts.false_positive, counts)
+        statistics["selection rate"] = lambda counts: rates("demographic_parity_difference", counts.pooled())
     found += [_figure(name, None, statistic, people, before, after) for name, statistic in statistics.items()]
     if people.n_groups > 1:
         for g, group in enumerate(people.groups):
@@ -117,27 +117,17 @@ def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:
     return apart[apart.detach().nan_to_num(nan=-1.0).argmax()]
 
 
-def _share(given: Tensor, counts: GroupCounts) -> Tensor:
-    return given.sum() / (counts.positive + counts.negative).sum()
-
-
 def _of_group(measure: str, two: bool, g: int) -> Iterator[tuple[str, Statistic]]:
     def own(counts: GroupCounts) -> GroupCounts:
         return GroupCounts(*(getattr(counts, name)[..., g : g + 1] for name in counts.__dataclass_fields__))
 
-    def accuracy(counts: GroupCounts) -> Tensor:
-        return performance("accuracy", own(counts))
-
     if two:
-        yield (
-            "selection rate",
-            lambda counts: _share(own(counts).true_positive + own(counts).false_positive, own(counts)),
-        )
-    yield "accuracy", accuracy
+        yield "selection rate", lambda counts: rates("demographic_parity_difference", own(counts))
+    yield "accuracy", lambda counts: performance("accuracy", own(counts))
     if two and ("odds" in measure or "opportunity" in measure):
-        yield "true positive rate", lambda counts: (own(counts).true_positive / own(counts).positive).sum()
+        yield "true positive rate", lambda counts: rates("equal_opportunity_difference", own(counts))
     if two and "odds" in measure:
-        yield "false positive rate", lambda counts: (own(counts).false_positive / own(counts).negative).sum()
+        yield "false positive rate", lambda counts: rates("equalized_odds_difference", own(counts))[1]
 
 
 def _figure(

@@ -143,8 +143,9 @@ class LayerwiseOptimization(PostProcessor):
             return 2.0  # worse than any bias
         decisions = judge(scores)
         best = objective.best(decisions)
-        bias, useful = float(decisions.size[best]), float(decisions.performance[best])
-        return -useful if bias < objective.bound and bool(decisions.eligible[best]) else bias
+        if bool(decisions.within[best] & decisions.eligible[best]):
+            return -float(decisions.performance[best])
+        return float(decisions.size[best])
 
 
 class _Exhausted(Exception):  # noqa: N818  a signal to leave the library's search, not an error

@@ -39,8 +39,8 @@ class ParityFineTuning(PostProcessor):
     convex problem on features that are computed once, solved by L-BFGS in float64). Under
     ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy. Probabilities may be alike
     between groups whose decisions aren't: the default path for ``output`` goes on with rates that are nearly decisions
-    (scores four times their standard deviation). Everybody edits and everybody
-    selects, in five folds, or three for all layers (see ``selection_share``).
+    (scores four times their standard deviation). Everybody edits and everybody selects, in five folds, or three for
+    all layers (see ``selection_share``).
 
     Defined for K classes: rates one against the rest, decisions by the largest score, and no threshold.
 
@@ -112,9 +112,11 @@ class ParityFineTuning(PostProcessor):
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         weights = self._sample_weights(working)
-        people = working.people
-        estimates = estimates_of(self.objective(), people, working.scores(people), self.min_people)
-        shares = None if estimates is None else estimates.shares
+        shares = None
+        if self.confidence is not None:
+            people = working.people
+            estimates = estimates_of(self.objective(), people, working.scores(people), self.min_people)
+            shares = None if estimates is None else estimates.shares
         if self.layers == "output":
             self._fit_output_layer(working, candidates, weights, shares)
         else:
