@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -21,6 +21,7 @@ __all__ = [
     "Renamed",
     "did_you_mean",
     "drawn_seed",
+    "few_of",
     "keyword_names",
     "random_generator",
     "renamed",
@@ -33,6 +34,25 @@ RandomState = int | torch.Generator
 """A seed, or a generator that goes on drawing."""
 
 Named = TypeVar("Named", bound=Callable[..., Any])
+
+
+def few_of(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """The first names, and how many others there are.
+
+    Args:
+        names: All of them.
+        separator: Between two.
+        most: How many are named.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> few_of(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def require_number(

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
+from fairtrim.arguments import few_of
+
 from .contents import Data, ReportContents
 
 __all__ = ["LARGE_ENOUGH", "with_caveats"]
@@ -19,8 +21,7 @@ _MOST_NAMED = 12
 
 
 def _named(words: Sequence[str]) -> str:
-    shown = ", ".join(words[:_MOST_NAMED])
-    return f"{shown} and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else shown
+    return few_of(words, most=_MOST_NAMED)
 
 
 def with_caveats(report: Report, *, nobody: Sequence[str] = (), disturbed: bool = False) -> Report:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fairtrim.arguments import RandomState, random_generator, require_number
+from fairtrim.arguments import RandomState, few_of, random_generator, require_number
 from fairtrim.data.batches import ForwardFunction, tensors_of
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
@@ -40,6 +40,7 @@ __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 _WIDTH = 99
 _FEWEST = 10  # samples: two held out
 _ROWS = 2  # an input, with fewer of which a refit is mostly ridge
+_NAMED = 3
 _NOT_BETTER = "no refit was better on held-out samples"
 
 
@@ -89,9 +90,11 @@ class Reconstruction:
         left = [layer.module for layer in short if layer.why]
         found = []
         if left:
-            found.append(f"not refitted for want of samples: {_some(left)}")
+            found.append(f"not refitted for want of samples: {few_of(left, most=_NAMED)}")
         if len(short) > len(left):
-            found.append(f"refitted on few rows: {_some([layer.module for layer in short if not layer.why])}")
+            found.append(
+                f"refitted on few rows: {few_of([layer.module for layer in short if not layer.why], most=_NAMED)}"
+            )
         if not found:
             return ()
         enough = max(layer.enough for layer in short)
@@ -112,14 +115,10 @@ class Reconstruction:
                 reasons.setdefault(layer.why, []).append(layer.module)
         lines = [text]
         for why, names in reasons.items():
-            lines.append(_cut(f"left as they are: {_some(names)}"))
+            lines.append(_cut(f"left as they are: {few_of(names, most=_NAMED)}"))
             lines += _wrapped(why)
         lines += [_cut(f"! {flag}") for flag in self.flags]
         return "\n".join(lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _percent(share: float) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import few_of
 from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.group_counts import GroupCounts, performance, rates
@@ -194,10 +195,9 @@ def moved(figures: tuple[Figure, ...]) -> list[str]:
     changed = [f for f in figures if f.name == "accuracy" and f.moved]
     for verb, some in (("fell", [f for f in changed if f.change < 0]), ("rose", [f for f in changed if f.change > 0])):
         some.sort(key=lambda figure: -abs(figure.change))
-        told = [f"{group_label(f.sensitive_group)} ({f.change:+.3f})" for f in some[:4]]
+        told = [f"{group_label(f.sensitive_group)} ({f.change:+.3f})" for f in some]
         if told:
-            more = f" and {len(some) - 4} more" if len(some) > 4 else ""
-            found.append(f"accuracy {verb} by more than its error for {', '.join(told)}{more}")
+            found.append(f"accuracy {verb} by more than its error for {few_of(told, most=4)}")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import few_of
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.group_counts import GroupCounts, rate_variances
 from fairtrim.measures.group_estimates import GroupEstimates
@@ -122,5 +123,4 @@ class GroupJudge:
 
 
 def _some(named: list[str], chosen: Tensor) -> str:
-    names = [named[g] for g in chosen.nonzero().flatten().tolist()]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return few_of([named[g] for g in chosen.nonzero().flatten().tolist()], most=4)

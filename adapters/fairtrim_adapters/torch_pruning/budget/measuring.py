@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import sklearn.metrics
 from scipy.stats import norm
 from torch import nn
 
-from fairtrim.arguments import require_number
+from fairtrim.arguments import few_of, require_number
 from fairtrim.comparison.predictions import Predictions, predict
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.sensitive_groups import EVERYONE
@@ -27,7 +27,7 @@ from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.fairlearn.responses import Metric, check_responses
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
 
-__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "few_of", "measured", "of_judges", "unjudged"]
+__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "measured", "of_judges", "unjudged"]
 
 _SAME = 1e-12
 
@@ -106,17 +106,6 @@ def unjudged(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     if not absent:
         return []
     return [f"nobody of {few_of(absent)} is among those who judge: what happens to them was not measured"]
-
-
-def few_of(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
-    """The first names, and how many others there are.
-
-    Example:
-        >>> few_of(["a", "b", "c"], most=2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return separator.join(names[:most]) + more
 
 
 def _predictions(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> Predictions:

@@ -14,13 +14,13 @@ from scipy.stats import norm
 from torch import nn
 from tqdm.auto import tqdm
 
-from fairtrim.arguments import drawn_seed, require_choice, require_number
+from fairtrim.arguments import drawn_seed, few_of, require_choice, require_number
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 
 from .candidates import Candidates
-from .measuring import Allowed, allowed_drops, degenerate, drops, few_of, measured, of_judges, unjudged
+from .measuring import Allowed, allowed_drops, degenerate, drops, measured, of_judges, unjudged
 from .outcome import PrunedToBudget, Stop
 from .preparation import BudgetOptions, Prepared, prepared
 from .prune_to import flags_of, history_of, worse_than_told
