@@ -1,8 +1,10 @@
 """Doctests of adapters whose host is not installed are left out."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 collect_ignore = [
     "conftest.py",
@@ -19,3 +21,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             examples = getattr(getattr(item, "dtest", None), "examples", ())
             if any("matplotlib" in example.source for example in examples):
                 item.add_marker(pytest.mark.skip(reason="needs matplotlib"))
+
+
+@pytest.fixture(autouse=True)
+def _same_networks() -> Iterator[None]:
+    """Examples draw the same fresh networks whichever tests ran before them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
