@@ -30,8 +30,8 @@ def test_probability_of_the_own_label() -> None:
 def test_sharpened_scores_have_one_width_and_the_same_decisions(n_outputs: int) -> None:
     scores = torch.randn(53, n_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for scale in (1e-3, 1.0, 50.0):
-        sharp = sharpened(scale * scores)
-        torch.testing.assert_close(sharp, sharpened(scores))
+        sharp = sharpened(scale * scores, 8.0)
+        torch.testing.assert_close(sharp, sharpened(scores, 8.0))
         assert torch.equal(labels_of(sharp), labels_of(scores))
-    assert float(centred(sharp).std(0, correction=0).mean()) == pytest.approx(4)
-    assert bool(torch.isfinite(sharpened(torch.zeros(5, n_outputs))).all())
+    assert float(centred(sharp).std(0, correction=0).mean()) == pytest.approx(8)
+    assert bool(torch.isfinite(sharpened(torch.zeros(5, n_outputs), 8.0)).all())

@@ -48,9 +48,9 @@ def centred(scores: Tensor) -> Tensor:
     return scores[:, 1:] - scores[:, :1] if scores.shape[1] == 2 else scores - scores.mean(1, keepdim=True)
 
 
-def sharpened(scores: Tensor) -> Tensor:
-    """Scores four standard deviations wide, whatever they were: their probabilities are nearly decisions."""
-    return scores * (4 / centred(scores).std(0, correction=0).mean().clamp_min(1e-12))
+def sharpened(scores: Tensor, width: float) -> Tensor:
+    """Scores so many standard deviations wide, whatever they were; of wide ones probabilities are nearly decisions."""
+    return scores * (width / centred(scores).std(0, correction=0).mean().clamp_min(1e-12))
 
 
 def probabilities(scores: Tensor) -> Tensor:

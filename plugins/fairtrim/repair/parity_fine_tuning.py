@@ -21,8 +21,8 @@ from .working_copy import WorkingCopy
 
 __all__ = ["ParityFineTuning"]
 
-_SHARP = (1.0, 5.0, 20.0, 100.0)
-"""Strengths of the default path's second part."""
+_SHARP = ((5.0, 4.0), (20.0, 4.0), (20.0, 8.0), (20.0, 16.0))
+"""The default path's second part: strengths, and how many standard deviations wide scores are made for the rates."""
 
 _WHITENED = 1024
 """Wider features are taken as they are: whitening costs their number cubed."""
@@ -38,9 +38,9 @@ class ParityFineTuning(PostProcessor):
     starts from the given weights (``layers="all"``) or from the solution before it (``layers="output"``, a nearly
     convex problem on features that are computed once, solved by L-BFGS in float64). Under
     ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy. Probabilities may be alike
-    between groups whose decisions aren't: the default path for ``output`` goes on with rates that are nearly decisions
-    (scores four times their standard deviation). Everybody edits and everybody selects, in five folds, or three for
-    all layers (see ``selection_share``).
+    between groups whose decisions aren't: the default path for ``output`` goes on with rates that are nearly decisions,
+    of scores that are made 4, 8 and 16 standard deviations wide (``width`` in the history). Everybody edits and
+    everybody selects, in five folds, or three for all layers (see ``selection_share``).
 
     Defined for K classes: rates one against the rest, decisions by the largest score, and no threshold.
 
@@ -131,12 +131,12 @@ class ParityFineTuning(PostProcessor):
         penalty: float,
         shares: Tensor | None,
         *,
-        sharp: bool = False,
+        width: float | None = None,
     ) -> Tensor:
         losses = label_losses(scores, working.people.target[rows].to(scores.device))
         loss = (losses * weights[rows].to(losses)).mean()
         if penalty:
-            given = probabilities(sharpened(scores) if sharp else scores)
+            given = probabilities(scores if width is None else sharpened(scores, width))
             gaps = differences(self.measure, working.counts(given, rows), shares)
             loss = loss + penalty * gaps.square().sum()
         return loss
@@ -151,27 +151,27 @@ class ParityFineTuning(PostProcessor):
         whitened, unwhitened = _whitened(torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], 1))
         own = features @ given[:, :-1].T + given[:, -1]
         move = torch.zeros_like(given).requires_grad_(True)
-        path = [(penalty, False) for penalty in self._path()]
+        path: list[tuple[float, float | None]] = [(penalty, None) for penalty in self._path()]
         if self.penalties is None:
-            path += [(penalty, True) for penalty in _SHARP]
+            path += _SHARP
         with working.bar(len(path), "parity fine-tuning") as bar:
-            for penalty, sharp in path:
+            for penalty, width in path:
                 if candidates.exhausted():
                     break
                 optimizer = torch.optim.LBFGS([move], max_iter=100, line_search_fn="strong_wolfe")
 
                 def closure(
-                    penalty: float = penalty, sharp: bool = sharp, optimizer: torch.optim.LBFGS = optimizer
+                    penalty: float = penalty, width: float | None = width, optimizer: torch.optim.LBFGS = optimizer
                 ) -> Tensor:
                     optimizer.zero_grad()
-                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, shares, sharp=sharp)
+                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, shares, width=width)
                     loss = loss + scale * unwhitened(move).square().sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss
 
                 optimizer.step(closure)  # type: ignore[no-untyped-call]
                 working.head.write(given + unwhitened(move.detach()))
-                candidates.offer(penalty=penalty, **({"rates": "sharp"} if sharp else {}))
+                candidates.offer(penalty=penalty, **({} if width is None else {"width": width}))
                 bar.update()
 
     def _fit_all_layers(
