@@ -26,6 +26,7 @@ __all__ = [
     "random_generator",
     "renamed",
     "require_choice",
+    "require_flag",
     "require_known",
     "require_number",
 ]
@@ -189,6 +190,25 @@ def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
     choices = list(choices)
     if value not in choices:
         raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def require_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False, such as a word, which would count as True.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+
+    Raises:
+        InputError: It is refused.
+
+    Example:
+        >>> require_flag("online", "no")
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: online='no'; expected True or False
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}; expected True or False")
 
 
 def random_generator(random_state: RandomState) -> torch.Generator:

@@ -65,10 +65,15 @@ class Resumption:
     def __init__(
         self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any], name: str = "progress"
     ) -> None:
+        if folder is not None and not isinstance(folder, str | os.PathLike):
+            raise InputError(f"folder is a {type(folder).__name__}; expected a path")
         self._path = None if folder is None else Path(folder) / f"{name}.safetensors"
         self._settings = json.loads(json.dumps(dict(settings)))
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"folder={str(folder)!r} can't be made ({error}); expected a folder") from error
 
     def load(self) -> Progress | None:
         """What was finished, or None; a file that is damaged, changed, or of a run with other settings is refused."""

@@ -10,6 +10,7 @@ from typing import TypedDict, Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
@@ -24,7 +25,7 @@ from .losses import contrastive_loss
 from .output_layer import FeatureTap
 from .scored_network import OutputTransform, ScoredNetwork
 
-__all__ = ["FineTuning", "complete_settings", "fine_tune", "reinitialized"]
+__all__ = ["FineTuning", "check_trainable", "complete_settings", "fine_tune", "reinitialized"]
 
 
 def reinitialized(model: nn.Module, random_state: RandomState) -> nn.Module:
@@ -150,19 +151,15 @@ def fine_tune(
     require_known("fine_tune", fine_tuning, keyword_names(fine_tune, FineTuning))
     settings: FineTuning = {**_DEFAULTS, **fine_tuning}
     _check(settings, conflicting, samples)
+    check_trainable(model, samples)
     epochs, contrastive_weight = settings["epochs"], settings["contrastive_weight"]
     network, generator = ScoredNetwork(model, forward_fn, output_transform), random_generator(random_state)
     device = network.device
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
     optimizer = torch.optim.Adam(parameters, lr=settings["learning_rate"])
     total = max(1, epochs * len(samples))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
-    norms = batchnorm_layers(model, with_statistics=False)
-    frozen = [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
-    if len(norms) > len(frozen) and samples.batch_size < 2:
-        raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
+    norms, frozen = _norms(model)
     tap = FeatureTap(model, settings["feature_layer"]) if contrastive_weight else None
 
     def loss_of(indices: Tensor, batch: Batch) -> Tensor:
@@ -200,6 +197,31 @@ def fine_tune(
     return model
 
 
+def _norms(model: nn.Module) -> tuple[list[_BatchNorm], list[_BatchNorm]]:
+    """The BatchNorm layers, and those of them whose parameters are frozen."""
+    norms = batchnorm_layers(model, with_statistics=False)
+    return norms, [norm for norm in norms if norm.affine and not any(p.requires_grad for p in norm.parameters())]
+
+
+def check_trainable(model: nn.Module, samples: IndexedSamples) -> None:
+    """Refuse a network and data that ``fine_tune`` can't train with, whatever its settings.
+
+    Args:
+        model: The network.
+        samples: The dataset.
+
+    Raises:
+        InputError: The loader draws by weight, every parameter is frozen, or BatchNorm would see batches of one.
+    """
+    if isinstance(samples.loader.sampler, WeightedRandomSampler):
+        raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("every parameter is frozen; expected some with requires_grad=True to train")
+    norms, frozen = _norms(model)
+    if len(norms) > len(frozen) and samples.batch_size < 2:
+        raise InputError("the network has BatchNorm and the loader batches of one, which has no statistics")
+
+
 def _check(settings: FineTuning, conflicting: Tensor | None, samples: IndexedSamples) -> None:
     """Refuse settings that can't be, or would have no effect."""
     epochs, learning_rate = settings["epochs"], settings["learning_rate"]
@@ -214,7 +236,5 @@ def _check(settings: FineTuning, conflicting: Tensor | None, samples: IndexedSam
             f"{idle} would have no effect without contrastive_weight=, the weight of the term that reads it; to show "
             "the mined samples more often pass sample_weights="
         )
-    if isinstance(samples.loader.sampler, WeightedRandomSampler):
-        raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")
     if conflicting is not None:
         samples.check_flags(conflicting)

@@ -22,7 +22,7 @@ from .batchnorm import batchnorm_layers
 from .output_layer import LinearHead, find_head, fold_threshold
 from .scored_network import OutputTransform, ScoredNetwork
 
-__all__ = ["recalibrate_batchnorm", "recalibrate_output"]
+__all__ = ["output_layer_to_fit", "recalibrate_batchnorm", "recalibrate_output"]
 
 _HELD_OUT = 5  # one sample in so many
 _RIDGES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -163,18 +163,13 @@ def recalibrate_output(
         batches = iterate_batches(
             loader, model_device(model), max_batches=max_batches, progress=progress, description="output layer"
         )
-        head, features, target = _features(network, batches)
-    theta, n_scores = head.theta(), head.module.out_features
+        head, features, target = _features(network, batches, layer)
+    theta = head.theta()
     weight = torch.ones(len(target), dtype=torch.float64)
     if balanced:
         weight = 1 / torch.bincount(target).clamp_min(1).double()[target]
     weight = weight / weight.sum()
     if layer == "threshold":
-        if n_scores > 2:
-            raise InputError(
-                f"the network has {n_scores} scores, and a threshold divides two classes; expected one or two, or "
-                "layer='output'"
-            )
         threshold = _best_threshold(features @ theta.T, target, weight)
     else:
         held = torch.zeros(len(target), dtype=torch.bool)
@@ -191,7 +186,33 @@ def recalibrate_output(
     return model
 
 
-def _features(network: ScoredNetwork, batches: Iterable[Batch]) -> tuple[LinearHead, Tensor, Tensor]:
+def output_layer_to_fit(network: ScoredNetwork, batch: Batch, layer: Literal["output", "threshold"]) -> LinearHead:
+    """The layer that ``recalibrate_output`` would fit, or its refusal, from one batch.
+
+    Args:
+        network: The network; left as it was.
+        batch: The batch.
+        layer: What to fit.
+
+    Returns:
+        The layer.
+
+    Raises:
+        InputError: There are more than two classes for a threshold.
+        UnsupportedModelError: The network ends in something else.
+    """
+    head = find_head(network, batch)
+    if layer == "threshold" and head.module.out_features > 2:
+        raise InputError(
+            f"the network has {head.module.out_features} scores, and a threshold divides two classes; expected one or "
+            "two, or layer='output'"
+        )
+    return head
+
+
+def _features(
+    network: ScoredNetwork, batches: Iterable[Batch], layer: Literal["output", "threshold"]
+) -> tuple[LinearHead, Tensor, Tensor]:
     """The output layer, its inputs with a column of ones, (N, D + 1) float64, and the labels, (N,)."""
     head: LinearHead | None = None
     parts: list[Tensor] = []
@@ -199,7 +220,7 @@ def _features(network: ScoredNetwork, batches: Iterable[Batch]) -> tuple[LinearH
     for batch in batches:
         batch.check_length()
         target = whole_labels(batch.target, batch.index)
-        head = head or find_head(network, batch)
+        head = head or output_layer_to_fit(network, batch, layer)
         features, scores = head.features(network, batch)
         require_labels(target, scores.shape[1])
         if not bool(torch.isfinite(features).all()):

@@ -37,6 +37,9 @@ class ScoredNetwork:
             ``model(**inputs)`` for a dict.
         output_transform: Takes the scores out of what it returns; tensors and ``logits`` need none.
 
+    Raises:
+        InputError: A function is none.
+
     Example:
         >>> network = ScoredNetwork(nn.Identity(), output_transform=lambda output: output[:, :2])
         >>> network.scores(Batch(torch.eye(3), torch.zeros(3), None, 0)).shape
@@ -46,6 +49,11 @@ class ScoredNetwork:
     model: nn.Module
     forward_fn: ForwardFunction | None = None
     output_transform: OutputTransform | None = None
+
+    def __post_init__(self) -> None:
+        for name, takes in (("forward_fn", "(model, inputs)"), ("output_transform", "(output)")):
+            if (given := getattr(self, name)) is not None and not callable(given):
+                raise InputError(f"{name} is a {type(given).__name__}; expected a function of {takes}")
 
     @property
     def device(self) -> torch.device:

@@ -96,7 +96,10 @@ def _ignored(
 def _too_small(pruner: tp.pruner.BasePruner, level: float) -> dict[str, int]:
     """Channels of the layers of which a level leaves none; channels that nothing consumes are refused."""
     small = {}
-    for group in groups_of_next_step(pruner):
+    groups = list(groups_of_next_step(pruner))
+    if not groups:
+        raise InputError("no layer is left that could be pruned; expected fewer names in ignored_layers")
+    for group in groups:
         name = group_name(group)
         if not is_consumed(group, pruner.DG):
             raise UnsupportedModelError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch_pruning as tp
@@ -60,11 +60,16 @@ def check_ignored_layers(ignored_layers: Sequence[str]) -> None:
     """Refuse one name where names are expected: a string is a sequence, too."""
     if isinstance(ignored_layers, str):
         raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    if not isinstance(ignored_layers, Collection):
+        raise InputError(f"ignored_layers is a {type(ignored_layers).__name__}; expected a list of names of layers")
 
 
 def options_for(pruner_options: PrunerOptions, model: nn.Module) -> dict[str, Any]:
     """The options for one network."""
-    return dict(pruner_options(model) if callable(pruner_options) else pruner_options or {})
+    options = pruner_options(model) if callable(pruner_options) else pruner_options or {}
+    if not isinstance(options, Mapping):
+        raise InputError(f"pruner_options= gave a {type(options).__name__}; expected a dict of BasePruner's arguments")
+    return dict(options)
 
 
 def check_ratios(pruner: tp.pruner.BasePruner) -> None:
