@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from fairtrim import (
     AdversarialFineTuning,
     CounterfactualUnlearning,
+    FairtrimError,
     InputError,
     ParityFineTuning,
     RandomPerturbation,
@@ -49,8 +50,8 @@ PEOPLE: list[Any] = [(X, Y, ["a", "b"] * (N // 2))]
 LOADER: DataLoader[Any] = DataLoader(TensorDataset(X, Y), batch_size=10)
 
 
-def _network() -> Any:
-    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+def _network(n_classes: int = 2) -> Any:
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, n_classes))
 
 
 class NeverMiner(Miner):
@@ -224,6 +225,62 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
         "head_pruning_ratio=-0.5; expected at least 0",
     ),
     "no network": ({"model": "resnet"}, "model is a str; expected a trained torch.nn.Module"),
+    "features that nothing reads": (
+        {"feature_layer": "0", "contrastive_weight": 0.0},
+        "feature_layer='0' would have no effect without contrastive_weight=",
+    ),
+    "progress in words": ({"progress": "no"}, "progress='no'; expected True or False"),
+    "a number for a folder": ({"folder": 3}, "folder is a int; expected a path"),
+    "a file for a folder": ({"folder": __file__}, "can't be made"),
+    "a number for a call": ({"forward_fn": 3}, r"forward_fn is a int; expected a function of \(model, inputs\)"),
+    "a word for a transform": ({"output_transform": "logits"}, "output_transform is a str; expected a function"),
+    "threshold of three": (
+        {"model": _network(3), "recalibrate_output": "threshold"},
+        "3 scores, and a threshold divides two classes",
+    ),
+    "no output layer": (
+        {
+            "model": nn.Sequential(*_network(), nn.LogSoftmax(1)),
+            "ignored_layers": ["2"],
+            "contrastive_weight": 0.0,
+            "recalibrate_output": "output",
+        },
+        "the network has no linear head",
+    ),
+    "samples drawn by weight": (
+        {"loader": DataLoader(LOADER.dataset, batch_size=10, sampler=WeightedRandomSampler([1.0] * N, N))},
+        "the loader draws by weight",
+    ),
+    "nothing to train": ({"model": _network().requires_grad_(False)}, "every parameter is frozen"),
+    "statistics of one": (
+        {
+            "model": nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)),
+            "loader": DataLoader(LOADER.dataset, batch_size=1),
+        },
+        "the network has BatchNorm and the loader batches of one",
+    ),
+    "nothing to prune": ({"ignored_layers": ["0"]}, "no layer is left that could be pruned"),
+    "options that are none": ({"pruner_options": lambda model: 3}, "pruner_options= gave a int; expected a dict"),
+    "a number of layers": ({"ignored_layers": 1}, "ignored_layers is a int; expected a list"),
+    "probabilities": (
+        {"model": nn.Sequential(*_network(), nn.Softmax(1)), "ignored_layers": ["2"], "contrastive_weight": 0.0},
+        "the network returns probabilities",
+    ),
+    "a single score": ({"model": _network(1)}, r"scores of shape \(10, 1\)"),
+    "labels of a third class": ({"loader": DataLoader(TensorDataset(X, Y + 1), batch_size=10)}, "labels reach from 1"),
+    # flags that are known
+    "too few flags": ({"miner": FLAGS[:-1]}, "39 samples are known and the loader's dataset has 40"),
+    "numbers for flags": ({"miner": FLAGS.long()}, r"the known flags are int64 of shape \(40,\); expected one boolean"),
+    "words for flags": ({"miner": ["yes"] * N}, r"the known flags are <U3 of shape \(40,\); expected one boolean"),
+    "flags in a column": ({"miner": FLAGS[:, None].numpy()}, r"bool of shape \(40, 1\); expected one boolean"),
+    "nobody": ({"miner": FLAGS & False}, "the known flags say that no sample is bias-conflicting"),
+    "everybody": ({"miner": [True] * N}, "the known flags say that all 40 samples are bias-conflicting"),
+    "a cut of flags": ({"miner": FLAGS, "cut": {"threshold": 0.5}}, "cut= would have no effect: miner= says which"),
+    "mined of other data": (
+        {"miner": MinedSamples(torch.rand(N), 1 - Y)},
+        "the labels of the known samples are not those of the loader's dataset",
+    ),
+    "mined of fewer": ({"miner": MinedSamples(torch.rand(3), Y[:3])}, "3 samples are known"),
 }
 OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
     "steps": (denp, {"iterative_steps": 0}, "iterative_steps=0; expected at least 1"),
@@ -241,6 +298,19 @@ OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
         "online=True goes on averaging 1 − p, and AccumulatedConfidence gives other scores",
     ),
     "online losses": (denp, {"online": True, "miner": LossMiner()}, "and LossMiner gives other scores here"),
+    "online in words": (denp, {"online": "yes"}, "online='yes'; expected True or False"),
+    "online, known": (denp, {"online": True, "miner": FLAGS}, "online=True would cut another set than the known flags"),
+    "an importance without flags": (
+        denp,
+        {"importance": WorstGroupImportance},
+        r"importance=WorstGroupImportance makes no importance of flags \(N,\)",
+    ),
+    "a function that makes none": (denp, {"importance": len}, "importance=len makes a int of flags"),
+    "a function that makes a wrong one": (
+        denp,
+        {"importance": lambda flags: ContrastiveImportance(flags, upweight=-1.0)},
+        "upweight=-1.0; expected above 0",
+    ),
     "gates' learning rate": (
         dcwp,
         {"gate_learning_rate": 0.0},
@@ -261,9 +331,9 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("kind", CASES)
 def test_recipes_refuse_before_they_mine(kind: str) -> None:
     recipe, options, message = CASES[kind]
-    model = _network()
-    before = Snapshot(model)
-    with pytest.raises(InputError, match=message):
+    model = options.get("model", _network())
+    before = Snapshot(model if isinstance(model, nn.Module) else nn.Identity())
+    with pytest.raises(FairtrimError, match=message):
         recipe(**nested({"model": model, "loader": LOADER, "miner": NeverMiner(), "progress": False, **options}))
     before.assert_unchanged()
 

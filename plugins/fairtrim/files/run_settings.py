@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .resumption import fingerprint
+from .resumption import digest, fingerprint
 
 __all__ = ["described", "plain_settings"]
 
@@ -43,7 +43,7 @@ def described(function: Any) -> Any:
 def plain_settings(value: Any) -> Any:
     """A setting as JSON can hold it, the same in every process.
 
-    Of what is no plain value, container or dataclass, the name is kept.
+    Of a tensor a digest is kept; of what else is no plain value, container or dataclass, the name.
 
     Example:
         >>> plain_settings({"share": 0.5, "layers": ("a", nn.Linear)})
@@ -55,6 +55,8 @@ def plain_settings(value: Any) -> Any:
         return {str(plain_settings(key)): plain_settings(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
         return [plain_settings(entry) for entry in value]
+    if isinstance(value, Tensor):
+        return digest({"": value})
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__qualname__, {f.name: plain_settings(getattr(value, f.name)) for f in fields(value)}]
     return getattr(value, "__qualname__", type(value).__qualname__)

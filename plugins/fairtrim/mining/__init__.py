@@ -1,5 +1,6 @@
 """Bias-conflicting samples and gates, found without labels of people."""
 
+from .known_samples import KnownSamples
 from .mined_samples import MinedSamples
 from .miner import MINERS, Miner, Trace, label_probabilities
 from .trained_miners import (
@@ -15,6 +16,7 @@ __all__ = [
     "MINERS",
     "EpochEnsemble",
     "GeneralizedCrossEntropyMiner",
+    "KnownSamples",
     "LossMiner",
     "MinedSamples",
     "Miner",

@@ -269,7 +269,7 @@ def test_importance_of_the_user() -> None:
         return ContrastiveImportance(flags, form="first-order")
 
     model: Any = run_recipe("denp", mlp(), importance=importance).model
-    assert len(asked) == 2 and all(torch.equal(flags, FLAGS) for flags in asked)
+    assert len(asked) == 3 and all(torch.equal(flags, FLAGS) for flags in asked[1:])  # the first is made up
     assert (model[0].out_features, model[2].out_features) == (8, 6)
 
 
@@ -594,7 +594,7 @@ def test_heads_are_counted_on_after_an_interruption(tmp_path: Path, monkeypatch:
     case = CASES["separate heads"]
     loader, model = _case_data(case), case.model()
     heads = {"num_heads": {"query": 2, "key": 2, "value": 2}, "prune_num_heads": True, "head_pruning_ratio": 0.5}
-    options = {"pruner_options": {**heads, "prune_head_dims": False}, "pruning_ratio": 0.4, "feature_layer": "head"}
+    options = {"pruner_options": {**heads, "prune_head_dims": False}, "pruning_ratio": 0.4}
     whole = run_recipe("denp", model, loader, **options)
     with monkeypatch.context() as patch:
         _cut_short(patch, 2)
@@ -673,6 +673,24 @@ def test_a_miner_by_its_name(recipe: str) -> None:
     assert_same_result(by_name, made)
     with pytest.raises(InputError, match=r"miner 'epoch-ensembel' is unknown \(did you mean 'epoch-ensemble'\?\)"):
         run_recipe(recipe, mlp(), miner="epoch-ensembel")
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_known_flags_take_the_place_of_a_miner(recipe: str, tmp_path: Path) -> None:
+    """The same network as where a miner finds these samples, in whatever form they are given; other flags: refused."""
+    mined = run_recipe(recipe, mlp())
+    scored = FixedMiner().mine(mlp(), data_of_recipes())
+    known: list[Any] = [FLAGS.numpy(), scored]
+    for flags in known:
+        result = run_recipe(recipe, mlp(), miner=flags)
+        assert torch.equal(result.conflicting, FLAGS)
+        for name, tensor in mined.model.state_dict().items():
+            assert torch.equal(tensor, result.model.state_dict()[name]), name
+    again = run_recipe(recipe, mlp(), miner=scored, cut={"share_per_class": 0.3})
+    assert torch.equal(again.conflicting, scored.conflicting(share_per_class=0.3))
+    run_recipe(recipe, mlp(), miner=FLAGS, folder=tmp_path)
+    with pytest.raises(InputError, match="is of a run with another miner"):
+        run_recipe(recipe, mlp(), miner=FLAGS.roll(1), folder=tmp_path)
 
 
 def test_a_miner_that_a_name_can_t_make(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim import InputError
-from fairtrim.arguments import renamed, require_known, require_number
+from fairtrim.arguments import renamed, require_flag, require_known, require_number
+from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import accumulated_confidence as core
+from fairtrim.mining.known_samples import KnownSamples
 from fairtrim.mining.trained_miners import GeneralizedCrossEntropyMiner, LossMiner
 from fairtrim.network.fine_tuning import FineTuning
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
@@ -67,7 +69,8 @@ def denp(
         final_epochs: Of fine-tuning at the end.
         online: Whether confidence goes on accumulating; the miner's scores must be means of 1 − p, as those of
             accumulated confidence are.
-        importance: Makes an importance from the mined flags; default ``AccumulatedConfidenceImportance``.
+        importance: Makes an importance from the mined flags; default ``AccumulatedConfidenceImportance``. It is tried
+            on made-up flags before anything is mined.
         options: See ``RecipeOptions``; the default miner is ``AccumulatedConfidence()``.
 
     Returns:
@@ -93,6 +96,7 @@ def denp(
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=": expected a share in (0, 1)")
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
     require_number("final_epochs", final_epochs, at_least=0, whole=True)
+    require_flag("online", online)
     settings = run_settings(denp, model, fine_tuning, {}, options, AccumulatedConfidence)
     miner = settings.miner
     if importance is not None and (not callable(importance) or isinstance(importance, ChannelImportance)):
@@ -100,6 +104,9 @@ def denp(
             f"importance is a {type(importance).__name__}; expected a function of the mined flags that makes one, e.g. "
             "AccumulatedConfidenceImportance"
         )
+    make = _tried(importance, loader) if importance is not None else AccumulatedConfidenceImportance
+    if online and isinstance(miner, KnownSamples) and miner.flags is not None:
+        raise InputError("online=True would cut another set than the known flags; expected online=False beside them")
     unbounded = isinstance(miner, core.AccumulatedConfidence) and miner.accumulate != "confidence"
     if online and (unbounded or isinstance(miner, LossMiner)):
         raise InputError(
@@ -112,7 +119,6 @@ def denp(
     epochs = settings.training["epochs"]
     own = {"epochs": [epochs, final_epochs], "online": online, "importance": importance}
     run, finished = begin(settings, loader, levels, own)
-    make = importance if importance is not None else AccumulatedConfidenceImportance
     for step in range(finished, iterative_steps):
         run.prune_by(make(run.conflicting), loader)
         if online:
@@ -203,6 +209,21 @@ def dcwp(
         run.recalibrate_output(loader)
         run.finish(2, "fine-tuned", run.rows[-1]["level"])
     return run.result()
+
+
+def _tried(
+    importance: Callable[[Tensor], ChannelImportance], loader: DataLoader[Any]
+) -> Callable[[Tensor], ChannelImportance]:
+    """The function, if it makes an importance of made-up flags: refused here, before the mining."""
+    flags = torch.arange(IndexedSamples(loader).n_samples) % 2 == 0
+    name = getattr(importance, "__name__", type(importance).__name__)
+    try:
+        made = importance(flags)
+    except TypeError as error:
+        raise InputError(f"importance={name} makes no importance of flags (N,): {error}") from error
+    if not isinstance(made, ChannelImportance):
+        raise InputError(f"importance={name} makes a {type(made).__name__} of flags (N,); expected an importance")
+    return importance
 
 
 def _importance_of_gates(flags: Tensor, gate_training: GateTraining | None, **more: Any) -> ContrastiveImportance:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypedDict
 
+import numpy as np
 from torch import Tensor, nn
 
 from fairtrim import InputError
-from fairtrim.arguments import RandomState, drawn_seed, keyword_names, require_known
+from fairtrim.arguments import RandomState, drawn_seed, keyword_names, require_flag, require_known
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.files.run_settings import described, plain_settings
-from fairtrim.mining.mined_samples import check_cut
+from fairtrim.mining.known_samples import KnownFlags, KnownSamples
+from fairtrim.mining.mined_samples import MinedSamples, check_cut
 from fairtrim.mining.miner import MINERS, Miner
 from fairtrim.network.fine_tuning import FineTuning, complete_settings
 from fairtrim.network.output_layer import FeatureTap
@@ -35,7 +37,9 @@ class RecipeOptions(TypedDict, total=False):
 
     Attributes:
         miner: Finds the bias-conflicting samples in place of the recipe's own; or a name in ``fairtrim.MINERS``, of one
-            that is made as the recipe's own is: with the seed of the run and the same way to call the network.
+            that is made as the recipe's own is: with the seed of the run and the same way to call the network. Whoever
+            knows them, from annotations, gives their flags, (N,) bool by index in the dataset, or what was mined
+            before: nothing is mined then. True flags are also the upper reference to compare a miner with.
         cut: How to cut the mined set: arguments of ``MinedSamples.conflicting``; default the miner's own decision.
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``.
@@ -61,7 +65,7 @@ class RecipeOptions(TypedDict, total=False):
 'progress']
     """
 
-    miner: Miner | str | None
+    miner: Miner | KnownFlags | MinedSamples | str | None
     cut: Mapping[str, float] | None
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
@@ -137,10 +141,16 @@ def run_settings(
     check_ignored_layers(ignored_layers)
     if (feature_layer := training["feature_layer"]) is not None:
         FeatureTap(model, feature_layer)
+        if not training["contrastive_weight"]:
+            raise InputError(
+                f"feature_layer={feature_layer!r} would have no effect without contrastive_weight= beside it in "
+                "fine_tuning, the weight of the term that reads it"
+            )
     check_pruner_options(pruner_options)
     reconstruct, recalibrate_output = options.get("reconstruct", False), options.get("recalibrate_output")
-    if not isinstance(reconstruct, bool):
-        raise InputError(f"reconstruct={reconstruct!r}; expected True or False")
+    require_flag("reconstruct", reconstruct)
+    progress = options.get("progress", True)
+    require_flag("progress", progress)
     check_recalibration(recalibrate_output)
     network = ScoredNetwork(model, options.get("forward_fn"), options.get("output_transform"))
     miner = _miner(
@@ -152,6 +162,8 @@ def run_settings(
         forward_fn=network.forward_fn,
         output_transform=network.output_transform,
     )
+    if cut and isinstance(miner, KnownSamples) and miner.flags is not None:
+        raise InputError("cut= would have no effect: miner= says which samples are bias-conflicting; leave it out")
     return RunSettings(
         recipe=recipe.__name__,
         network=network,
@@ -164,17 +176,22 @@ def run_settings(
         recalibrate_output=recalibrate_output,
         seed=seed,
         folder=folder,
-        progress=options.get("progress", True),
+        progress=progress,
     )
 
 
-def _miner(given: Miner | str | None, default: type[Miner], **settings: Any) -> Miner:
+def _miner(given: Miner | KnownFlags | MinedSamples | str | None, default: type[Miner], **settings: Any) -> Miner:
     """The caller's miner, or one of the class that is named, with those of the settings that it takes."""
     if isinstance(given, Miner):
         return given
+    if isinstance(given, Tensor | np.ndarray | list | tuple | MinedSamples):
+        return KnownSamples(given, settings["forward_fn"], settings["output_transform"])
     if given is not None and not isinstance(given, str):
         got = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
-        raise InputError(f"miner is {got}; expected a Miner, such as LossMiner(epochs=1), or a name in fairtrim.MINERS")
+        raise InputError(
+            f"miner is {got}; expected a Miner, such as LossMiner(epochs=1), a name in fairtrim.MINERS, or flags of "
+            "the bias-conflicting samples"
+        )
     cls = default if given is None else MINERS[given]
     taken = inspect.signature(cls).parameters
     try:

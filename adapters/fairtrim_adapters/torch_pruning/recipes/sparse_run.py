@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim import InputError, recalibrate_output
+from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.data.labels import require_labels
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.files.run_settings import plain_settings
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, seen_labels
 from fairtrim.network.batchnorm import batchnorm_layers
-from fairtrim.network.fine_tuning import FineTuning, fine_tune
+from fairtrim.network.fine_tuning import FineTuning, check_trainable, fine_tune
+from fairtrim.network.losses import require_class_scores
 from fairtrim.network.output_layer import FeatureTap
-from fairtrim.network.recalibration import recalibrate_batchnorm
+from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
+from fairtrim.network.recalibration import output_layer_to_fit, recalibrate_batchnorm
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -302,18 +306,18 @@ def begin(
     everything = {**start, "levels": list(levels), **settings.plain(), **plain_settings(dict(own))}
     resumption = Resumption(settings.folder, everything)
     finished = resumption.load()
-    shrinking = dense.of(copy.deepcopy(dense.model))
+    shrinking, batch = dense.of(copy.deepcopy(dense.model)), samples.first(dense.device)
     pruner = pruner_of_levels(
         shrinking,
-        samples.first(shrinking.device),
+        batch,
         levels,
         None,
         ignored_layers=settings.ignored_layers,
         pruner_options=settings.pruner_options,
         whole_layers=whole_layers,
     )
-    if settings.training["contrastive_weight"]:
-        _check_features(dense, samples, settings.training["feature_layer"])
+    check_trainable(dense.model, samples)
+    _check_outputs(dense, batch, settings)
     if finished is not None:
         mined, conflicting = _mined_before(finished), finished.tensors["conflicting"]
     else:
@@ -366,8 +370,17 @@ def _mine(
     return mined
 
 
-def _check_features(network: ScoredNetwork, samples: IndexedSamples, feature_layer: str | None) -> None:
-    """Find the features of one batch, or say how to name them, before anything is mined."""
-    batch, tap = samples.first(network.device), FeatureTap(network.model, feature_layer)
+def _check_outputs(network: ScoredNetwork, batch: Batch, settings: RunSettings) -> None:
+    """Find scores, features and output layer of one batch, or say what is wrong, before anything is mined."""
+    seen, tap = ProbabilityScores(), FeatureTap(network.model, settings.training["feature_layer"])
     with preserved_random_state(), preserved_model(network.model), torch.no_grad(), tap.attached():
-        tap.features(network.scores(batch))
+        scores = network.scores(batch)
+        require_class_scores(scores)
+        require_labels(batch.target, scores.shape[1])
+        seen.add(scores)
+        if seen.shares:
+            refuse_shares("the network")
+        if settings.training["contrastive_weight"]:
+            tap.features(scores)
+        if settings.recalibrate_output is not None:
+            output_layer_to_fit(network, batch, settings.recalibrate_output)
