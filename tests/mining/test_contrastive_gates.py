@@ -21,13 +21,8 @@ from fairtrim.damage.gates import explicit_gates
 from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import MinedSamples
-from fairtrim.mining.contrastive_gates import (
-    ContrastiveObjective,
-    channel_costs,
-    gate_slopes,
-    learn_gates,
-    straight_through,
-)
+from fairtrim.mining.contrastive_gates import channel_costs, gate_slopes, learn_gates, straight_through
+from fairtrim.mining.contrastive_objective import ContrastiveObjective
 from fairtrim.network.fine_tuning import fine_tune
 from fairtrim.network.losses import contrastive_loss, negative_margin
 from fairtrim.oracle import oracle_damage

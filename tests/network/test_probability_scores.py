@@ -22,7 +22,8 @@ from fairtrim.comparison.predictions import predict
 from fairtrim.damage.channel_groups import ChannelGroup, ChannelPlace
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import LossMiner
-from fairtrim.mining.contrastive_gates import ContrastiveObjective, gate_slopes, learn_gates
+from fairtrim.mining.contrastive_gates import gate_slopes, learn_gates
+from fairtrim.mining.contrastive_objective import ContrastiveObjective
 from fairtrim.network.losses import generalized_cross_entropy
 from fairtrim.network.probability_scores import ProbabilityScores
 from fairtrim_adapters.command_line import main

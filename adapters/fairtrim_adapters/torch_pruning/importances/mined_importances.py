@@ -14,7 +14,8 @@ from fairtrim.criteria import Criterion, GroupSaliency
 from fairtrim.damage.channel_costs import Cost
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
-from fairtrim.mining.contrastive_gates import ContrastiveObjective, channel_costs, gate_slopes, learn_gates
+from fairtrim.mining.contrastive_gates import channel_costs, gate_slopes, learn_gates
+from fairtrim.mining.contrastive_objective import ContrastiveObjective
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.network.losses import negative_margin
 from fairtrim.selection import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
