@@ -71,7 +71,7 @@ def mlp(seed: int = 0) -> nn.Sequential:
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the fine-tuning and of the gates, which have names of their own here, as recipes take them."""
-    of_gates = {"upweight", "iterations", "gate_learning_rate", "cost", "cost_weight"}
+    of_gates = {"upweight", "iterations", "gate_learning_rate", "cost", "cost_weight", "batchnorm"}
     places = {"fine_tuning": FineTuning.__annotations__.keys(), "gate_training": of_gates}
     found = {
         place: {k.removeprefix("gate_"): v for k, v in options.items() if k in names} for place, names in places.items()

@@ -269,6 +269,11 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "a single score": ({"model": _network(1)}, r"scores of shape \(10, 1\)"),
     "labels of a third class": ({"loader": DataLoader(TensorDataset(X, Y + 1), batch_size=10)}, "labels reach from 1"),
     # flags that are known
+    "weight of the mined, in words": (
+        {"mined_weight": "much"},
+        "mined_weight='much'; expected a finite number, above 0, or 'published'",
+    ),
+    "no weight of the mined": ({"mined_weight": 0.0}, "mined_weight=0.0; expected above 0"),
     "too few flags": ({"miner": FLAGS[:-1]}, "39 samples are known and the loader's dataset has 40"),
     "numbers for flags": ({"miner": FLAGS.long()}, r"the known flags are int64 of shape \(40,\); expected one boolean"),
     "words for flags": ({"miner": ["yes"] * N}, r"the known flags are <U3 of shape \(40,\); expected one boolean"),
@@ -320,6 +325,15 @@ OF_ONE: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no iterations": (dcwp, {"iterations": 0}, "iterations=0; expected at least 1"),
     "cost": (dcwp, {"cost": "latency"}, "cost='latency'; expected one of 'channels'"),
     "weight of the cost": (dcwp, {"cost_weight": -1.0}, "cost_weight=-1.0; expected at least 0"),
+    "mode of BatchNorm": (dcwp, {"batchnorm": True}, "batchnorm=True; expected one of 'eval', 'train'"),
+    "level": (dcwp, {"level": "layer"}, "level='layer'; expected one of 'channel', 'weight'"),
+    "what masks can't use": (
+        dcwp,
+        {"level": "weight", "reconstruct": True, "pruner_options": {"round_to": 2}, "cost": "macs"},
+        r"pruner_options, reconstruct, gate_training=\{'cost': ...\} would have no effect with level='weight'",
+    ),
+    "no weight to mask": (dcwp, {"level": "weight", "ignored_layers": ["0", "2"]}, "calls no linear or convolutional"),
+    "a layer without weights": (dcwp, {"level": "weight", "ignored_layers": ["1"]}, r"ignored_layers holds \['1'\]"),
     "no ratio, in words": (dcwp, {"pruning_ratio": 0.0}, "or None for the closed gates"),
 }
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {

@@ -22,7 +22,7 @@ from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import MinedSamples
 from fairtrim.mining.contrastive_gates import channel_costs, gate_slopes, learn_gates, straight_through
-from fairtrim.mining.contrastive_objective import ContrastiveObjective
+from fairtrim.mining.contrastive_objective import ContrastiveObjective, published_upweight
 from fairtrim.network.fine_tuning import fine_tune
 from fairtrim.network.losses import contrastive_loss, negative_margin
 from fairtrim.oracle import oracle_damage
@@ -136,6 +136,23 @@ def test_learned_gates_equal_a_loop_by_hand(costs: dict[str, Tensor] | None) -> 
         optimizer.step()
     for name in names:
         torch.testing.assert_close(learned[name], pi[name].detach().double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.001, 80), (0.005, 80), (0.01, 50), (0.02, 30), (0.05, 10), (0.4, 10)])
+def test_published_sampling_weights(share: float, weight: float) -> None:
+    assert published_upweight(share) == pytest.approx(weight)
+
+
+def test_between_published_shares_the_weight_falls_evenly() -> None:
+    """At the geometric mean of two shares it is that of their weights."""
+    for (left, right), (high, low) in (((0.005, 0.01), (80, 50)), ((0.02, 0.05), (30, 10))):
+        assert published_upweight((left * right) ** 0.5) == pytest.approx((high * low) ** 0.5)
+
+
+def test_published_weights_are_those_of_the_mined_share() -> None:
+    flags = torch.arange(200) < 2
+    weights = ContrastiveObjective(conflicting=flags, upweight="published").weights
+    torch.testing.assert_close(weights, torch.tensor([50.0] * 2 + [1.0] * 198, dtype=torch.float64))
 
 
 class Noisy(TensorDataset):

@@ -265,7 +265,7 @@ def _masked() -> nn.Module:
             _network(),
             {"ignored_layers": ["neck"]},
             InputError,
-            r"ignored_layers holds \['neck'\]; expected some of 0, 4",
+            r"holds \['neck'\]; expected some of 0, 4",
         ),
         (_network(), {"batchnorm": "evaluate"}, InputError, "batchnorm='evaluate'; expected one of 'eval', 'train'"),
         (_network(), {"iterations": 0}, InputError, "iterations=0; expected at least 1"),

@@ -27,7 +27,7 @@ from fairtrim.preservation import insist, preserved_model, preserved_random_stat
 
 from .contrastive_objective import ContrastiveObjective, GateLearning, learn_logits
 
-__all__ = ["gumbel_sigmoid", "learn_weight_masks", "masked_network"]
+__all__ = ["gated_weights", "gumbel_sigmoid", "learn_weight_masks", "masked_network"]
 
 
 def gumbel_sigmoid(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def learn_weight_masks(
     samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
     network = objective.network(model)
     network.check()
-    gated = _gated_weights(network, samples.first(network.device), ignored_layers)
+    gated = gated_weights(network, samples.first(network.device), ignored_layers)
     weights = {name: weight.detach() for name, weight in gated.items()}
     holders = _holders(model, gated)
     settings: GateLearning = {"batchnorm": "train", **learning}
@@ -176,8 +176,26 @@ def _largest(logits: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]
     return {name: part.reshape(pi.shape) for (name, pi), part in zip(logits.items(), parts, strict=True)}
 
 
-def _gated_weights(network: ScoredNetwork, batch: Batch, ignored_layers: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The weights of the linear and convolutional layers that one batch passes through, by name; each once."""
+def gated_weights(network: ScoredNetwork, batch: Batch, ignored_layers: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The weights that get gates: of the linear and convolutional layers that one batch passes through.
+
+    Args:
+        network: The network; left as it was.
+        batch: The batch.
+        ignored_layers: Names of layers whose weights are not gated.
+
+    Returns:
+        The weights by name; each once.
+
+    Raises:
+        InputError: A name is none of such a layer.
+        UnsupportedModelError: There is no weight, or one is computed from others.
+
+    Example:
+        >>> network = ScoredNetwork(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        >>> list(gated_weights(network, Batch(torch.ones(5, 3), torch.zeros(5), None, 0), ignored_layers=["2"]))
+        ['0.weight']
+    """
     layers = {name: m for name, m in network.model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
     unknown = [name for name in ignored_layers if name not in layers]
     if unknown:

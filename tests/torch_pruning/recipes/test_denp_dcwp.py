@@ -322,6 +322,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "denp, local": ("denp", "plain", {"pruning_ratio": 0.4}, 3),
     "denp, split": ("denp", "split", {"pruning_ratio": 0.4}, 3),
     "dcwp": ("dcwp", "mlp", {}, 1),
+    "dcwp, weights": ("dcwp", "residual", {"level": "weight", "pruning_ratio": 0.3}, 1),
     "dcwp, closed gates": ("dcwp", "residual", {"pruning_ratio": None, "cost_weight": 3.0, "upweight": 5.0}, 1),
 }
 
@@ -366,6 +367,7 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
             ({"random_state": 9}, "random_state"),
             ({"pruning_ratio": 0.4}, "levels"),
             ({"cut": {"share_per_class": 0.3}}, "cut"),
+            ({"mined_weight": 2.0}, "mined_weight"),
             ({"miner": MisclassifiedMiner(epochs=1)}, "miner"),
             ({"ignored_layers": ["0"]}, "ignored_layers"),
             ({"epochs": 3}, "epochs"),
@@ -381,6 +383,8 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
     ("dcwp", {"iterations": 6}, "iterations"),
     ("dcwp", {"gate_learning_rate": 0.1}, "learning_rate"),
     ("dcwp", {"upweight": 3.0}, "weight"),
+    ("dcwp", {"batchnorm": "train"}, "batchnorm"),
+    ("dcwp", {"level": "weight"}, "level"),
     ("dcwp", {"cost_weight": 0.3}, "weight"),
     ("dcwp", {"cost": "macs"}, "cost"),
     ("dcwp", {"pruning_ratio": None}, "pruning_ratio"),

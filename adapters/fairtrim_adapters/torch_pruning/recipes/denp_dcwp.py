@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fairtrim import InputError
-from fairtrim.arguments import renamed, require_flag, require_known, require_number
+from fairtrim.arguments import few_of, renamed, require_choice, require_flag, require_known, require_number
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import accumulated_confidence as core
+from fairtrim.mining.contrastive_objective import ContrastiveObjective
+from fairtrim.mining.contrastive_weight_masks import learn_weight_masks
 from fairtrim.mining.known_samples import KnownSamples
 from fairtrim.mining.trained_miners import GeneralizedCrossEntropyMiner, LossMiner
 from fairtrim.network.fine_tuning import FineTuning
@@ -25,8 +27,8 @@ from fairtrim_adapters.torch_pruning.importances.mined_importances import (
 )
 
 from .gradual import AccumulatedConfidence
-from .recipe_options import RecipeOptions, run_settings
-from .sparse_run import RecipeResult, begin
+from .recipe_options import RecipeOptions, RunSettings, run_settings
+from .sparse_run import RecipeResult, SparseRun, begin
 
 __all__ = ["dcwp", "denp"]
 
@@ -146,19 +148,24 @@ def dcwp(
     loader: DataLoader[Any],
     *,
     pruning_ratio: float | None = 0.5,
+    level: Literal["channel", "weight"] = "channel",
     gate_training: GateTraining | None = None,
     fine_tuning: FineTuning | None = None,
     **options: Unpack[RecipeOptions],
 ) -> RecipeResult:
-    """DCWP at the level of channels: a biased network finds samples, gates learn what to keep, contrast fine-tunes.
+    """DCWP: a biased network finds samples, gates learn what to keep of them, and contrast fine-tunes it.
 
-    The four stages of Park et al. (CVPR 2023, arXiv 2210.05247), with one gate a channel in place of one a weight, so
-    that the result is smaller and not only masked. In the fine-tuning the mined set makes half of every batch.
+    The four stages of Park et al. (CVPR 2023, arXiv 2210.05247). As published each weight has a gate,
+    ``level="weight"``: the result is masked by ``torch.nn.utils.prune``, and no smaller. By default each channel has
+    one (ours), so that it is smaller. In the fine-tuning the mined set makes half of every batch (ours; the authors'
+    weights are ``mined_weight="published"``).
 
     Args:
         model: A trained network; untouched.
         loader: A DataLoader of (inputs, target, ...).
-        pruning_ratio: Share of the channels that go, those of the smallest π; None removes exactly the closed gates.
+        pruning_ratio: Share of the channels, or weights, that go, those of the smallest π; None removes exactly what
+            has a closed gate, as published.
+        level: What has a gate. Where it is ``"weight"``, ``ignored_layers`` are those without gates.
         gate_training: How the gates are learned.
         fine_tuning: Of the training at the end; default 5 epochs, and λ_con = 0.05. Its ``contrastive_weight`` and
             ``feature_layer`` hold while gates are learned, too.
@@ -182,6 +189,7 @@ def dcwp(
         >>> dense[0].out_features, result.model[0].out_features, int(result.conflicting.sum())
         (8, 4, 4)
     """
+    require_choice("level", level, ("channel", "weight"))
     if pruning_ratio is not None:
         remedy = ": expected a share in (0, 1), or None for the closed gates"
         require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=remedy)
@@ -189,19 +197,27 @@ def dcwp(
     settings = run_settings(dcwp, model, fine_tuning, defaults, options, GeneralizedCrossEntropyMiner)
     gates = _importance_of_gates(torch.tensor([True, False]), gate_training)  # refused here, before the mining
     used = {name: getattr(gates, name) for name in GateTraining.__annotations__}
+    if level == "weight":
+        _check_of_weights(settings, gate_training)
+        used["batchnorm"] = (gate_training or {}).get("batchnorm", "train")
     epochs, rate = settings.training["epochs"], used.pop("learning_rate")
-    own = {"pruning_ratio": pruning_ratio, "epochs": epochs, **used, "gate_learning_rate": rate}
+    own = {"level": level, "pruning_ratio": pruning_ratio, "epochs": epochs, **used, "gate_learning_rate": rate}
     levels = [pruning_ratio if pruning_ratio is not None else 0.5]
-    run, finished = begin(settings, loader, levels, own, whole_layers=pruning_ratio is None)
+    run, finished = begin(settings, loader, levels, own, whole_layers=pruning_ratio is None, masked=level == "weight")
     if finished < 1:
         contrast = {name: settings.training[name] for name in ("contrastive_weight", "feature_layer")}
-        importance = _importance_of_gates(run.conflicting, gate_training, **contrast, random_state=settings.seed)
-        run.prune_by(importance, loader, only_negative=pruning_ratio is None)
-        if not run.removed[-1]:
+        if level == "weight":
+            share = run.mask(_logits_of_weights(run, {**used, **contrast, "learning_rate": rate}), pruning_ratio)
+            closed = share > 0
+        else:
+            importance = _importance_of_gates(run.conflicting, gate_training, **contrast, random_state=settings.seed)
+            run.prune_by(importance, loader, only_negative=pruning_ratio is None)
+            share, closed = pruning_ratio if pruning_ratio is not None else float("nan"), bool(run.removed[-1])
+        if not closed:
             warnings.warn(
                 "no gate is closed, so nothing was pruned; raise the gates' cost_weight or iterations", stacklevel=3
             )
-        run.finish(1, "pruned", pruning_ratio if pruning_ratio is not None else float("nan"))
+        run.finish(1, "pruned", share)
     if finished < 2:
         run.train(epochs, on_mined=True)
         if epochs == 0:
@@ -224,6 +240,33 @@ def _tried(
     if not isinstance(made, ChannelImportance):
         raise InputError(f"importance={name} makes a {type(made).__name__} of flags (N,); expected an importance")
     return importance
+
+
+def _check_of_weights(settings: RunSettings, gate_training: GateTraining | None) -> None:
+    """Refuse what masks of weights can't use, before the mining."""
+    idle = [name for name in ("pruner_options", "reconstruct", "recalibrate_output") if getattr(settings, name)]
+    idle += ["gate_training={'cost': ...}"] if "cost" in (gate_training or {}) else []
+    if idle:
+        raise InputError(
+            f"{few_of(idle)} would have no effect with level='weight': no channel goes, every weight costs the same, "
+            "and the output layer is masked too; leave it out"
+        )
+
+
+def _logits_of_weights(run: SparseRun, used: Mapping[str, Any]) -> dict[str, Tensor]:
+    of_objective = {name: used[name] for name in ("upweight", "contrastive_weight", "feature_layer")}
+    return learn_weight_masks(
+        run.model,
+        run.samples,
+        ContrastiveObjective(conflicting=run.conflicting, **of_objective, **run.settings.calling),
+        ignored_layers=run.settings.ignored_layers,
+        random_state=run.settings.seed,
+        progress=run.settings.progress,
+        iterations=used["iterations"],
+        learning_rate=used["learning_rate"],
+        cost_weight=used["cost_weight"],
+        batchnorm=used["batchnorm"],
+    )
 
 
 def _importance_of_gates(flags: Tensor, gate_training: GateTraining | None, **more: Any) -> ContrastiveImportance:

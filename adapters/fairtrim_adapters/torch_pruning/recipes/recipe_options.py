@@ -16,6 +16,7 @@ from fairtrim import InputError
 from fairtrim.arguments import RandomState, drawn_seed, keyword_names, require_flag, require_known
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.files.run_settings import described, plain_settings
+from fairtrim.mining.contrastive_objective import Upweight, check_upweight
 from fairtrim.mining.known_samples import KnownFlags, KnownSamples
 from fairtrim.mining.mined_samples import MinedSamples, check_cut
 from fairtrim.mining.miner import MINERS, Miner
@@ -41,6 +42,9 @@ class RecipeOptions(TypedDict, total=False):
             knows them, from annotations, gives their flags, (N,) bool by index in the dataset, or what was mined
             before: nothing is mined then. True flags are also the upper reference to compare a miner with.
         cut: How to cut the mined set: arguments of ``MinedSamples.conflicting``; default the miner's own decision.
+        mined_weight: Sampling weight of the mined samples in the fine-tuning, where another's is 1: a number, or
+            ``"published"``, DCWP's 80, 50, 30 and 10 where 0.5, 1, 2 and 5 % are mined; default None, for which they
+            make half of every batch, whatever their share.
         ignored_layers: Names of layers whose outputs stay, beside the layer that gives the scores.
         pruner_options: Further arguments of ``BasePruner``, such as ``{"global_pruning": True}``.
         reconstruct: Whether what reads removed channels is refitted on the training data before the fine-tuning,
@@ -60,13 +64,14 @@ class RecipeOptions(TypedDict, total=False):
         >>> denp(nn.Linear(2, 2), [], **options)
         Traceback (most recent call last):
         fairtrim.errors.InputError: denp has no 'cuts' (did you mean 'cut'?); expected some of ['pruning_ratio', \
-'iterative_steps', 'fine_tuning', 'final_epochs', 'online', 'importance', 'miner', 'cut', 'ignored_layers', \
-'pruner_options', 'reconstruct', 'recalibrate_output', 'random_state', 'folder', 'forward_fn', 'output_transform', \
-'progress']
+'iterative_steps', 'fine_tuning', 'final_epochs', 'online', 'importance', 'miner', 'cut', 'mined_weight', \
+'ignored_layers', 'pruner_options', 'reconstruct', 'recalibrate_output', 'random_state', 'folder', 'forward_fn', \
+'output_transform', 'progress']
     """
 
     miner: Miner | KnownFlags | MinedSamples | str | None
     cut: Mapping[str, float] | None
+    mined_weight: Upweight | None
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
     reconstruct: bool
@@ -87,6 +92,7 @@ class RunSettings:
     training: FineTuning
     miner: Miner
     cut: Mapping[str, float]
+    mined_weight: Upweight | None
     ignored_layers: Sequence[str]
     pruner_options: PrunerOptions
     reconstruct: bool
@@ -106,6 +112,7 @@ class RunSettings:
         return {
             "recipe": self.recipe,
             "cut": dict(self.cut),
+            "mined_weight": self.mined_weight,
             **{name: value for name, value in self.training.items() if name != "epochs"},
             "ignored_layers": plain_settings(list(self.ignored_layers)),
             "pruner_options": described(options) if callable(options) else plain_settings(dict(options or {})),
@@ -137,6 +144,9 @@ def run_settings(
     cut = options.get("cut")
     if cut is not None:
         check_cut(cut)
+    mined_weight = options.get("mined_weight")
+    if mined_weight is not None:
+        check_upweight("mined_weight", mined_weight)
     ignored_layers, pruner_options = options.get("ignored_layers", ()), options.get("pruner_options")
     check_ignored_layers(ignored_layers)
     if (feature_layer := training["feature_layer"]) is not None:
@@ -170,6 +180,7 @@ def run_settings(
         training=training,
         miner=miner,
         cut=cut or {},
+        mined_weight=mined_weight,
         ignored_layers=ignored_layers,
         pruner_options=pruner_options,
         reconstruct=reconstruct,

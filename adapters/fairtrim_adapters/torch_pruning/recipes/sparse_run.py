@@ -21,6 +21,8 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels
 from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.files.run_settings import plain_settings
+from fairtrim.mining.contrastive_objective import upweighted
+from fairtrim.mining.contrastive_weight_masks import gated_weights, masked_network
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, seen_labels
 from fairtrim.network.batchnorm import batchnorm_layers
@@ -65,13 +67,13 @@ class RecipeResult:
 
 @dataclass(kw_only=True)
 class SparseRun:
-    """A copy of a network that a recipe prunes and trains step by step.
+    """A copy of a network that a recipe prunes or masks, and trains, step by step.
 
     Attributes:
         network: The copy.
         settings: Of the recipe.
         samples: The training set.
-        pruner: Torch-Pruning's pruner of the copy.
+        pruner: Torch-Pruning's pruner of the copy; None where weights are masked.
         resumption: Where finished steps are kept.
         generator: Source of all randomness.
         mined: Scores of the training samples.
@@ -83,7 +85,7 @@ class SparseRun:
     network: ScoredNetwork
     settings: RunSettings
     samples: IndexedSamples
-    pruner: tp.pruner.BasePruner
+    pruner: tp.pruner.BasePruner | None
     resumption: Resumption
     generator: torch.Generator
     mined: MinedSamples
@@ -104,6 +106,7 @@ class SparseRun:
             loader: Of the training set.
             only_negative: Whether the scores' signs decide, and not the pruner's ratio.
         """
+        assert self.pruner is not None
         known = len(self.pruner.pruning_history())
         self.pruner.importance = importance
         importance.fit(self.pruner, loader, progress=self.settings.progress, **self.settings.calling)
@@ -118,6 +121,21 @@ class SparseRun:
         freeze(self.model, frozen)
         new = self.pruner.pruning_history()[known:]
         self.removed.append([[name, bool(outputs), [int(i) for i in idxs]] for name, outputs, idxs in new])
+
+    def mask(self, logits: Mapping[str, Tensor], sparsity: float | None) -> float:
+        """Close single weights; see ``masked_network``.
+
+        Args:
+            logits: π by name of the weight.
+            sparsity: Share of the weights to close; None for those with π < 0.
+
+        Returns:
+            The share that is closed.
+        """
+        masked = masked_network(self.model, logits, sparsity=sparsity)
+        self.network = self.network.of(masked)
+        masks = [masked.get_buffer(f"{name}_mask") for name in logits]
+        return 1 - sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
     def _refitted(self, loader: DataLoader[Any]) -> AbstractContextManager[Any]:
         """What to remove channels in."""
@@ -137,12 +155,12 @@ class SparseRun:
 
         Args:
             epochs: How long.
-            on_mined: Whether the mined set makes half of every batch, with the contrastive term.
+            on_mined: Whether the mined samples are shown more often, with the contrastive term.
         """
         training: FineTuning = {"epochs": epochs, "learning_rate": self.settings.training["learning_rate"]}
         weights = conflicting = None
         if on_mined:
-            weights = self.mined.sample_weights(self.conflicting)
+            weights = self._sample_weights()
             if self.settings.training["contrastive_weight"]:
                 conflicting, training = self.conflicting, {**self.settings.training, "epochs": epochs}
         fine_tune(
@@ -155,6 +173,10 @@ class SparseRun:
             **self.settings.calling,
             **training,
         )
+
+    def _sample_weights(self) -> Tensor:
+        weight = self.settings.mined_weight
+        return self.mined.sample_weights(self.conflicting) if weight is None else upweighted(self.conflicting, weight)
 
     def recalibrate(self) -> None:
         """Bring BatchNorm statistics up to date where neither fine-tuning nor a refit does."""
@@ -212,10 +234,18 @@ class SparseRun:
         n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         row = {"step": len(self.rows), "what": what, "level": level, "parameters": n_parameters}
         self.rows.append({**row, "mined": int(self.conflicting.sum()), **self._confidence()[0]})
+        data = {"removed": self.removed, "rows": self.rows, **self._of_pruner()}
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {"scores": self.mined.scores, "target": self.mined.target, "conflicting": self.conflicting}
+        if self.mined.cut is not None:
+            tensors["cut"] = self.mined.cut
+        self.resumption.save(step, data, tensors | {"generator": self.generator.get_state()})
+
+    def _of_pruner(self) -> dict[str, Any]:
+        if self.pruner is None:
+            return {}
         names = {module: name for name, module in self.model.named_modules()}
-        data = {
-            "removed": self.removed,
-            "rows": self.rows,
+        return {
             "scopes": dict(self.pruner._scope_initial_channels),
             "current_step": self.pruner.current_step,
             # Torch-Pruning keeps count of heads and groups here
@@ -224,11 +254,6 @@ class SparseRun:
                 for kind in ("num_heads", "in_channel_groups", "out_channel_groups")
             },
         }
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {"scores": self.mined.scores, "target": self.mined.target, "conflicting": self.conflicting}
-        if self.mined.cut is not None:
-            tensors["cut"] = self.mined.cut
-        self.resumption.save(step, data, tensors | {"generator": self.generator.get_state()})
 
     def restore(self, finished: Progress) -> None:
         """Do again what an earlier run had done.
@@ -239,23 +264,13 @@ class SparseRun:
         Raises:
             InputError: The samples are others than then.
         """
-        graph, frozen = self.pruner.DG, frozen_parameters(self.model)
-        modules = dict(self.model.named_modules())
-        for removed in finished.data["removed"]:
-            for name, outputs, idxs in removed:
-                functions = graph.get_pruner_of_module(modules[name])
-                function = functions.prune_out_channels if outputs else functions.prune_in_channels
-                graph.get_pruning_group(modules[name], function, idxs).prune()
-            correct_graph(graph)
-        freeze(self.model, frozen)
         self.removed, self.rows = finished.data["removed"], finished.data["rows"]
-        self.pruner._scope_initial_channels.update(finished.data["scopes"])
-        self.pruner.current_step = finished.data["current_step"]
-        for kind, counts in finished.data["counts"].items():
-            getattr(self.pruner, kind).update({modules[name]: count for name, count in counts.items()})
-        tell_heads(self.model, self.pruner)
         prefix = "model."
         state = {name[len(prefix) :]: t for name, t in finished.tensors.items() if name.startswith(prefix)}
+        if self.pruner is not None:
+            self._remove_again(self.pruner, finished.data)
+        elif masks := {n: state[f"{n}_mask"] - 0.5 for n, _ in self.model.named_parameters() if f"{n}_mask" in state}:
+            self.mask(masks, None)
         self.model.load_state_dict(state)
         self.generator.set_state(finished.tensors["generator"])
         now, target = self._confidence()
@@ -265,6 +280,22 @@ class SparseRun:
                 "the kept run saw other samples, or the same in another order; use another folder, or delete what is "
                 "in it to begin again"
             )
+
+    def _remove_again(self, pruner: tp.pruner.BasePruner, data: Mapping[str, Any]) -> None:
+        graph, frozen = pruner.DG, frozen_parameters(self.model)
+        modules = dict(self.model.named_modules())
+        for removed in data["removed"]:
+            for name, outputs, idxs in removed:
+                functions = graph.get_pruner_of_module(modules[name])
+                function = functions.prune_out_channels if outputs else functions.prune_in_channels
+                graph.get_pruning_group(modules[name], function, idxs).prune()
+            correct_graph(graph)
+        freeze(self.model, frozen)
+        pruner._scope_initial_channels.update(data["scopes"])
+        pruner.current_step = data["current_step"]
+        for kind, counts in data["counts"].items():
+            getattr(pruner, kind).update({modules[name]: count for name, count in counts.items()})
+        tell_heads(self.model, pruner)
 
     def result(self) -> RecipeResult:
         """What the recipe returns."""
@@ -278,6 +309,7 @@ def begin(
     own: Mapping[str, Any],
     *,
     whole_layers: bool = False,
+    masked: bool = False,
 ) -> tuple[SparseRun, int]:
     """Mine, or take up what an earlier run had finished.
 
@@ -287,6 +319,7 @@ def begin(
         levels: Of the pruning.
         own: Settings of this recipe alone, which must be the same to go on.
         whole_layers: See ``pruner_of_levels``.
+        masked: Whether single weights are masked, and no channel is removed.
 
     Returns:
         The run, and its number of finished steps.
@@ -307,15 +340,19 @@ def begin(
     resumption = Resumption(settings.folder, everything)
     finished = resumption.load()
     shrinking, batch = dense.of(copy.deepcopy(dense.model)), samples.first(dense.device)
-    pruner = pruner_of_levels(
-        shrinking,
-        batch,
-        levels,
-        None,
-        ignored_layers=settings.ignored_layers,
-        pruner_options=settings.pruner_options,
-        whole_layers=whole_layers,
-    )
+    if masked:
+        pruner = None
+        gated_weights(dense, batch, settings.ignored_layers)
+    else:
+        pruner = pruner_of_levels(
+            shrinking,
+            batch,
+            levels,
+            None,
+            ignored_layers=settings.ignored_layers,
+            pruner_options=settings.pruner_options,
+            whole_layers=whole_layers,
+        )
     check_trainable(dense.model, samples)
     _check_outputs(dense, batch, settings)
     if finished is not None:
