@@ -25,7 +25,6 @@ from benchmarks.sweep import add_jobs, sweep
 from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
 from examples.colored_digits import (
     ColoredDigits,
-    Known,
     Loader,
     accuracies,
     colored_digits,
@@ -199,22 +198,22 @@ def debiasing(
         }.items():
             add(f"{name}, mined fine-tune", ratio, tuned(pruned(importance, ratio), weighted=True))
         recipe: dict[str, Any] = {"pruning_ratio": ratio, "final_epochs": EPOCHS - 5, "random_state": seed}
-        recipe |= {"miner": Known(mined), "progress": False}
+        recipe |= {"miner": mined, "progress": False}
         contrast: FineTuning = {"contrastive_weight": 0.05}
         add("DENP", ratio, denp(dense, loader, **recipe).model)
         add("DENP, online", ratio, denp(dense, loader, online=True, **recipe).model)
         add("DENP + L_con", ratio, denp(dense, loader, fine_tuning=contrast, **recipe).model)
-        sparse = dcwp(
-            dense,
-            loader,
-            pruning_ratio=ratio,
-            gate_training={"iterations": 600, "learning_rate": 3e-2},
-            fine_tuning={"epochs": EPOCHS},
-            random_state=seed,
-            progress=False,
-        ).model
-        add("DCWP (mined by GCE)", ratio, sparse)
-        known = {**recipe, "miner": Known(MinedSamples(truth.double(), mined.target, truth))}
+        of_dcwp: dict[str, Any] = {
+            "pruning_ratio": ratio,
+            "gate_training": {"iterations": 600, "learning_rate": 3e-2},
+            "fine_tuning": {"epochs": EPOCHS},
+            "random_state": seed,
+            "progress": False,
+        }
+        add("DCWP (mined by GCE)", ratio, dcwp(dense, loader, **of_dcwp).model)
+        masked: dict[str, Any] = {**of_dcwp, "level": "weight", "mined_weight": "published"}
+        add("DCWP of weights, masked (mined by GCE)", ratio, dcwp(dense, loader, **masked).model)
+        known = {**recipe, "miner": truth}
         add("DENP + L_con, true conflicts", ratio, denp(dense, loader, fine_tuning=contrast, **known).model)
     return rows
 

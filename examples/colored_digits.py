@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from fairtrim.mining import MinedSamples, Miner
+from fairtrim.mining import MinedSamples
 from fairtrim.network.fine_tuning import fine_tune
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence, dcwp, denp
 
@@ -180,21 +180,6 @@ def accuracies(model: nn.Module, test: tuple[Tensor, Tensor, Tensor]) -> dict[st
     }
 
 
-class Known(Miner):
-    """Samples that were found before.
-
-    Args:
-        mined: What is known of them.
-    """
-
-    def __init__(self, mined: MinedSamples) -> None:
-        self._mined = mined
-
-    def mine(self, model: nn.Module, loader: Loader, *, progress: bool = True) -> MinedSamples:
-        """Return what is known; see ``Miner.fit``."""
-        return self._mined
-
-
 def pruned_by_host(model: nn.Module, loader: Loader, name: str, ratio: float) -> nn.Module:
     """Prune with one of Torch-Pruning's own criteria.
 
@@ -276,7 +261,7 @@ def sparse_network(
     if name == "DCWP":
         common |= {"gate_training": {"iterations": 300, "learning_rate": 5e-2}, "fine_tuning": {"epochs": 10}}
         return dcwp(dense, loader, **common).model
-    known = Known(MinedSamples(truth.double(), mined.target, truth) if fine_tuning else mined)
+    known = truth if fine_tuning else mined  # nothing is mined again
     return denp(dense, loader, miner=known, fine_tuning={"contrastive_weight": 0.05}, **common).model
 
 

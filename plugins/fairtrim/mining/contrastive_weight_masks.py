@@ -172,7 +172,7 @@ def _largest(logits: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]
     everything = torch.cat([pi.flatten() for pi in logits.values()])
     keep = torch.ones(len(everything), dtype=torch.bool)
     keep[everything.argsort(stable=True)[: round(sparsity * len(everything))]] = False
-    parts = keep.split([pi.numel() for pi in logits.values()])
+    parts = torch.split(keep, [pi.numel() for pi in logits.values()])
     return {name: part.reshape(pi.shape) for (name, pi), part in zip(logits.items(), parts, strict=True)}
 
 

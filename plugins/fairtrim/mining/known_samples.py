@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 
 from .mined_samples import MinedSamples
-from .miner import ForwardFunction, Miner, seen_labels
+from .miner import Miner, seen_labels
 
 __all__ = ["KnownFlags", "KnownSamples"]
 
