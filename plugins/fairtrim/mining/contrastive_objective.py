@@ -291,7 +291,14 @@ def learn_logits(
 
 @contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Gradients of gates and not of weights, for the length of the block."""
+    """Gradients of gates and not of weights, in eval mode, for the length of a block that leaves nothing behind.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The block, for ``with``.
+    """
     with undisturbed(model), torch.enable_grad():
         model.requires_grad_(False)
         yield
