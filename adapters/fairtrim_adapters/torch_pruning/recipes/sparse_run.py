@@ -23,6 +23,7 @@ from fairtrim.files.resumption import Progress, Resumption, fingerprint
 from fairtrim.files.run_settings import plain_settings
 from fairtrim.mining.contrastive_objective import upweighted
 from fairtrim.mining.contrastive_weight_masks import gated_weights, masked_network
+from fairtrim.mining.known_samples import KnownSamples
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, seen_labels
 from fairtrim.network.batchnorm import batchnorm_layers
@@ -362,7 +363,8 @@ def begin(
         mined = _mine(settings.miner, dense.model, loader, kept, settings.progress)
         conflicting = mined.conflicting(**settings.cut)
     require_some_mined(conflicting, _REMEDY)
-    _warn_of_few(conflicting, mined)
+    if not (isinstance(settings.miner, KnownSamples) and settings.miner.flags is not None):
+        _warn_of_few(conflicting, mined)
     run = SparseRun(
         network=shrinking,
         settings=settings,
@@ -384,8 +386,8 @@ def _warn_of_few(conflicting: Tensor, mined: MinedSamples) -> None:
     n_mined, n_classes = int(conflicting.sum()), len(torch.unique(mined.target))
     if n_mined < n_classes:
         warnings.warn(
-            f"only {n_mined} of {len(conflicting)} samples were mined, for {n_classes} classes, and they will make "
-            f"half of every batch; if you expect more, pass {_REMEDY}",
+            f"only {n_mined} of {len(conflicting)} samples were mined, for {n_classes} classes, and the fine-"
+            f"tuning will show them again and again; if you expect more, pass {_REMEDY}",
             stacklevel=5,  # of whoever called the recipe
         )
 
