@@ -63,3 +63,26 @@ def plain_performance(measure: str, given: Any, target: Any, *, n_classes: int =
         either = weight[given == label].sum() + weight[target == label].sum()
         scores.append(float(both / either) if either else math.nan)
     return sum(scores) / len(scores)
+
+
+def plain_class_sum(measure: str, given: Any, target: Any, group: Any, *, weight: Any = None) -> float:
+    """Eopp0, Eopp1 or Eodd: one confusion matrix for each class and group, the largest sum over pairs of groups."""
+    given, target, group = (np.asarray(column).tolist() for column in (given, target, group))
+    weight = [1.0] * len(given) if weight is None else np.asarray(weight).tolist()
+    rate: dict[tuple[Any, Any], float] = {}
+    for k in set(given) | set(target):
+        for g in set(group):
+            cells = {(of_class, given_class): 0.0 for of_class in (False, True) for given_class in (False, True)}
+            for said, is_one, member, w in zip(given, target, group, weight, strict=True):
+                if member == g:
+                    cells[is_one == k, said == k] += w
+            of, rest = cells[True, True] + cells[True, False], cells[False, True] + cells[False, False]
+            true_positive = cells[True, True] / of if of else math.nan
+            false_positive = cells[False, True] / rest if rest else math.nan
+            true_negative = cells[False, False] / rest if rest else math.nan
+            rate[k, g] = {"eopp0": true_negative, "eopp1": true_positive, "eodd": true_positive + false_positive}[
+                measure
+            ]
+    classes = {k for k, _ in rate}
+    sums = [sum(abs(rate[k, g] - rate[k, h]) for k in classes) for g in set(group) for h in set(group)]
+    return math.nan if any(math.isnan(value) for value in sums) else max(sums)

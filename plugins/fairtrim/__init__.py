@@ -31,6 +31,7 @@ from .repair.post_processor import POST_PROCESSORS, PostProcessor
 from .repair.random_perturbation import RandomPerturbation
 from .repair.repaired_network import OperatingPoint, Repair
 from .repair.threshold_selection import ThresholdSelection
+from .selection.group_saliency_pruning import GroupSaliencyPruning, MaskingStep, prune_by_group_saliency
 from .unlearning.column_erasure import ColumnErasure
 from .unlearning.counterfactual_unlearning import CounterfactualUnlearning
 from .unlearning.identification import AttributeBias, biased_attributes
@@ -55,10 +56,12 @@ __all__ = [
     "EpochEnsemble",
     "FairtrimError",
     "GeneralizedCrossEntropyMiner",
+    "GroupSaliencyPruning",
     "InputError",
     "Latency",
     "LayerwiseOptimization",
     "LossMiner",
+    "MaskingStep",
     "MedianInterval",
     "MinedSamples",
     "Miner",
@@ -85,6 +88,7 @@ __all__ = [
     "load_pruned",
     "measure_latency",
     "predict",
+    "prune_by_group_saliency",
     "recalibrate_batchnorm",
     "recalibrate_output",
     "save_pruned",

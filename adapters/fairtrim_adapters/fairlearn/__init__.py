@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .class_sums import eodd, eopp0, eopp1
 from .comparison import Comparison, compare_models, compare_predictions, metric_frame
 from .frames import FrameOptions, NetworkFrameOptions, default_metrics
 from .measurements import measurements
@@ -16,6 +17,9 @@ __all__ = [
     "compare_models",
     "compare_predictions",
     "default_metrics",
+    "eodd",
+    "eopp0",
+    "eopp1",
     "measurements",
     "metric_frame",
     "plot_comparison",

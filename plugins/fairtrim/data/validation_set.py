@@ -12,6 +12,7 @@ from torch import Tensor
 from fairtrim.arguments import RandomState, random_generator, renamed
 from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
+from fairtrim.measures.class_sums import CLASS_SUMS
 from fairtrim.measures.group_counts import needs_labels
 from fairtrim.preservation import preserved_random_state
 
@@ -339,7 +340,7 @@ class ValidationSet:
                 f"nobody in the validation data is of {', '.join(empty)}; expected people of {list(self.groups)}"
             )
         of_label, not_of_label = needs_labels(measure)
-        labels = [1] if n_classes == 2 else range(n_classes)
+        labels = [1] if n_classes == 2 and measure not in CLASS_SUMS else range(n_classes)
         for name, row in zip(self.groups, cells, strict=True):
             for label in labels:
                 if (of_label and row[label] == 0) or (not_of_label and row.sum() == row[label]):

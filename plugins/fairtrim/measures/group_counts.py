@@ -186,6 +186,9 @@ _NEEDED_LABELS = {
     "equal_opportunity_difference": (True, False),
     "average_odds_difference": (True, True),
     "equalized_odds_difference": (True, True),
+    "eopp0": (False, True),
+    "eopp1": (True, False),
+    "eodd": (True, True),
 }
 
 

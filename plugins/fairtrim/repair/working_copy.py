@@ -18,7 +18,7 @@ from fairtrim.measures.group_counts import GroupCounts
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 
-__all__ = ["WorkingCopy"]
+__all__ = ["WorkingCopy", "copied_network"]
 
 
 class WorkingCopy:
@@ -53,7 +53,10 @@ class WorkingCopy:
         progress: bool = True,
     ) -> None:
         network.check()
-        self.network = network.of(_copied(network.model))
+        self.network = network.of(copied_network(network.model))
+        self.model.eval()
+        for module in self.model.modules():  # a network may override train()
+            module.training = False
         self.people, self.generator, self.batch_size, self.progress = people, generator, batch_size, progress
         self.device = self.network.device
         self.share, self.stage = 1.0, ""
@@ -158,8 +161,8 @@ class WorkingCopy:
             yield shown
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, without gradients."""
+def copied_network(model: nn.Module) -> nn.Module:
+    """A copy without gradients, or an error that says why there is none."""
     try:
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -168,7 +171,4 @@ def _copied(model: nn.Module) -> nn.Module:
             "and tensors kept from a forward pass"
         ) from error
     copied.zero_grad(set_to_none=True)
-    copied.eval()
-    for module in copied.modules():  # a network may override train()
-        module.training = False
     return copied
