@@ -41,7 +41,7 @@ __all__ = ["GroupSaliencyPruning", "MaskingStep", "prune_by_group_saliency"]
 
 Stopped = Literal["target met", "pruning ratio reached", "no negative score left", "constant classifier"]
 
-_WIDTH, _ROWS, _GROUPS, _NAME = 99, 12, 5, 11
+_WIDTH, _ROWS, _GROUPS, _NAME = 99, 12, 4, 11
 _CERTAIN = 1.96
 """Standard errors that two accuracies differ by, for their order to be told from chance."""
 
@@ -237,7 +237,7 @@ def prune_by_group_saliency(
     require_number("pruning_ratio", pruning_ratio, above=0, below=1)
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
     criterion = GroupSaliency(privileged, unprivileged, beta)
-    if prune.is_pruned(model):  # type: ignore[no-untyped-call]
+    if prune.is_pruned(model):
         raise InputError(
             "the network has masks of torch.nn.utils.prune; expected one without: torch.nn.utils.prune.remove(layer, "
             "'weight') bakes them in"
@@ -328,7 +328,7 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _by_layer(values: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One value for each weight, (W,), in the shapes of the layers."""
-    parts = values.split([weight.numel() for weight in weights.values()])
+    parts = torch.split(values, [weight.numel() for weight in weights.values()])
     return {name: part.view(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
 
 
