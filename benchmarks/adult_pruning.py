@@ -41,11 +41,11 @@ CRITERIA: dict[str, tuple[Callable[[], tp.importance.Importance], dict[str, Any]
     "tp magnitude": (tp.importance.GroupMagnitudeImportance, {}),
     "tp Taylor": (tp.importance.GroupTaylorImportance, {}),
     # the women have the higher accuracy, which is what FairPrune calls privileged; the men the higher incomes
-    "FairPrune as published, women privileged": (
+    "FairPrune, weights summed, women privileged": (
         lambda: GroupSaliencyImportance("Female", beta=0.3, level="weight", selection="single"),
         {},
     ),
-    "FairPrune as published, men privileged": (
+    "FairPrune, weights summed, men privileged": (
         lambda: GroupSaliencyImportance("Male", beta=0.3, level="weight", selection="single"),
         {},
     ),

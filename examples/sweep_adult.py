@@ -33,7 +33,7 @@ Batch = tuple[Tensor, ...]
 CRITERIA = {
     "magnitude": "magnitude",
     "Taylor": "taylor",
-    "FairPrune as published": "group-saliency:privileged=Female,level=weight,selection=single",
+    "FairPrune, weights summed": "group-saliency:privileged=Female,level=weight,selection=single",
     "mean damage": "mean-damage:compensated=true",
     "worst group": "worst-group:compensated=true",
 }

@@ -1,4 +1,4 @@
-"""Weight-level saliency "as published": squared per-sample gradients of every parameter for every group.
+"""FairPrune's saliency of weights: squared per-sample gradients of every parameter for every group.
 
 FairPrune scores parameter i for sensitive group g by s_i^g = ½ θ_i² h_ii^g, with h the diagonal curvature of
 the group's mean loss (Wu et al., MICCAI 2022, arXiv 2203.02110). h is the mean of SQUARED per-sample gradients:
@@ -138,10 +138,10 @@ def collect_weight_saliency(
     distributed: bool | None = None,
     **options: Unpack[ReadingOptions],
 ) -> DamageTable:
-    """The damage table with Σ_{i∈c} ½ θ_i² h_i^g in place of the gates' damages: FairPrune's structured form.
+    """The damage table with Σ_{i∈c} ½ θ_i² h_i^g in place of the gates' damages: summed over each channel.
 
     It mispredicts the removal of a channel (the sum leaves out how weights of a channel act together, and the
-    first order); it is here to reproduce what was published.
+    first order); it is here to compare with. FairPrune itself masks single weights.
 
     Args:
         model: The network.

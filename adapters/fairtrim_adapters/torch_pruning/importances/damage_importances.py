@@ -87,7 +87,7 @@ class DamageImportance(ChannelImportance):
         selection: ``"joint"`` (channels are removed together in the prediction; the score is the place in the
             order) or ``"single"`` (each channel by itself; the score is the criterion's value).
         curvature: ``"exact"``, ``"empirical"`` or ``"auto"`` (exact up to 20 classes).
-        level: ``"channel"`` (gates) or ``"weight"`` (Σ½θ²h, as FairPrune was published; single only).
+        level: ``"channel"`` (gates) or ``"weight"`` (FairPrune's Σ½θ²h over each channel; single only).
         shrinkage: Pulls groups of few people toward everybody while channels are ranked: ``"auto"`` by the standard
             errors of their damages, a number κ of samples, or 0; see ``DamageTable.shrunk``.
         first_order: Whether the ranking counts the first order of the expansion: what the loss gains or loses by the
@@ -293,8 +293,9 @@ def _check_reach(table: DamageTable, removed: Mapping[str, Sequence[int]]) -> No
 class GroupSaliencyImportance(DamageImportance):
     """FairPrune: damage to the unprivileged minus β times damage to the privileged (arXiv 2203.02110).
 
-    ``level="weight", selection="single"`` is the structured form of what was published (weight saliencies summed
-    over each channel); the default predicts the damage at the gates and removes channels jointly.
+    The form for channels. ``level="weight", selection="single"`` sums the published saliencies of weights over each
+    channel; the default predicts the damage at the gates and removes channels jointly. What was published masks single
+    weights: ``fairtrim.prune_by_group_saliency``.
 
     Args:
         privileged: The privileged sensitive groups; in the paper those with the higher accuracy.
