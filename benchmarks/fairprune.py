@@ -60,7 +60,8 @@ def run(seed: int, adult: Adult) -> list[dict[str, Any]]:
     Returns:
         One row a network.
     """
-    scoring = list(zip(*(t[:8192].split(512) for t in (*adult.train[:2], adult.train[2][:, 0])), strict=True))
+    columns = (*adult.train[:2], adult.train[2][:, 0])
+    scoring = list(zip(*(torch.split(column[:8192], 512) for column in columns), strict=True))
     torch.manual_seed(seed)
     dense = network(adult.train[0].shape[1])
     train(dense, adult.train, epochs=10, seed=seed)

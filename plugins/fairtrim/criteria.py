@@ -120,8 +120,8 @@ class GroupSaliency(Criterion):
     """FairPrune's score Δ_unprivileged − β Δ_privileged (Wu et al., MICCAI 2022, arXiv 2203.02110).
 
     The published score is of single weights, ½θ²h, as in ``prune_by_group_saliency``; for channels Δ comes from the
-    damage table (or from sums of those saliencies with ``level="weight"``). The score is signed: a channel that serves the privileged group alone
-    is negative and goes first.
+    damage table (or from sums of those saliencies with ``level="weight"``). The score is signed: a channel that serves
+    the privileged group alone is negative and goes first.
 
     Args:
         privileged: The privileged sensitive groups; in the paper those with the higher accuracy, which need not be

@@ -274,6 +274,7 @@ def prune_by_group_saliency(
                     sensitive_names=sensitive_names,
                     progress=False,
                 )
+                criterion.check(table)
                 score = criterion.bind(table)
                 saliency = (0.5 * weight.cpu().double().square() * squares[name] for name, weight in weights.items())
                 scores = torch.cat([score(of_groups).flatten() for of_groups in saliency])
@@ -436,7 +437,7 @@ def _flags(
         yield f"target not met: {measure} is {after:.4f}; asked for: at most {target:g}"
     if len(history) == 1:
         yield "no weight is masked"
-    if after > before:
+    if round(after, 4) > round(before, 4):
         yield f"{measure} rose from {before:.4f} to {after:.4f}"
     of_groups = [f for f in figures if f.name == "accuracy" and f.sensitive_group is not None]
     if after < before and not constant and all(figure.change_high < 0 for figure in of_groups):
