@@ -33,7 +33,7 @@ from fairtrim.measures.class_sums import CLASS_SUMS, class_sum
 from fairtrim.measures.group_counts import GroupCounts, bias, canonical_measure, performance, rates
 from fairtrim.measures.objective import Objective, labels_given
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
-from fairtrim.preservation import preserved_random_state
+from fairtrim.preservation import in_mode, preserved_random_state
 from fairtrim.repair.figures import Figure, figures_of, group_label, moved
 from fairtrim.repair.working_copy import copied_network
 
@@ -247,7 +247,7 @@ def prune_by_group_saliency(
         if not isinstance(people, ValidationSet):
             people = ValidationSet.from_loader(people, sensitive_names=sensitive_names, progress=progress)
         template = copied_network(model)
-        network = ScoredNetwork(copied_network(model).eval(), forward_fn, output_transform)
+        network = ScoredNetwork(copied_network(model), forward_fn, output_transform)
         network.check()
         weights = _weights(network.model)
         n_weights = sum(weight.numel() for weight in weights.values())
@@ -362,7 +362,8 @@ class _Judge:
         """The network as it is now."""
         people = self._people
         batches = people.batches(1024, self._network.device)
-        scores = torch.cat([self._network.scores(batch) for _, batch in batches]).cpu().double()
+        with in_mode(self._network.model, training=False):
+            scores = torch.cat([self._network.scores(batch) for _, batch in batches]).cpu().double()
         if not bool(torch.isfinite(scores).all()):
             raise InputError("the network gives scores that are not finite; expected finite ones")
         if iteration == 0:
