@@ -23,6 +23,8 @@ def eopp0(
 ) -> float:
     """Eopp0 of FairPrune (Wu and others, MICCAI 2022): Σ_k |TNR_k^1 − TNR_k^0|, each class k against the rest.
 
+    A sum, as the paper prints it. The numbers in its tables are means over the classes: divide by K, Eodd by 2 K.
+
     Args:
         y_true: Labels of any kind, (N,).
         y_pred: Predicted labels, (N,).
