@@ -591,7 +591,10 @@ def test_wrong_sides() -> None:
         (([{"age": 0}], [{"sex": 1}]), r"unprivileged_groups=.* names \['age'\]; the dataset's protected attributes"),
         (([{"a": 0}], [{"sex": 1}]), r"names \['a'\]; the dataset's protected attributes are \['sex', 'race'\]"),
         (([], [{"sex": 1}]), r"unprivileged_groups=\[\]; expected a list of dicts"),
-        (([{"sex": 0}], None), "privileged_groups=None; expected a list of dicts"),
+        (
+            ([{"sex": 0}], None),
+            r"privileged_groups=None, and unprivileged_groups=\[\{'sex': 0\}\]; expected both sides",
+        ),
         (([{"sex": 0}], "sex"), "privileged_groups='sex'; expected a list of dicts"),
         (([{"sex": 0}], ["sex"]), r"privileged_groups=\['sex'\]; expected a list of dicts"),
     ):

@@ -6,20 +6,15 @@ post-processors.
 
 from __future__ import annotations
 
-from .datasets import (
-    DatasetTensors,
-    Groups,
-    from_tensors,
-    predict_dataset,
-    to_dataset,
-    to_tensors,
-    to_validation_set,
-)
+from .datasets import DatasetTensors, LabelledDataset, from_tensors, to_tensors
 from .post_processing import NetworkPostProcessing
+from .predictions import predict_dataset, to_dataset
+from .sides import Groups, to_validation_set
 
 __all__ = [
     "DatasetTensors",
     "Groups",
+    "LabelledDataset",
     "NetworkPostProcessing",
     "from_tensors",
     "predict_dataset",

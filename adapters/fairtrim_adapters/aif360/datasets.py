@@ -1,41 +1,27 @@
-"""AIF360's datasets as tensors and back, and as the people whom a network is repaired for."""
+"""AIF360's datasets as tensors and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fairtrim import InputError, ValidationSet
-from fairtrim.comparison.predictions import predict
-from fairtrim.data.batches import ForwardFunction
-from fairtrim.devices import floating_type
-from fairtrim.measures.scores import positive_margin
-from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim import InputError
+from fairtrim.data.sensitive_columns import plain_code
 
-from .library import BinaryLabelDataset, compute_boolean_conditioning_vector
+from .library import BinaryLabelDataset, MulticlassLabelDataset
 
-__all__ = [
-    "DatasetTensors",
-    "Groups",
-    "from_tensors",
-    "predict_dataset",
-    "to_dataset",
-    "to_tensors",
-    "to_validation_set",
-]
+__all__ = ["DatasetTensors", "LabelledDataset", "from_tensors", "to_tensors"]
 
-Groups = Sequence[Mapping[str, float]] | Mapping[str, float]
-"""A side as AIF360 writes it: a list of dicts joined by or, whose entries {protected attribute: value} are joined by
-and; or one such dict."""
-
-_Scores = Tensor | npt.NDArray[np.floating[Any]]
+LabelledDataset = BinaryLabelDataset | MulticlassLabelDataset
+"""A dataset of AIF360 whose labels are two values, or favorable and unfavorable ones."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +30,12 @@ class DatasetTensors:
 
     Attributes:
         inputs: Features, (N, D).
-        target: 1 where the label is the favorable one, 0 where it is the unfavorable one, (N,) int64.
+        target: Classes of the labels, (N,) int64 below K: of two labels 1 for the favorable one and 0 for the
+            unfavorable one.
         weight: Instance weights, (N,) float64.
         feature_names: Names of the D features.
         protected_attributes: Protected attributes by name, (N,) float64 each.
+        labels: The dataset's K labels by class: the unfavorable and the favorable one, or more, sorted.
 
     Example:
         >>> dataset = from_tensors(
@@ -63,19 +51,91 @@ class DatasetTensors:
     weight: Tensor
     feature_names: tuple[str, ...]
     protected_attributes: dict[str, Tensor]
+    labels: tuple[float, ...]
 
     def __len__(self) -> int:
         """N."""
         return len(self.target)
 
+    def group_weights(self, attributes: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Instance weights in every crossing of protected attributes.
+
+        Importances and damage tables take them as the third entry of a batch, stacked to (N, G), with
+        ``sensitive_weights=True`` and the names as ``sensitive_names``. A loader of plain groups would count everybody
+        alike.
+
+        Args:
+            attributes: Names of protected attributes; None for all.
+
+        Returns:
+            A column (N,) float64 for each of the G crossings that occur, by name.
+
+        Raises:
+            InputError: There is no such attribute, or somebody has no weight, who would count nowhere.
+
+        Example:
+            >>> dataset = from_tensors(
+            ...     torch.eye(3), torch.tensor([1, 0, 1]), feature_names=["a", "b", "sex"], protected_attributes=["sex"]
+            ... )
+            >>> {name: column.tolist() for name, column in to_tensors(dataset).group_weights().items()}
+            {'sex=0': [1.0, 1.0, 0.0], 'sex=1': [0.0, 0.0, 1.0]}
+        """
+        names = attributes_of(self.protected_attributes, attributes)
+        if bool((self.weight <= 0).any()):
+            raise InputError(
+                f"{int((self.weight <= 0).sum())} of {len(self)} rows have an instance weight of 0 or less; expected "
+                "weights above 0: leave those people out"
+            )
+        columns = torch.stack([self.protected_attributes[name] for name in names], 1)
+        crossings, member = torch.unique(columns, dim=0, return_inverse=True)
+        return {
+            ", ".join(f"{name}={plain_code(value)}" for name, value in zip(names, crossing, strict=True)): (
+                self.weight * (member == position)
+            )
+            for position, crossing in enumerate(crossings.tolist())
+        }
+
 
 def check_dataset(dataset: Any, argument: str = "dataset") -> None:
-    """Refuse what is no binary labelled dataset."""
-    if not isinstance(dataset, BinaryLabelDataset):
+    """Refuse what has no favorable labels."""
+    if not isinstance(dataset, LabelledDataset):
         raise InputError(
             f"{argument} is a {type(dataset).__name__}; expected an aif360.datasets.BinaryLabelDataset, such as a "
-            "StandardDataset: labels are one favorable and one unfavorable value"
+            "StandardDataset: labels are one favorable and one unfavorable value; or a MulticlassLabelDataset"
         )
+
+
+def classes_of(dataset: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The labels by class, (K,), and which of them are favorable, (K,).
+
+    Two are the unfavorable and the favorable one, in this order, so that class 1 is the favorable one; more are sorted.
+    """
+    favorable, unfavorable = (
+        np.unique(np.asarray(labels, dtype=np.float64))
+        for labels in (dataset.favorable_label, dataset.unfavorable_label)
+    )
+    both = np.intersect1d(favorable, unfavorable)
+    if len(both) or not len(favorable) or not len(unfavorable):
+        raise InputError(
+            f"the labels {favorable.tolist()} are favorable and {unfavorable.tolist()} unfavorable; expected some of "
+            "each, and none that is both"
+        )
+    labels = np.concatenate([unfavorable, favorable])
+    labels = labels if len(labels) == 2 else np.sort(labels)
+    return labels, np.isin(labels, favorable)
+
+
+def attributes_of(known: Iterable[str], attributes: Sequence[str] | None) -> list[str]:
+    """Names of protected attributes, all of them unless some are named."""
+    if isinstance(attributes, str):
+        raise InputError(f"attributes={attributes!r} is a string; expected a list of names: [{attributes!r}]")
+    known = list(known)
+    names = known if attributes is None else list(attributes)
+    _check_names(names, "the protected attributes")
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise InputError(f"attributes={attributes} names {unknown or 'none'}; the protected attributes are {known}")
+    return names
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
@@ -118,12 +178,12 @@ def _rows(values: Any, dataset: Any, what: str) -> npt.NDArray[np.float64]:
 
 
 def to_tensors(
-    dataset: BinaryLabelDataset, *, features: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
+    dataset: LabelledDataset, *, features: Sequence[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> DatasetTensors:
     """The columns of a dataset as tensors.
 
     Args:
-        dataset: A BinaryLabelDataset; left as it is.
+        dataset: A BinaryLabelDataset or a MulticlassLabelDataset; left as it is.
         features: Names of the features to take, in this order; None for all, among which AIF360 counts the protected
             attributes.
         dtype: Of the features; AIF360's own is float64.
@@ -133,7 +193,7 @@ def to_tensors(
 
     Raises:
         InputError: It is no such dataset, it lacks a feature, a feature is not finite, or there are labels that are
-            neither favorable nor unfavorable.
+            neither favorable nor unfavorable, or both.
 
     Example:
         >>> dataset = from_tensors(
@@ -146,23 +206,25 @@ def to_tensors(
     check_dataset(dataset)
     names = feature_names_of(dataset, features)
     labels = _rows(dataset.labels, dataset, "labels")
-    favorable = labels == dataset.favorable_label
-    other = np.unique(labels[~favorable & (labels != dataset.unfavorable_label)])
+    classes, _ = classes_of(dataset)
+    of_class = labels[:, None] == classes
+    other = np.unique(labels[~of_class.any(1)])
     if len(other):
         raise InputError(
             f"the dataset has the labels {other.tolist()} beside the favorable_label {dataset.favorable_label} and the "
-            f"unfavorable_label {dataset.unfavorable_label}; expected those two only"
+            f"unfavorable_label {dataset.unfavorable_label}; expected those only"
         )
     protected = np.asarray(dataset.protected_attributes, dtype=np.float64)
     return DatasetTensors(
         inputs=inputs_of(dataset, names, dtype),
-        target=torch.tensor(favorable, dtype=torch.int64),
+        target=torch.tensor(of_class.argmax(1), dtype=torch.int64),
         weight=torch.tensor(_rows(dataset.instance_weights, dataset, "instance weights")),
         feature_names=tuple(names),
         protected_attributes={
             name: torch.tensor(protected[:, position])
             for position, name in enumerate(dataset.protected_attribute_names)
         },
+        labels=tuple(classes.tolist()),
     )
 
 
@@ -173,22 +235,23 @@ def from_tensors(
     feature_names: Sequence[str],
     protected_attributes: Sequence[str] | Mapping[str, Tensor],
     weight: Tensor | None = None,
-    favorable_label: float = 1.0,
-    unfavorable_label: float = 0.0,
+    favorable_label: float | Sequence[float] = 1.0,
+    unfavorable_label: float | Sequence[float] = 0.0,
     label_name: str = "label",
     instance_names: Sequence[str] | None = None,
-) -> BinaryLabelDataset:
+) -> LabelledDataset:
     """A dataset from tensors; the way back from ``to_tensors``, to the last bit.
 
     Args:
         inputs: Features, (N, D).
-        target: 1 for the favorable label and 0 for the unfavorable one, (N,).
+        target: 1 for the favorable label and 0 for the unfavorable one, (N,); of more than two labels, the place of
+            each among all of them, sorted.
         feature_names: D names.
         protected_attributes: Names of features; or columns (N,) by name, for attributes that are no features or are
             scaled there. Those that are none become features as well, at the end, as AIF360 has it.
         weight: Instance weights, (N,); None for 1 each.
-        favorable_label: Its value in the dataset.
-        unfavorable_label: Its value in the dataset.
+        favorable_label: Its value in the dataset; a list makes a MulticlassLabelDataset.
+        unfavorable_label: The same.
         label_name: Name of the label.
         instance_names: N names; None for numbers.
 
@@ -196,7 +259,8 @@ def from_tensors(
         The dataset; of a protected attribute, AIF360 takes the highest value for the privileged one.
 
     Raises:
-        InputError: Sizes or names don't fit together, there are other labels than 0 and 1, or values are not finite.
+        InputError: Sizes or names don't fit together, there are other labels than 0 and 1, or than the places of so
+            many, or values are not finite.
 
     Example:
         >>> dataset = from_tensors(
@@ -208,19 +272,32 @@ def from_tensors(
         ... )
         >>> dataset.feature_names, dataset.labels.tolist()
         (['income', 'sex'], [[1.0], [2.0]])
+        >>> grades = from_tensors(
+        ...     torch.eye(3),
+        ...     torch.tensor([2, 0, 1]),
+        ...     feature_names=["a", "b", "sex"],
+        ...     protected_attributes=["sex"],
+        ...     favorable_label=[2, 3],
+        ...     unfavorable_label=[1],
+        ... )
+        >>> type(grades).__name__, grades.labels.tolist()
+        ('MulticlassLabelDataset', [[3.0], [1.0], [2.0]])
     """
     names = [str(name) for name in feature_names]
     _check_names(names, "the feature names")
     features, labels = inputs.detach().double().cpu().numpy(), target.detach().double().cpu().reshape(-1).numpy()
     if features.ndim != 2 or features.shape[1] != len(names):
         raise InputError(f"the inputs have shape {tuple(features.shape)} for {len(names)} names; expected (N, D)")
-    if not np.isin(labels, (0, 1)).all():
+    kind, sides = _kind_of(favorable_label, unfavorable_label)
+    classes, _ = classes_of(SimpleNamespace(**sides))
+    if not np.isin(labels, np.arange(len(classes))).all():
         raise InputError(
             f"the target holds {np.unique(labels).tolist()[:9]}; expected 1 for the favorable and 0 for the "
             "unfavorable label"
+            if len(classes) == 2
+            else f"the target holds {np.unique(labels).tolist()[:9]}; expected 0 to {len(classes) - 1}, places among "
+            f"the labels {classes.tolist()}"
         )
-    if favorable_label == unfavorable_label:
-        raise InputError(f"favorable_label and unfavorable_label are both {favorable_label}; expected two values")
     if isinstance(protected_attributes, str):
         raise InputError(
             f"protected_attributes={protected_attributes!r} is a string; expected a list of names: "
@@ -248,18 +325,25 @@ def from_tensors(
     if not np.isfinite(table.to_numpy()).all():
         bad = [str(name) for name in table if not np.isfinite(table[name]).all()]
         raise InputError(f"{bad} hold values that are not finite; expected finite numbers")
-    table[label_name] = np.where(labels == 1, float(favorable_label), float(unfavorable_label))
-    dataset = BinaryLabelDataset(
-        favorable_label=favorable_label,
-        unfavorable_label=unfavorable_label,
-        df=table,
-        label_names=[label_name],
-        protected_attribute_names=list(protected),
-    )
+    table[label_name] = classes[labels.astype(np.int64)]
+    dataset = kind(**sides, df=table, label_names=[label_name], protected_attribute_names=list(protected))
     dataset.features[:, : len(names)] = features  # a protected attribute may be scaled among them
     if weight is not None:
         dataset.instance_weights = _column(weight, "weight", len(table))
     return dataset
+
+
+def _kind_of(favorable: Any, unfavorable: Any) -> tuple[Any, dict[str, Any]]:
+    """AIF360's class for such labels, and the labels as it wants them."""
+    if np.ndim(favorable) == np.ndim(unfavorable) == 0:
+        if favorable == unfavorable:
+            raise InputError(f"favorable_label and unfavorable_label are both {favorable}; expected two values")
+        return BinaryLabelDataset, {"favorable_label": favorable, "unfavorable_label": unfavorable}
+    lists = {
+        name: np.atleast_1d(np.asarray(labels, dtype=np.float64)).tolist()
+        for name, labels in (("favorable_label", favorable), ("unfavorable_label", unfavorable))
+    }
+    return MulticlassLabelDataset, lists
 
 
 def _column(values: Tensor, name: str, n_rows: int) -> npt.NDArray[np.float64]:
@@ -267,199 +351,3 @@ def _column(values: Tensor, name: str, n_rows: int) -> npt.NDArray[np.float64]:
     if len(column) != n_rows:
         raise InputError(f"{name!r} has {len(column)} values for {n_rows} inputs; expected as many")
     return column
-
-
-def clauses_of(groups: Groups, argument: str) -> list[dict[str, float]]:
-    """A side as a list of dicts."""
-    clauses = [groups] if isinstance(groups, Mapping) else groups
-    if (
-        isinstance(clauses, str)
-        or not isinstance(clauses, Sequence)
-        or not clauses
-        or not all(isinstance(clause, Mapping) for clause in clauses)
-    ):
-        raise InputError(
-            f"{argument}={groups!r}; expected a list of dicts {{protected attribute: value}}, e.g. [{{'sex': 0}}]"
-        )
-    return [dict(clause) for clause in clauses]
-
-
-def _members(dataset: Any, clauses: list[dict[str, float]], argument: str) -> npt.NDArray[np.bool_]:
-    names = list(dataset.protected_attribute_names)
-    unknown = sorted({name for clause in clauses for name in clause} - set(names))
-    if unknown:
-        raise InputError(f"{argument}={clauses} names {unknown}; the dataset's protected attributes are {names}")
-    members: npt.NDArray[np.bool_] = compute_boolean_conditioning_vector(dataset.protected_attributes, names, clauses)
-    if not members.any():
-        values = {
-            name: np.unique(column).tolist()[:9]
-            for name, column in zip(names, np.asarray(dataset.protected_attributes).T, strict=True)
-        }
-        raise InputError(
-            f"nobody in the dataset is in {argument}={clauses}; expected some: the protected attributes have the "
-            f"values {values}"
-        )
-    return members
-
-
-def sides_of(dataset: Any, unprivileged_groups: Groups, privileged_groups: Groups) -> tuple[Tensor, Tensor]:
-    """Rows that are in a side, increasing, and which: 0 unprivileged, 1 privileged."""
-    unprivileged = _members(dataset, clauses_of(unprivileged_groups, "unprivileged_groups"), "unprivileged_groups")
-    privileged = _members(dataset, clauses_of(privileged_groups, "privileged_groups"), "privileged_groups")
-    both = int((unprivileged & privileged).sum())
-    if both:
-        raise InputError(
-            f"{both} of {len(privileged)} rows are in both unprivileged_groups={unprivileged_groups} and "
-            f"privileged_groups={privileged_groups}; expected sides that share nobody"
-        )
-    rows = torch.from_numpy(np.flatnonzero(unprivileged | privileged))
-    return rows, torch.from_numpy(privileged)[rows].long()
-
-
-def _side_name(groups: Groups, argument: str) -> str:
-    return " or ".join(
-        ", ".join(f"{name}={value}" for name, value in clause.items()) for clause in clauses_of(groups, argument)
-    )
-
-
-def to_validation_set(
-    dataset: BinaryLabelDataset,
-    unprivileged_groups: Groups,
-    privileged_groups: Groups,
-    *,
-    features: Sequence[str] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> ValidationSet:
-    """A dataset as the people whom fairtrim's post-processors repair a network for.
-
-    Rows that are in neither side are left out: AIF360's differences between the sides don't count them either. (Its
-    overall figures do, so ``ClassificationMetric``'s accuracy may then differ from a repair's.)
-
-    Args:
-        dataset: A BinaryLabelDataset with the true labels; left as it is.
-        unprivileged_groups: As for AIF360's metrics: a list of dicts.
-        privileged_groups: The same.
-        features: Names of the features that the network takes; None for all.
-        dtype: Of the features.
-
-    Returns:
-        The set: group 0 unprivileged, group 1 privileged, so that biases have AIF360's sign (unprivileged −
-        privileged); weights are the instance weights.
-
-    Raises:
-        InputError: Somebody is in both sides or nobody in one; or the dataset is not what ``to_tensors`` takes.
-
-    Example:
-        >>> dataset = from_tensors(
-        ...     torch.eye(3), torch.tensor([1, 0, 1]), feature_names=["a", "b", "sex"], protected_attributes=["sex"]
-        ... )
-        >>> people = to_validation_set(dataset, [{"sex": 0}], [{"sex": 1}])
-        >>> people.groups, people.group.tolist()
-        (('sex=0', 'sex=1'), [0, 0, 1])
-    """
-    check_dataset(dataset)
-    rows, side = sides_of(dataset, unprivileged_groups, privileged_groups)
-    tensors = to_tensors(dataset, features=features, dtype=dtype)
-    return ValidationSet(
-        inputs=tensors.inputs[rows],
-        target=tensors.target[rows],
-        group=side,
-        groups=(
-            _side_name(unprivileged_groups, "unprivileged_groups"),
-            _side_name(privileged_groups, "privileged_groups"),
-        ),
-        weight=tensors.weight[rows],
-        sides=True,
-    )
-
-
-def to_dataset(dataset: BinaryLabelDataset, scores: _Scores) -> BinaryLabelDataset:
-    """A dataset with a network's predictions, to hand to AIF360's metrics and post-processors.
-
-    Args:
-        dataset: The dataset that the network was given; left as it is.
-        scores: What it returned, row by row: logits (N, 2), or one logit (N, 1) or (N,).
-
-    Returns:
-        A copy, shallow as AIF360's are: ``labels`` is the favorable value where the favorable label has the larger
-        score (the logit is positive), ``scores`` is the probability of the favorable label; both (N, 1) float64. The
-        rest is the dataset's.
-
-    Raises:
-        InputError: There are more than two classes, more or fewer rows, or scores that are not finite.
-
-    Example:
-        >>> dataset = from_tensors(
-        ...     torch.eye(2), torch.tensor([1, 0]), feature_names=["x", "sex"], protected_attributes=["sex"]
-        ... )
-        >>> predicted = to_dataset(dataset, torch.tensor([[0.0, 0.0], [0.0, 2.0]]))
-        >>> predicted.labels.tolist(), predicted.scores.round(2).tolist()
-        ([[0.0], [1.0]], [[0.5], [0.88]])
-    """
-    check_dataset(dataset)
-    logits = torch.as_tensor(scores).detach().double().cpu()
-    logits = logits[:, None] if logits.ndim == 1 else logits
-    n_rows = len(dataset.features)
-    if logits.ndim != 2 or len(logits) != n_rows:
-        raise InputError(
-            f"the scores have shape {tuple(logits.shape)} for {n_rows} rows; expected ({n_rows}, 2), or one logit each"
-        )
-    margin = positive_margin(logits)
-    n_bad = int((~torch.isfinite(margin)).sum())
-    if n_bad:
-        raise InputError(f"the scores of {n_bad} of {n_rows} rows are not finite; look at the network and its inputs")
-    predicted = dataset.copy()
-    # temporarily_ignore(), which ClassificationMetric calls, would else leave the copy blind to its labels
-    predicted.ignore_fields = set(dataset.ignore_fields)
-    predicted.labels = np.where(
-        (margin > 0).numpy(), float(dataset.favorable_label), float(dataset.unfavorable_label)
-    ).reshape(-1, 1)
-    predicted.scores = margin.sigmoid().numpy().reshape(-1, 1)
-    return predicted
-
-
-def scores_of(network: ScoredNetwork, inputs: Tensor, batch_size: int) -> npt.NDArray[np.float64]:
-    """Scores of a network, (N, K)."""
-    batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in torch.split(inputs, batch_size)]
-    options: dict[str, Any] = {"forward_fn": network.forward_fn, "output_transform": network.output_transform}
-    return predict(network.model, batches, progress=False, **options).scores["model"]
-
-
-def predict_dataset(
-    model: nn.Module,
-    dataset: BinaryLabelDataset,
-    *,
-    features: Sequence[str] | None = None,
-    batch_size: int = 1024,
-    forward_fn: ForwardFunction | None = None,
-    output_transform: OutputTransform | None = None,
-) -> BinaryLabelDataset:
-    """Any network's predictions for a dataset: the ``dataset_pred`` of AIF360.
-
-    Args:
-        model: The network, run in eval mode and left as it was; it takes features in the type of its parameters.
-        dataset: The dataset; left as it is.
-        features: Names of the features that the network takes, in its order; None for all.
-        batch_size: Samples a forward pass.
-        forward_fn: How to call the network.
-        output_transform: How to find the scores in what it returns.
-
-    Returns:
-        A copy with new ``labels`` and ``scores``, as ``to_dataset`` makes it.
-
-    Raises:
-        InputError: The dataset lacks a feature or holds values that are not finite, or the network doesn't return two
-            scores, or one logit, for each row.
-
-    Example:
-        >>> dataset = from_tensors(
-        ...     torch.eye(2), torch.tensor([1, 0]), feature_names=["x", "sex"], protected_attributes=["sex"]
-        ... )
-        >>> predict_dataset(nn.Identity(), dataset).labels.tolist()
-        [[0.0], [1.0]]
-    """
-    check_dataset(dataset)
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}; expected at least 1")
-    inputs = inputs_of(dataset, feature_names_of(dataset, features), floating_type(model))
-    return to_dataset(dataset, scores_of(ScoredNetwork(model, forward_fn, output_transform), inputs, batch_size))

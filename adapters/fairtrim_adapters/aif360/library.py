@@ -6,7 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["BinaryLabelDataset", "Transformer", "compute_boolean_conditioning_vector"]
+__all__ = [
+    "BinaryLabelDataset",
+    "ClassificationMetric",
+    "MulticlassLabelDataset",
+    "Transformer",
+    "compute_boolean_conditioning_vector",
+]
 
 
 @contextmanager
@@ -37,6 +43,8 @@ with _without_notes_on_extras():
     try:
         from aif360.algorithms import Transformer
         from aif360.datasets import BinaryLabelDataset
+        from aif360.datasets.multiclass_label_dataset import MulticlassLabelDataset
+        from aif360.metrics import ClassificationMetric
         from aif360.metrics.utils import compute_boolean_conditioning_vector
     except ModuleNotFoundError as error:
         if error.name != "aif360":

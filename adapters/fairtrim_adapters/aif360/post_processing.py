@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from fairtrim import InputError, NotFittedError, PostProcessor, Repair, ValidationSet
@@ -15,18 +16,10 @@ from fairtrim.data.batches import ForwardFunction
 from fairtrim.devices import floating_type
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 
-from .datasets import (
-    Groups,
-    check_dataset,
-    clauses_of,
-    feature_names_of,
-    inputs_of,
-    scores_of,
-    sides_of,
-    to_dataset,
-    to_validation_set,
-)
-from .library import BinaryLabelDataset, Transformer
+from .datasets import LabelledDataset, check_dataset, classes_of, feature_names_of, inputs_of
+from .library import ClassificationMetric, Transformer
+from .predictions import scores_of, to_dataset
+from .sides import Groups, check_sides, clauses_of, sides_of, to_validation_set
 
 __all__ = ["NetworkPostProcessing"]
 
@@ -35,6 +28,9 @@ _ALIGNED = (
     *("features", "protected_attributes", "instance_weights"),
 )
 """What two datasets of the same people have in common; labels and scores may differ."""
+
+_METRICS = {"demographic_parity_difference": "statistical_parity_difference", "accuracy_score_difference": None}
+"""ClassificationMetric's names of the measures that it calls otherwise; None where it means something else."""
 
 
 def _check_aligned(dataset_true: Any, dataset_pred: Any) -> None:
@@ -56,12 +52,20 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
     attributes are needed by ``fit`` only. What is predicted follows from the features alone, so leave the protected
     ones out with ``features`` if the network must not see them.
 
+    Of a MulticlassLabelDataset each of the K labels is compared against the rest, and the worst one is the bias, by a
+    post-processor that is defined for K classes. AIF360's metrics compare the favorable labels, taken together, with
+    all others: of one favorable label that is one of these comparisons, of several none, and ``repair_`` has a flag if
+    it is beyond epsilon.
+
     Args:
-        model: The trained network: logits (N, 2), label 1 the favorable one, or one logit. It stays as it is.
-        post_processor: One of fairtrim's, e.g. ``ParityFineTuning(epsilon=0.05)``; its ``privileged`` must be None,
-            because the groups say it.
-        unprivileged_groups: As for AIF360's post-processors: a list of dicts.
+        model: The trained network: logits (N, K) in the order of ``DatasetTensors.labels``, of two labels the favorable
+            one second, or one logit. It stays as it is.
+        post_processor: One of fairtrim's, e.g. ``ParityFineTuning(epsilon=0.05)``; with sides its ``privileged`` must
+            be None, because the groups say it.
+        unprivileged_groups: As for AIF360's post-processors: a list of dicts. None, like the other one, compares every
+            pair of crossings of the protected attributes.
         privileged_groups: The same.
+        attributes: Without sides: names of the protected attributes that are crossed; None for all.
         features: Names of the features that the network takes, in its order; None for all, among which AIF360 counts
             the protected attributes.
         forward_fn: How to call the network.
@@ -102,9 +106,10 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         self,
         model: nn.Module,
         post_processor: PostProcessor,
-        unprivileged_groups: Groups,
-        privileged_groups: Groups,
+        unprivileged_groups: Groups | None = None,
+        privileged_groups: Groups | None = None,
         *,
+        attributes: Sequence[str] | None = None,
         features: Sequence[str] | None = None,
         forward_fn: ForwardFunction | None = None,
         output_transform: OutputTransform | None = None,
@@ -119,18 +124,21 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
                 f"post_processor is a {type(post_processor).__name__}; expected one of fairtrim's, e.g. "
                 "ParityFineTuning()"
             )
+        sides = {"unprivileged_groups": unprivileged_groups, "privileged_groups": privileged_groups}
+        check_sides(unprivileged_groups, privileged_groups, attributes)
         # names and not objects: AIF360 deep-copies and pickles the metadata with every dataset
         super().__init__(
             model=type(model).__name__,
             post_processor=repr(post_processor),
-            unprivileged_groups=clauses_of(unprivileged_groups, "unprivileged_groups"),
-            privileged_groups=clauses_of(privileged_groups, "privileged_groups"),
+            **{name: None if groups is None else clauses_of(groups, name) for name, groups in sides.items()},
+            attributes=None if attributes is None else list(attributes),
             features=None if features is None else list(features),
         )
         self.model = model
         self.post_processor = post_processor
         self.unprivileged_groups = unprivileged_groups
         self.privileged_groups = privileged_groups
+        self.attributes = attributes
         self.features = features
         self.forward_fn = forward_fn
         self.output_transform = output_transform
@@ -139,7 +147,7 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
 
     def _check_sides_are_ours(self) -> None:
         privileged = self.post_processor.privileged
-        if privileged is not None:
+        if privileged is not None and self.unprivileged_groups is not None:
             raise InputError(
                 f"the post-processor has privileged={privileged!r}; expected None: unprivileged_groups and "
                 "privileged_groups name the sides"
@@ -147,10 +155,10 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
 
     def fit(
         self,
-        dataset_true: BinaryLabelDataset,
-        dataset_pred: BinaryLabelDataset | None = None,
+        dataset_true: LabelledDataset,
+        dataset_pred: LabelledDataset | None = None,
         *,
-        dataset_selection: BinaryLabelDataset | None = None,
+        dataset_selection: LabelledDataset | None = None,
     ) -> NetworkPostProcessing:
         """Repair the network.
 
@@ -179,11 +187,12 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
             check_dataset(dataset_selection, "dataset_selection")
             self._check_features(dataset_selection, names)
             selection, selection_rows = self._people(dataset_selection, names)
-        n_scores = self._scores(self.model, people.inputs[:1]).shape[1]
-        if n_scores > 2:
+        n_scores, labels = self._scores(self.model, people.inputs[:1]).shape[1], classes_of(dataset_true)[0].tolist()
+        if max(2, n_scores) != len(labels):
             raise InputError(
-                f"the network has {n_scores} classes; expected two, or one logit: a BinaryLabelDataset has a favorable "
-                "and an unfavorable label"
+                f"the network has {n_scores} classes; expected "
+                + ("two, or one logit" if len(labels) == 2 else f"{len(labels)}")
+                + f": the labels of the dataset are {labels}"
             )
         repair = self.post_processor.repair(
             self.model,
@@ -198,9 +207,32 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         )
         self.model_: nn.Module = repair.model
         self.feature_names_: tuple[str, ...] = tuple(names)
+        flags = self._flags_of_favorable_sets(dataset_true if selection is None else dataset_selection)
+        self.repair_ = replace(self.repair_, flags=(*repair.flags, *flags))
         return self
 
-    def predict(self, dataset: BinaryLabelDataset) -> BinaryLabelDataset:
+    def _flags_of_favorable_sets(self, dataset: Any) -> list[str]:
+        """A flag if AIF360, which takes several favorable labels together, finds more than the bound on each allows."""
+        measure, epsilon = self.repair_.objective.measure, self.repair_.objective.epsilon
+        name = _METRICS.get(measure, measure)
+        labels, favorable = classes_of(dataset)
+        if self.unprivileged_groups is None or favorable.sum() < 2 or not hasattr(ClassificationMetric, name or ""):
+            return []
+        people = dataset.subset(self.repair_.selection_rows.tolist())
+        people.ignore_fields = set(people.ignore_fields)  # which ClassificationMetric edits and subsets share
+        sides = {
+            argument: clauses_of(getattr(self, argument), argument)
+            for argument in ("unprivileged_groups", "privileged_groups")
+        }
+        found = float(getattr(ClassificationMetric(people, self.predict(people), **sides), str(name))())
+        if not abs(found) > epsilon:
+            return []
+        return [
+            f"AIF360 takes the favorable labels {labels[favorable].tolist()} together, of which {name} is {found:+.3f} "
+            f"on the people who selected; the bound of {epsilon:g} is asked for of each label against the rest"
+        ]
+
+    def predict(self, dataset: LabelledDataset) -> LabelledDataset:
         """Predict with the repaired network; neither labels nor protected attributes are looked at.
 
         Args:
@@ -222,8 +254,8 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         return to_dataset(dataset, self._scores(self.model_, inputs))
 
     def fit_predict(
-        self, dataset_true: BinaryLabelDataset, dataset_pred: BinaryLabelDataset | None = None
-    ) -> BinaryLabelDataset:
+        self, dataset_true: LabelledDataset, dataset_pred: LabelledDataset | None = None
+    ) -> LabelledDataset:
         """Repair the network, and predict for the same people.
 
         Args:
@@ -235,10 +267,13 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         """
         return self.fit(dataset_true, dataset_pred).predict(dataset_true)
 
-    def _people(self, dataset: BinaryLabelDataset, names: Sequence[str]) -> tuple[ValidationSet, Tensor]:
-        sides = self.unprivileged_groups, self.privileged_groups
-        people = to_validation_set(dataset, *sides, features=names, dtype=floating_type(self.model))
-        return people, sides_of(dataset, *sides)[0]
+    def _people(self, dataset: LabelledDataset, names: Sequence[str]) -> tuple[ValidationSet, Tensor]:
+        unprivileged, privileged = self.unprivileged_groups, self.privileged_groups
+        options: dict[str, Any] = {"features": names, "dtype": floating_type(self.model)}
+        people = to_validation_set(dataset, unprivileged, privileged, attributes=self.attributes, **options)
+        if unprivileged is None or privileged is None:
+            return people, torch.arange(len(people))
+        return people, sides_of(dataset, unprivileged, privileged)[0]
 
     def _scores(self, model: nn.Module, inputs: Tensor) -> npt.NDArray[np.float64]:
         network = ScoredNetwork(model, self.forward_fn, self.output_transform)
