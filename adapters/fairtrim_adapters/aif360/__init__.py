@@ -10,6 +10,7 @@ from .datasets import DatasetTensors, LabelledDataset, from_tensors, to_tensors
 from .post_processing import NetworkPostProcessing
 from .predictions import predict_dataset, to_dataset
 from .sides import Groups, to_validation_set
+from .string_columns import strings_as_objects
 
 __all__ = [
     "DatasetTensors",
@@ -18,6 +19,7 @@ __all__ = [
     "NetworkPostProcessing",
     "from_tensors",
     "predict_dataset",
+    "strings_as_objects",
     "to_dataset",
     "to_tensors",
     "to_validation_set",
