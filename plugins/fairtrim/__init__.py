@@ -13,6 +13,7 @@ from .comparison.predictions import Predictions, predict
 from .damage.channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .damage.collection import collect_damage
 from .damage.table import DamageTable
+from .data.sensitive_bins import SensitiveBins
 from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .files.checkpoint import load_pruned, save_pruned
@@ -75,6 +76,7 @@ __all__ = [
     "ProcessError",
     "RandomPerturbation",
     "Repair",
+    "SensitiveBins",
     "StaleTableError",
     "ThresholdSelection",
     "UnsupportedModelError",

@@ -277,6 +277,31 @@ def test_a_crossing_may_be_privileged() -> None:
     assert judged.statistical_parity_difference() == pytest.approx(repair.bias, abs=1e-12)
 
 
+def test_age_in_years_is_cut_into_ranges() -> None:
+    features, latent, weight = _columns(90, 0)
+    age = torch.arange(90) % 61 + 18
+    dataset = from_tensors(
+        features,
+        (latent > 0.4).long(),
+        feature_names=NAMES,
+        protected_attributes={"age": age, "sex": features[:, 3]},
+        weight=weight,
+    )
+    people = to_validation_set(dataset, attributes=["age"], bins=4)
+    assert people.features == ("age",) and people.n_groups == 4 and people.groups[0].startswith("1: 18 to ")
+    assert people.continuous is not None and people.weight is not None
+    np.testing.assert_array_equal(people.continuous.numpy(), age.numpy())
+    with pytest.raises(InputError, match=r"bins=4 would have no effect on two sides"):
+        to_validation_set(dataset, **SEX, bins=4)
+    with pytest.raises(InputError, match=r"the sensitive features of batch 0 are \['age', 'sex'\]; expected one"):
+        to_validation_set(dataset, bins=4)
+    with pytest.raises(
+        InputError, match=r"the groups are 61 numbers: cut a continuous feature .* fairtrim.SensitiveBins"
+    ):
+        method = ParityFineTuning(measure="equalized_odds_difference")
+        NetworkPostProcessing(_network(2), method, attributes=["age"], features=NAMES, progress=False).fit(dataset)
+
+
 def test_wrong_attributes() -> None:
     dataset = _binary(40)
     for options, message in (

@@ -610,7 +610,7 @@ def _gaps(values: Any) -> Any:
         ({"s": pd.DataFrame(np.zeros((200, 2)), columns=["a", "a"])}, r"are named \['a', 'a'\]"),
         ({"s": _gaps(["a", "b"] * 100)}, "'sensitive_feature_0' is missing for 1 of 200 people"),
         ({"s": pd.Series(_gaps([0, 1] * 100), dtype="Int64", name="sex")}, "'sex' is missing for 1 of 200 people"),
-        ({"s": np.linspace(0, 1, 200)}, r"holds the fraction 0\.005.*pandas\.cut"),
+        ({"s": np.linspace(0, 1, 200)}, r"holds the fraction 0\.005.*SensitiveBins"),
         ({"s": ["a"] * 200}, "everybody in the validation data is of the sensitive group 'a'"),
         ({"s": np.arange(200) % 2, "sensitive_names": {"sex": ["Female"]}}, "has the value 1, which sensitive_names"),
     ],

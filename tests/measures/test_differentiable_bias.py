@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
-from fairtrim.measures.differentiable_bias import balancing_weights, differences, proxy_bias
+from fairtrim.measures.differentiable_bias import (
+    balancing_weights,
+    dependence,
+    differences,
+    proxy_bias,
+    rank_polynomials,
+)
 from fairtrim.measures.group_counts import (
     BIAS_MEASURES,
     GroupCounts,
@@ -17,6 +25,80 @@ from fairtrim.measures.group_counts import (
 from fairtrim.measures.scores import probabilities
 from tests.measure_cases import CASES
 from tests.plain_measures import EXACT, plain_bias
+
+# Dependence on a continuous feature.
+
+
+def _members(measure: str, p: Tensor, target: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+    """Of every rate its parts: whom it counts, by probability, and among whom; of label 1, or of every label."""
+    everybody = torch.ones(len(target), dtype=torch.bool)
+    if measure == "accuracy_score_difference":
+        return [[(p.gather(1, target[:, None])[:, 0], everybody)]]
+    rates = []
+    for k in [1] if p.shape[1] == 2 else range(p.shape[1]):
+        selected, true, false = (p[:, k], everybody), (p[:, k], target == k), (p[:, k], target != k)
+        rates.append(
+            {
+                "demographic_parity_difference": [[selected]],
+                "equal_opportunity_difference": [[true]],
+                "average_odds_difference": [[true, false]],
+                "equalized_odds_difference": [[true], [false]],
+            }[measure]
+        )
+    return [of_label[r] for r in range(len(rates[0])) for of_label in rates]
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3])
+@pytest.mark.parametrize("measure", BIAS_MEASURES)
+def test_dependence_equals_weighted_covariances(measure: str, n_classes: int) -> None:
+    n_samples, generator = 41, torch.Generator().manual_seed(n_classes)
+    scores = torch.randn(n_samples, n_classes, dtype=torch.float64, generator=generator)
+    target = torch.arange(n_samples) % max(2, n_classes)
+    basis = torch.randn(n_samples, 2, dtype=torch.float64, generator=generator) + 0.3
+    weight = torch.rand(n_samples, dtype=torch.float64, generator=generator)
+    p = torch.cat([1 - scores.sigmoid(), scores.sigmoid()], 1) if n_classes == 1 else scores.softmax(1)
+    expected = []
+    for column in basis.T:
+        for parts in _members(measure, p, target):
+            found = []
+            for counted, among in parts:
+                cov = np.cov(counted[among].numpy(), column[among].numpy(), aweights=weight[among].numpy(), ddof=0)
+                found.append(2 * cov[0, 1] / math.sqrt(cov[1, 1]))
+            expected.append(sum(found) / len(found))
+    found = dependence(measure, probabilities(scores), target, basis, weight)
+    assert found.tolist() == pytest.approx(expected, **EXACT)
+
+
+def test_dependence_on_two_even_halves_is_the_difference_between_two_groups() -> None:
+    scores = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    group, target = torch.arange(30) % 2, torch.arange(30) % 3 % 2
+    (gap,) = differences("demographic_parity_difference", _soft(scores, target, group, n_groups=2))
+    halves = (2.0 * group - 1)[:, None]
+    (found,) = dependence("demographic_parity_difference", probabilities(scores), target, halves)
+    assert float(found) == pytest.approx(-float(gap), **EXACT)
+
+
+@pytest.mark.parametrize("measure", ["equalized_odds_difference", "equal_opportunity_difference"])
+def test_dependence_without_a_label_or_a_spread_leaves_finite_gradients(measure: str) -> None:
+    scores = torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    values = torch.stack([torch.linspace(-1, 1, 7), torch.ones(7)], 1)
+    for target in (torch.zeros(7, dtype=torch.int64), torch.arange(7) // 6):  # nobody, and one person, of label 1
+        found = dependence(measure, probabilities(scores), target, values)
+        assert len(found) == (2 if measure.startswith("equalized") else 0) * (1 + int(target.sum())) or target.any()
+        (gradient,) = torch.autograd.grad(found.square().sum() + 0 * scores.sum(), scores)
+        assert bool(gradient.isfinite().all())
+    one = dependence(measure, probabilities(scores[:1]), torch.ones(1, dtype=torch.int64), torch.ones(1, 2))
+    assert one.tolist() == [0.0, 0.0]
+
+
+def test_rank_polynomials_are_of_ranks_and_don_t_mind_extreme_values() -> None:
+    age = torch.tensor([30.0, 18, 90, 30, 44])
+    rank = torch.from_numpy(rankdata(age.numpy())) / 2 - 1.5  # 1 ... 5 to -1 ... 1
+    expected = torch.stack([rank, (3 * rank**2 - 1) / 2], 1)
+    torch.testing.assert_close(rank_polynomials(age), expected)
+    torch.testing.assert_close(rank_polynomials(age.exp()), expected)
+    assert rank_polynomials(torch.tensor([3.0])).isfinite().all()
+
 
 # The proxies: the same rates, of probabilities.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fairtrim import InputError, ValidationSet
+from fairtrim import InputError, SensitiveBins, ValidationSet
 
 from .datasets import LabelledDataset, attributes_of, check_dataset, to_tensors
 from .library import compute_boolean_conditioning_vector
@@ -102,6 +102,7 @@ def to_validation_set(
     privileged_groups: Groups | None = None,
     *,
     attributes: Sequence[str] | None = None,
+    bins: int | SensitiveBins | None = None,
     features: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ValidationSet:
@@ -119,6 +120,7 @@ def to_validation_set(
         unprivileged_groups: As for AIF360's metrics: a list of dicts. None, like the other one, for no sides.
         privileged_groups: The same.
         attributes: Without sides: names of the protected attributes that are crossed; None for all.
+        bins: The attribute is a continuous one, such as age in years: see ``ValidationSet.from_loader``.
         features: Names of the features that the network takes; None for all.
         dtype: Of the features.
 
@@ -147,8 +149,10 @@ def to_validation_set(
         columns = {
             name: tensors.protected_attributes[name] for name in attributes_of(tensors.protected_attributes, attributes)
         }
-        people = ValidationSet.from_loader([(tensors.inputs, tensors.target, columns)], progress=False)
+        people = ValidationSet.from_loader([(tensors.inputs, tensors.target, columns)], bins=bins, progress=False)
         return replace(people, weight=tensors.weight)
+    if bins is not None:
+        raise InputError(f"bins={bins} would have no effect on two sides; expected attributes=['age'] with it")
     assert unprivileged_groups is not None and privileged_groups is not None
     rows, side = sides_of(dataset, unprivileged_groups, privileged_groups)
     tensors = to_tensors(dataset, features=features, dtype=dtype)

@@ -118,6 +118,6 @@ def _plain_values(column: Any, name: str, n_samples: int) -> list[Any]:
     if fraction is not None:
         raise InputError(
             f"sensitive feature {name!r} holds the fraction {fraction!r}; expected values that name groups: cut a "
-            "continuous feature into ranges first, e.g. with pandas.cut"
+            "continuous feature into ranges first, with fairtrim.SensitiveBins"
         )
     return [int(value) if isinstance(value, float) else value for value in plain]

@@ -50,8 +50,8 @@ def code_name(names: Sequence[str] | Mapping[Any, str] | None, value: Any, featu
         if isinstance(code, numbers.Real | Decimal) and not isinstance(code, int):
             raise InputError(
                 f"sensitive feature {feature!r} holds {float(code):.6g}; expected codes of groups: whole numbers, "
-                "strings or booleans. Cut a continuous feature into ranges first, e.g. with torch.bucketize or "
-                "pandas.cut; weights of people, one column for each group, are taken by importances and damage tables "
+                "strings or booleans. Cut a continuous feature into ranges first, with fairtrim.SensitiveBins; "
+                "weights of people, one column for each group, are taken by importances and damage tables "
                 "if sensitive_weights=True says so"
             )
         return str(code)

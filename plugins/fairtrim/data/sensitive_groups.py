@@ -160,8 +160,7 @@ class SensitiveEncoder:
         if given is None and n_floating > MAX_FLOATING:
             raise InputError(
                 f"sensitive feature {feature!r} holds more than {MAX_FLOATING} floating-point numbers; expected "
-                "codes of groups: cut a continuous feature into ranges first, e.g. with torch.bucketize or "
-                "pandas.cut"
+                "codes of groups: cut a continuous feature into ranges first, with fairtrim.SensitiveBins"
             )
         return [known[value] for value in column]
 

@@ -18,6 +18,7 @@ from fairtrim.preservation import preserved_random_state
 
 from .batches import Batch, iterate_batches, slice_samples, tensors_of
 from .labels import require_labels, whole_labels
+from .sensitive_bins import SensitiveBins, continuous_column, many_numbers
 from .sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames, match_groups
 
 __all__ = ["ValidationSet"]
@@ -56,6 +57,7 @@ class ValidationSet:
         sides: Whether the two groups are the unprivileged (0) and the privileged (1) side, so that biases have a sign.
         features: Names of the sensitive features.
         counterfactual: Inputs of the same people with the sensitive attribute flipped, or None.
+        continuous: The continuous sensitive feature whose bins the groups are, (N,) float64, or None.
 
     Raises:
         InputError: The columns don't have N rows, or a weight is negative or not finite.
@@ -75,9 +77,11 @@ class ValidationSet:
     sides: bool = False
     features: tuple[str, ...] = ()
     counterfactual: Any = None
+    continuous: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, dtype in (("target", torch.int64), ("group", torch.int64), ("weight", torch.float64)):
+        floats = ("weight", torch.float64), ("continuous", torch.float64)
+        for name, dtype in (("target", torch.int64), ("group", torch.int64), *floats):
             column = getattr(self, name)
             if column is not None:
                 given = torch.as_tensor(column).detach().cpu()
@@ -95,7 +99,7 @@ class ValidationSet:
                 f"sides=True with {len(self.groups)} groups; expected an unprivileged and a privileged one"
             )
         lengths = [len(tensor) for tensor in tensors_of((self.inputs, self.counterfactual))]
-        columns = [self.target, self.group] + ([] if self.weight is None else [self.weight])
+        columns = [self.target, self.group, *(c for c in (self.weight, self.continuous) if c is not None)]
         lengths += [len(column) for column in columns]
         if len(set(lengths)) != 1:
             raise InputError(f"inputs, labels, groups and weights have {lengths} rows; expected as many of each")
@@ -125,6 +129,7 @@ class ValidationSet:
         privileged: Any = None,
         require_sensitive: bool = True,
         counterfactual: Callable[[Any], Any] | None = None,
+        bins: int | SensitiveBins | None = None,
         progress: bool = True,
     ) -> ValidationSet:
         """Read a loader once.
@@ -136,32 +141,57 @@ class ValidationSet:
                 the unprivileged one. None compares every pair of groups.
             counterfactual: Inputs -> the inputs with the sensitive attribute flipped, e.g. a ``ColumnFlip``.
             require_sensitive: Refuse a loader without sensitive features; else everybody is one group.
+            bins: The sensitive feature is a continuous one, such as age in years: so many ranges of about as many
+                people (10 for deciles), or given ones, are the groups, and its values are kept as ``continuous``.
             progress: Show a progress bar.
 
         Returns:
             The set; groups are sorted by name unless two sides are named.
 
         Raises:
-            InputError: There are no sensitive features, labels are not whole numbers, or ``privileged`` names nobody.
+            InputError: There are no sensitive features, labels are not whole numbers, or ``privileged`` names nobody;
+                or there are ``bins`` and the feature is not one of numbers.
+
+        Example:
+            >>> ages = torch.tensor([18.5, 64.0, 33.0, 41.0])
+            >>> people = ValidationSet.from_loader([(torch.eye(4), torch.tensor([0, 1, 0, 1]), ages)], bins=2)
+            >>> people.groups, people.group.tolist()
+            (('1: 18.5 to 33', '2: 41 to 64'), [0, 1, 0, 1])
         """
         encoder = SensitiveEncoder(sensitive_names)
-        inputs, targets, codes = [], [], []
+        if bins is not None and isinstance(sensitive_names, Mapping):
+            raise InputError("sensitive_names names values, and bins name theirs; expected the feature's name: ['age']")
+        inputs, targets, codes, continuous = [], [], [], []
         with preserved_random_state(loader):
             for batch in iterate_batches(loader, torch.device("cpu"), progress=progress, description="reading"):
-                if batch.sensitive is None and require_sensitive:
+                if batch.sensitive is None and (require_sensitive or bins is not None):
                     raise InputError(
                         f"batch {batch.index} of the loader is (inputs, target); expected (inputs, target, sensitive), "
                         "the sensitive features of the validation people: they are needed here, not at prediction"
                     )
                 inputs.append(map_tensors(batch.inputs, lambda tensor: tensor.detach()))
                 targets.append(whole_labels(batch.target, batch.index))
-                codes.append(encoder.encode(batch.sensitive, len(batch), batch.index).argmax(1))
+                if bins is None:
+                    codes.append(encoder.encode(batch.sensitive, len(batch), batch.index).argmax(1))
+                else:
+                    feature, column = continuous_column(batch.sensitive, batch.index)
+                    continuous.append(column)
+        if bins is not None:
+            values = torch.cat(continuous)
+            ranges = bins if isinstance(bins, SensitiveBins) else SensitiveBins.of(values, bins)
+            encoder = SensitiveEncoder(dict.fromkeys(sensitive_names or [feature], ranges.names))
+            codes = [encoder.encode({feature: ranges(values)}, len(values)).argmax(1)]
         order = encoder.order()
         position = torch.empty(len(order), dtype=torch.int64)
         position[torch.tensor(order)] = torch.arange(len(order))
         names = tuple(encoder.groups[g] for g in order)
         people = cls(
-            _joined(inputs), torch.cat(targets), position[torch.cat(codes)], names, features=encoder.features or ()
+            _joined(inputs),
+            torch.cat(targets),
+            position[torch.cat(codes)],
+            names,
+            features=encoder.features or (),
+            continuous=None if bins is None else values,
         )
         if counterfactual is not None:
             people = replace(people, counterfactual=counterfactual(map_tensors(people.inputs, torch.clone)))
@@ -192,9 +222,8 @@ class ValidationSet:
 
         code = torch.zeros(self.n_groups, dtype=torch.int64)
         code[found] = 1
-        return replace(
-            self, group=code[self.group], groups=(side(rest, "unprivileged"), side(found, "privileged")), sides=True
-        )
+        groups = side(rest, "unprivileged"), side(found, "privileged")
+        return replace(self, group=code[self.group], groups=groups, sides=True, continuous=None)
 
     def take(self, rows: Tensor) -> ValidationSet:
         """Some of the people.
@@ -211,6 +240,7 @@ class ValidationSet:
             target=self.target[rows],
             group=self.group[rows],
             weight=None if self.weight is None else self.weight[rows],
+            continuous=None if self.continuous is None else self.continuous[rows],
             counterfactual=slice_samples(self.counterfactual, rows),
         )
 
@@ -338,6 +368,7 @@ class ValidationSet:
         if empty:
             raise InputError(
                 f"nobody in the validation data is of {', '.join(empty)}; expected people of {list(self.groups)}"
+                f"{many_numbers(self.groups)}"
             )
         of_label, not_of_label = needs_labels(measure)
         labels = [1] if n_classes == 2 and measure not in CLASS_SUMS else range(n_classes)
@@ -348,5 +379,5 @@ class ValidationSet:
                     raise InputError(
                         f"the sensitive group {name!r} has nobody {kind} label {label} in the validation data, so its "
                         f"rate is undefined; expected some for {measure}: use more people, merge or drop the group, or "
-                        "take demographic_parity_difference"
+                        f"take demographic_parity_difference{many_numbers(self.groups)}"
                     )

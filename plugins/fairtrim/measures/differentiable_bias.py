@@ -6,11 +6,12 @@ from dataclasses import replace
 from itertools import combinations
 
 import torch
+from numpy.polynomial.legendre import legvander
 from torch import Tensor
 
-from .group_counts import GroupCounts, bias, rates
+from .group_counts import GroupCounts, bias, rate_covariances, rates
 
-__all__ = ["balancing_weights", "differences", "proxy_bias"]
+__all__ = ["balancing_weights", "dependence", "differences", "proxy_bias", "rank_polynomials"]
 
 
 def proxy_bias(measure: str, counts: GroupCounts) -> Tensor:
@@ -62,6 +63,63 @@ def differences(measure: str, counts: GroupCounts, shares: Tensor | None = None)
             for g, h in combinations(range(counts.n_groups), 2)
         ]
     )
+
+
+def rank_polynomials(values: Tensor, degree: int = 2) -> Tensor:
+    """Legendre polynomials of the ranks of a continuous feature, which extreme values don't move.
+
+    Args:
+        values: (N,).
+        degree: Of the last polynomial J.
+
+    Returns:
+        (N, J) float64: the ranks themselves, from −1 to 1, for what rises or falls; then for what peaks in the middle.
+
+    Example:
+        >>> rank_polynomials(torch.tensor([18.0, 90.0, 30.0])).tolist()
+        [[-1.0, 1.0], [1.0, 1.0], [0.0, -0.5]]
+    """
+    _, place, number = torch.unique(values.double(), return_inverse=True, return_counts=True)
+    middle = number.cumsum(0) - (number + 1) / 2  # equal values share the mean of their places
+    rank = (2 * middle / max(1, len(values) - 1) - 1)[place].double()
+    return torch.from_numpy(legvander(rank.numpy(), degree)[:, 1:].copy())
+
+
+def dependence(measure: str, given: Tensor, target: Tensor, basis: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Twice the covariance of every rate with functions of a continuous sensitive feature.
+
+    The sum of their squares is four times the Hilbert-Schmidt independence criterion (Gretton et al., 2005) of a linear
+    kernel on what the rate counts and the kernel of these functions on the feature. Twice, so that a feature of two
+    values which half of the people have each gives the difference between two groups.
+
+    Args:
+        measure: The bias measure.
+        given: Probability of each label, (N, K) or (N, 1).
+        target: Labels, (N,).
+        basis: Functions of the feature, (N, J).
+        weight: Sample weights, (N,), or None.
+
+    Returns:
+        One entry a rate and function, without those of rates about nobody; differentiable in ``given``.
+
+    Example:
+        >>> halves = torch.tensor([[-1.0], [1.0]])
+        >>> dependence("demographic_parity_difference", torch.tensor([[0.2], [0.7]]), torch.tensor([0, 1]), halves)
+        tensor([0.5000])
+    """
+    own = torch.ones_like(target, dtype=given.dtype) if weight is None else weight.to(given)
+    everybody = torch.zeros_like(target)
+
+    def counts(weight: Tensor) -> GroupCounts:
+        return GroupCounts.of(given, target, everybody, n_groups=1, weight=weight)
+
+    plain = counts(own)
+    found = [
+        rate_covariances(measure, plain, counts(own * column), counts(own * column.square()))
+        for column in basis.to(given).unbind(1)
+    ]
+    together = 2 * torch.cat(found)
+    return together[~together.detach().isnan()]
 
 
 def balancing_weights(target: Tensor, n_classes: int, weight: Tensor | None) -> Tensor:

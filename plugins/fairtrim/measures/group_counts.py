@@ -23,6 +23,7 @@ __all__ = [
     "canonical_measure",
     "needs_labels",
     "performance",
+    "rate_covariances",
     "rate_variances",
     "rates",
 ]
@@ -248,6 +249,43 @@ def rate_variances(measure: str, counts: GroupCounts, squares: GroupCounts) -> t
         variances.append(torch.stack([v for v, _ in of_parts]).sum(0) / len(of_parts) ** 2)
         people.append(torch.stack([n for _, n in of_parts]).amin(0))
     return torch.cat(variances, -2), torch.cat(people, -2)
+
+
+def rate_covariances(measure: str, counts: GroupCounts, by_value: GroupCounts, by_square: GroupCounts) -> Tensor:
+    """Covariances of what a rate counts with a standardised value of each person, such as the age.
+
+    How much the rate changes with a standard deviation of the value, if it changes evenly (Zafar et al., AISTATS 2017,
+    arXiv 1507.05259, take the decision's margin in place of the rate): 0 where they have nothing to do with each other.
+
+    Args:
+        measure: One of ``BIAS_MEASURES``, under any of its names.
+        counts: Of everybody, as one group.
+        by_value: The same with the people's weights times their values.
+        by_square: The same with the weights times the squares of the values.
+
+    Returns:
+        (R,): each over the people whom its rate is about, NaN where these are none; 0 where their values are the same.
+
+    Example:
+        >>> decided, target, value = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]), torch.tensor([-1.0, 1.0])
+        >>> everybody = torch.zeros(2, dtype=torch.int64)
+        >>> of = [GroupCounts.of(decided, target, everybody, n_groups=1, weight=value**power) for power in (0, 1, 2)]
+        >>> rate_covariances("demographic_parity_difference", *of).tolist()
+        [0.5]
+    """
+    found = []
+    for fractions in _FRACTIONS[canonical_measure(measure)]:
+        parts = []
+        for fraction in fractions:
+            (given, among), (given_value, among_value), (_, among_square) = map(fraction, (counts, by_value, by_square))
+            people = among.where(among > 0, 1.0)  # the gradient of 0 / 0 would spoil all others
+            mean, square = among_value / people, among_square / people
+            variance = square - mean.square()
+            spread = variance.where(variance > 1e-9 * square, torch.inf).sqrt()
+            covariance = (given_value - mean * given) / people / spread
+            parts.append(covariance.where(among > 0, torch.nan).squeeze(-1))
+        found.append(torch.stack(parts).mean(0))
+    return torch.cat(found)
 
 
 def bias(measure: str, counts: GroupCounts, *, signed: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fairtrim.arguments import few_of
+from fairtrim.data.sensitive_bins import many_numbers
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.group_counts import GroupCounts, rate_variances
 from fairtrim.measures.group_estimates import GroupEstimates
@@ -119,7 +120,8 @@ class GroupJudge:
                 f"{_some(named, small)}: too few people for a bound of {objective.epsilon:g}: a rate of "
                 f"{people.groups[worst]} may be off by {float(error[worst]):.3f}; it would take about {needed:,.0f}"
             )
-        return found
+        advice = many_numbers(people.groups)
+        return [f"{flag}{advice}" for flag in found[:1]] + found[1:]
 
 
 def _some(named: list[str], chosen: Tensor) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
-from fairtrim.measures.differentiable_bias import balancing_weights, differences
+from fairtrim.measures.differentiable_bias import balancing_weights, dependence, differences, rank_polynomials
 from fairtrim.measures.scores import label_losses, probabilities, sharpened
 from fairtrim.registry import Standing
 
@@ -23,6 +23,9 @@ __all__ = ["ParityFineTuning"]
 
 _SHARP = ((5.0, 4.0), (20.0, 4.0), (20.0, 8.0), (20.0, 16.0))
 """The default path's second part: strengths, and how many standard deviations wide scores are made for the rates."""
+
+_Gaps = Callable[[Tensor, Tensor], Tensor]
+"""What is penalised, of the probabilities of some rows."""
 
 _WHITENED = 1024
 """Wider features are taken as they are: whitening costs their number cubed."""
@@ -41,6 +44,10 @@ class ParityFineTuning(PostProcessor):
     between groups whose decisions aren't: the default path for ``output`` goes on with rates that are nearly decisions,
     of scores that are made 4, 8 and 16 standard deviations wide (``width`` in the history). Everybody edits and
     everybody selects, in five folds, or three for all layers (see ``selection_share``).
+
+    Of a continuous feature (``ValidationSet.from_loader(loader, bins=10)``) the groups are its deciles, which judge.
+    What is penalised in place of their differences is twice the covariance of the rate with people's ranks by the
+    feature, and with the squares of these: see ``fairtrim.measures.differentiable_bias.dependence``.
 
     Defined for K classes: rates one against the rest, decisions by the largest score, and no threshold.
 
@@ -112,15 +119,11 @@ class ParityFineTuning(PostProcessor):
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         weights = self._sample_weights(working)
-        shares = None
-        if self.confidence is not None:
-            people = working.people
-            estimates = estimates_of(self.objective(), people, working.scores(people), self.min_people)
-            shares = None if estimates is None else estimates.shares
+        gaps = self._gaps(working)
         if self.layers == "output":
-            self._fit_output_layer(working, candidates, weights, shares)
+            self._fit_output_layer(working, candidates, weights, gaps)
         else:
-            self._fit_all_layers(working, candidates, weights, shares)
+            self._fit_all_layers(working, candidates, weights, gaps)
 
     def _loss(
         self,
@@ -129,7 +132,7 @@ class ParityFineTuning(PostProcessor):
         rows: Tensor,
         weights: Tensor,
         penalty: float,
-        shares: Tensor | None,
+        gaps: _Gaps,
         *,
         width: float | None = None,
     ) -> Tensor:
@@ -137,13 +140,26 @@ class ParityFineTuning(PostProcessor):
         loss = (losses * weights[rows].to(losses)).mean()
         if penalty:
             given = probabilities(scores if width is None else sharpened(scores, width))
-            gaps = differences(self.measure, working.counts(given, rows), shares)
-            loss = loss + penalty * gaps.square().sum()
+            loss = loss + penalty * gaps(given, rows).square().sum()
         return loss
 
-    def _fit_output_layer(
-        self, working: WorkingCopy, candidates: Candidates, weights: Tensor, shares: Tensor | None
-    ) -> None:
+    def _gaps(self, working: WorkingCopy) -> _Gaps:
+        people = working.people
+        if people.continuous is not None:
+            basis = rank_polynomials(people.continuous)
+
+            def of_values(given: Tensor, rows: Tensor) -> Tensor:
+                target, weight = people.target[rows].to(given.device), people.mass[rows].to(given.device)
+                return dependence(self.measure, given, target, basis[rows], weight)
+
+            return of_values
+        shares = None
+        if self.confidence is not None:
+            estimates = estimates_of(self.objective(), people, working.scores(people), self.min_people)
+            shares = None if estimates is None else estimates.shares
+        return lambda given, rows: differences(self.measure, working.counts(given, rows), shares)
+
+    def _fit_output_layer(self, working: WorkingCopy, candidates: Candidates, weights: Tensor, gaps: _Gaps) -> None:
         features = working.all_features(working.people)
         rows = torch.arange(len(features))
         given = working.head.theta()
@@ -164,7 +180,7 @@ class ParityFineTuning(PostProcessor):
                     penalty: float = penalty, width: float | None = width, optimizer: torch.optim.LBFGS = optimizer
                 ) -> Tensor:
                     optimizer.zero_grad()
-                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, shares, width=width)
+                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, gaps, sharp=sharp)
                     loss = loss + scale * unwhitened(move).square().sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss
@@ -174,9 +190,7 @@ class ParityFineTuning(PostProcessor):
                 candidates.offer(penalty=penalty, **({} if width is None else {"width": width}))
                 bar.update()
 
-    def _fit_all_layers(
-        self, working: WorkingCopy, candidates: Candidates, weights: Tensor, shares: Tensor | None
-    ) -> None:
+    def _fit_all_layers(self, working: WorkingCopy, candidates: Candidates, weights: Tensor, gaps: _Gaps) -> None:
         batch_size = max(2, round(self.training_batch_size * working.share))  # as many steps with a fold held out
         training = working.training(self._path(), self.epochs, self.learning_rate, "parity fine-tuning")
         for penalty, epoch, step in training:
@@ -184,7 +198,7 @@ class ParityFineTuning(PostProcessor):
                 return
             for rows, batch in working.people.batches(batch_size, working.device, working.generator):
                 if len(rows) >= 2:
-                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty, shares))
+                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty, gaps))
             candidates.offer(penalty=penalty, epoch=epoch)
 
 
