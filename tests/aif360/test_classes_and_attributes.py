@@ -389,14 +389,20 @@ def _standard(table: pd.DataFrame, **options: Any) -> Any:
     return StandardDataset(table, "hired", ["yes"], ["sex"], [["Male"]], categorical_features=["job"], **options)
 
 
-@pytest.mark.parametrize("dtype", [pd.StringDtype("python", na_value=np.nan), pd.StringDtype("python")])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "string",
+        pytest.param("str", marks=pytest.mark.skipif(pd.__version__ < "3", reason="strings were objects before")),
+    ],
+)
 def test_string_columns_are_cast_with_a_word(dtype: Any) -> None:
     table = _table(dtype)
     with pytest.raises(TypeError, match="Cannot interpret"):
         _standard(table)  # the host's fault
     before = table.dtypes.copy()
     with pytest.warns(
-        UserWarning, match=r"cast from strings \(dtype str.*\) to object, as AIF360 expects: 'job', 'sex', "
+        UserWarning, match=r"cast from strings \(dtype str(ing)?\) to object, as AIF360 expects: 'job', 'sex', "
     ):
         cast = strings_as_objects(table)
     assert table.dtypes.equals(before) and [str(t) for t in cast.dtypes] == ["float64", "object", "object", "object"]

@@ -91,6 +91,15 @@ def test_dependence_without_a_label_or_a_spread_leaves_finite_gradients(measure:
     assert one.tolist() == [0.0, 0.0]
 
 
+def test_a_rate_that_peaks_in_the_middle_is_seen_by_the_squares_alone() -> None:
+    basis = rank_polynomials(torch.arange(41.0))
+    peak = (1 - basis[:, 0] ** 2)[:, None]
+    target = torch.arange(41) % 2
+    straight, curved = dependence("demographic_parity_difference", peak, target, basis).tolist()
+    assert straight == pytest.approx(0, **EXACT)
+    assert curved == pytest.approx(-2 * float(peak.std(correction=0)), **EXACT)
+
+
 def test_rank_polynomials_are_of_ranks_and_don_t_mind_extreme_values() -> None:
     age = torch.tensor([30.0, 18, 90, 30, 44])
     rank = torch.from_numpy(rankdata(age.numpy())) / 2 - 1.5  # 1 ... 5 to -1 ... 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from .library import BinaryLabelDataset, MulticlassLabelDataset
 
 __all__ = ["DatasetTensors", "LabelledDataset", "from_tensors", "to_tensors"]
 
-LabelledDataset = BinaryLabelDataset | MulticlassLabelDataset
+LabelledDataset: TypeAlias = BinaryLabelDataset | MulticlassLabelDataset
 """A dataset of AIF360 whose labels are two values, or favorable and unfavorable ones."""
 
 
