@@ -47,7 +47,7 @@ def trained(people: People) -> nn.Module:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(200):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(people[0]), people[1]).backward()
+        nn.functional.cross_entropy(model(people[0]), people[1]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model
 
