@@ -80,8 +80,8 @@ def rank_polynomials(values: Tensor, degree: int = 2) -> Tensor:
         [[-1.0, 1.0], [1.0, 1.0], [0.0, -0.5]]
     """
     _, place, number = torch.unique(values.double(), return_inverse=True, return_counts=True)
-    middle = number.cumsum(0) - (number + 1) / 2  # equal values share the mean of their places
-    rank = (2 * middle / max(1, len(values) - 1) - 1)[place].double()
+    middle = number.cumsum(0) - (number.double() + 1) / 2  # equal values share the mean of their places
+    rank = (2 * middle / max(1, len(values) - 1) - 1)[place]
     return torch.from_numpy(legvander(rank.numpy(), degree)[:, 1:].copy())
 
 
