@@ -7,10 +7,13 @@ import functools
 from itertools import combinations
 from typing import Any
 
+import aif360.datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from aif360.algorithms.postprocessing import EqOddsPostprocessing
+from aif360.algorithms.preprocessing import Reweighing
 from aif360.datasets import StandardDataset
 from aif360.datasets.multiclass_label_dataset import MulticlassLabelDataset
 from aif360.metrics import ClassificationMetric
@@ -148,6 +151,23 @@ def test_the_host_leaves_a_dataset_of_k_labels_blind_to_them_and_predictions_are
     after = to_dataset(dataset, torch.zeros(360, 4))
     assert before.ignore_fields == after.ignore_fields == {"metadata", "ignore_fields"}
     assert before != dataset and after != dataset
+
+
+def test_what_the_host_can_t_do_with_k_labels() -> None:
+    """As docs/api/adapters_aif360.md tells."""
+    assert not hasattr(aif360.datasets, "MulticlassLabelDataset")
+    dataset = _graded()
+    table = dataset.convert_to_dataframe()[0]
+    names: dict[str, Any] = {"label_names": ["label"], "protected_attribute_names": ["sex"]}
+    with pytest.raises(TypeError, match="not iterable"):
+        MulticlassLabelDataset(df=table, favorable_label=7.0, unfavorable_label=[1.0, 3.0, 5.0], **names)
+    with pytest.raises(ValueError, match="do not match the labels"):
+        arrays = {name: np.array(labels) for name, labels in LABELS.items()}
+        MulticlassLabelDataset(df=table, **arrays, **names)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        Reweighing(**SEX).fit(dataset)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        EqOddsPostprocessing(**SEX).fit(dataset, predict_dataset(_network(), dataset))
 
 
 @pytest.mark.parametrize("measure", ["demographic_parity_difference", "equal_opportunity_difference"])

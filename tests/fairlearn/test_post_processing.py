@@ -34,7 +34,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import Tensor, nn
 
-from fairtrim import InputError, ParityFineTuning, RandomPerturbation, UnsupportedModelError
+from fairtrim import InputError, ParityFineTuning, RandomPerturbation, SensitiveBins, UnsupportedModelError
 from fairtrim_adapters.fairlearn import RepairedClassifier, metric_frame, post_processing
 
 
@@ -441,6 +441,27 @@ def test_several_sensitive_columns_are_crossed() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- pipelines, searches
+
+
+def test_a_continuous_feature_is_cut_into_ranges() -> None:
+    X, y, _ = _people(300)
+    age = pd.Series(40 + 12 * X[:, 0] + X[:, 1], name="age")
+    method = _quick(epsilon=1.0, selection_share=0.5)
+    repaired = RepairedClassifier(_trained(), method, prefit=True, bins=3).fit(X, y, sensitive_features=age)
+    bins = SensitiveBins.of(age, 3)
+    assert repaired.sensitive_groups_ == bins.names and clone(repaired).bins == 3
+    rows = repaired.repair_.selection_rows.numpy()
+    frame = MetricFrame(
+        metrics=selection_rate,
+        y_true=y[rows],
+        y_pred=repaired.predict(X[rows]),
+        sensitive_features=np.array(bins.names)[bins(age)[rows].numpy()],
+    )
+    figures = {f.sensitive_group: f.after for f in repaired.repair_.figures if f.name == "selection rate"}
+    assert frame.by_group.to_dict() == pytest.approx({name: figures[name] for name in bins.names})
+    assert frame.difference() == pytest.approx(repaired.repair_.bias)
+    with pytest.raises(InputError, match=r"holds the fraction .* with bins=10 or fairtrim.SensitiveBins"):
+        RepairedClassifier(_trained(), method, prefit=True).fit(X, y, sensitive_features=age)
 
 
 def test_after_a_scaler() -> None:

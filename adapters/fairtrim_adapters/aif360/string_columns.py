@@ -16,8 +16,8 @@ def strings_as_objects(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose string columns have the type object, which AIF360 expects.
 
     pandas 3 reads strings as a type of their own, of which ``StandardDataset`` raises ``Cannot interpret
-    '<StringDtype...>' as a data type`` where a label or a protected attribute has it. AIF360's own data sets take this
-    function as ``custom_preprocessing=strings_as_objects``. Categories stay as they are.
+    '<StringDtype...>' as a data type`` where a label or a protected attribute has it. It takes this function as
+    ``custom_preprocessing=strings_as_objects``, too, and so does ``AdultDataset``. Categories stay as they are.
 
     Args:
         table: A data frame; left as it is.

@@ -55,12 +55,13 @@ def tensor_of_entry(values: Any, name: str, dtype: torch.dtype, estimator: Any) 
     return torch.tensor(array, dtype=dtype if array.dtype.kind == "f" else None)
 
 
-def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
+def sensitive_columns(sensitive: Any, n_samples: int, *, fractions: bool = False) -> dict[str, list[Any]]:
     """Columns of the sensitive features by name, as plain values.
 
     Args:
         sensitive: A series, a data frame, a dict of columns, or an array, tensor or list (N,) or (N, S).
         n_samples: N.
+        fractions: Whether they may be no groups, but numbers that are cut into ranges.
 
     Returns:
         S lists of N values.
@@ -94,11 +95,11 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
         columns = {f"sensitive_feature_{s}": column for s, column in enumerate(array.reshape(n_samples, -1).T)}
     if not columns:
         raise InputError(f"sensitive_features has no column; {forms}")
-    return {name: _plain_values(values, name, n_samples) for name, values in columns.items()}
+    return {name: _plain_values(values, name, n_samples, fractions) for name, values in columns.items()}
 
 
-def _plain_values(column: Any, name: str, n_samples: int) -> list[Any]:
-    """Names and whole numbers, one a person."""
+def _plain_values(column: Any, name: str, n_samples: int, fractions: bool) -> list[Any]:
+    """Names and whole numbers, or any numbers, one a person."""
     values = np.asarray(column.detach().cpu().numpy() if isinstance(column, Tensor) else column, dtype=object)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -114,10 +115,12 @@ def _plain_values(column: Any, name: str, n_samples: int) -> list[Any]:
             "leave those people out, or give the missing value a name of its own, e.g. 'unknown'"
         )
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+    if fractions:
+        return plain
     fraction = next((value for value in plain if isinstance(value, float) and not value.is_integer()), None)
     if fraction is not None:
         raise InputError(
             f"sensitive feature {name!r} holds the fraction {fraction!r}; expected values that name groups: cut a "
-            "continuous feature into ranges first, with fairtrim.SensitiveBins"
+            "continuous feature into ranges first, with bins=10 or fairtrim.SensitiveBins"
         )
     return [int(value) if isinstance(value, float) else value for value in plain]

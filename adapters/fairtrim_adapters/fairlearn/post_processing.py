@@ -23,7 +23,15 @@ from sklearn.utils.validation import _num_samples, check_array, check_is_fitted,
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fairtrim import FairtrimError, InputError, ParityFineTuning, PostProcessor, UnsupportedModelError, ValidationSet
+from fairtrim import (
+    FairtrimError,
+    InputError,
+    ParityFineTuning,
+    PostProcessor,
+    SensitiveBins,
+    UnsupportedModelError,
+    ValidationSet,
+)
 from fairtrim.data.batches import ForwardFunction, slice_samples, tensors_of
 from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
 from fairtrim.devices import floating_type
@@ -71,6 +79,8 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
             post-processor edits and selects on them (``selection_share``). Ignored with ``prefit``.
         sensitive_names: Names of the sensitive features and of their values, for features that come as codes:
             ``["sex", "race"]`` or ``{"sex": ["Female", "Male"]}``. Data frames, series and dicts bring their own.
+        bins: The sensitive feature is a continuous one, such as age in years, whose ranges are the groups: 10 for
+            deciles, or given ones. See ``fairtrim.ValidationSet.from_loader``.
         forward_fn: How to call the network, ``forward_fn(network, inputs)``.
         output_transform: How to find the scores in what it returns.
         random_state: Of the split and of the training, for whose length the random states of torch, numpy and Python
@@ -113,6 +123,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         prefit: bool = False,
         validation_share: float = 0.25,
         sensitive_names: SensitiveNames | None = None,
+        bins: int | SensitiveBins | None = None,
         forward_fn: ForwardFunction | None = None,
         output_transform: OutputTransform | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -123,6 +134,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         self.prefit = prefit
         self.validation_share = validation_share
         self.sensitive_names = sensitive_names
+        self.bins = bins
         self.forward_fn = forward_fn
         self.output_transform = output_transform
         self.random_state = random_state
@@ -184,9 +196,12 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
             return _safe_indexing(X, rows.numpy())
 
         codes = self._fit_labels(y, n_samples)
-        columns = sensitive_columns(sensitive_features, n_samples)
+        columns = sensitive_columns(sensitive_features, n_samples, fractions=self.bins is not None)
         people = ValidationSet.from_loader(
-            [(torch.arange(n_samples), codes, columns)], sensitive_names=self.sensitive_names, progress=False
+            [(torch.arange(n_samples), codes, columns)],
+            sensitive_names=self.sensitive_names,
+            bins=self.bins,
+            progress=False,
         )
         self.sensitive_groups_ = people.groups
         training, validation = torch.empty(0, dtype=torch.int64), torch.arange(n_samples)
