@@ -180,7 +180,7 @@ class ParityFineTuning(PostProcessor):
                     penalty: float = penalty, width: float | None = width, optimizer: torch.optim.LBFGS = optimizer
                 ) -> Tensor:
                     optimizer.zero_grad()
-                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, gaps, sharp=sharp)
+                    loss = self._loss(working, own + whitened @ move.T, rows, weights, penalty, gaps, width=width)
                     loss = loss + scale * unwhitened(move).square().sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss
