@@ -25,6 +25,7 @@ from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidenceImportance,
     GroupSaliencyImportance,
     MeanDamageImportance,
+    ParityGradientImportance,
     WorstGroupImportance,
 )
 from tests.networks import CASES
@@ -188,6 +189,7 @@ def weighted_losses(rank: int) -> None:
 IMPORTANCES: dict[str, Callable[[], Any]] = {
     "worst group": lambda: WorstGroupImportance(progress=False),
     "sketched": lambda: MeanDamageImportance(interactions="sketched", progress=False),
+    "parity gradient": lambda: ParityGradientImportance("equalized_odds_difference", progress=False),
     "single": lambda: GroupSaliencyImportance("1", selection="single", progress=False),
     "weights": lambda: GroupSaliencyImportance("1", selection="single", level="weight", progress=False),
 }

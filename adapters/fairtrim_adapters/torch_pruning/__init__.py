@@ -31,6 +31,7 @@ from .importances.damage_importances import (
     WorstGroupImportance,
 )
 from .importances.mined_importances import AccumulatedConfidenceImportance, ContrastiveImportance, GateTraining
+from .importances.parity_importance import ParityGradientImportance
 from .importances.pruning_report import PruningReport
 from .importances.registry import IMPORTANCES, register, register_importance
 from .prune_copy import prune_copy
@@ -55,6 +56,7 @@ __all__ = [
     "ImportanceOptions",
     "MeanDamageImportance",
     "ParameterAxis",
+    "ParityGradientImportance",
     "PrunedToBudget",
     "PruningReport",
     "RMSNormPruner",

@@ -23,7 +23,7 @@ from .reading_options import CollectionOptions, Reading
 from .scoring_run import ScoringRun
 from .table import DamageTable
 
-__all__ = ["collect_damage"]
+__all__ = ["check_connected", "check_independence", "collect_damage", "refuse_nobody"]
 
 
 def collect_damage(
@@ -113,17 +113,17 @@ def collect_damage(
         checked = False
         for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
-                _refuse_nobody(batch)
+                refuse_nobody(batch)
             gates.start(len(batch))
             scores = network.scores(batch, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
                 weights = encoder.encode(batch.sensitive, len(batch), batch.index)
                 if not checked and len(batch) > 1:
-                    _check_independence(gates, scores, expansion, batch)
+                    check_independence(gates, scores, batch)
                 slope, rows = _gate_moments(gates, scores, expansion)
                 if not checked:
-                    _check_connected(gates, channel_groups)
+                    check_connected(gates, channel_groups)
                 checked = checked or len(batch) > 1
                 moments.add(weights, expansion.loss, slope, rows)
                 moments.weigh(expansion.weight)
@@ -134,7 +134,8 @@ def collect_damage(
     return DamageTable(sizes=sizes, **total.means(encoder))
 
 
-def _refuse_nobody(batch: Batch) -> None:
+def refuse_nobody(batch: Batch) -> None:
+    """Refuse a batch without sensitive features."""
     named = f"a dict with {sorted(map(str, batch.inputs))}" if isinstance(batch.inputs, Mapping) else "(inputs, target)"
     raise InputError(
         f"batch {batch.index} of the loader is {named}, without sensitive features, which the criterion compares; "
@@ -153,7 +154,7 @@ def _gate_moments(gates: Gates, scores: Tensor, expansion: OutputExpansion) -> t
     return slope, rows
 
 
-def _check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
+def check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> None:
     """Channels that the scores can't be differentiated in would look worthless, and go first."""
     connected = gates.connected
     for group in channel_groups:
@@ -166,9 +167,9 @@ def _check_connected(gates: Gates, channel_groups: Sequence[ChannelGroup]) -> No
             )
 
 
-def _check_independence(gates: Gates, scores: Tensor, expansion: OutputExpansion, batch: Batch) -> None:
+def check_independence(gates: Gates, scores: Tensor, batch: Batch) -> None:
     """The first sample's scores must move no other sample's gates, or per-sample gradients mean nothing."""
-    direction = torch.zeros_like(expansion.directions[0])
+    direction = torch.zeros_like(scores)
     each = direction[0].numel()
     direction[0] = torch.arange(1, each + 1, device=direction.device, dtype=direction.dtype).view(direction.shape[1:])
     others = gates.gradients(scores, direction, keep_graph=True)[1:]

@@ -243,7 +243,7 @@ OTHERS: dict[str, Run] = {
     "GeneralizedCrossEntropyMiner": _miner(GeneralizedCrossEntropyMiner(epochs=1)),
     "AccumulatedConfidence": _miner(AccumulatedConfidence(levels=(0.2, 0.4))),
 }
-NO_LOSS = ("predict", "recalibrate_batchnorm", "fit of contrastive")
+NO_LOSS = ("predict", "recalibrate_batchnorm", "fit of contrastive", "fit of parity-gradient")
 
 
 def _calls(n_calls: int, most: int = 14) -> list[int]:

@@ -22,7 +22,7 @@ from fairtrim.damage.measured_change import MeasuredChange, measured_change
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.processes import Processes
 from fairtrim.registry import Described
-from fairtrim.selection.ranking import Selection, break_ties
+from fairtrim.selection.ranking import Pool, Selection, break_ties, negative_columns, ranked
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph, correct_group, correct_pruner
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import consumers, group_name
 from fairtrim_adapters.torch_pruning.graph.plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
@@ -30,7 +30,7 @@ from fairtrim_adapters.torch_pruning.verification.verified import is_stream, ver
 
 from .pruning_report import PruningReport, pruning_report
 
-__all__ = ["ChannelImportance", "CollectOptions", "ImportanceOptions", "Normalizer"]
+__all__ = ["ChannelImportance", "CollectOptions", "ImportanceOptions", "Normalizer", "negative_values"]
 
 Normalizer = Literal["gaussian", "standarization"] | Callable[[Tensor], Tensor] | None
 
@@ -407,6 +407,21 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             self._rehearsal.try_groups(self.plan_, groups)
         self._rule = rule
         yield from groups()
+
+
+def negative_values(selection: Selection, plan: PruningPlan) -> Tensor:
+    """Columns of the channels whose own value is negative, floors respected.
+
+    Args:
+        selection: Of single channels; its ``change`` holds their values.
+        plan: What Torch-Pruning was going to ask for.
+
+    Returns:
+        Columns of the plan's channels.
+    """
+    pool = Pool(tuple(plan.columns.sizes))
+    free = ranked(selection.change, plan.columns, pools=[pool], floors=plan.floors)
+    return negative_columns(plan.columns, free, plan.floors, joint=False)
 
 
 def _check_options(options: Mapping[str, Any], importance: type[Any], *, constructing: bool) -> None:

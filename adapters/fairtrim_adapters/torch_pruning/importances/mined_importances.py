@@ -21,7 +21,7 @@ from fairtrim.network.losses import negative_margin
 from fairtrim.selection import Pool, Selection, joint_selection, negative_columns, ranked, single_selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
 
-from .channel_importance import ChannelImportance, ImportanceOptions
+from .channel_importance import ChannelImportance, ImportanceOptions, negative_values
 
 __all__ = ["AccumulatedConfidenceImportance", "ContrastiveImportance", "GateTraining"]
 
@@ -198,9 +198,7 @@ class ContrastiveImportance(ChannelImportance):
         return ranked(of_channels, plan.columns, pools=plan.pools, floors=plan.floors), None
 
     def _negative(self) -> Tensor:
-        plan = self.plan_
-        free = ranked(self.selection_.change, plan.columns, pools=[Pool(tuple(plan.columns.sizes))], floors=plan.floors)
-        return negative_columns(plan.columns, free, plan.floors, joint=False)
+        return negative_values(self.selection_, self.plan_)
 
 
 class _Flagged:
