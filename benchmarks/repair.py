@@ -43,6 +43,7 @@ from tqdm.auto import tqdm
 
 from fairtrim import (
     AdversarialFineTuning,
+    AdversarialProjection,
     BiasGradientDescent,
     InputError,
     LayerwiseOptimization,
@@ -69,6 +70,7 @@ METHODS: dict[str, Callable[..., PostProcessor]] = {
     "random perturbation": RandomPerturbation,
     "layer-wise optimisation": LayerwiseOptimization,
     "adversarial fine-tuning": AdversarialFineTuning,
+    "adversarial projection": AdversarialProjection,
     "bias gradient descent": BiasGradientDescent,
     "parity, output layer": ParityFineTuning,
     "parity, all layers": lambda **settings: ParityFineTuning(layers="all", **settings),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairtrim import (
     AdversarialFineTuning,
+    AdversarialProjection,
     BiasGradientDescent,
     LayerwiseOptimization,
     ParityFineTuning,
@@ -36,6 +37,9 @@ _METHODS: dict[str, Callable[..., PostProcessor]] = {
     "adversarial": lambda **k: AdversarialFineTuning(
         **{"epochs": 2, "critic_steps": 4, "actor_steps": 3, "training_batch_size": 23, "learning_rate": 1e-2, **k}
     ),
+    "projection": lambda **k: AdversarialProjection(
+        **{"epochs": 2, "evaluate_every": 3, "training_batch_size": 17, "learning_rate": 1e-2, **k}
+    ),
 }
 
 
@@ -53,7 +57,7 @@ def plain_flags(repair: Repair) -> tuple[str, ...]:
     return tuple(flag for flag in repair.flags if not flag.startswith(moved) and "fell a lot" not in flag)
 
 
-LEARNS_BY_STEPS = ["parity, all", "bias descent", "adversarial"]
+LEARNS_BY_STEPS = ["parity, all", "bias descent", "adversarial", "projection"]
 
 
 def some_people(

@@ -30,6 +30,7 @@ def test_every_method_of_the_rooms_is_found_and_describes_itself(registry: Regis
 def test_names() -> None:
     assert set(POST_PROCESSORS) == {
         "adversarial-fine-tuning",
+        "adversarial-projection",
         "bias-gradient-descent",
         "column-erasure",
         "counterfactual-unlearning",

@@ -25,6 +25,7 @@ from .network.fine_tuning import fine_tune
 from .network.recalibration import recalibrate_batchnorm, recalibrate_output
 from .processes import share_of_process
 from .repair.adversarial_fine_tuning import AdversarialFineTuning
+from .repair.adversarial_projection import AdversarialProjection
 from .repair.bias_gradient_descent import BiasGradientDescent
 from .repair.layerwise_optimization import LayerwiseOptimization
 from .repair.parity_fine_tuning import ParityFineTuning
@@ -44,6 +45,7 @@ __all__ = [
     "MINERS",
     "POST_PROCESSORS",
     "AdversarialFineTuning",
+    "AdversarialProjection",
     "AttributeBias",
     "BiasGradientDescent",
     "BiasInfluence",

@@ -169,6 +169,7 @@ def test_time_budget(name: str, where: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_patience(name: str) -> None:
     people, model = some_people(), begun_network()
     more = {"bias descent": {"evaluate_every": 1, "epochs": 5}, "adversarial": {"epochs": 6}}.get(name, {})
+    more |= {"projection": {"evaluate_every": 1, "epochs": 4}}.get(name, {})
     more |= {"random perturbation": {"trials": 30}, "parity, output": {"penalties": [50.0] * 9}}.get(name, {})
     full = METHODS[name](epsilon=0.1, **more).repair(model, people, progress=False)
     keys = [history_key(entry, METHODS[name](epsilon=0.1)) for entry in full.history]

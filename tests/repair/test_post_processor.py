@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fairtrim import (
     POST_PROCESSORS,
     AdversarialFineTuning,
+    AdversarialProjection,
     BiasGradientDescent,
     FairtrimError,
     InputError,
@@ -23,6 +25,7 @@ from fairtrim import (
     ParityFineTuning,
     PostProcessor,
     RandomPerturbation,
+    ThresholdSelection,
     UnsupportedModelError,
     ValidationSet,
 )
@@ -35,15 +38,30 @@ def _loader(people: ValidationSet, batch_size: int = 40) -> DataLoader[Any]:
     return DataLoader(TensorDataset(people.inputs, people.target, people.group), batch_size=batch_size)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "parity" not in name])
-def test_other_methods_refuse_three_classes(name: str) -> None:
+def test_a_threshold_alone_refuses_three_classes() -> None:
     people, model = some_people(199, n_groups=3, n_classes=3), begun_network(3)
     before = Snapshot(model)
     with pytest.raises(
         InputError, match=r"has 3 classes and \w+ is defined for two; expected two, or one of .*'ParityFineTuning'"
     ):
-        METHODS[name]().repair(model, people, progress=False)
+        ThresholdSelection().repair(model, people, progress=False)
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("measure", ["demographic_parity_difference", "equalized_odds_difference"])
+@pytest.mark.parametrize("name", [name for name in METHODS if "parity" not in name])
+def test_three_classes_are_told_one_against_the_rest(name: str, measure: str) -> None:
+    """The network, and each point of its history, judged by the worst class, and no threshold."""
+    people, model = some_people(139, n_groups=3, n_classes=3, weighted=True), begun_network(3)
+    order = torch.randperm(139, generator=torch.Generator().manual_seed(5))
+    people = replace(people, group=torch.where(order < 90, people.group, order % 3))  # each class in each group
+    method = METHODS[name](measure=measure, epsilon=0.3)
+    repair = method.repair(model, people, progress=False)
+    selection = people.take(repair.selection_rows)
+    before, after = (judgement_of(method, labels_by(m, selection), selection, 3) for m in (model, repair.model))
+    assert (repair.bias_before, repair.performance_before) == pytest.approx(before)
+    assert (repair.bias, repair.performance) == pytest.approx(after)
+    assert len(repair.history) > 1 and repair.chosen.margin_threshold == 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -187,6 +205,10 @@ BAD_SETTINGS: list[tuple[type[PostProcessor], dict[str, Any], str]] = [
     ),
     (AdversarialFineTuning, {"critic_steps": 0}, "'critic_steps': 0.*expected positive numbers"),
     (AdversarialFineTuning, {"strength": 0.0}, r"strength=0\.0; expected positive numbers"),
+    (AdversarialProjection, {"epochs": 0}, "epochs=0; expected"),
+    (AdversarialProjection, {"training_batch_size": 1}, "training_batch_size=1; expected"),
+    (AdversarialProjection, {"adversary_learning_rate": 0.0}, r"adversary_learning_rate=0\.0; expected"),
+    (AdversarialProjection, {"strength": -1.0}, r"strength=-1\.0; expected"),
 ]
 
 
@@ -242,6 +264,7 @@ def test_every_error_is_named() -> None:
         ParityFineTuning,
         BiasGradientDescent,
         AdversarialFineTuning,
+        AdversarialProjection,
     }
 
 
@@ -310,4 +333,4 @@ def test_a_refusal_loads_no_other_package(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [announced])
     monkeypatch.setattr(EntryPoint, "load", lambda self: pytest.fail("loaded"))
     with pytest.raises(InputError, match="has 3 classes"):
-        RandomPerturbation().repair(begun_network(3), some_people(199, n_groups=3, n_classes=3), progress=False)
+        ThresholdSelection().repair(begun_network(3), some_people(199, n_groups=3, n_classes=3), progress=False)

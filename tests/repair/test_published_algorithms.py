@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fairtrim import (
     AdversarialFineTuning,
+    AdversarialProjection,
     BiasGradientDescent,
     LayerwiseOptimization,
     ParityFineTuning,
@@ -207,6 +208,52 @@ def _published_adversarial_fine_tuning(
     return record
 
 
+def _published_adversarial_projection(
+    method: AdversarialProjection, model: nn.Sequential, edit: ValidationSet, selection: ValidationSet
+) -> Record:
+    """Zhang et al., equation 1, with the adversary of their section 4: σ((1 + |c|) logit), linear."""
+    generator = torch.Generator().manual_seed(method.random_state)
+    record, network = Record(method, model, selection), copy.deepcopy(model)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linear = nn.Linear(4 - 1 if method.measure == "equalized_odds_difference" else 1, edit.n_groups).double()
+    c = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    of_network = torch.optim.Adam(network.parameters(), lr=method.learning_rate)
+    of_adversary = torch.optim.Adam([c, *linear.parameters()], lr=method.adversary_learning_rate)
+    step = 0
+    for epoch in range(method.epochs):
+        order = torch.randperm(len(edit), generator=generator)
+        for first in range(0, len(edit), method.training_batch_size):
+            rows = order[first : first + method.training_batch_size]
+            y, weight = edit.target[rows], torch.ones(len(rows)) if edit.weight is None else edit.weight[rows]
+            scores = network(edit.inputs[rows])
+            logit = scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
+            s = ((1 + c.abs()) * logit).sigmoid()
+            seen = [s, s * (1 - y), s * y] if method.measure == "equalized_odds_difference" else [s]
+            if method.measure == "equal_opportunity_difference":
+                weight = weight * y
+            losses = -linear(torch.stack(seen, 1)).log_softmax(1).gather(1, edit.group[rows, None])[:, 0]
+            told = (weight * losses).sum() / weight.sum()
+            of_network.zero_grad(), of_adversary.zero_grad()
+            told.backward(retain_graph=True)
+            flat = torch.cat([p.grad.flatten() for p in network.parameters()])
+            of_network.zero_grad()
+            cross_entropy(scores, y, edit.take(rows).weight).backward(inputs=list(network.parameters()))
+            own = torch.cat([p.grad.flatten() for p in network.parameters()])
+            unit = flat / flat.norm()
+            turned = own - (own @ unit) * unit - method.strength * flat
+            for p, part in zip(
+                network.parameters(), turned.split([q.numel() for q in network.parameters()]), strict=True
+            ):
+                p.grad = part.reshape(p.shape)
+            of_network.step(), of_adversary.step()
+            step += 1
+            if step % method.evaluate_every == 0 or (first + len(rows) == len(edit) and epoch == method.epochs - 1):
+                record.offer(network)
+    return record
+
+
 def _plain_parity_fine_tuning(
     method: ParityFineTuning, model: nn.Module, edit: ValidationSet, selection: ValidationSet
 ) -> Record:
@@ -238,6 +285,7 @@ PUBLISHED: dict[str, Callable[..., Record]] = {
     "layer-wise": _published_layerwise_optimization,
     "bias descent": _published_bias_descent,
     "adversarial": _published_adversarial_fine_tuning,
+    "projection": _published_adversarial_projection,
 }
 
 
@@ -247,13 +295,19 @@ SITUATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "opportunity": ({"measure": "equal_opportunity_difference", "epsilon": 0.04, "performance": "accuracy"}, {}),
     "out of reach": ({"epsilon": 1e-6, "margin": 0.0}, {}),
 }
+ODDS = {"odds": ({"measure": "equalized_odds_difference", "epsilon": 0.1}, {})}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_same_choice_as_the_published_algorithm(name: str) -> None:
-    more = {"adversarial": {"epochs": 3, "learning_rate": 0.05}, "layer-wise": {"max_evaluations": 11}}.get(name, {})
+    more = {
+        "adversarial": {"epochs": 3, "learning_rate": 0.05},
+        "projection": {"epochs": 4, "learning_rate": 0.06, "evaluate_every": 8},
+        "layer-wise": {"max_evaluations": 11},
+    }.get(name, {})
     chosen = []
-    for settings, who in SITUATIONS.values():
+    situations = {**SITUATIONS, **(ODDS if name == "projection" else {})}
+    for settings, who in situations.values():
         if name == "parity, all":  # every batch with both groups, and with label 1 of both
             more = {"training_batch_size": 31 if "measure" not in settings else 70}
         edit, selection = some_people(61, seed=1, **who), some_people(67, seed=2, **who)
@@ -275,7 +329,10 @@ def test_same_choice_as_the_published_algorithm(name: str) -> None:
 def test_weights_of_people_count(name: str) -> None:
     kinds = {"n_groups": 3 if name in ("random perturbation", "layer-wise") else 2, "weighted": True}
     edit, selection = some_people(61, seed=1, **kinds), some_people(67, seed=2, **kinds)
-    more = {"adversarial": {"epochs": 4, "learning_rate": 0.1}}.get(name, {})
+    more = {
+        "adversarial": {"epochs": 4, "learning_rate": 0.1},
+        "projection": {"epochs": 4, "learning_rate": 0.06, "evaluate_every": 8},
+    }.get(name, {})
     for random_state in range(2, 8):  # an edit has to win, or nothing is compared
         method = METHODS[name](epsilon=0.1, random_state=random_state, **more)
         repair = method.repair(begun_network(), edit, selection_loader=selection, progress=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import bias
-from fairtrim.measures.scores import label_losses
+from fairtrim.measures.objective import labels_given
 from fairtrim.preservation import seeded
 from fairtrim.registry import Standing
 
@@ -66,6 +66,8 @@ class AdversarialFineTuning(PostProcessor):
     training_batch_size: int = 64
     strength: float = 10.0
 
+    multiclass: ClassVar[bool] = True
+
     def check(self) -> None:
         """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
@@ -110,8 +112,7 @@ class AdversarialFineTuning(PostProcessor):
         """Squared error of the predicted bias of a batch."""
         with torch.no_grad():
             features, scores = working.head.features(working.network, batch)
-            decided = scores > 0 if scores.shape[1] == 1 else (scores[:, 1] > scores[:, 0])[:, None]
-            counts = working.counts(decided.cpu().double(), rows)
+            counts = working.counts(labels_given(scores).cpu(), rows)
             truth = bias(self.measure, counts, signed=counts.n_groups == 2)
         return F.mse_loss(critic(features.flatten()[None])[0, 0], truth.to(features))
 
@@ -120,11 +121,7 @@ class AdversarialFineTuning(PostProcessor):
         features, scores = working.head.features(working.network, batch)
         suspected: Tensor = critic(features.flatten()[None])[0, 0].abs()
         factor = (self.strength * (suspected - bound) + 1).clamp(min=1)
-        losses, weight = label_losses(scores, batch.target), working.people.weight
-        if weight is None:
-            return factor * losses.mean()
-        own = weight[rows].to(scores)
-        return factor * ((losses * own).sum() / own.sum())
+        return factor * working.cross_entropy(scores, rows)
 
     def _critic(self, n_inputs: int, working: WorkingCopy) -> nn.Module:
         with seeded(working.generator):
@@ -137,7 +134,8 @@ class AdversarialFineTuning(PostProcessor):
         people = working.people
         for _ in range(_REDRAWS):
             rows = torch.randperm(len(people), generator=working.generator)[:size]
-            if bool(torch.isfinite(bias(self.measure, working.counts(torch.ones(size, 1), rows)))):
+            anything = torch.ones(size, 1 if working.n_classes == 2 else working.n_classes)
+            if bool(torch.isfinite(bias(self.measure, working.counts(anything, rows)))):
                 chosen = people.take(rows)
                 return rows, next(batch for _, batch in chosen.batches(size, working.device))
         raise InputError(

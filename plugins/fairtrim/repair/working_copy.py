@@ -15,6 +15,7 @@ from fairtrim.data.batches import Batch
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import UnsupportedModelError
 from fairtrim.measures.group_counts import GroupCounts
+from fairtrim.measures.scores import label_losses
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 
@@ -99,6 +100,14 @@ class WorkingCopy:
             n_groups=people.n_groups,
             weight=None if people.weight is None else people.weight[chosen].to(given.device),
         )
+
+    def cross_entropy(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy, by weight, of rows of the people of the edit, whose scores are (N, K) or (N, 1)."""
+        losses, weight = label_losses(scores, self.people.target[rows].to(scores.device)), self.people.weight
+        if weight is None:
+            return losses.mean()
+        own = weight[rows].to(scores)
+        return (losses * own).sum() / own.sum()
 
     def restore(self) -> None:
         """Give the copy its original weights back; optimizers' parameters stay the same objects."""

@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fairtrim import (
     AdversarialFineTuning,
+    AdversarialProjection,
     BiasGradientDescent,
     CounterfactualUnlearning,
     EpochEnsemble,
@@ -226,6 +227,7 @@ REPAIRS: dict[str, Any] = {
     "ParityFineTuning, output": ParityFineTuning(penalties=[0.5], epsilon=0.5),
     "ParityFineTuning, all": ParityFineTuning(layers="all", penalties=[0.5], training_batch_size=7, **SMALL_STEPS),
     "BiasGradientDescent": BiasGradientDescent(evaluate_every=2, training_batch_size=7, **SMALL_STEPS),
+    "AdversarialProjection": AdversarialProjection(evaluate_every=2, training_batch_size=7, **SMALL_STEPS),
     "AdversarialFineTuning": AdversarialFineTuning(critic_steps=1, actor_steps=2, training_batch_size=7, **SMALL_STEPS),
     "CounterfactualUnlearning, output": CounterfactualUnlearning(counterfactual=lambda x: x.flip(1), strengths=[1.0]),
     "CounterfactualUnlearning, all": CounterfactualUnlearning(
