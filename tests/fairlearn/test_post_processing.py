@@ -34,7 +34,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import Tensor, nn
 
-from fairtrim import InputError, ParityFineTuning, RandomPerturbation, SensitiveBins, UnsupportedModelError
+from fairtrim import InputError, ParityFineTuning, SensitiveBins, ThresholdSelection, UnsupportedModelError
 from fairtrim_adapters.fairlearn import RepairedClassifier, metric_frame, post_processing
 
 
@@ -567,7 +567,7 @@ def test_clone_parameters_and_pickle() -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(repaired)).predict_proba(X), repaired.predict_proba(X))
     assert "RepairedClassifier" in repr(repaired) and "RepairedClassifier" in repaired._repr_html_()
     assert get_tags(repaired).classifier_tags.multi_class
-    assert not get_tags(RepairedClassifier(_trained(), RandomPerturbation())).classifier_tags.multi_class
+    assert not get_tags(RepairedClassifier(_trained(), ThresholdSelection())).classifier_tags.multi_class
 
 
 def test_an_unmet_bound_is_a_warning() -> None:
@@ -615,7 +615,7 @@ def _gaps(values: Any) -> Any:
         ({"y": np.where(np.arange(200) % 2, 1.0, np.inf)}, "Input y contains infinity"),
         ({"y": np.linspace(0, 1, 200)}, "Unknown label type: continuous"),
         ({"y": np.arange(200) % 3}, r"the network has 2 outputs and y has 3 labels, \[0, 1, 2\]"),
-        ({"y": np.arange(200) % 3, "post_processor": RandomPerturbation()}, "RandomPerturbation is defined for two"),
+        ({"y": np.arange(200) % 3, "post_processor": ThresholdSelection()}, "ThresholdSelection is defined for two"),
         ({"X": np.full((200, 4), np.nan)}, "Input X contains NaN"),
         ({"X": torch.full((200, 4), torch.inf)}, "Input X contains infinity"),
         ({"X": np.zeros((200, 3))}, r"can't be run on X of shape \[\('N', 3\)\].*expected X as the network takes it"),

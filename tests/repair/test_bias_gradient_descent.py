@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fairtrim.measures.group_counts import bias
+from fairtrim.measures.scores import probabilities
+from fairtrim.repair.candidates import Candidates
 from tests.repair_cases import METHODS, begun_network, some_people
 
 
@@ -41,3 +46,26 @@ def test_buffers_that_the_network_updates_by_itself_stay(inplace: bool) -> None:
     repair = METHODS["bias descent"](epsilon=0.2).repair(counter, some_people(), inplace=inplace, progress=False)
     assert repair.model.calls == counter.calls == 0
     assert repair.model_at(0.2).calls == 0
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_of_several_rates_the_largest_difference_falls_whichever_it_is(
+    n_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their signs differ: those of K classes' selection rates, which add up to 1, always."""
+    people = some_people(199, n_classes=n_classes)
+    measure = "equalized_odds_difference" if n_classes == 2 else "demographic_parity_difference"
+    sizes: list[float] = []
+    offer = Candidates.offer
+
+    def noting(self: Candidates, **detail: Any) -> Any:
+        edited = self.working.people
+        given = probabilities(self.working.scores(edited))
+        sizes.append(float(bias(measure, self.working.counts(given))))
+        return offer(self, **detail)
+
+    monkeypatch.setattr(Candidates, "offer", noting)
+    METHODS["bias descent"](
+        measure=measure, epochs=60, training_batch_size=199, learning_rate=0.02, evaluate_every=1
+    ).repair(begun_network(n_classes), people, progress=False)
+    assert sizes[0] > 0.1 and max(sizes[-10:]) < sizes[0] / 4

@@ -9,6 +9,7 @@ import torch
 
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import proxy_bias
+from fairtrim.measures.group_counts import bias, rates
 from fairtrim.measures.scores import probabilities
 from fairtrim.registry import Standing
 
@@ -25,7 +26,8 @@ class BiasGradientDescent(PostProcessor):
 
     The differentiable proxy μ of the bias is followed downhill if the given network's is positive, uphill if it is
     negative; nothing holds the performance, so the networks passed on the way are the candidates. Optimizer, step and
-    batch size are ours.
+    batch size are ours; so are more than two groups, or several rates (equalized odds, K > 2 classes): the largest
+    difference goes down.
 
     Args:
         epochs: Passes over the edit people.
@@ -55,6 +57,8 @@ class BiasGradientDescent(PostProcessor):
     evaluate_every: int = 5
     performance_floor: float | None = None
 
+    multiclass: ClassVar[bool] = True
+
     def check(self) -> None:
         """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()
@@ -72,8 +76,10 @@ class BiasGradientDescent(PostProcessor):
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         people = working.people
-        start = proxy_bias(self.measure, working.counts(probabilities(working.scores(people))))
-        sign = 1.0 if float(start) >= 0 else -1.0
+        counts = working.counts(probabilities(working.scores(people)))
+        # of several rates the one that differs most, which may be another in every batch: down its size
+        several = rates(self.measure, counts).shape[-2] > 1
+        sign = 1.0 if several or float(proxy_bias(self.measure, counts)) >= 0 else -1.0
         optimizer = torch.optim.Adam(working.trainable(), lr=self.learning_rate)
         per_epoch = -(-len(people) // self.training_batch_size)
         step = 0
@@ -83,7 +89,7 @@ class BiasGradientDescent(PostProcessor):
                     if candidates.exhausted():
                         return
                     counts = working.counts(probabilities(working.network.scores(batch)), rows)
-                    slope = sign * proxy_bias(self.measure, counts)
+                    slope = bias(self.measure, counts) if several else sign * proxy_bias(self.measure, counts)
                     bar.update()
                     step += 1
                     if bool(torch.isfinite(slope)):  # else a group is missing in the batch

@@ -69,6 +69,8 @@ class LayerwiseOptimization(PostProcessor):
     max_evaluations: int = 100
     max_sparsity: int = 100_000
 
+    multiclass: ClassVar[bool] = True
+
     def check(self) -> None:
         """Refuse settings that can't work; see ``PostProcessor.check``."""
         super().check()

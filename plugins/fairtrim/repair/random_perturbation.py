@@ -48,6 +48,7 @@ class RandomPerturbation(PostProcessor):
     deviation: float = 0.1
 
     edits_on_data: ClassVar[bool] = False
+    multiclass: ClassVar[bool] = True
 
     def check(self) -> None:
         """Refuse settings that can't work; see ``PostProcessor.check``."""
