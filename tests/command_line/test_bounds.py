@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,9 +11,16 @@ from fairtrim import InputError
 from fairtrim_adapters.command_line.bounds import judge, parse_bounds
 
 
-def test_gaps_between_rates_need_two_classes() -> None:
-    with pytest.raises(InputError, match="defined for two classes, and these data have more"):
+def test_rates_of_many_classes() -> None:
+    with pytest.raises(InputError, match="of up to 20 classes, and these data have more; expected accuracy"):
         judge(parse_bounds("max", ["equalized_odds_difference=0.1"]), {"accuracy": 0.5})
+    with pytest.raises(InputError, match="such as selection_rate_of_1"):
+        judge(parse_bounds("max", ["selection_rate=0.1"]), {"accuracy": 0.5})
+    with pytest.raises(InputError, match=r"selection_rate_of_1=1\.5: no network can break it"):
+        judge(parse_bounds("max", ["selection_rate_of_1=1.5"]), {"selection_rate_of_1": 0.5})
+    figures = {"true_positive_rate_of_2[F]": math.nan, "positives_of_2[F]": 0, "negatives_of_2[F]": 9}
+    (verdict,) = judge(parse_bounds("min", ["true_positive_rate_of_2[F]=0.1"]), figures)
+    assert not verdict.holds and "undefined for these people: F has nobody with label 2" in verdict.text
 
 
 def test_names_of_measures() -> None:

@@ -154,9 +154,21 @@ def test_the_gate(
 
 
 def test_a_metric_that_there_isnt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("three", "many_classes", *GAP) == 2
-    assert "defined for two classes" in capsys.readouterr().err
+    assert check("three", "many_classes", "--min", "true_positive_rate=0.5") == 2
+    assert "label 1 of two classes" in (told := capsys.readouterr().err) and "true_positive_rate_of_1" in told
     assert check("right", "both", *GAP, "--min-people", "-1") == 2
+
+
+def test_of_many_classes_each_counts_against_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which label a group has too few people of, and a bound on the rate of one."""
+    assert check("three", "many_classes", *GAP) == 0
+    assert check("three", "many_classes", "--min", "true_positive_rate_of_2[Male]=0.1") == 1
+    capsys.readouterr()
+    assert check("three", "many_classes", *GAP, "--min-people", "60") == 1
+    assert "has 50 people with label 2, fewer than --min-people 60" in capsys.readouterr().out
+    assert main(["audit", "--model", "gated.py:three", "--data", "gated.py:many_classes", "--bootstrap", "0"]) == 0
+    told = capsys.readouterr().out.partition("Each class against the rest\n")[2].splitlines()
+    assert len(told) == 1 + 2 * 3 and told[0].split() == ["selection_rate", "true_positive_rate", "false_positive_rate"]
 
 
 def test_figures_within_a_bound_by_chance_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +201,7 @@ def test_audits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content["version"] = 1
     Path("a.json").write_text(json.dumps(content))
     assert main(["check", "--audit", "a.json", *GAP]) == 2
-    assert "is of version 1; expected 3" in capsys.readouterr().err
+    assert "is of version 1; expected 4" in capsys.readouterr().err
 
 
 def test_no_interval_no_confidence() -> None:

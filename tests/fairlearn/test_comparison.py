@@ -301,3 +301,12 @@ def test_people_in_some_batches_only() -> None:
     assert comparison.by_group["people"].droplevel(0).to_dict() == {"0": people.count("b"), "1": people.count("a")}
     with pytest.raises(InputError, match=r"names 'sx', which the loader does not give|did you mean 'sex'"):
         compare_models({"m": model}, [(x, y, {"sex": people})], sensitive_names=["sxe"], progress=False)
+
+
+def test_gaps_of_more_classes_are_the_largest_of_one_against_the_rest() -> None:
+    model, x, y, people = task(3)
+    overall = compare_models({"net": model}, [(x, y, people)], progress=False).overall.loc["net"]
+    label = scores_of(model, x).argmax(1)
+    for gap in (equalized_odds_difference, demographic_parity_difference):
+        of_classes = [gap(y.numpy() == k, label == k, sensitive_features=people) for k in range(3)]
+        assert overall[gap.__name__.replace("_", " ")] == pytest.approx(max(of_classes), abs=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from fairlearn.metrics import (
     MetricFrame,
     demographic_parity_difference,
@@ -16,6 +17,7 @@ from fairlearn.metrics import (
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from fairtrim import InputError, Predictions
+from fairtrim.measures.group_counts import GroupCounts, bias
 from fairtrim_adapters.fairlearn import measurements
 from fairtrim_adapters.fairlearn.measurements import _Cells
 
@@ -83,11 +85,62 @@ def test_a_draw_is_a_resample_of_people(n_classes: int, seed: int) -> None:
         assert found["worst_group_accuracy"][draw] == pytest.approx(frame.group_min()["accuracy"])
         recalls = [np.mean(given[y == k] == k) for k in np.unique(y)]
         assert found["balanced_accuracy"][draw] == pytest.approx(np.mean(recalls))
+        for k in [1] if n_classes == 2 else range(3):
+            for metric, function in (("selection_rate", selection_rate), ("true_positive_rate", true_positive_rate)):
+                if metric == "selection_rate" or (y == k).any():
+                    column = metric if n_classes == 2 else f"{metric}_of_{k}"
+                    assert found[column][draw] == pytest.approx(function(y == k, given == k))
         if n_classes == 2:
             gap = {"y_true": y, "y_pred": given, "sensitive_features": group}
             if all(np.unique(y[group == g]).size == 2 for g in np.unique(group)):  # else Fairlearn takes a rate as 0
                 assert found["equalized_odds_difference"][draw] == pytest.approx(equalized_odds_difference(**gap))
             assert found["demographic_parity_difference"][draw] == pytest.approx(demographic_parity_difference(**gap))
+
+
+@pytest.mark.parametrize("name", ["dense", "pruned"])
+def test_of_more_classes_each_against_the_rest_and_the_worst(name: str) -> None:
+    """Fairlearn's figures of each class are the oracle; the gaps are those that repairs are judged by."""
+    data = people(307, 4, seed=5)
+    row = measurements(data, name, "dense", n_boot=20)
+    sex, of_classes = data.sensitive["sex"], []
+    functions = {
+        "selection_rate": selection_rate,
+        "true_positive_rate": true_positive_rate,
+        "false_positive_rate": false_positive_rate,
+    }
+    for k in range(4):
+        of_class = {"y_true": data.target == k, "y_pred": data.label[name] == k, "sensitive_features": sex}
+        before = {**of_class, "y_pred": data.label["dense"] == k}
+        for metric, function in functions.items():
+            frame, dense = (MetricFrame(metrics=function, **given) for given in (of_class, before))
+            assert row[f"{metric}_of_{k}"] == pytest.approx(frame.overall, abs=1e-12)
+            for g in "FMX":
+                assert row[f"{metric}_of_{k}[{g}]"] == pytest.approx(frame.by_group[g], abs=1e-12)
+                change = frame.by_group[g] - dense.by_group[g]
+                assert row[f"{metric}_of_{k}_change[{g}]"] == pytest.approx(change, abs=1e-12)
+                assert row[f"{metric}_of_{k}_low[{g}]"] <= frame.by_group[g] <= row[f"{metric}_of_{k}_high[{g}]"]
+        of_classes.append((equalized_odds_difference(**of_class), demographic_parity_difference(**of_class)))
+        assert row[f"positives_of_{k}[M]"] == ((sex == "M") & (data.target == k)).sum()
+        assert row[f"negatives_of_{k}[M]"] == ((sex == "M") & (data.target != k)).sum()
+    group, one_hot = torch.from_numpy(np.searchsorted(["F", "M", "X"], sex)), np.eye(4)[data.label[name]]
+    counts = GroupCounts.of(torch.from_numpy(one_hot), torch.from_numpy(data.target), group, n_groups=3)
+    gaps = "equalized_odds_difference", "demographic_parity_difference"
+    for gap, expected in zip(gaps, map(max, zip(*of_classes, strict=True)), strict=True):
+        assert row[gap] == pytest.approx(expected, abs=1e-12)
+        assert row[gap] == pytest.approx(float(bias(gap, counts)), abs=1e-12)
+        assert row[f"{gap}_low"] <= row[gap] <= row[f"{gap}_high"]
+        assert row[f"{gap}_change_low"] <= row[f"{gap}_change"] <= row[f"{gap}_change_high"]
+
+
+def test_of_more_classes_a_group_without_one_has_no_rate_of_it() -> None:
+    data = people(90, 3)
+    target = np.where((data.sensitive["sex"] == "X") & (data.target == 2), 0, data.target)
+    row = measurements(Predictions(target, data.label, {}, data.sensitive, 3), "pruned", "dense", n_boot=5)
+    assert np.isnan(row["true_positive_rate_of_2[X]"]) and not np.isnan(row["true_positive_rate_of_2[F]"])
+    assert np.isnan([row["equalized_odds_difference"], row["equalized_odds_difference_high"]]).all()
+    assert row["demographic_parity_difference"] > 0 and row["positives_of_2[X]"] == 0
+    with pytest.raises(InputError, match="which rates of single classes are called"):
+        measurements(data, "pruned", "dense", n_boot=None, metrics={"selection_rate_of_mine": selection_rate})
 
 
 def test_intervals_agree_with_fairlearns_bootstrap() -> None:

@@ -229,7 +229,8 @@ def test_more_than_two_classes_and_dicts() -> None:
 
     data = DataSplits(scoring=dicts(people(90, 1, 3)), test=dicts(people(110, 2, 3)))
     table = sweep(OfDicts().eval(), data, "worst-group", 0.5, n_boot=5, latency_rounds=6, progress=False)
-    assert "equalized_odds_difference" not in table and {"accuracy[0]", "accuracy_low[1]"} <= set(table)
+    of_class = {"true_positive_rate_of_2[1]", "selection_rate_of_0_low[0]", "demographic_parity_difference_change"}
+    assert "true_positive_rate" not in table and {"accuracy[0]", "accuracy_low[1]", *of_class} <= set(table)
     assert table["macs"].tolist() == [6 * 12 + 12 * 10 + 10 * 3, 6 * 6 + 6 * 5 + 5 * 3]
 
 

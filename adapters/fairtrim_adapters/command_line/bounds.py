@@ -10,12 +10,18 @@ from typing import Any, Literal
 
 from fairtrim import InputError
 from fairtrim.measures.group_counts import canonical_measure
-from fairtrim_adapters.fairlearn.intervals import GAPS, RATES_OF_TWO_CLASSES
-from fairtrim_adapters.fairlearn.measurements import OF_TWO_CLASSES, column_of
+from fairtrim_adapters.fairlearn.intervals import GAPS, MAX_CLASSES, RATES_OF_TWO_CLASSES
+from fairtrim_adapters.fairlearn.measurements import column_of
 
-__all__ = ["Bound", "Verdict", "judge", "parse_bounds"]
+__all__ = ["Bound", "Verdict", "counted_over", "judge", "parse_bounds"]
 
 _SHARES = {"accuracy", "balanced_accuracy", "worst_group_accuracy", "changed_predictions", *GAPS, *RATES_OF_TWO_CLASSES}
+
+_OVER = {
+    "true_positive_rate": ("positives",),
+    "false_positive_rate": ("negatives",),
+    "equalized_odds_difference": ("positives", "negatives"),
+}
 
 Kind = Literal["max", "min", "max-drop", "max-rise"]
 
@@ -140,7 +146,7 @@ def _verdict(bound: Bound, figures: Mapping[str, Any], confident: bool) -> Verdi
     if column not in figures:
         raise InputError(f"{bound}: {_unknown(bound, figures)}")
     low, high = (figures.get(column_of(column, end)) for end in ("_low", "_high"))
-    if bound.name in _SHARES and (bound.value < 0 if bound.kind == "min" else bound.value > 1):
+    if bound.name.partition("_of_")[0] in _SHARES and (bound.value < 0 if bound.kind == "min" else bound.value > 1):
         raise InputError(
             f"{bound}: no network can break it, since {bound.name} is a share between 0 and 1; expected one such, e.g. "
             f"--{bound.kind} {bound.metric}=0.1 for 10 %"
@@ -191,15 +197,43 @@ def _one_group(bound: Bound, figures: Mapping[str, Any]) -> str:
 
 def _nobody(bound: Bound, figures: Mapping[str, Any]) -> str:
     """Which label the figure lacks people of."""
-    words = {"true_positive_rate": ["positives"], "false_positive_rate": ["negatives"]}
+    words = counted_over(bound.name, figures) or counted_over("equalized_odds_difference", figures)
     empty = [
-        f"{group.removesuffix(']')} has no {word}"
+        f"{group.removesuffix(']')} has {_none_of(word)}"
         for name in figures
         for word, bracket, group in [name.partition("[")]
-        if bracket and word in words.get(bound.name, ["positives", "negatives"]) and not figures[name]
+        if bracket and word in words and not figures[name]
         if group.removesuffix("]") == bound.group or not bound.group
     ]
     return f": {', '.join(empty)}" if empty else ""
+
+
+def _none_of(word: str) -> str:
+    kind, _, label = word.partition("_of_")
+    return f"nobody {'with' if kind == 'positives' else 'without'} label {label}" if label else f"no {word}"
+
+
+def counted_over(name: str, figures: Mapping[str, Any]) -> list[str]:
+    """Which numbers of people a figure is a rate of, or compares rates of, beside those of all people.
+
+    Args:
+        name: The figure, without a group.
+        figures: A row of ``fairtrim_adapters.fairlearn.measurements``.
+
+    Returns:
+        Names of columns without a group: ``positives`` and ``negatives``, or those of each class.
+
+    Example:
+        >>> row = {"positives_of_0[F]": 3, "negatives_of_0[F]": 4}
+        >>> counted_over("equalized_odds_difference", row), counted_over("false_positive_rate_of_0", row)
+        (['positives_of_0', 'negatives_of_0'], ['negatives_of_0'])
+    """
+    rate, _, label = name.partition("_of_")
+    words = dict.fromkeys(column.partition("[")[0] for column in figures if "[" in column)
+    kinds = _OVER.get(rate, ())
+    if label:
+        return [f"{kind}_of_{label}" for kind in kinds]
+    return [word for word in words if word.partition("_of_")[0] in kinds]
 
 
 def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
@@ -209,8 +243,16 @@ def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
         for name, value in figures.items()
         if isinstance(value, int | float) and not name.partition("[")[0].endswith(ends)
     ]
-    if bound.name in OF_TWO_CLASSES:
-        return "it is defined for two classes, and these data have more; expected accuracy or a figure made of it"
+    if bound.name in GAPS:
+        return (
+            f"it compares rates of each class, of up to {MAX_CLASSES} classes, and these data have more; expected "
+            "accuracy or a figure made of it"
+        )
+    if bound.name in RATES_OF_TWO_CLASSES:
+        return (
+            "it is the rate of label 1 of two classes, and these data have more; expected that of one class, such as "
+            f"{bound.name}_of_1, of up to {MAX_CLASSES} classes"
+        )
     near = difflib.get_close_matches(bound.metric, names, 1, cutoff=0.5)
     meant = f"did you mean {near[0]!r}? " if near else ""
     overall = [name for name in names if "[" not in name]

@@ -9,17 +9,12 @@ from typing import Any
 from fairtrim_adapters.fairlearn.flags import CONSTANT, FEWEST, NOBODY, OF_NONE, ONE_LABEL
 from fairtrim_adapters.fairlearn.intervals import GAPS
 
-from .bounds import Bound
+from .bounds import Bound, counted_over
 
 __all__ = ["flags_of", "groups_of", "shut"]
 
-_OVER = {
-    "true_positive_rate": ("positives",),
-    "false_positive_rate": ("negatives",),
-    "equalized_odds_difference": ("positives", "negatives"),
-}
-
 _WHOM = {"people": "", "positives": " with a positive label", "negatives": " with a negative label"}
+_OF_LABEL = {"positives": " with label ", "negatives": " without label "}
 
 
 def flags_of(row: Mapping[str, Any]) -> list[str]:
@@ -114,12 +109,13 @@ def _or_wider(fine: bool) -> str:
 
 
 def _counted(number: int, whom: str) -> str:
-    return f"{number} {'person' if number == 1 else 'people'}{_WHOM[whom]}"
+    kind, _, label = whom.partition("_of_")
+    return f"{number} {'person' if number == 1 else 'people'}{_OF_LABEL[kind] + label if label else _WHOM[kind]}"
 
 
 def _fewest(bounds: Sequence[Bound], row: Mapping[str, Any], group: str) -> tuple[int, str]:
     """The smallest number of people of a group that a rate is over, and of whom."""
-    over = (_OVER.get(bound.name, ()) for bound in bounds if group in _compared(bound, row))
+    over = (counted_over(bound.name, row) for bound in bounds if group in _compared(bound, row))
     numbers = [(row.get(f"{word}[{group}]", 0), word) for word in ("people", *itertools.chain.from_iterable(over))]
     # of nobody the figure is undefined, which its own verdict says
     return min((entry for entry in numbers if entry[0]), key=lambda entry: entry[0], default=(0, "people"))
@@ -139,7 +135,7 @@ def _too_fine(bounds: Sequence[Bound], row: Mapping[str, Any]) -> dict[str, tupl
         numbers = [
             (row.get(f"{word}[{group}]", 0), word, group)
             for group in groups_of(row)
-            for word in _OVER.get(bound.name, ("people",))
+            for word in counted_over(bound.name, row) or ["people"]
         ]
         number, word, group = min(numbers, key=lambda entry: entry[0], default=(0, "", ""))
         if number and bound.value < 1 / number and (group not in found or bound.value < found[group][2].value):

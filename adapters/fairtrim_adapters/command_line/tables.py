@@ -16,6 +16,7 @@ from fairtrim.comparison.predictions import Predictions
 from fairtrim.devices import model_device
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
+from fairtrim_adapters.fairlearn.intervals import MAX_CLASSES, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
@@ -140,6 +141,15 @@ def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "By sensitive group",
         by_group.to_string(),
     ]
+    of_classes = {
+        (group, label, name): {rate: _figure(row, f"{rate}_of_{label}[{group}]") for rate in RATES_OF_TWO_CLASSES}
+        for group in groups
+        for label in range(MAX_CLASSES)
+        for name, row in rows.items()
+        if f"selection_rate_of_{label}[{group}]" in row
+    }
+    if of_classes:
+        lines += ["", "Each class against the rest", pd.DataFrame(of_classes).T.to_string()]
     flags = [f"  {name}: {flag}" for name, row in rows.items() for flag in flags_of(row)]
     return "\n".join([*lines, *(["", "Flags", *flags] if flags else [])])
 

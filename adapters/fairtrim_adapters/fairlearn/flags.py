@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fairtrim.comparison.predictions import Predictions
 
-from .intervals import ACCURACY, GAPS, RATES_OF_TWO_CLASSES, Floats, Labels, Rate, change_interval
+from .intervals import Floats, Labels, Rate, change_interval, gaps_of, rates_of
 
 __all__ = [
     "CONSTANT",
@@ -115,10 +115,10 @@ def model_flags(predictions: Predictions, reference: str) -> list[Finding]:
             continue
         paired = {
             metric: _Paired(rate, target, label, predictions.label[reference], group, len(groups))
-            for metric, rate in _rates(predictions.n_classes).items()
+            for metric, rate in rates_of(predictions.n_classes).items()
         }
         accuracy = paired["accuracy"]
-        fell = [gap for gap, metrics in GAPS.items() if all(m in paired for m in metrics) and _fell(paired, metrics)]
+        fell = [gap for gap, metrics in gaps_of(predictions.n_classes).items() if _fell(paired, metrics)]
         detail = levelled(accuracy.change, accuracy.high, fell)
         if detail:
             found.append((name, LEVELLING, detail))
@@ -153,10 +153,6 @@ def _groups(predictions: Predictions) -> tuple[list[str], npt.NDArray[np.intp]]:
     columns = [values.astype(str) for values in predictions.sensitive.values()]
     names, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     return [", ".join(name) for name in names.tolist()], group.reshape(-1)
-
-
-def _rates(n_classes: int) -> Mapping[str, Rate]:
-    return {"accuracy": ACCURACY, **(RATES_OF_TWO_CLASSES if n_classes == 2 else {})}
 
 
 class _Paired:

@@ -50,7 +50,7 @@ GAPS = {
     "equalized odds difference": (equalized_odds_difference, ("true positive rate", "false positive rate")),
     "demographic parity difference": (demographic_parity_difference, ("selection rate",)),
 }
-"""Fairlearn's gaps of two classes, with the rates that each compares."""
+"""Fairlearn's gaps of two classes, with the rates that each compares; of more classes it is the largest difference."""
 
 SampleParams = Mapping[str, Any]
 """As for MetricFrame: arrays of N values by argument of the metric, or for metrics by name, such arrays by metric."""
@@ -372,7 +372,8 @@ def overall_columns(
         InputError: Some rates of a gap are weighted and others are not.
     """
     columns = dict(frame.overall.drop(left_out))
-    columns["accuracy score difference"] = frame.difference()["accuracy"]
+    difference = frame.difference()
+    columns["accuracy score difference"] = difference["accuracy"]
     if predictions.n_classes == 2:
         for gap, (function, rates) in GAPS.items():
             columns[gap] = function(
@@ -381,6 +382,11 @@ def overall_columns(
                 sensitive_features=sensitive,
                 sample_weight=_weight_of(rates, gap, sample_params),
             )
+    else:
+        for gap, (_, rates) in GAPS.items():
+            of_classes = [f"{rate} of {label}" for label in range(predictions.n_classes) for rate in rates]
+            if set(of_classes) <= set(difference.index):
+                columns[gap] = difference[of_classes].max()
     columns["changed predictions"] = float(np.mean(predictions.label[name] != predictions.label[reference]))
     return pd.Series(columns, dtype=float)
 

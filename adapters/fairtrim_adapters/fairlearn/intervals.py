@@ -21,13 +21,16 @@ from scipy.stats import norm, studentized_range
 __all__ = [
     "ACCURACY",
     "GAPS",
+    "MAX_CLASSES",
     "RATES_OF_TWO_CLASSES",
     "Rate",
     "change_interval",
     "gap_interval",
+    "gaps_of",
     "lowest_interval",
     "most_of_nobody",
     "rate_interval",
+    "rates_of",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -63,6 +66,64 @@ GAPS = {
     "demographic_parity_difference": ("selection_rate",),
 }
 """Each gap is the largest difference between groups in one of these rates."""
+
+MAX_CLASSES = 20
+"""Of more classes there are no rates of each."""
+
+
+def rates_of(n_classes: int) -> dict[str, Rate]:
+    """Accuracy, and the rates of label 1 of two classes, or of each of more against the rest.
+
+    Args:
+        n_classes: K.
+
+    Returns:
+        Rates by name.
+
+    Example:
+        >>> list(rates_of(3))[:4]
+        ['accuracy', 'selection_rate_of_0', 'true_positive_rate_of_0', 'false_positive_rate_of_0']
+        >>> target, label = np.array([2, 2, 0]), np.array([2, 1, 2])
+        >>> rates_of(3)["true_positive_rate_of_2"].counted(target, label).tolist()
+        [True, False, False]
+    """
+    if n_classes == 2:
+        return {"accuracy": ACCURACY, **RATES_OF_TWO_CLASSES}
+    labels = range(n_classes if n_classes <= MAX_CLASSES else 0)
+    of_labels = {
+        f"{name}_of_{k}": _against_rest(rate, k) for k in labels for name, rate in RATES_OF_TWO_CLASSES.items()
+    }
+    return {"accuracy": ACCURACY, **of_labels}
+
+
+def _against_rest(rate: Rate, label: int) -> Rate:
+    def is_label(labels: Labels) -> Labels:
+        flags: Labels = (labels == label).astype(np.int64)
+        return flags
+
+    return Rate(
+        lambda target, given: rate.counted(is_label(target), is_label(given)),
+        lambda target: rate.among(is_label(target)),
+    )
+
+
+def gaps_of(n_classes: int) -> dict[str, tuple[str, ...]]:
+    """The gaps that there are, with the rates that each compares: of more than two classes those of every class.
+
+    Args:
+        n_classes: K.
+
+    Returns:
+        Names of rates by gap.
+
+    Example:
+        >>> gaps_of(3)["demographic_parity_difference"]
+        ('selection_rate_of_0', 'selection_rate_of_1', 'selection_rate_of_2')
+    """
+    found = {
+        gap: tuple(r for r in rates_of(n_classes) if r.partition("_of_")[0] in rates) for gap, rates in GAPS.items()
+    }
+    return {gap: rates for gap, rates in found.items() if rates}
 
 
 def rate_interval(counted: npt.ArrayLike, among: npt.ArrayLike, normal: float = _NORMAL) -> tuple[Floats, Floats]:

@@ -27,21 +27,23 @@ from .frames import build_frame, not_numbers
 from .intervals import (
     ACCURACY,
     GAPS,
+    MAX_CLASSES,
     RATES_OF_TWO_CLASSES,
     Floats,
     Labels,
     Rate,
     change_interval,
     gap_interval,
+    gaps_of,
     lowest_interval,
     most_of_nobody,
     rate_interval,
+    rates_of,
 )
 from .responses import Metric, check_responses
 
 __all__ = [
     "LARGER_IS_WORSE",
-    "OF_TWO_CLASSES",
     "check_metrics",
     "column_of",
     "group_names",
@@ -63,16 +65,6 @@ _OTHER_COLUMNS = frozenset(
         *("parameters", "macs", "parameters_ratio", "macs_ratio", "latency_ms", "latency_ratio"),
     }
 )
-
-
-OF_TWO_CLASSES = (
-    "selection_rate",
-    "true_positive_rate",
-    "false_positive_rate",
-    "equalized_odds_difference",
-    "demographic_parity_difference",
-)
-"""Measurements that there are for two classes only."""
 
 
 def check_metrics(metrics: Mapping[str, Metric] | None) -> None:
@@ -97,6 +89,8 @@ def check_metrics(metrics: Mapping[str, Metric] | None) -> None:
     for name in metrics:
         if not isinstance(name, str) or not name or name in taken or f"{name}_difference" in taken:
             raise InputError(f"metrics holds {name!r}, which other figures are called; expected another name")
+        if name.partition("_of_")[0] in RATES_OF_TWO_CLASSES:
+            raise InputError(f"metrics holds {name!r}, which rates of single classes are called; expected another name")
         if "[" in name or name.endswith(("_low", "_high", "_change")) or name.startswith("_"):
             raise InputError(
                 f"metrics holds {name!r}; expected a name without brackets, that doesn't begin with _ or end in _low, "
@@ -151,7 +145,7 @@ class _Cells:
         self.people: Floats = counts[None].astype(float)
         self.draws: Floats = generator.multinomial(n_people, counts / n_people, size=n_boot).astype(float)
         self.member = np.eye(len(self.groups))[self.group]
-        self.rates = {"accuracy": ACCURACY, **(RATES_OF_TWO_CLASSES if predictions.n_classes == 2 else {})}
+        self.rates, self.gaps = rates_of(predictions.n_classes), gaps_of(predictions.n_classes)
 
     def _drawn(self, rate: Rate, label: Labels, people: Floats) -> tuple[Floats, Floats]:
         """A rate over everybody, (B,), and of each group, (B, G): NaN where a draw has nobody whom it is over."""
@@ -170,9 +164,8 @@ class _Cells:
             spread[metric] = np.fmax.reduce(by_group, axis=1) - np.fmin.reduce(by_group, axis=1)
             if metric == "accuracy":
                 found["worst_group_accuracy"] = np.fmin.reduce(by_group, axis=1)
-        for gap, metrics in GAPS.items():
-            if all(metric in spread for metric in metrics):
-                found[gap] = np.fmax.reduce([spread[metric] for metric in metrics])
+        for gap, metrics in self.gaps.items():
+            found[gap] = np.fmax.reduce([spread[metric] for metric in metrics])
         found["balanced_accuracy"] = self._balanced_accuracy(label, self.draws)
         return found
 
@@ -208,9 +201,8 @@ class _Cells:
                 found |= _ends(changes, change_interval(gained, lost, among))
                 counts[metric] = by_group[1], by_group[0]
         found["worst_group_accuracy"] = lowest_interval(*counts["accuracy"])
-        for gap, metrics in GAPS.items():
-            if all(metric in counts for metric in metrics):
-                found[gap] = gap_interval([counts[metric] for metric in metrics])
+        for gap, metrics in self.gaps.items():
+            found[gap] = gap_interval([counts[metric] for metric in metrics])
         found |= self._resampled({metric: among.min() for metric, (_, among) in counts.items()}, changed=changed)
         if not changed:
             names = [column for column in found if "chang" in column.partition("[")[0]]
@@ -228,9 +220,7 @@ class _Cells:
                 balanced - balanced_before, drawn["balanced_accuracy"] - before["balanced_accuracy"]
             ),
         }
-        for figure, metrics in {"worst_group_accuracy": ("accuracy",), **GAPS}.items():
-            if figure not in drawn:
-                continue
+        for figure, metrics in {"worst_group_accuracy": ("accuracy",), **self.gaps}.items():
             (value, fixed), (value_before, fixed_before) = (
                 self._fixed(label, metrics, lowest=figure == "worst_group_accuracy")
                 for label in (self.label, self.reference)
@@ -302,8 +292,9 @@ def measurements(
     Every metric ``m`` comes with ``m_low`` and ``m_high``, the ends of a 95 % interval over people, and with
     ``m_change`` (``m_change_low``, ``m_change_high``), the change against the reference of the same people.
     A sensitive group's are ``m[Female]``, ``m_low[Female]`` and so on; ``people[Female]`` counts them, for two classes
-    ``positives[Female]`` and ``negatives[Female]`` those of label 1 and 0. What is undefined is NaN: gaps of one
-    group, rates of a label that a group has nobody of, and gaps between such rates.
+    ``positives[Female]`` and ``negatives[Female]`` those of label 1 and 0; for K ``positives_of_2[Female]`` and
+    ``negatives_of_2[Female]`` those with and without label 2. What is undefined is NaN: gaps of one group, rates of a
+    label that a group has nobody of, and gaps between such rates.
 
     Every interval holds its own figure. Rates have Wilson's, their changes Agresti and Min's; that of a gap is made of
     the intervals of every pair of groups (``fairtrim_adapters.fairlearn.intervals``). Balanced accuracy, and changes of
@@ -321,9 +312,11 @@ def measurements(
 
     Returns:
         Values by column. Metrics: ``accuracy``, ``balanced_accuracy``, ``worst_group_accuracy``,
-        ``accuracy_score_difference``, ``changed_predictions`` (share of labels that differ from the reference's); for
-        two classes also ``selection_rate``, ``true_positive_rate``, ``false_positive_rate`` and Fairlearn's
-        ``equalized_odds_difference`` and ``demographic_parity_difference``. ``flags`` are the comparison's.
+        ``accuracy_score_difference``, ``changed_predictions`` (share of labels that differ from the reference's),
+        Fairlearn's ``equalized_odds_difference`` and ``demographic_parity_difference``, and ``selection_rate``,
+        ``true_positive_rate`` and ``false_positive_rate``. For K > 2 classes these rates are of each class against the
+        rest, ``selection_rate_of_0`` to ``false_positive_rate_of_{K-1}``, and the two gaps the largest over classes;
+        above 20 classes there are none of them. ``flags`` are the comparison's.
 
     Raises:
         InputError: There are no sensitive features, or an argument is wrong.
@@ -343,7 +336,7 @@ def measurements(
     labels = {model: predictions.label[model] for model in dict.fromkeys((reference, name))}
     scores = {model: predictions.scores[model] for model in labels if model in predictions.scores}
     pair = Predictions(predictions.target, labels, scores, predictions.sensitive, predictions.n_classes)
-    # of more than two classes the rates of each class would cost most of the time, and be thrown away
+    # of more than two classes Fairlearn's rates of each class would cost most of the time: see _of_each_class
     few = None if pair.n_classes == 2 else {"accuracy": accuracy_score, "people": count}
     comparison = compare_predictions(pair, reference=reference, metrics=few, progress=False)
     row: dict[str, Any] = {}
@@ -404,6 +397,8 @@ def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict
     found["worst_group_accuracy"] = float(by_group["accuracy"].min())
     gaps = [gap for gap in sorted(LARGER_IS_WORSE) if gap.replace("_", " ") in overall]
     found |= {gap: float(overall[gap.replace("_", " ")]) for gap in gaps}
+    if predictions.n_classes > 2:
+        found |= _of_each_class(predictions, name)
     for group, figures in by_group.iterrows():
         label = group if isinstance(group, str) else ", ".join(map(str, group))
         if not figures["people"] > 0:
@@ -414,6 +409,27 @@ def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict
     return found | _labels(predictions, found)
 
 
+def _of_each_class(predictions: Predictions, name: str) -> dict[str, float]:
+    """Rates of each class against the rest, over everybody and by group, and the gaps between groups."""
+    groups, group = np.unique(group_names(predictions), return_inverse=True)
+    found: dict[str, float] = {}
+    spread: dict[str, float] = {}
+    for metric, rate in rates_of(predictions.n_classes).items():
+        if metric == "accuracy":
+            continue
+        counted, among = rate.counted(predictions.target, predictions.label[name]), rate.among(predictions.target)
+        k, n = (np.bincount(group[members], minlength=len(groups)) for members in (counted, among))
+        with np.errstate(invalid="ignore"):
+            values = np.append(k, k.sum()) / np.append(n, n.sum())
+        names = [*(f"{metric}[{g}]" for g in groups), metric]
+        found |= {column: float(value) for column, value in zip(names, values, strict=True)}
+        spread[metric] = float(np.ptp(values[:-1]))
+    for gap, metrics in gaps_of(predictions.n_classes).items():
+        if gap != "accuracy_score_difference":
+            found[gap] = float(np.max([spread[metric] for metric in metrics]))
+    return found
+
+
 def _labels(predictions: Predictions, found: Mapping[str, float]) -> dict[str, float]:
     """People of each label, and NaN in place of the zeros that Fairlearn gives for what is undefined."""
     counts: dict[str, float] = {}
@@ -422,7 +438,7 @@ def _labels(predictions: Predictions, found: Mapping[str, float]) -> dict[str, f
     if len(names) == 1:
         undefined |= dict.fromkeys(GAPS.keys() & found.keys(), float("nan"))
     if predictions.n_classes > 2:
-        return undefined
+        return undefined | _of_each_label(predictions, names)
     of_person = np.char.add(np.char.add("[", group_names(predictions)), "]")
     for word, value, metric in (("positives", 1, "true_positive_rate"), ("negatives", 0, "false_positive_rate")):
         for name in names:
@@ -432,6 +448,19 @@ def _labels(predictions: Predictions, found: Mapping[str, float]) -> dict[str, f
         if not (predictions.target == value).any():
             undefined[metric] = float("nan")
     return counts | undefined
+
+
+def _of_each_label(predictions: Predictions, names: Iterable[str]) -> dict[str, int]:
+    """People with and without each label, by group."""
+    group = group_names(predictions)
+    counts: dict[str, int] = {}
+    for label in range(predictions.n_classes if predictions.n_classes <= MAX_CLASSES else 0):
+        has = predictions.target == label
+        for name in names:
+            here = group == name[1:-1]
+            counts[f"positives_of_{label}{name}"] = int((here & has).sum())
+            counts[f"negatives_of_{label}{name}"] = int((here & ~has).sum())
+    return counts
 
 
 def _further(predictions: Predictions, name: str, reference: str, metrics: Mapping[str, Metric]) -> dict[str, float]:

@@ -57,7 +57,8 @@ def _not_measured(report: ReportContents, nobody: Sequence[str]) -> tuple[str, .
     found += _people(report.data)
     if nobody:
         found.append(f"Crossings that nobody of the data belongs to: {_named(nobody)}.")
-    if any("true_positive_rate" not in network.overall for network in report.networks):
+    rates = ("true_positive_rate", "true_positive_rate_of_0")
+    if not all(any(rate in network.overall for rate in rates) for network in report.networks):
         found.append("Rates of single classes, such as true positive rates of each of more than two classes.")
     found.append("Calibration of probabilities, and other decision thresholds: decisions are the largest score.")
     found.append("Robustness to noise, to attacks and to drift, and other data than these test people.")

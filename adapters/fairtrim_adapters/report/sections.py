@@ -179,7 +179,7 @@ def _overview(report: ReportContents) -> Iterator[Block]:
 def _overall_grid(report: ReportContents, networks: Sequence[Network], caption: str) -> Grid:
     """Networks side by side if they are few, else below each other."""
     present = dict.fromkeys(name for network in networks for name in network.overall)
-    further = [name for name in present if name not in OVERALL and name not in _RATES]
+    further = [name for name in present if name not in OVERALL and name.partition("_of_")[0] not in _RATES]
     columns = [
         (Entry("parameters"), [Entry(_count(n.parameters), _share(n.parameters_ratio)) for n in networks]),
         *(
@@ -275,6 +275,15 @@ def _by_group(report: ReportContents) -> Iterator[Block]:
         if any(metric in network.overall for network in networks):
             words = meaning.format(**_classes(report))
             yield _group_grid(report, networks, metric, f"{metric.replace('_', ' ').capitalize()}: {words}")
+    for label, name in enumerate(report.data.classes):
+        grids = tuple(
+            _group_grid(report, networks, metric, f"{rate.replace('_', ' ').capitalize()}: {words}")
+            for rate, meaning in _RATES.items()
+            if any((metric := f"{rate}_of_{label}") in network.overall for network in networks)
+            for words in [meaning.format(positive=repr(name), negative="otherwise")]
+        )
+        if grids:
+            yield Fold(f"Rates of {name!r} against the rest", grids)
     yield from _images(report, "Sensitive groups")
 
 

@@ -162,8 +162,8 @@ class _Sums:
         of_label = (target == 1)[:, None] if n_labels == 1 else F.one_hot(target, n_labels)
         cells = torch.stack([of_label.to(leaf), 1 - of_label.to(leaf)], 1)  # (N, 2, K)
         self._grow(member.shape[1], n_labels)
-        for part, values in ((slice(0, 2), cells * given.detach()[:, None]), (slice(2, 4), cells)):
-            self.counts[:, part] += torch.einsum("ng,npk->gpk", member.double(), values.double()).cpu()
+        values = torch.cat([cells * given.detach()[:, None], cells], 1)
+        self.counts += torch.einsum("ng,npk->gpk", member.double(), values.double()).cpu()
         for label, slope in enumerate(self._slopes(gates, scores, leaf, given)):
             for part in range(2):
                 weights = (member * cells[:, part, label, None]).T.to(slope)
