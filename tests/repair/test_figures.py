@@ -11,7 +11,7 @@ import torch
 
 from fairtrim.measures.objective import Objective
 from fairtrim.repair.figures import figures_of, moved
-from tests.plain_measures import plain_bias, plain_performance
+from tests.plain_measures import plain_bias, plain_performance, plain_rates
 from tests.repair_cases import some_people
 
 
@@ -118,3 +118,34 @@ def test_a_group_of_nobody_has_no_figures() -> None:
     figures = figures_of(Objective("counterfactual_flips", 0.1), more, given, 1 - given)
     assert {figure.sensitive_group for figure in figures} == {None, "a", "b"}
     assert all(np.isfinite(figure[3:]).all() for figure in figures)
+
+
+@pytest.mark.parametrize("measure", ["demographic_parity_difference", "equalized_odds_difference"])
+def test_of_more_classes_the_rates_of_those_that_make_the_bias_are_told(measure: str) -> None:
+    people = some_people(257, n_groups=3, n_classes=4)
+    rows = torch.arange(257)
+    people = replace(people, group=torch.where(rows % 2 == 0, people.group, rows % 3))  # every class in every group
+    before, after = (_decided(people, 4, seed) for seed in (1, 2))
+    figures = figures_of(Objective(measure, 0.1), people, _given(before, 4), _given(after, 4))
+    found = {(figure.name, figure.sensitive_group): figure for figure in figures}
+    told = set()
+    for labels in (before, after):
+        options = {"n_groups": 3, "n_classes": 4}
+        by_row = plain_rates(measure, labels, people.target, people.group, **options)
+        places = [k for k in range(4) for _ in range(len(by_row) // 4)]
+        told.add(places[int(np.argmax([max(row) - min(row) for row in by_row]))])
+    assert {int(name[-1]) for name, _ in found if name.startswith("selection rate")} == told
+    target, group = people.target.numpy(), people.group.numpy()
+    for k in told:
+        for labels, side in ((before, "before"), (after, "after")):
+            assert getattr(found[f"selection rate of {k}", None], side) == pytest.approx(np.mean(labels == k))
+            for g, name in enumerate("abc"):
+                own = labels[group == g] == k
+                assert getattr(found[f"selection rate of {k}", name], side) == pytest.approx(own.mean())
+                if measure == "equalized_odds_difference":
+                    is_label = target[group == g] == k
+                    for what, among in (("true", is_label), ("false", ~is_label)):
+                        rate = getattr(found[f"{what} positive rate of {k}", name], side)
+                        assert rate == pytest.approx(own[among].mean())
+    if measure == "demographic_parity_difference":
+        assert not any("positive rate" in name for name, _ in found)

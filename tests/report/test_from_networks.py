@@ -99,6 +99,7 @@ def test_one_person_one_network(n_classes: int) -> None:
     assert ("true_positive_rate" in found.networks[0].overall) == (n_classes == 2)
     assert ("true_positive_rate_of_2" in found.networks[0].overall) == (n_classes == 3)
     assert not missing(found, "Rates of single classes")
+    assert ("against the rest" in found.to_markdown()) == (n_classes == 3)
     assert in_json(found) == plain(found)
     assert found.to_markdown().startswith("## ")
     if HAS_JINJA:

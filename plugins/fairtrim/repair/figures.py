@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -73,10 +73,11 @@ def figures_of(objective: Objective, people: ValidationSet, before: Tensor, afte
         after: The same now.
 
     Returns:
-        Of everybody: bias, performance, accuracy and, for two classes, the selection rate. Of each sensitive group:
-        accuracy and, for two classes, the selection rate and the rates that the measure compares.
+        Of everybody: bias, performance, accuracy and the selection rate. Of each sensitive group: accuracy, the
+        selection rate and the rates that the measure compares. For more than two classes rates are of the class, or
+        classes, that make the bias before and after, against the rest, and their names say so.
     """
-    two = before.shape[1] == 1
+    labels = _told_labels(objective, people, before, after)
     found = []
     if objective.measure not in COUNTERFACTUAL_MEASURES and people.n_groups > 1:
 
@@ -90,14 +91,16 @@ def figures_of(objective: Objective, people: ValidationSet, before: Tensor, afte
         name: lambda counts, name=name: performance(name, counts)  # type: ignore[misc]
         for name in of_all
     }
-    if two:
-        statistics["selection rate"] = lambda counts: rates("demographic_parity_difference", counts.pooled())
+    for label, of in labels.items():
+        statistics[f"selection rate{of}"] = lambda counts, label=label: rates(  # type: ignore[misc]
+            "demographic_parity_difference", counts.pooled()
+        )[label]
     found += [_figure(name, None, statistic, people, before, after) for name, statistic in statistics.items()]
     if people.n_groups > 1:
         for g, group in enumerate(people.groups):
             if not bool((people.mass[people.group == g] > 0).any()):
                 continue
-            for name, statistic in _of_group(objective.measure, two, g):
+            for name, statistic in _of_group(objective.measure, labels, g):
                 found.append(_figure(name, group, statistic, people, before, after, among=people.group == g))
     return tuple(found)
 
@@ -118,17 +121,39 @@ def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:
     return apart[apart.detach().nan_to_num(nan=-1.0).argmax()]
 
 
-def _of_group(measure: str, two: bool, g: int) -> Iterator[tuple[str, Statistic]]:
+def _told_labels(objective: Objective, people: ValidationSet, before: Tensor, after: Tensor) -> dict[int, str]:
+    """Labels whose rates are told, by place on the class axis, and how names say so."""
+    n_labels = before.shape[1]
+    if n_labels == 1:
+        return {0: ""}
+    if objective.measure in COUNTERFACTUAL_MEASURES or objective.measure == "accuracy_score_difference":
+        return {}
+    found = set()
+    for given in (before, after):
+        counts = GroupCounts.of(given, people.target, people.group, n_groups=people.n_groups, weight=people.mass)
+        rate = rates(objective.measure, counts)
+        found.add(int((rate.amax(-1) - rate.amin(-1)).nan_to_num(nan=-1.0).argmax()) % n_labels)
+    return {label: f" of {label}" for label in sorted(found)}
+
+
+def _of_group(measure: str, labels: Mapping[int, str], g: int) -> Iterator[tuple[str, Statistic]]:
     def own(counts: GroupCounts) -> GroupCounts:
         return GroupCounts(*(getattr(counts, name)[..., g : g + 1] for name in counts.__dataclass_fields__))
 
-    if two:
-        yield "selection rate", lambda counts: rates("demographic_parity_difference", own(counts))
+    def of_label(measure: str, label: int) -> Statistic:
+        return lambda counts: rates(measure, own(counts))[label]
+
+    for label, of in labels.items():
+        yield f"selection rate{of}", of_label("demographic_parity_difference", label)
     yield "accuracy", lambda counts: performance("accuracy", own(counts))
-    if two and ("odds" in measure or "opportunity" in measure):
-        yield "true positive rate", lambda counts: rates("equal_opportunity_difference", own(counts))
-    if two and "odds" in measure:
-        yield "false positive rate", lambda counts: rates("equalized_odds_difference", own(counts))[1]
+    for label, of in labels.items():
+        if "odds" in measure or "opportunity" in measure:
+            yield f"true positive rate{of}", of_label("equal_opportunity_difference", label)
+        if "odds" in measure:  # after the true positive rates of all labels
+            yield (
+                f"false positive rate{of}",
+                lambda counts, label=label: rates("equalized_odds_difference", own(counts))[counts.n_labels + label],
+            )
 
 
 def _figure(
