@@ -140,8 +140,8 @@ def _of_group(measure: str, labels: Mapping[int, str], g: int) -> Iterator[tuple
     def own(counts: GroupCounts) -> GroupCounts:
         return GroupCounts(*(getattr(counts, name)[..., g : g + 1] for name in counts.__dataclass_fields__))
 
-    def of_label(measure: str, label: int) -> Statistic:
-        return lambda counts: rates(measure, own(counts))[label]
+    def of_label(measure: str, label: int, *, second: bool = False) -> Statistic:
+        return lambda counts: rates(measure, own(counts))[label + second * counts.n_labels]
 
     for label, of in labels.items():
         yield f"selection rate{of}", of_label("demographic_parity_difference", label)
@@ -150,10 +150,7 @@ def _of_group(measure: str, labels: Mapping[int, str], g: int) -> Iterator[tuple
         if "odds" in measure or "opportunity" in measure:
             yield f"true positive rate{of}", of_label("equal_opportunity_difference", label)
         if "odds" in measure:  # after the true positive rates of all labels
-            yield (
-                f"false positive rate{of}",
-                lambda counts, label=label: rates("equalized_odds_difference", own(counts))[counts.n_labels + label],
-            )
+            yield f"false positive rate{of}", of_label("equalized_odds_difference", label, second=True)
 
 
 def _figure(
