@@ -27,6 +27,8 @@ from .output_layer_problem import OutputLayerProblem, damped_cholesky
 
 __all__ = ["CounterfactualUnlearning"]
 
+_TIE = 1e-9  # of the relative change, in flips: less than a single one
+
 
 @dataclass(kw_only=True)
 class CounterfactualUnlearning(PostProcessor):
@@ -46,8 +48,9 @@ class CounterfactualUnlearning(PostProcessor):
     pairs wins among those whose performance is at most ``max_performance_loss`` below the given network's (and a
     standard error of the difference: one decision moves that of a hundred people by a point) and whose cross-entropy is
     at most ``max_cross_entropy_rise`` above it: shrinking all logits lowers the mean change of the
-    probabilities, but is no repair. The decision threshold stays the network's own. For a measure of
-    ``BIAS_MEASURES`` candidate and threshold are selected by φ, as by the other post-processors.
+    probabilities, but is no repair. Where too few pairs hold any flip, the least change relative to the spread of the
+    scores wins. The decision threshold stays the network's own. For a measure of ``BIAS_MEASURES`` candidate and
+    threshold are selected by φ, as by the other post-processors.
 
     Args:
         measure: ``counterfactual_flips``, the share of decisions that change with the attribute;
@@ -170,15 +173,24 @@ class CounterfactualUnlearning(PostProcessor):
             return (1.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 2.0, 5.0, 10.0)
         if self.layers == "output":
             return (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-        return (1.0, 3.0, 10.0, 30.0)
+        return (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         if self.layers == "all":
             self._fine_tune(working, candidates)
         else:
             self._solve(working, candidates)
-        if candidates.chosen is not None and candidates.chosen.candidate == 0:
-            candidates.flags.append(f"the network is returned as it was given: {self._why_not(candidates)}")
+        chosen = candidates.chosen
+        if chosen is not None and chosen.candidate == 0:
+            what = "the network is returned as it was given"
+            if chosen.margin_threshold:
+                what = "nothing was unlearned, only the threshold was moved"
+            candidates.flags.append(f"{what}: {self._why_not(candidates)}")
+        if isinstance(candidates.judge, _PairJudge) and candidates.judge.blind:
+            candidates.flags.append(
+                f"none of the {len(candidates.selection)} selection pairs changes its decision with the attribute, so "
+                "that flips can't choose: the candidate whose scores change least did; take more pairs to see flips"
+            )
 
     def _why_not(self, candidates: Candidates) -> str:
         """Why no candidate is better than the network as it was given."""
@@ -308,6 +320,11 @@ class _PairJudge:
         self.share = weight / weight.sum()
         self.performance = GroupJudge(self.objective, self.people, method.min_people)
 
+    @property
+    def blind(self) -> bool:
+        """Whether flips are to choose, and the selection pairs of the given network hold none."""
+        return self.method.measure == "counterfactual_flips" and self.given is not None and not self.given[0].flips
+
     def __call__(self, scores: Tensor, *, own: bool = True) -> Decisions:
         method, people = self.method, self.people
         judged = self.performance(scores, own=True)
@@ -347,7 +364,10 @@ class _PairJudge:
         if not bool(judged.eligible[0]):
             reasons.append("the same label for everybody")
         self.reasons.append(" and ".join(reasons))
-        size = figures.flips if method.measure == "counterfactual_flips" else figures.mean_change
-        found = torch.tensor([size], dtype=torch.float64)
+        by_flips = method.measure == "counterfactual_flips"
+        found = torch.tensor([figures.flips if by_flips else figures.mean_change], dtype=torch.float64)
+        size = found
+        if self.blind:  # how far scores still move tells candidates apart
+            size = found + _TIE * figures.relative_change
         within = found < self.objective.bound
-        return replace(judged, bias=found, size=found, within=within, eligible=judged.eligible & (not reasons))
+        return replace(judged, bias=found, size=size, within=within, eligible=judged.eligible & (not reasons))
