@@ -44,6 +44,12 @@ def _joined(parts: list[Any]) -> Any:
     )
 
 
+def _side(tensor: Tensor) -> tuple[tuple[int, ...] | str, bool]:
+    """What both sides of a pair have in common; sentences, whole numbers, may be of different lengths."""
+    numbers = tensor.is_floating_point()
+    return (tuple(tensor.shape[1:]) if numbers else f"{tensor.ndim - 1}-d whole numbers"), numbers
+
+
 @dataclass(frozen=True)
 class ValidationSet:
     """Labelled people, held in memory on the CPU, whom a repaired network is edited for and judged by.
@@ -60,7 +66,8 @@ class ValidationSet:
         continuous: The continuous sensitive feature whose bins the groups are, (N,) float64, or None.
 
     Raises:
-        InputError: The columns don't have N rows, or a weight is negative or not finite.
+        InputError: The columns don't have N rows, the two sides of pairs have different shapes, or a weight is negative
+            or not finite.
 
     Example:
         >>> batch = (torch.eye(4), torch.tensor([0, 1, 0, 1]), ["a", "a", "b", "b"])
@@ -85,7 +92,7 @@ class ValidationSet:
             column = getattr(self, name)
             if column is not None:
                 given = torch.as_tensor(column).detach().cpu()
-                if dtype == torch.int64 and given.is_floating_point():
+                if dtype == torch.int64 and (given.is_floating_point() or given.ndim != 1):
                     given = whole_labels(given, 0)
                 object.__setattr__(self, name, given.to(dtype))
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -105,6 +112,13 @@ class ValidationSet:
             raise InputError(f"inputs, labels, groups and weights have {lengths} rows; expected as many of each")
         if self.weight is not None and not bool(((self.weight >= 0) & (self.weight < torch.inf)).all()):
             raise InputError("sample weights are negative or not finite; expected finite weights of at least 0")
+        if self.counterfactual is not None:
+            here, there = ([_side(t) for t in tensors_of(x)] for x in (self.inputs, self.counterfactual))
+            if here != there:
+                raise InputError(
+                    f"the inputs of a person have shapes {[s for s, _ in here]} and those of the counterfactual "
+                    f"{[s for s, _ in there]}; expected pairs of one shape and type"
+                )
 
     def __len__(self) -> int:
         """N."""

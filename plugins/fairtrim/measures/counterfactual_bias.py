@@ -51,7 +51,8 @@ def counterfactual_bias(
         The figures.
 
     Raises:
-        InputError: The two sides are not alike in shape.
+        InputError: There are no pairs, the two sides, labels and weights are not alike in shape, scores are not finite,
+            or labels are not among the classes.
 
     Example:
         >>> scores, flipped = torch.tensor([[1.0], [3.0]]), torch.tensor([[-1.0], [3.0]])
@@ -59,8 +60,7 @@ def counterfactual_bias(
         >>> bias.flips, bias.n_pairs
         (0.5, 2)
     """
-    if scores.shape != flipped.shape:
-        raise InputError(f"scores are {tuple(scores.shape)} and {tuple(flipped.shape)}; expected pairs of one shape")
+    _check(scores, flipped, target, weight)
     sides = [two_or_more(side.double()).log_softmax(1) for side in (scores, flipped)]
     here, there = (side.gather(1, target[:, None]).squeeze(1) for side in sides)
     change = centred(scores.double()) - centred(flipped.double())
@@ -76,3 +76,23 @@ def counterfactual_bias(
         cross_entropy=float(-(share @ here)),
         n_pairs=len(target),
     )
+
+
+def _check(scores: Tensor, flipped: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    if scores.shape != flipped.shape:
+        raise InputError(f"scores are {tuple(scores.shape)} and {tuple(flipped.shape)}; expected pairs of one shape")
+    if scores.ndim != 2 or not scores.numel():
+        raise InputError(f"scores are {tuple(scores.shape)}; expected (N, K) of at least one pair and one class")
+    for whose, side in (("the people", scores), ("the counterfactuals", flipped)):
+        if not bool(torch.isfinite(side).all()):
+            raise InputError(f"scores of {whose} are not finite; expected finite ones: look at their inputs")
+    n = len(scores)
+    if target.shape != (n,) or target.is_floating_point():
+        raise InputError(f"the target is {target.dtype} of shape {tuple(target.shape)}; expected labels ({n},)")
+    low, high, most = int(target.min()), int(target.max()), max(2, scores.shape[1]) - 1
+    if low < 0 or high > most:
+        raise InputError(f"labels reach from {low} to {high}; expected 0 to {most} for {most + 1} classes")
+    if weight is not None and not (
+        weight.shape == (n,) and bool(((weight >= 0) & (weight < torch.inf)).all()) and bool((weight > 0).any())
+    ):
+        raise InputError(f"the weights are no ({n},) of at least 0, finite and not all 0; expected one a pair, or None")

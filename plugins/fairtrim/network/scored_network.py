@@ -201,7 +201,8 @@ def call_of(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = 
 
 
 def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:
-    given = {tensor.dtype for tensor in tensors_of(inputs) if tensor.is_floating_point()}
+    tensors = tensors_of(inputs)
+    given = {t.dtype for t in tensors if t.is_floating_point()} or {t.dtype for t in tensors}
     types = _floating_types(model)
     told = str(error).lower()
     if len(types) == 1 and given - types and ("dtype" in told or "type" in told):

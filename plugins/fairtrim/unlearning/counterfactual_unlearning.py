@@ -23,7 +23,8 @@ from fairtrim.repair.judging import GroupJudge
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim.repair.working_copy import WorkingCopy
 
-from .output_layer_problem import OutputLayerProblem, damped_cholesky
+from .conjugate_gradients import Solution
+from .output_layer_problem import OutputLayerProblem, centred_rows, damped_cholesky
 
 __all__ = ["CounterfactualUnlearning"]
 
@@ -230,39 +231,49 @@ class CounterfactualUnlearning(PostProcessor):
             for strength in path:
                 if candidates.exhausted():
                     break
-                working.head.write(moved(strength))
+                solution = moved(strength)
+                if (why := solution.why_rough()) is not None:
+                    candidates.flags.append(
+                        f"the solution of strength {strength:g} is rough: {why}; more damping helps"
+                    )
+                working.head.write(solution.value)
                 candidates.offer(strength=strength)
                 bar.update()
 
-    def _damped(self, hessian: Tensor, default: float) -> Tensor:
-        damping = default if self.damping is None else self.damping
-        _, added = damped_cholesky(hessian, damping=damping)
-        return hessian + added * torch.eye(len(hessian), dtype=hessian.dtype)
-
     def _consistent(
         self, here: OutputLayerProblem, there: OutputLayerProblem, given: Tensor
-    ) -> Callable[[float], Tensor]:
+    ) -> Callable[[float], Solution]:
         """(H + λ A) θ = H θ₀, A = C ⊗ E (h − h̄)(h − h̄)ᵀ, C the centring of scores; the strength is λ."""
-        hessian = self._damped(here.hessian(given), 0.1)
         change = here.features - there.features
         share = torch.full((len(change),), 1.0, dtype=torch.float64) if here.weight is None else here.weight
         moment = (change * (share / share.sum())[:, None]).T @ change
-        n_outputs = len(given)
+        damping, n_outputs = 0.1 if self.damping is None else self.damping, len(given)
+        if not here.is_small(given):
+            solved, gap = here.solver(given, damping=damping, apart=moment), centred_rows(given) @ moment
+
+            def stepped(strength: float) -> Solution:
+                step = solved(strength * gap, strength)
+                return step._replace(value=given - step.value)
+
+            return stepped
+        hessian = here.hessian(given)
+        _, added = damped_cholesky(hessian, damping=damping)
+        hessian = hessian + added * torch.eye(len(hessian), dtype=hessian.dtype)
         centring = torch.eye(n_outputs, dtype=torch.float64)
         if n_outputs > 1:
             centring = centring - 1 / n_outputs
         penalty = torch.kron(centring, moment)
 
-        def moved(strength: float) -> Tensor:
+        def moved(strength: float) -> Solution:
             right = hessian @ given.reshape(-1)
             solved: Tensor = torch.linalg.solve(hessian + strength * penalty, right)
-            return solved.reshape(given.shape)
+            return Solution(solved.reshape(given.shape), 0.0, 0)
 
         return moved
 
     def _published(
         self, here: OutputLayerProblem, there: OutputLayerProblem, given: Tensor
-    ) -> Callable[[float], Tensor]:
+    ) -> Callable[[float], Solution]:
         """θ + s H⁻¹ 1/n Σ [∇ℓ(z) − ∇ℓ(z̄)]: z the bias-aligned side of a pair, z̄ the other; the strength is s."""
         losses = [side.sample_losses(given) for side in (here, there)]
         aligned = (losses[0] <= losses[1])[:, None]  # the side that the network gets right more surely
@@ -276,9 +287,9 @@ class CounterfactualUnlearning(PostProcessor):
             target=torch.cat([here.target, here.target]),
             weight=None if here.weight is None else torch.cat([here.weight, here.weight]),
         )
-        hessian = self._damped(both.hessian(given), 0.01)
-        step = torch.linalg.solve(hessian, (z.gradient(given) - z_bar.gradient(given)).reshape(-1)).reshape(given.shape)
-        return lambda strength: given + strength * step
+        change = z.gradient(given) - z_bar.gradient(given)
+        step = both.solved(given, change, damping=0.01 if self.damping is None else self.damping)
+        return lambda strength: step._replace(value=given + strength * step.value)
 
     def _fine_tune(self, working: WorkingCopy, candidates: Candidates) -> None:
         people, flipped = working.people, working.people.flipped()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -30,9 +29,13 @@ from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
+from .conjugate_gradients import conjugate_gradients
 from .output_layer_problem import OutputLayerProblem
 
 __all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
+
+_TOLERANCE = 1e-5  # relative residual that is asked for of all layers,
+_SINGLE = 1e-3  # and that does for products in single precision
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ def influence_on_bias(
             groups for the other measures.
         measure: ``counterfactual_bias``, the mean of |p(y|x) − p(y|x̄)|, or one of ``BIAS_MEASURES``, of probabilities
             instead of decisions.
-        layers: ``output``: the closed-form Hessian of the output layer, in float64. ``all``: every trainable parameter,
-            conjugate gradients on damped Gauss-Newton products (needs curvlinops).
+        layers: ``output``: the closed-form Hessian of the output layer, in float64; above 2,000 parameters conjugate
+            gradients on its products, and a RuntimeWarning with the residual that was reached if it is too large.
+            ``all``: every trainable parameter, conjugate gradients on damped Gauss-Newton products (needs curvlinops).
         class_weights: For ``output``: those of the cross-entropy it was trained with, (K,), as
             ``torch.nn.CrossEntropyLoss`` takes them; None for equal ones.
         ridge: For ``output``: the weight decay it was trained with; a little, if it was trained with none, because
@@ -118,7 +122,8 @@ def influence_on_bias(
         newton_steps: For ``output``: steps towards the layer's own optimum before the influence is taken, because the
             expansion holds around a stationary point.
         damping: For ``all``: added to the Gauss-Newton matrix.
-        max_iterations: For ``all``: of the conjugate gradients; a RuntimeWarning tells if they are too few.
+        max_iterations: For ``all``: of the conjugate gradients; a RuntimeWarning tells the residual where they are too
+            few.
         forward_fn: How to call the network.
         output_transform: How to find the scores.
         progress: Show progress bars.
@@ -147,6 +152,8 @@ def influence_on_bias(
         raise InputError(
             f"people is a {type(people).__name__}; expected a ValidationSet: ValidationSet.from_loader(loader)"
         )
+    if not len(people):
+        raise InputError("the people are nobody; expected some, with labels")
     if measure == "counterfactual_bias" and people.counterfactual is None:
         raise InputError(
             "the people have no counterfactuals; expected ValidationSet(..., counterfactual=inputs) or "
@@ -187,7 +194,9 @@ def influence_on_bias(
         with torch.enable_grad():
             value = _bias(measure, [side.scores(moving) for side in fixed], people)
             (slope,) = torch.autograd.grad(value, moving)
-        direction = problem.solve(theta, slope)
+        solution = problem.solved(theta, slope)
+        solution.warn_if_rough("the influence", "take a larger ridge")
+        direction = solution.value
         scores = -(problem.residuals(theta) * (problem.features @ direction.T)).sum(1)
         if problem.weight is not None:
             scores = scores * problem.weight / problem.weight.mean()
@@ -324,6 +333,9 @@ def _check_labels(batch: Batch, n_outputs: int) -> None:
 
 def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
     """B as a differentiable function of the scores of the people, and of their counterfactuals."""
+    for whose, scores in zip(("the people", "their counterfactuals"), sides, strict=False):
+        if not bool(torch.isfinite(scores).all()):
+            raise InputError(f"scores of {whose} are not finite; expected finite ones: look at their inputs")
     if measure != "counterfactual_bias":
         counts = GroupCounts.of(
             probabilities(sides[0]), people.target, people.group, n_groups=people.n_groups, weight=people.weight
@@ -361,9 +373,9 @@ def _influence_of_all_layers(
         sides = [people] if people.counterfactual is None else [people, people.flipped()]
         value = _bias(measure, [whole(side).cpu() for side in sides], people)
         slopes = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        slope = torch.cat([part.detach().reshape(-1) for part in slopes]).cpu().double().numpy()
+        slope = torch.cat([part.detach().reshape(-1) for part in slopes]).cpu().double()
         solution = _damped_solution(operator, network, samples, parameters, slope, damping, max_iterations, progress)
-    parts = torch.split(torch.from_numpy(solution), [p.numel() for p in parameters])
+    parts = torch.split(solution, [p.numel() for p in parameters])
     direction = {name: part.reshape(p.shape).to(p) for (name, p), part in zip(named.items(), parts, strict=True)}
     scores = [_directional(network, named, direction, batch) for _, batch in samples.in_order(network.device)]
     return BiasInfluence(-torch.cat(scores), float(value.detach()), measure)
@@ -386,14 +398,12 @@ def _damped_solution(
     network: ScoredNetwork,
     samples: IndexedSamples,
     parameters: list[nn.Parameter],
-    slope: npt.NDArray[np.float64],
+    slope: Tensor,
     damping: float,
     max_iterations: int,
     progress: bool,
-) -> npt.NDArray[np.float64]:
+) -> Tensor:
     """(G + damping · I)⁻¹ times the slope by conjugate gradients, G the Gauss-Newton matrix."""
-    from scipy.sparse.linalg import LinearOperator, cg
-
     products = gauss_newton(
         _Scores(network),
         nn.CrossEntropyLoss(),
@@ -404,21 +414,18 @@ def _damped_solution(
         batch_size_fn=_length,
     ).to_scipy()
 
-    def damped(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        product = np.asarray(products @ vector.reshape(-1).astype(products.dtype), dtype=np.float64)
-        return product + damping * vector.reshape(-1)
+    def damped(vector: Tensor) -> Tensor:
+        product = np.asarray(products @ vector.numpy().astype(products.dtype), dtype=np.float64)
+        return torch.from_numpy(product) + damping * vector
 
-    operator = LinearOperator((len(slope), len(slope)), matvec=damped, dtype=np.float64)
     with tqdm(total=max_iterations, desc="conjugate gradients", leave=False, disable=not progress) as bar:
-        solution, unfinished = cg(operator, slope, rtol=1e-5, maxiter=max_iterations, callback=lambda _: bar.update())
-    if unfinished:
-        warnings.warn(
-            f"the conjugate gradients did not converge in {max_iterations} iterations: the influence is rough; take "
-            "more max_iterations, or more damping",
-            RuntimeWarning,
-            stacklevel=5,
+        solution = conjugate_gradients(
+            damped, slope, tolerance=_TOLERANCE, max_iterations=max_iterations, each=bar.update
         )
-    return np.asarray(solution)
+    double = all(parameter.dtype == torch.float64 for parameter in parameters)
+    enough = _TOLERANCE if double else _SINGLE
+    solution.warn_if_rough("the influence", "take more max_iterations, or more damping", enough)
+    return solution.value
 
 
 def _length(inputs: Any) -> int:

@@ -1,7 +1,11 @@
-"""The output layer as a convex problem of its own: closed-form gradients and Hessian of cross-entropy, in float64."""
+"""The output layer as a convex problem of its own: closed-form gradients and Hessian of cross-entropy, in float64.
+
+Where the Hessian is large it is never made: its products with a direction are closed form, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +14,34 @@ from torch import Tensor
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import two_or_more
 
-__all__ = ["OutputLayerProblem", "damped_cholesky"]
+from .conjugate_gradients import TOLERANCE, Solution, conjugate_gradients
 
-_MAX_PARAMETERS = 20_000  # a Hessian of 3.2 GB
+__all__ = ["OutputLayerProblem", "centred_rows", "damped_cholesky"]
+
+NearlyInverse = Callable[[Tensor, float], Tensor]
+
+_MAX_PARAMETERS = 2_000  # of a Hessian that is made, 32 MB
+_DAMPING = 1e-8  # of the mean of its diagonal
+_FORCING = 1e-3  # relative residual of a step of Newton's method, which measures where it got by itself
 
 
-def damped_cholesky(matrix: Tensor, *, damping: float = 1e-8) -> tuple[Tensor, float]:
+def centred_rows(theta: Tensor) -> Tensor:
+    """An output layer less the mean over its scores, (K, D + 1), which no probability minds; a single logit stays.
+
+    Args:
+        theta: (K, D + 1).
+
+    Returns:
+        The same shape.
+
+    Example:
+        >>> centred_rows(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
+        [[-1.0, 1.0], [1.0, -1.0]]
+    """
+    return theta - theta.mean(0) if len(theta) > 1 else theta
+
+
+def damped_cholesky(matrix: Tensor, *, damping: float = _DAMPING) -> tuple[Tensor, float]:
     """Cholesky factor of a positive semidefinite matrix, with damping that grows until it succeeds.
 
     Args:
@@ -163,20 +189,11 @@ class OutputLayerProblem:
         """Hessian of the loss, (K (D + 1), K (D + 1)), rows of θ after one another.
 
         Args:
-            theta: (K, D + 1).
+            theta: (K, D + 1), small enough for its Hessian: see ``is_small``.
 
         Returns:
             The Hessian.
-
-        Raises:
-            InputError: It would not fit in memory.
         """
-        n_parameters = theta.numel()
-        if n_parameters > _MAX_PARAMETERS:
-            raise InputError(
-                f"the output layer has {n_parameters} parameters, whose Hessian takes {8e-9 * n_parameters**2:.0f} GB; "
-                f"expected at most {_MAX_PARAMETERS}: use layers='all', which needs no Hessian in memory"
-            )
         scores, width = self.scores(theta), self.features.shape[1]
         if self.single_logit:
             curvature = (scores.sigmoid() * (1 - scores.sigmoid()))[:, :, None]
@@ -191,6 +208,159 @@ class OutputLayerProblem:
         hessian = torch.cat([torch.cat(row, 1) for row in blocks])
         return hessian + self.ridge * torch.eye(len(theta) * width, dtype=torch.float64)
 
+    @staticmethod
+    def is_small(theta: Tensor) -> bool:
+        """Whether the Hessian is small enough to be made.
+
+        Args:
+            theta: (K, D + 1).
+
+        Returns:
+            Whether it is.
+        """
+        return theta.numel() <= _MAX_PARAMETERS
+
+    def _probabilities(self, theta: Tensor) -> Tensor:
+        scores = self.scores(theta)
+        return scores.sigmoid() if self.single_logit else scores.softmax(1)
+
+    def product(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """Products of the Hessian, which is not made: V -> Σ_n w_n (diag p_n − p_n p_nᵀ) V h_n h_nᵀ + ridge V.
+
+        Args:
+            theta: Where the Hessian is taken, (K, D + 1).
+
+        Returns:
+            A function of directions (K, D + 1), in N K D operations.
+
+        Example:
+            >>> layer = OutputLayerProblem.of(torch.eye(2), torch.tensor([0, 1]))
+            >>> theta = torch.ones(2, 3, dtype=torch.float64)
+            >>> expected = (layer.hessian(theta) @ theta.reshape(-1)).reshape(2, 3)
+            >>> torch.allclose(layer.product(theta)(theta), expected)
+            True
+        """
+        p, weights = self._probabilities(theta), self._weights()[:, None]
+
+        def product(direction: Tensor) -> Tensor:
+            moved = self.features @ direction.T
+            mean = p * moved if self.single_logit else (p * moved).sum(1, keepdim=True)
+            return (weights * p * (moved - mean)).T @ self.features + self.ridge * direction
+
+        return product
+
+    def mean_of_diagonal(self, theta: Tensor) -> float:
+        """Mean of the Hessian's diagonal.
+
+        Args:
+            theta: Where the Hessian is taken, (K, D + 1).
+
+        Returns:
+            The mean.
+        """
+        p = self._probabilities(theta)
+        curvature = (p * (1 - p)).sum(1) * self.features.square().sum(1)
+        return float(self._weights() @ curvature) / theta.numel() + self.ridge
+
+    def nearly_inverse(self, theta: Tensor, added: float, apart: Tensor | None = None) -> NearlyInverse:
+        """About the inverse of H + added I + strength C ⊗ apart, C the centring of scores: it preconditions.
+
+        It takes p and h for independent, E[diag p − p pᵀ] ⊗ E[h hᵀ], as K-FAC does (Martens and Grosse, 2015). The mean
+        over the scores is in the null space of the first factor and of C, so that both have the same eigenvectors.
+
+        Args:
+            theta: Where the Hessian is taken, (K, D + 1).
+            added: To the diagonal.
+            apart: Moment of something that a penalty is on, (D + 1, D + 1).
+
+        Returns:
+            A function of (K, D + 1) and the strength.
+
+        Raises:
+            InputError: Features or scores are not finite.
+        """
+        p, weights = self._probabilities(theta), self._weights()
+        spread = (weights[:, None] * p).T @ p
+        spread = (weights @ p - spread) if self.single_logit else torch.diag(weights @ p) - spread
+        moment = (weights[:, None] * self.features).T @ self.features
+        if not bool(torch.isfinite(moment).all() and torch.isfinite(spread).all()):
+            raise InputError("the Hessian is not finite; expected finite features and scores")
+        s, u = torch.linalg.eigh(spread)
+        s, added = s.clamp(min=0), added + self.ridge
+        if apart is None:
+            a, v = torch.linalg.eigh(moment)
+            scale = torch.outer(s, a.clamp(min=0)) + added
+            return lambda right, strength: u @ ((u.T @ right @ v) / scale) @ v.T
+        typical = s.mean().clamp(min=1e-12)  # what is added goes into the second factor, as for a typical first one
+        identity = torch.eye(len(moment), dtype=torch.float64)
+        root = torch.linalg.cholesky(moment + added / typical * identity)
+        lower = torch.linalg.solve_triangular(root, identity, upper=False)
+        a, v = torch.linalg.eigh(lower @ apart @ lower.T)
+        v, a = lower.T @ v, a.clamp(min=0)
+        s = s.clamp(min=1e-2 * float(typical))
+        return lambda right, strength: u @ ((u.T @ right @ v) / (s[:, None] + strength * a)) @ v.T
+
+    def solver(
+        self,
+        theta: Tensor,
+        *,
+        damping: float = _DAMPING,
+        apart: Tensor | None = None,
+        tolerance: float = TOLERANCE,
+    ) -> Callable[[Tensor, float], Solution]:
+        """Solves with H + damping · mean of H's diagonal · I + strength C ⊗ apart, C the centring of scores.
+
+        By preconditioned conjugate gradients on products with the Hessian, so that nothing of the Hessian's size is
+        made; a solution says how good it is.
+
+        Args:
+            theta: Where the Hessian is taken, (K, D + 1).
+            damping: In units of the mean of the diagonal.
+            apart: Moment of something that a penalty is on, (D + 1, D + 1).
+            tolerance: Relative residual at which the conjugate gradients stop.
+
+        Returns:
+            A function of the right side, (K, D + 1), and of the strength.
+
+        Raises:
+            InputError: Features or scores are not finite.
+        """
+        added, product = damping * max(self.mean_of_diagonal(theta), 1e-12), self.product(theta)
+        nearly_inverse = self.nearly_inverse(theta, added, apart)
+
+        def solved(right: Tensor, strength: float) -> Solution:
+            def damped(direction: Tensor) -> Tensor:
+                image = product(direction) + added * direction
+                return image if apart is None else image + strength * centred_rows(direction) @ apart
+
+            return conjugate_gradients(
+                damped, right, precondition=lambda rest: nearly_inverse(rest, strength), tolerance=tolerance
+            )
+
+        return solved
+
+    def solved(
+        self, theta: Tensor, right: Tensor, *, damping: float = _DAMPING, tolerance: float = TOLERANCE
+    ) -> Solution:
+        """(H + damping · mean of H's diagonal · I)⁻¹ applied to something of θ's shape, of large layers by ``solver``.
+
+        Args:
+            theta: Where the Hessian is taken, (K, D + 1).
+            right: (K, D + 1).
+            damping: Of a small layer it grows until it is enough.
+            tolerance: Relative residual at which the conjugate gradients stop.
+
+        Returns:
+            The solution, (K, D + 1), and how good it is.
+
+        Raises:
+            InputError: Features or scores are not finite.
+        """
+        if not self.is_small(theta):
+            return self.solver(theta, damping=damping, tolerance=tolerance)(right, 0.0)
+        factor, _ = damped_cholesky(self.hessian(theta), damping=damping)
+        return Solution(torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(theta.shape), 0.0, 0)
+
     def solve(self, theta: Tensor, right: Tensor) -> Tensor:
         """H⁻¹ applied to something of θ's shape, damped as far as needed.
 
@@ -199,10 +369,11 @@ class OutputLayerProblem:
             right: (K, D + 1).
 
         Returns:
-            (K, D + 1).
+            (K, D + 1); of a large layer a RuntimeWarning tells if it is rough.
         """
-        factor, _ = damped_cholesky(self.hessian(theta))
-        return torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(theta.shape)
+        solution = self.solved(theta, right)
+        solution.warn_if_rough("the step of the output layer", "take a larger ridge")
+        return solution.value
 
     def refitted(self, theta: Tensor, *, tolerance: float = 1e-10, max_steps: int = 50) -> Tensor:
         """Newton's method from θ, with steps halved until the loss falls.
@@ -219,7 +390,7 @@ class OutputLayerProblem:
             gradient = self.gradient(theta)
             if float(gradient.abs().max()) < tolerance:
                 break
-            step = self.solve(theta, gradient)
+            step = self.solved(theta, gradient, tolerance=_FORCING).value
             loss, size = self.loss(theta), 1.0
             while float(self.loss(theta - size * step)) > float(loss) and size > 1e-8:
                 size /= 2
