@@ -73,7 +73,7 @@ def conjugate_gradients(
 ) -> Solution:
     """Solve A x = b with products A v alone, A symmetric and positive semidefinite.
 
-    Hestenes and Stiefel's method (1952), preconditioned. The residual that it carries along drifts from the true one, so
+    Hestenes and Stiefel's method, preconditioned. The residual that it carries along drifts from the true one, so
     that the true one is computed where it seems to be small enough. If it isn't, the method goes on from there, until
     that halves it no more: then rounding of the products is all that is left.
 

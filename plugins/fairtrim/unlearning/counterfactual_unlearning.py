@@ -177,6 +177,11 @@ class CounterfactualUnlearning(PostProcessor):
         return (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        for whose, side in (("people", working.people), ("counterfactuals", working.people.flipped())):
+            with torch.no_grad():
+                finite = bool(torch.isfinite(working.scores(side)).all())
+            if not finite:  # the selection pairs were looked at before
+                raise InputError(f"scores of the {whose} are not finite; expected finite ones: look at their inputs")
         if self.layers == "all":
             self._fine_tune(working, candidates)
         else:
