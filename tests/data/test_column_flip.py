@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -221,3 +222,81 @@ def test_columns_named_twice() -> None:
             ColumnFlip(**settings)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"one_hot=\{1: \(2.0, 2.0\)\}; expected two different values"):
         ColumnFlip(one_hot={0: (0.0, 1.0), 1: (2.0, 2.0)})
+
+
+# Attributes of many values.
+
+HOUSES = ["a", "b", "c", "d"]
+ONE_HOT = ColumnFlip(one_hot=HOUSES, names=["x", *HOUSES])
+CODED = ColumnFlip(codes={"house": (0.5, 1.5, 2.5, 7.0)}, names=["x", "house"])
+
+
+def _houses(values: list[int], flip: ColumnFlip) -> Tensor:
+    codes = [0.5, 1.5, 2.5, 7.0]
+    rows = [
+        [0.1 * k, codes[v]] if flip is CODED else [0.1 * k, *(float(v == w) for w in range(4))]
+        for k, v in enumerate(values)
+    ]
+    return torch.tensor(rows)
+
+
+def _values(x: Tensor) -> list[int]:
+    codes = [0.5, 1.5, 2.5, 7.0]
+    return [codes.index(v) for v in x[:, 1].tolist()] if x.shape[1] == 2 else x[:, 1:].argmax(1).tolist()
+
+
+@pytest.mark.parametrize("flip", [ONE_HOT, CODED], ids=["one-hot", "codes"])
+def test_every_flip_makes_every_pair_of_values(flip: ColumnFlip) -> None:
+    values = [0, 1, 2, 3, 3]
+    x = _houses(values, flip)
+    found = [_values(each(x)) for each in flip.every()]
+    assert [sorted(others) for others in zip(*found, strict=True)] == [[w for w in range(4) if w != v] for v in values]
+    assert torch.equal(flip(x), flip.every()[0](x))
+    assert all(torch.equal(each(x)[:, 0], x[:, 0]) for each in flip.every())
+
+
+@pytest.mark.parametrize("flip", [ONE_HOT, CODED], ids=["one-hot", "codes"])
+def test_another_value_at_random(flip: ColumnFlip) -> None:
+    drawn = replace(flip, other="random", random_state=3)
+    x = _houses([2] * 3000, flip)
+    once = drawn(x)
+    assert torch.equal(once, drawn(x)) and not torch.equal(once, replace(drawn, random_state=4)(x))
+    counts = torch.bincount(torch.tensor(_values(once)), minlength=4).tolist()
+    assert counts[2] == 0 and all(900 < count < 1100 for k, count in enumerate(counts) if k != 2)  # 1000 ± 26
+    generator = torch.Generator().manual_seed(3)
+    going_on = replace(drawn, random_state=generator)
+    assert torch.equal(going_on(x), once) and not torch.equal(going_on(x), once)
+    state = torch.get_rng_state()
+    drawn(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    two = ColumnFlip(one_hot=[0, 1], other="random")
+    assert two(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_interactions_follow_codes() -> None:
+    flip = ColumnFlip(codes={1: (1.0, 2.0, 3.0)}, interactions={2: [0, 1]}, other=2)
+    assert flip(torch.tensor([[5.0, 1.0, 5.0], [4.0, 3.0, 12.0]])).tolist() == [[5.0, 3.0, 15.0], [4.0, 2.0, 8.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codes": {0: (1.0,)}}, r"codes=\{0: \(1\.0,\)\}; expected two different values"),
+        ({"codes": {0: (1.0, 2.0, 1.0)}}, "expected two different values"),
+        ({"codes": {0: (1.0, 2.0)}, "other": 2}, "other=2 of 2 values; expected a whole number from 1 to 1"),
+        ({"one_hot": [0, 1, 2], "other": 0}, "other=0 of 3 values; expected a whole number from 1 to 2, or 'random'"),
+        ({"one_hot": [0, 1, 2], "other": "next"}, "other='next' of 3 values"),
+        ({"one_hot": [0, 1, 2], "other": "random", "random_state": "a"}, "random_state='a'"),
+        ({"one_hot": [0, 1], "codes": {1: (0.0, 1.0, 2.0)}}, "name a column twice"),
+    ],
+)
+def test_bad_settings_of_many_values(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ColumnFlip(**settings)
+
+
+def test_what_many_values_refuse() -> None:
+    with pytest.raises(InputError, match=r"column 0 holds 4\.0; expected one of \[1\.0, 2\.0, 3\.0\] only"):
+        ColumnFlip(codes={0: (1.0, 2.0, 3.0)})(torch.tensor([[4.0]]))
+    with pytest.raises(InputError, match="are of several attributes; expected one"):
+        ColumnFlip(one_hot=[0, 1, 2], binary={3: (0.0, 1.0)}).every()

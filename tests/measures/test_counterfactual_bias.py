@@ -9,6 +9,7 @@ from fairtrim import (
     InputError,
     counterfactual_bias,
 )
+from fairtrim.measures.scores import two_or_more
 from tests.unlearning_cases import DOUBLE, plain_figures
 
 
@@ -57,3 +58,32 @@ def test_extreme_scores() -> None:
 def test_sides_of_different_shapes() -> None:
     with pytest.raises(InputError, match=r"scores are \(4, 2\) and \(4, 1\); expected pairs of one shape"):
         counterfactual_bias(torch.zeros(4, 2), torch.zeros(4, 1), torch.zeros(4).long())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+def test_several_counterfactuals_of_each_person(n_outputs: int, weighted: bool) -> None:
+    """The mean over all pairs, and the worst of each person in a loop."""
+    generator = torch.Generator().manual_seed(n_outputs)
+    scores = 2 * torch.randn(23, n_outputs, generator=generator, **DOUBLE)
+    flipped = [scores + torch.randn(23, n_outputs, generator=generator, **DOUBLE) for _ in range(4)]
+    target = torch.randint(0, max(2, n_outputs), (23,), generator=generator)
+    weight = torch.rand(23, generator=generator, **DOUBLE) if weighted else None
+    found = counterfactual_bias(scores, flipped, target, weight)
+    alone = [counterfactual_bias(scores, side, target, weight) for side in flipped]
+    for name in ("mean_change", "flips", "relative_change", "cross_entropy"):
+        assert getattr(found, name) == pytest.approx(sum(getattr(one, name) for one in alone) / 4)
+    assert found.n_pairs == 92
+    for one in alone:
+        assert (one.worst_change, one.any_flip) == pytest.approx((one.mean_change, one.flips))
+    shares = torch.ones(23, **DOUBLE) if weight is None else weight
+    worst, some = 0.0, 0.0
+    for n in range(23):
+        sides = [two_or_more(side[n : n + 1])[0] for side in (scores, *flipped)]
+        own, *others = ((side.exp() / side.exp().sum())[target[n]] for side in sides)
+        worst += float(shares[n] / shares.sum()) * max(abs(float(own - other)) for other in others)
+        some += float(shares[n] / shares.sum()) * any(side.argmax() != sides[0].argmax() for side in sides)
+    assert (found.worst_change, found.any_flip) == pytest.approx((worst, some))
+    assert found.worst_change > found.mean_change and found.any_flip > found.flips
+    with pytest.raises(InputError, match="there are no counterfactuals"):
+        counterfactual_bias(scores, [], target)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from fairtrim import ColumnFlip, InputError, ValidationSet, biased_attributes
+from fairtrim import ColumnFlip, InputError, ValidationSet, biased_attributes, counterfactual_bias
 from tests.repair_cases import begun_network, some_people
 from tests.snapshot import Snapshot
 
@@ -66,3 +68,26 @@ def test_a_flip_may_not_reach_the_caller_s_people() -> None:
     assert torch.equal(people.inputs, before)
     table = ValidationSet((before > 0).double(), people.target, people.group, people.groups)
     assert biased_attributes(model, table, {"sex": ColumnFlip(binary={1: (0.0, 1.0)})})[0].attribute == "sex"
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+def test_attributes_of_many_values(n_outputs: int) -> None:
+    """The mean over the other values of each person, and the worst of them."""
+    model = begun_network(n_outputs)
+    people = some_people(83, n_classes=max(2, n_outputs))
+    x = people.inputs.clone()
+    x[:, 0] = torch.arange(83) % 3
+    people = replace(people, inputs=x)
+    town = ColumnFlip(codes={0: (0.0, 1.0, 2.0)})
+    (found,) = biased_attributes(model, people, {"town": town.every()})
+    with torch.no_grad():
+        scores, *others = (model(flip(x)) for flip in (lambda x: x, *town.every()))
+    figures = counterfactual_bias(scores, others, people.target)
+    assert (found.bias, found.flips, found.worst_bias, found.any_flip) == pytest.approx(
+        (figures.mean_change, figures.flips, figures.worst_change, figures.any_flip)
+    )
+    assert found.worst_bias > found.bias and found.low <= found.bias <= found.high
+    (one,) = biased_attributes(model, people, {"town": town})
+    assert (one.worst_bias, one.any_flip) == (one.bias, one.flips) and one.bias != found.bias
+    with pytest.raises(InputError, match=r"\['town'\] have no flips"):
+        biased_attributes(model, people, {"town": []})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import RandomState, random_generator
 from fairtrim.errors import InputError
 
 __all__ = ["ColumnFlip"]
@@ -23,6 +25,12 @@ class ColumnFlip:
             something else, such as standardised ones: column -> (value where it is absent, value where it is present).
         binary: Single column of an attribute of two values -> its two values as the network sees them, e.g.
             standardised ones.
+        codes: Single column of an attribute of several values -> all of them as the network sees them, e.g. (0, 1, 2):
+            each moves on to the next, from the last to the first.
+        other: How many values on the 1, or the code, moves; ``"random"`` for another value drawn for each row alike
+            among all others, because moving on by one makes only some of the pairs of three values and more. See
+            ``every``.
+        random_state: Of the draw: a seed, with which equal inputs have equal draws, or a torch.Generator.
         interactions: Column that holds a product -> the columns it is the product of, computed anew.
         names: Names of all columns, if columns are given by name.
 
@@ -36,16 +44,24 @@ class ColumnFlip:
         >>> standardised = ColumnFlip(one_hot={0: (-0.5, 2.0), 1: (-2.0, 0.5)})
         >>> standardised(torch.tensor([[2.0, -2.0], [-0.5, 0.5]])).tolist()
         [[-0.5, 0.5], [2.0, -2.0]]
+        >>> town = ColumnFlip(codes={0: (0, 1, 2)})
+        >>> [flip(torch.tensor([[0.0], [2.0]])).flatten().tolist() for flip in town.every()]
+        [[1.0, 0.0], [2.0, 1.0]]
     """
 
     one_hot: Sequence[int | str] | Mapping[int | str, tuple[float, float]] = ()
     binary: Mapping[int | str, tuple[float, float]] = field(default_factory=dict)
     interactions: Mapping[int | str, Sequence[int | str]] = field(default_factory=dict)
+    codes: Mapping[int | str, Sequence[float]] = field(default_factory=dict)
+    other: int | Literal["random"] = 1
+    random_state: RandomState = 0
     names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if not self.one_hot and not self.binary:
-            raise InputError("nothing to flip; expected one_hot= or binary= columns of the sensitive attribute")
+        if not self.one_hot and not self.binary and not self.codes:
+            raise InputError(
+                "nothing to flip; expected one_hot= or binary= columns of the sensitive attribute, or codes="
+            )
         if len(self.one_hot) == 1:
             raise InputError(
                 f"one_hot={list(self.one_hot)} is a single column; expected one column for each value, or "
@@ -62,15 +78,50 @@ class ColumnFlip:
             for column, values in columns.items():
                 if len(values) != 2 or values[0] == values[1]:
                     raise InputError(f"{option}={{{column!r}: {values}}}; expected two different values of the column")
+        for column, codes in self.codes.items():
+            if len(codes) < 2 or len(set(codes)) < len(codes):
+                raise InputError(f"codes={{{column!r}: {codes}}}; expected two different values of the column, or more")
+        random_generator(self.random_state)
+        if self.other != "random":
+            fewest = min(self._sizes())
+            if isinstance(self.other, bool) or not isinstance(self.other, int) or not 0 < self.other < fewest:
+                raise InputError(
+                    f"other={self.other!r} of {fewest} values; expected a whole number from 1 to {fewest - 1}, or "
+                    "'random'"
+                )
         factors = [factor for product in self.interactions.values() for factor in product]
-        for column in (*self.one_hot, *self.binary, *self.interactions, *factors):
+        named = (*self.one_hot, *self.binary, *self.codes, *self.interactions)
+        for column in (*named, *factors):
             self._position(column)
-        positions = [self._position(column) for column in (*self.one_hot, *self.binary, *self.interactions)]
-        if len(set(positions)) < len(positions):
+        if len({self._position(column) for column in named}) < len(named):
             raise InputError(
-                f"one_hot={list(self.one_hot)}, binary={list(self.binary)}, interactions={list(self.interactions)} "
-                "name a column twice; expected each once"
+                f"one_hot={list(self.one_hot)}, binary={list(self.binary)}, codes={list(self.codes)}, "
+                f"interactions={list(self.interactions)} name a column twice; expected each once"
             )
+
+    def _coded(self) -> dict[int | str, Sequence[float]]:
+        """Single columns with all values of an attribute."""
+        return {**self.binary, **self.codes}
+
+    def _sizes(self) -> list[int]:
+        """How many values each attribute has."""
+        return ([len(self.one_hot)] if self.one_hot else []) + [len(values) for values in self._coded().values()]
+
+    def every(self) -> tuple[ColumnFlip, ...]:
+        """A flip to each other value, so that together they make every pair of values.
+
+        Returns:
+            One fewer than the attribute has values: the first moves on by one, the last by all but one.
+
+        Raises:
+            InputError: It flips several attributes at once.
+        """
+        if len(sizes := self._sizes()) > 1:
+            raise InputError(
+                f"one_hot={list(self.one_hot)}, binary={list(self.binary)}, codes={list(self.codes)} are of several "
+                "attributes; expected one: take a ColumnFlip for each"
+            )
+        return tuple(replace(self, other=number) for number in range(1, sizes[0]))
 
     def _one_hot(self) -> dict[int | str, tuple[float, float]]:
         """The value of each column where it is absent, and where it is present."""
@@ -101,7 +152,7 @@ class ColumnFlip:
             InputError: The rows don't have these columns, or hold other values than they should.
         """
         factors = [factor for product in self.interactions.values() for factor in product]
-        used = [self._position(column) for column in (*self.one_hot, *self.binary, *self.interactions, *factors)]
+        used = [self._position(column) for column in (*self.one_hot, *self._coded(), *self.interactions, *factors)]
         if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not 0 <= min(used) <= max(used) < inputs.shape[1]:
             got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise InputError(f"inputs are {got}; expected a tensor (N, D) with at least {max(used) + 1} columns")
@@ -110,6 +161,15 @@ class ColumnFlip:
         flipped = inputs.clone()
         if not len(inputs):
             return flipped
+        generator = random_generator(self.random_state)
+
+        def moved(value: Tensor, size: int) -> Tensor:
+            """Positions of other values, (N,)."""
+            steps = self.other
+            if steps == "random":
+                return (value + torch.randint(1, size, (len(value),), generator=generator).to(value)) % size
+            return (value + steps) % size
+
         if self.one_hot:
             columns, ends = zip(*self._one_hot().items(), strict=True)
             positions = [self._position(column) for column in columns]
@@ -133,16 +193,17 @@ class ColumnFlip:
                     f"row {row} has {int(here[row].sum())} columns of one_hot={list(self.one_hot)} {where}; "
                     "expected one"
                 )
-            flipped[:, positions] = torch.where(here.roll(1, dims=1), present, absent)
-        for column, (first, second) in self.binary.items():
-            position = self._position(column)
-            values = inputs[:, position]
-            low, high = torch.tensor([first, second], dtype=torch.float64).to(values)
-            is_low, is_high = torch.isclose(values, low), torch.isclose(values, high)
-            if not bool((is_low | is_high).all()):
-                other = float(values[~(is_low | is_high)][0])
-                raise InputError(f"column {column!r} holds {other}; expected {first} or {second} only")
-            flipped[:, position] = torch.where(is_low, high, low)
+            there = moved(here.int().argmax(1), len(columns))
+            flipped[:, positions] = torch.where(there[:, None] == torch.arange(len(columns)).to(there), present, absent)
+        for column, codes in self._coded().items():
+            held = inputs[:, self._position(column)]
+            values = torch.tensor(codes, dtype=torch.float64).to(held)
+            is_value = torch.isclose(held[:, None], values)
+            if not bool(is_value.any(1).all()):
+                strange = float(held[~is_value.any(1)][0])
+                known = " or ".join(map(str, codes)) if len(codes) == 2 else f"one of {list(codes)}"
+                raise InputError(f"column {column!r} holds {strange}; expected {known} only")
+            flipped[:, self._position(column)] = values[moved(is_value.int().argmax(1), len(values))]
         for column, product in self.interactions.items():
             flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in product]].prod(1)
         return flipped

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
-from fairtrim.measures.scores import centred, labels_of, two_or_more
+from fairtrim.measures.scores import centred, label_probability, labels_of, two_or_more
 
 __all__ = ["CounterfactualBias", "counterfactual_bias"]
 
@@ -26,7 +27,9 @@ class CounterfactualBias:
         relative_change: Mean of |f(x) − f(x̄)| in standard deviations of f, which is the margin of label 1 for two
             classes, else the scores less their mean.
         cross_entropy: Of the unflipped side, in nats.
-        n_pairs: N.
+        n_pairs: N, or all pairs of several counterfactuals of each person.
+        worst_change: Mean over people of the largest of |p(y|x) − p(y|x̄)|, over the counterfactuals of each.
+        any_flip: Share of people whose decision changes for at least one of theirs.
     """
 
     mean_change: float
@@ -34,16 +37,21 @@ class CounterfactualBias:
     relative_change: float
     cross_entropy: float
     n_pairs: int
+    worst_change: float
+    any_flip: float
 
 
 def counterfactual_bias(
-    scores: Tensor, flipped: Tensor, target: Tensor, weight: Tensor | None = None
+    scores: Tensor, flipped: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None
 ) -> CounterfactualBias:
     """Figures of pairs.
 
+    Of an attribute of many values each person has several counterfactuals, one for each other value: then the figures
+    are means over all pairs, and ``worst_change`` and ``any_flip`` of the worst of each person.
+
     Args:
         scores: Class scores of the people as they are, (N, K) or a single logit (N, 1).
-        flipped: Of their counterfactuals.
+        flipped: Of their counterfactuals; a sequence if each has several (see ``ColumnFlip.every``).
         target: Labels, (N,).
         weight: Sample weights, (N,), or None for 1 each.
 
@@ -60,21 +68,29 @@ def counterfactual_bias(
         >>> bias.flips, bias.n_pairs
         (0.5, 2)
     """
-    _check(scores, flipped, target, weight)
-    sides = [two_or_more(side.double()).log_softmax(1) for side in (scores, flipped)]
-    here, there = (side.gather(1, target[:, None]).squeeze(1) for side in sides)
-    change = centred(scores.double()) - centred(flipped.double())
+    several = [flipped] if isinstance(flipped, Tensor) else list(flipped)
+    if not several:
+        raise InputError("there are no counterfactuals; expected scores of at least one of each person")
+    for side in several:
+        _check(scores, side, target, weight)
     share = torch.ones(len(target), dtype=torch.float64) if weight is None else weight.double()
     share = share / share.sum()
-    here_centred = centred(scores.double())
-    mean = share @ here_centred
-    spread = (share @ (here_centred - mean).square()).sqrt().mean().clamp(min=1e-12)
+    own, own_centred = scores.double(), centred(scores.double())
+    mean = share @ own_centred
+    spread = (share @ (own_centred - mean).square()).sqrt().mean().clamp(min=1e-12)
+    here = label_probability(own, target)
+    # counterfactuals M × people N
+    change = torch.stack([(here - label_probability(side.double(), target)).abs() for side in several])
+    flips = torch.stack([labels_of(scores) != labels_of(side) for side in several]).double()
+    moved = torch.stack([share @ (own_centred - centred(side.double())).abs() for side in several])
     return CounterfactualBias(
-        mean_change=float(share @ (here.exp() - there.exp()).abs()),
-        flips=float(share @ (labels_of(scores) != labels_of(flipped)).double()),
-        relative_change=float((share @ change.abs()).mean() / spread),
-        cross_entropy=float(-(share @ here)),
-        n_pairs=len(target),
+        mean_change=float((change @ share).mean()),
+        flips=float((flips @ share).mean()),
+        relative_change=float(moved.mean() / spread),
+        cross_entropy=float(-(share @ two_or_more(own).log_softmax(1).gather(1, target[:, None]).squeeze(1))),
+        n_pairs=len(target) * len(several),
+        worst_change=float(share @ change.amax(0)),
+        any_flip=float(share @ flips.amax(0)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -36,6 +36,8 @@ class AttributeBias(NamedTuple):
         flips_low: End of its interval.
         flips_high: The other.
         biased: Whether the bias is above δ, with its interval.
+        worst_bias: Of an attribute of many values: mean over people of the largest change for another value.
+        any_flip: Share of people whose decision changes for at least one other value.
 
     Example: see ``biased_attributes``, which makes them.
     """
@@ -48,12 +50,14 @@ class AttributeBias(NamedTuple):
     flips_low: float
     flips_high: float
     biased: bool
+    worst_bias: float
+    any_flip: float
 
 
 def biased_attributes(
     model: torch.nn.Module,
     people: ValidationSet,
-    attributes: Mapping[str, Callable[[Any], Any]],
+    attributes: Mapping[str, Callable[[Any], Any] | Sequence[Callable[[Any], Any]]],
     delta: float = 0.01,
     *,
     forward_fn: ForwardFunction | None = None,
@@ -68,7 +72,9 @@ def biased_attributes(
     Args:
         model: The network; untouched.
         people: People with labels, (N,).
-        attributes: By name, what flips the attribute in the inputs of a batch of people, e.g. a ``ColumnFlip``.
+        attributes: By name, what flips the attribute in the inputs of a batch of people, e.g. a ``ColumnFlip``; of an
+            attribute of many values a sequence, one for each other value (``ColumnFlip.every``), over which changes are
+            averaged.
         delta: δ.
         forward_fn: How to call the network.
         output_transform: Finds the scores (N, K) in what it returns.
@@ -103,6 +109,9 @@ def biased_attributes(
         )
     if not len(people):
         raise InputError("the people are nobody; expected some, with labels")
+    flips_of = {name: [flip] if callable(flip) else list(flip) for name, flip in attributes.items()}
+    if idle := [name for name, flips in flips_of.items() if not flips]:
+        raise InputError(f"{idle} have no flips; expected at least one each, e.g. ColumnFlip(...).every()")
     network = ScoredNetwork(model, forward_fn, output_transform)
     network.check()
     share = people.mass / people.mass.sum()
@@ -122,13 +131,25 @@ def biased_attributes(
     with preserved_random_state(), preserved_model(model):
         here = _finite(scores(people), "the people")
         people.check(None, max(2, here.shape[1]))
-        for name, flip in attributes.items():
-            flipped = replace(people, inputs=flip(map_tensors(people.inputs, torch.clone)), counterfactual=None)
-            there = _finite(scores(flipped), f"the people with {name!r} flipped")
-            change = (label_probability(here, people.target) - label_probability(there, people.target)).abs()
-            bias = interval(change)
-            flips = interval((labels_of(here) != labels_of(there)).double())
-            found.append(AttributeBias(name, *bias, *flips, biased=bias[1] > delta))
+        for name, several in flips_of.items():
+            flips, changes = [], []
+            for flip in several:
+                flipped = replace(people, inputs=flip(map_tensors(people.inputs, torch.clone)), counterfactual=None)
+                there = _finite(scores(flipped), f"the people with {name!r} flipped")
+                changes.append((label_probability(here, people.target) - label_probability(there, people.target)).abs())
+                flips.append((labels_of(here) != labels_of(there)).double())
+            change, flip_share = torch.stack(changes), torch.stack(flips)
+            bias = interval(change.mean(0))
+            found.append(
+                AttributeBias(
+                    name,
+                    *bias,
+                    *interval(flip_share.mean(0)),
+                    biased=bias[1] > delta,
+                    worst_bias=float(share @ change.amax(0)),
+                    any_flip=float(share @ flip_share.amax(0)),
+                )
+            )
     return sorted(found, key=lambda entry: -entry.bias)
 
 
