@@ -41,7 +41,7 @@ from fairtrim.measures.group_counts import GroupCounts, performance
 RIDGE = 1e-4
 
 FORMS: dict[str, Callable[[int], CounterfactualUnlearning]] = {
-    "published step": lambda seed: CounterfactualUnlearning(form="published", strengths=[1.0], random_state=seed),
+    "published formula, s = 1": lambda seed: CounterfactualUnlearning(form="published", strengths=[1.0], random_state=seed),
     "published, line search": lambda seed: CounterfactualUnlearning(form="published", random_state=seed),
     "consistency, output layer": lambda seed: CounterfactualUnlearning(random_state=seed),
     "consistency, all layers": lambda seed: CounterfactualUnlearning(layers="all", random_state=seed),
@@ -120,7 +120,7 @@ def run(seed: int, n_pairs: int, removed: list[int]) -> list[dict[str, float | s
             rows[-1]["one step off"] = float((one - after).norm() / (after - before).norm())
     for row in rows[1:]:
         row["share of training"] = float(row.get("CPU s", float("nan"))) / training
-        row["times fewer flips"] = float(given["flips"]) / max(1e-9, float(row["flips"]))
+        row["times fewer flips"] = float(given["flips"]) / (float(row["flips"]) or float("nan"))
     return rows
 
 

@@ -42,8 +42,9 @@ class CounterfactualUnlearning(PostProcessor):
     - ``form="consistency", layers="all"`` (ours): fine-tuning with cross-entropy to the given network's own
       probabilities plus λ E‖f(x) − f(x̄)‖² / Var f. It needs no labels.
     - ``form="published"`` (fast model debiasing, FMD; Chen et al., NeurIPS 2023): θ + s H⁻¹ 1/n Σ [∇ℓ(z) − ∇ℓ(z̄)] on
-      the output layer, z the bias-aligned side of a pair (which the network gets right more surely), z̄ the other. The
-      published step has s = 1; other scales are a line search (ours).
+      the output layer, z the bias-aligned side of a pair (which the network gets right more surely), z̄ the other. s = 1
+      is the formula, with means over the pairs; the authors' code sums H over the training data and takes a step for
+      each pair, which is shorter by far, and multiplies it. Other scales are a line search (ours).
 
     Every strength is a candidate. For the counterfactual measures the candidate with the least bias on the selection
     pairs wins among those whose performance is at most ``max_performance_loss`` below the given network's (and a
@@ -61,7 +62,8 @@ class CounterfactualUnlearning(PostProcessor):
             for measures that compare groups.
         margin: None for 0 for pairs, 0.01 for groups.
         counterfactual: Inputs -> the inputs with the attribute flipped, e.g. a ``ColumnFlip`` for tables or a generator
-            for images and text. None if the inputs of the data are pairs (x, x̄) themselves.
+            for images and text; of an attribute of many values with ``other="random"``. None if the inputs of the data
+            are pairs (x, x̄) themselves.
         form: ``consistency`` or ``published``.
         layers: ``output``, or ``all`` for ``consistency``.
         strengths: λ or s of the candidates; None for a path that suits the form.
