@@ -41,7 +41,9 @@ from fairtrim.measures.group_counts import GroupCounts, performance
 RIDGE = 1e-4
 
 FORMS: dict[str, Callable[[int], CounterfactualUnlearning]] = {
-    "published formula, s = 1": lambda seed: CounterfactualUnlearning(form="published", strengths=[1.0], random_state=seed),
+    "published formula, s = 1": lambda seed: CounterfactualUnlearning(
+        form="published", strengths=[1.0], random_state=seed
+    ),
     "published, line search": lambda seed: CounterfactualUnlearning(form="published", random_state=seed),
     "consistency, output layer": lambda seed: CounterfactualUnlearning(random_state=seed),
     "consistency, all layers": lambda seed: CounterfactualUnlearning(layers="all", random_state=seed),

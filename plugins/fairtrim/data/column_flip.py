@@ -200,9 +200,9 @@ class ColumnFlip:
             values = torch.tensor(codes, dtype=torch.float64).to(held)
             is_value = torch.isclose(held[:, None], values)
             if not bool(is_value.any(1).all()):
-                strange = float(held[~is_value.any(1)][0])
+                found = float(held[~is_value.any(1)][0])
                 known = " or ".join(map(str, codes)) if len(codes) == 2 else f"one of {list(codes)}"
-                raise InputError(f"column {column!r} holds {strange}; expected {known} only")
+                raise InputError(f"column {column!r} holds {found}; expected {known} only")
             flipped[:, self._position(column)] = values[moved(is_value.int().argmax(1), len(values))]
         for column, product in self.interactions.items():
             flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in product]].prod(1)

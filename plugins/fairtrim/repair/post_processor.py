@@ -121,6 +121,10 @@ class PostProcessor(Described, ABC):
         """Change how candidates are judged, before the first one."""
         return
 
+    def _note(self, repair: Repair) -> None:
+        """Whatever is to be remembered of a repair that is done."""
+        return
+
     def check(self) -> None:
         """Refuse settings that can't work.
 
@@ -259,7 +263,9 @@ class PostProcessor(Described, ABC):
                     self._cross_fit(folds, working_on, generator)
                     candidates.out_of_fold = folds
                 self._edit(working, candidates)
-            return finished(candidates, model, parts, before, inplace=inplace)
+            repair = finished(candidates, model, parts, before, inplace=inplace)
+            self._note(repair)
+            return repair
 
     def _cross_fit(
         self,

@@ -21,10 +21,12 @@ from fairtrim.registry import Standing
 from fairtrim.repair.candidates import Candidates
 from fairtrim.repair.judging import GroupJudge
 from fairtrim.repair.post_processor import PostProcessor
+from fairtrim.repair.repaired_network import Repair
 from fairtrim.repair.working_copy import WorkingCopy
 
 from .conjugate_gradients import Solution
 from .output_layer_problem import OutputLayerProblem, centred_rows, damped_cholesky
+from .unlearned import note_unlearned
 
 __all__ = ["CounterfactualUnlearning"]
 
@@ -168,6 +170,10 @@ class CounterfactualUnlearning(PostProcessor):
         judge = _PairJudge(self, working, candidates)
         candidates.judge = judge
         candidates.performance_floor = 0.0
+
+    def _note(self, repair: Repair) -> None:
+        if repair.chosen.candidate:
+            note_unlearned(repair.model)
 
     def _path(self) -> tuple[float, ...]:
         if self.strengths is not None:

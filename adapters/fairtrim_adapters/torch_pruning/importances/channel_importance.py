@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import weakref
 from abc import abstractmethod
@@ -23,12 +24,13 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.processes import Processes
 from fairtrim.registry import Described
 from fairtrim.selection.ranking import Pool, Selection, break_ties, negative_columns, ranked
+from fairtrim.unlearning.unlearned import was_unlearned
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph, correct_group, correct_pruner
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import consumers, group_name
 from fairtrim_adapters.torch_pruning.graph.plan import Caller, PruningPlan, caller_of, plan_of_graph, plan_of_pruner
 from fairtrim_adapters.torch_pruning.verification.verified import is_stream, verified
 
-from .pruning_report import PruningReport, pruning_report
+from .pruning_report import UNLEARNED_BEFORE, PruningReport, pruning_report
 
 __all__ = ["ChannelImportance", "CollectOptions", "ImportanceOptions", "Normalizer", "negative_values"]
 
@@ -348,7 +350,10 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
         unknown = self.normalizer is not None and self.plan_.shared_ranking
         rule = {} if unknown else self._rule
         measured = self._measured() if measure else "not measured: measure=False"
-        return pruning_report(self._table, self.selection_, self.plan_, removed, rule, measured, refitted=refitted)
+        report = pruning_report(self._table, self.selection_, self.plan_, removed, rule, measured, refitted=refitted)
+        if removed and was_unlearned(self._graph.model):
+            report = dataclasses.replace(report, flags=(*report.flags, UNLEARNED_BEFORE))
+        return report
 
     def _note_refit(self, graph: tp.DependencyGraph, known: int) -> None:
         """Hear that what reads removed channels was refitted, but for the first ``known`` entries of the history."""

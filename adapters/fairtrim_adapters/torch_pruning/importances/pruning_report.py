@@ -20,13 +20,19 @@ from fairtrim.measures.shrinkage import own_shares
 from fairtrim.selection.ranking import Selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units, rounded_quota
 
-__all__ = ["PruningReport", "asked_of_layers", "predicted_change", "pruning_report"]
+__all__ = ["UNLEARNED_BEFORE", "PruningReport", "asked_of_layers", "predicted_change", "pruning_report"]
 
 
 _NOT_REFITTED = (
     "the refit is missing: the predicted change is that of a network whose layers were refitted, and these weren't; "
     "take the step in a block, with reconstructed(pruner, loader): pruner.step()"
 )
+
+UNLEARNED_BEFORE = (
+    "the network was unlearned from counterfactual pairs before it was pruned, which pruning undoes: unlearn last, or "
+    "once more (CounterfactualUnlearning)"
+)
+"""Said where a network remembers that it was unlearned."""
 
 _GO_BY_MEASUREMENT = (
     "the predicted change serves to order channels, and may be far too small: go by what is measured after the refit"
