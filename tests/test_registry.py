@@ -43,6 +43,7 @@ def test_names() -> None:
         "accumulated-confidence",
         "epoch-ensemble",
         "generalized-cross-entropy",
+        "given-confidence",
         "loss",
         "misclassified",
     }
@@ -73,7 +74,8 @@ def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [announced] * (group == "fairtrim.miners"))
     registry = Registry("miner", "fairtrim.mining", Miner, "fairtrim.miners")
     assert registry["elsewhere"] is LossMiner
-    assert set(registry) == {"elsewhere", "epoch-ensemble", "generalized-cross-entropy", "loss", "misclassified"}
+    own = {"epoch-ensemble", "generalized-cross-entropy", "given-confidence", "loss", "misclassified"}
+    assert set(registry) == {"elsewhere", *own}
     assert registry.loaded()["elsewhere"] is LossMiner
 
 

@@ -18,6 +18,7 @@ from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .files.checkpoint import load_pruned, save_pruned
 from .measures.counterfactual_bias import counterfactual_bias
+from .mining.given_confidence import GivenConfidence
 from .mining.mined_samples import MinedSamples
 from .mining.miner import MINERS, Miner
 from .mining.trained_miners import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MisclassifiedMiner
@@ -59,6 +60,7 @@ __all__ = [
     "EpochEnsemble",
     "FairtrimError",
     "GeneralizedCrossEntropyMiner",
+    "GivenConfidence",
     "GroupSaliencyPruning",
     "InputError",
     "Latency",

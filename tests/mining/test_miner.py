@@ -17,6 +17,7 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import (
     EpochEnsemble,
     GeneralizedCrossEntropyMiner,
+    GivenConfidence,
     LossMiner,
     Miner,
     MisclassifiedMiner,
@@ -59,6 +60,7 @@ class Noisy(TensorDataset):
         EpochEnsemble(epochs=1),
         LossMiner(epochs=1),
         MisclassifiedMiner(epochs=1),
+        GivenConfidence(),
         AccumulatedConfidence(levels=(0.2, 0.4)),
         AccumulatedConfidence("magnitude", levels=(0.4,)),
     ],
@@ -87,7 +89,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("miner", [LossMiner(), AccumulatedConfidence(levels=(0.4,))], ids=["training", "pruning"])
+@pytest.mark.parametrize(
+    "miner",
+    [LossMiner(), AccumulatedConfidence(levels=(0.4,)), GivenConfidence()],
+    ids=["training", "pruning", "given"],
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_data_that_can_t_be_mined(miner: Miner, fault: str) -> None:
     make, message = FAULTS[fault]

@@ -1,5 +1,6 @@
 """Bias-conflicting samples and gates, found without labels of people."""
 
+from .given_confidence import GivenConfidence
 from .known_samples import KnownSamples
 from .mined_samples import MinedSamples
 from .miner import MINERS, Miner, Trace, label_probabilities
@@ -16,6 +17,7 @@ __all__ = [
     "MINERS",
     "EpochEnsemble",
     "GeneralizedCrossEntropyMiner",
+    "GivenConfidence",
     "KnownSamples",
     "LossMiner",
     "MinedSamples",
