@@ -30,7 +30,7 @@ from fairtrim.registry import Described, Registry
 
 from .mined_samples import MinedSamples
 
-__all__ = ["MINERS", "Miner", "Trace", "label_probabilities", "seen_labels"]
+__all__ = ["MINERS", "Miner", "Seen", "Trace", "label_probabilities", "seen_labels"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,16 @@ class Trace:
     target: Tensor
 
 
+Seen = tuple[Tensor, Tensor, Tensor]
+"""Of every sample: p(y_n | x_n), whether y_n wins, and y_n, (N,) each."""
+
+
 def label_probabilities(
     model: nn.Module,
     samples: IndexedSamples,
     forward_fn: ForwardFunction | None = None,
     output_transform: Callable[[Any], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Seen:
     """p(y_n | x_n), whether y_n wins, and y_n, of every sample once, in order, in eval mode.
 
     Args:
@@ -71,7 +75,7 @@ def label_probabilities(
     return seen_labels(ScoredNetwork(model, forward_fn, output_transform), samples)
 
 
-def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> tuple[Tensor, Tensor, Tensor]:
+def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> Seen:
     """What a network says of every sample; see ``label_probabilities``."""
     probability = torch.zeros(samples.n_samples, dtype=torch.float64)
     correct = torch.zeros(samples.n_samples, dtype=torch.bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from fairtrim.preservation import seeded
 from fairtrim.registry import Standing
 
 from .mined_samples import MinedSamples
-from .miner import Miner, Trace, seen_labels
+from .miner import Miner, Seen, Trace, seen_labels
 
 __all__ = [
     "EpochEnsemble",
@@ -69,7 +69,7 @@ class TrainingMiner(Miner):
         require_number("learning_rate", self.learning_rate, above=0)
         random_generator(self.random_state)
 
-    def _seen(self, model: nn.Module, samples: IndexedSamples) -> tuple[Tensor, Tensor, Tensor]:
+    def _seen(self, model: nn.Module, samples: IndexedSamples) -> Seen:
         """What a network says of every sample; see ``label_probabilities``."""
         return seen_labels(ScoredNetwork(model, self.forward_fn, self.output_transform), samples)
 
@@ -129,8 +129,8 @@ class TrainedMiner(TrainingMiner):
         if self.network is not None and not callable(self.network):
             raise InputError(f"network is a {type(self.network).__name__}; expected a function that builds a new one")
 
-    def _loss(self) -> LossFunction:
-        """What the network is trained with."""
+    def _loss(self, seen: Sequence[Seen]) -> LossFunction:
+        """What the network is trained with, given what it has said so far: before the training, after each epoch."""
         return F.cross_entropy
 
     @abstractmethod
@@ -151,17 +151,16 @@ class TrainedMiner(TrainingMiner):
         """Score every sample; see ``Miner.mine``."""
         samples, generator = IndexedSamples(loader), random_generator(self.random_state)
         fresh = self._fresh(model, generator)
-        self._seen(fresh, samples)  # refuse data before training
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        rows = [self._seen(fresh, samples)]  # refuses data before training
         self._train(
             fresh,
             samples,
-            self._loss(),
+            self._loss(rows),
             generator,
             progress,
             after_epoch=lambda _: rows.append(self._seen(fresh, samples)),
         )
-        probability, correct, target = (list(column) for column in zip(*rows, strict=True))
+        probability, correct, target = (list(column) for column in zip(*rows[1:], strict=True))
         return self._mined(Trace(torch.stack(probability), torch.stack(correct), target[0]))
 
 
@@ -194,7 +193,7 @@ class GeneralizedCrossEntropyMiner(TrainedMiner):
         super().__post_init__()
         require_number("q", self.q, above=0)
 
-    def _loss(self) -> LossFunction:
+    def _loss(self, seen: Sequence[Seen]) -> LossFunction:
         return lambda scores, target: generalized_cross_entropy(scores, target, q=self.q)
 
     def _mined(self, trace: Trace) -> MinedSamples:
@@ -208,7 +207,9 @@ class EpochEnsemble(TrainedMiner):
 
     Samples with p(y|x) ≤ ``confidence`` get no gradient, so the network stays biased; mined are those whose mean is
     above ``cut``. Both numbers are the authors', but 0.05 would leave out everything where there are 20 classes or
-    more: there it is half of an even guess. The other settings are those of ``TrainedMiner``.
+    more: there it is half of an even guess. A class most of whose samples would get no gradient would never be learned,
+    and all of it mined: before each epoch such classes are found, and all of their samples count in it. The other
+    settings are those of ``TrainedMiner``.
 
     Args:
         confidence: Probability of the label above which a sample counts; None for min(0.05, 1/(2K)).
@@ -227,7 +228,7 @@ class EpochEnsemble(TrainedMiner):
     source: ClassVar[str] = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2210.05247"
     standing: ClassVar[Standing] = "published"
-    remark: ClassVar[str] = "the confidence for 20 classes or more is ours"
+    remark: ClassVar[str] = "the confidence for 20 classes or more is ours, and that no class is left out as a whole"
 
     epochs: int = 10
     confidence: float | None = None
@@ -239,18 +240,33 @@ class EpochEnsemble(TrainedMiner):
             require_number("confidence", self.confidence, above=0, below=1)
         require_number("cut", self.cut, above=0, below=1)
 
-    def _loss(self) -> LossFunction:
+    def _loss(self, seen: Sequence[Seen]) -> LossFunction:
+        unlearned: list[Tensor] = []  # of each epoch, (K,)
+
         def confident(scores: Tensor, target: Tensor) -> Tensor:
+            n_classes = scores.shape[1]
+            confidence = min(0.05, 0.5 / n_classes) if self.confidence is None else self.confidence
+            if len(unlearned) < len(seen):
+                unlearned.append(_unlearned(seen[-1], n_classes, confidence).to(scores.device))
             losses = F.cross_entropy(scores, target, reduction="none")
-            confidence = min(0.05, 0.5 / scores.shape[1]) if self.confidence is None else self.confidence
-            sure = (losses.detach() < -math.log(confidence)).to(losses.dtype)
-            return (sure * losses).sum() / sure.sum().clamp_min(1)
+            counts = (losses.detach() < -math.log(confidence)) | unlearned[-1][target]
+            counts = counts.to(losses.dtype)
+            return (counts * losses).sum() / counts.sum().clamp_min(1)
 
         return confident
 
     def _mined(self, trace: Trace) -> MinedSamples:
         scores = 1 - trace.probability.mean(0)
         return MinedSamples(scores, trace.target, scores > self.cut)
+
+
+def _unlearned(seen: Seen, n_classes: int, confidence: float) -> Tensor:
+    """The classes of which most samples would get no gradient, (K,) bool."""
+    probability, _, target = seen
+    unlearned = torch.zeros(n_classes, dtype=torch.bool)
+    for label in torch.unique(target).tolist():
+        unlearned[label] = bool(probability[target == label].median() <= confidence)
+    return unlearned
 
 
 @renamed(seed="random_state")
