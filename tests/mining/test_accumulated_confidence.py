@@ -85,6 +85,8 @@ def test_accumulated_confidence_equals_a_loop_by_hand(accumulate: Any, epochs: i
         "correctness": sum(wrong) / 3,
     }
     torch.testing.assert_close(mined.scores, expected[accumulate])
+    assert mined.levels == (0.0, 0.3, 0.6, 0.9)
+    torch.testing.assert_close(mined.confidence, torch.stack([dense, *confidence]))
     assert mined.cut is None
 
 
@@ -231,6 +233,9 @@ def test_repeats_are_averaged_wherever_they_run(trained: nn.Sequential) -> None:
             trained, loader_of_shortcut(), progress=False
         )
         torch.testing.assert_close(trace.probability, torch.cat([t.probability for t in once]), rtol=0, atol=0)
+    mined = AccumulatedConfidence(**options, repeats=2).mine(trained, loader_of_shortcut(), progress=False)
+    assert mined.confidence is not None and mined.confidence.shape == (3, N)
+    torch.testing.assert_close(mined.confidence[1:], (once[0].probability + once[1].probability) / 2)
     with pytest.raises(InputError, match="repeats=0; expected at least 1"):
         AccumulatedConfidence(repeats=0)
     with pytest.raises(InputError, match="n_jobs=0; expected how many run at a time, -1"):

@@ -69,7 +69,7 @@ class AccumulatedConfidence(TrainingMiner):
 
     Args:
         prune: How to remove channels up to the next level; an adapter of a pruner makes one.
-        levels: Shares of the channels, increasing.
+        levels: Shares of the channels, increasing. Beyond the default's .6 a network gives up aligned samples, too.
         loss_fn: Of the training after each level; generalised cross-entropy keeps to the shortcut.
         accumulate: ``"confidence"``, ``"drop"`` or ``"correctness"``; see ``accumulated``.
         repeats: How many times to prune from the start, with other random channels and another order of the samples;
@@ -85,7 +85,7 @@ class AccumulatedConfidence(TrainingMiner):
 
     prune: GradualPruning
     epochs: int = 1
-    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     loss_fn: LossFunction = generalized_cross_entropy
     accumulate: Accumulation = "confidence"
     repeats: int = 1
@@ -137,4 +137,10 @@ class AccumulatedConfidence(TrainingMiner):
     def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         """Score every sample; see ``Miner.mine``."""
         trace, dense = self.trace(model, loader, progress=progress)
-        return MinedSamples(accumulated(trace, dense, self.accumulate), trace.target)
+        of_levels = trace.probability.reshape(self.repeats, -1, len(dense)).mean(0)
+        return MinedSamples(
+            accumulated(trace, dense, self.accumulate),
+            trace.target,
+            levels=(0.0, *self.levels),
+            confidence=torch.cat([dense[None], of_levels]),
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ class MinedSamples:
         scores: Larger = more likely bias-conflicting, (N,) float64.
         target: Labels, (N,).
         cut: The miner's own decision, (N,) bool; None where it has none and the robust cut decides.
+        levels: Shares of the channels that were gone, (L,), first 0; of a miner that prunes.
+        confidence: p(y_n | x_n) at each of them, (L, N) float64; None of one that doesn't.
 
     Example:
         >>> mined = MinedSamples(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3]), target=torch.tensor([0, 0, 0, 1, 1]))
@@ -39,6 +41,8 @@ class MinedSamples:
     scores: Tensor
     target: Tensor
     cut: Tensor | None = None
+    levels: Sequence[float] = ()
+    confidence: Tensor | None = None
 
     def __repr__(self) -> str:
         low, high = float(self.scores.min()), float(self.scores.max())
