@@ -68,15 +68,33 @@ def test_robust_deviations_by_hand() -> None:
     assert mined.conflicting(deviations=5.9).nonzero().flatten().tolist() == [4, 5]
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_share_of_the_way_to_the_highest_score(share: float) -> None:
+    mined = _mined()
+    scores, target = mined.scores.numpy(), mined.target.numpy()
+    expected = np.zeros(20, dtype=bool)
+    for label in (0, 1, 4):
+        of_class = scores[target == label]
+        expected[target == label] = of_class > (1 - share) * np.median(of_class) + share * of_class.max()
+    assert 0 < expected.sum() < 20
+    assert mined.conflicting(share_of_range=share).tolist() == expected.tolist()
+
+
 def test_own_decision_is_the_default_and_gives_way() -> None:
-    """Without one the robust cut decides, at 10 deviations: 4.7 are too few, 12 enough."""
+    """Without one the cut is halfway from the median of the class, 0.2 and 5, to its highest score, 2 and 9."""
     cut = torch.arange(20) % 6 == 0
     mined = _mined(cut)
     assert torch.equal(mined.conflicting(), cut)
     assert int(mined.conflicting(share_per_class=0.3).sum()) == 6
-    scores = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.2, 0.15, 0.25, 0.9, 2.0], dtype=torch.float64)
-    without = MinedSamples(scores, torch.zeros(9, dtype=torch.int64))
-    assert without.conflicting().nonzero().flatten().tolist() == [8]
+    scores = torch.tensor([0.0, 0.1, 0.2, 1.0, 0.2, 1.2, 0.2, 0.0, 2.0, 5.0, 5.0, 9.0, 6.9], dtype=torch.float64)
+    without = MinedSamples(scores, torch.tensor([0] * 9 + [3] * 4))
+    assert without.conflicting().nonzero().flatten().tolist() == [5, 8, 11]
+
+
+def test_a_class_without_outliers_has_none() -> None:
+    """All the same, or one sample: nothing is beyond the median."""
+    scores = torch.tensor([0.3, 0.3, 0.3, 0.9], dtype=torch.float64)
+    assert not MinedSamples(scores, torch.tensor([0, 0, 0, 1])).conflicting().any()
 
 
 @pytest.mark.parametrize("mass", [0.5, 0.2])
@@ -119,11 +137,12 @@ def test_soft_weights() -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda m: m.conflicting(threshold=0.5, deviations=3), "expected one of threshold=, share_per_class= and"),
+        (lambda m: m.conflicting(threshold=0.5, deviations=3), "expected one of threshold=, share_per_class=, dev"),
         (lambda m: m.conflicting(share_per_class=0.5, deviations=3), "not several"),
         (lambda m: m.conflicting(share_per_class=0.0), "share_per_class=0.0; expected a share between 0 and 1"),
         (lambda m: m.conflicting(share_per_class=1.0), "share_per_class=1.0"),
         (lambda m: m.conflicting(deviations=0.0), "deviations=0.0; expected a positive number"),
+        (lambda m: m.conflicting(share_of_range=1.0), "share_of_range=1.0; expected a share between 0 and 1"),
         (lambda m: m.sample_weights(mass=0.0), "mass=0.0; expected a share between 0 and 1"),
         (lambda m: m.sample_weights(mass=1.0), "mass=1.0"),
         (lambda m: m.sample_weights(m.conflicting(threshold=9)), r"no sample was mined.*share_per_class=\.\.\."),
@@ -141,6 +160,7 @@ def test_scores_that_are_all_the_same_are_no_outliers() -> None:
     scores = torch.full((20,), 1e-9, dtype=torch.float64)
     scores[3] = 2e-9
     assert not MinedSamples(scores, torch.arange(20) % 2).conflicting(deviations=8).any()
+    assert not MinedSamples(scores, torch.arange(20) % 2).conflicting().any()
 
 
 @pytest.mark.parametrize(

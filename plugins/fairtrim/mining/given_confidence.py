@@ -21,10 +21,10 @@ __all__ = ["GivenConfidence"]
 
 @dataclass(frozen=True, kw_only=True)
 class GivenConfidence(Miner):
-    """1 − p(y|x) of the network as it is given, without any training; its own cut: misclassified.
+    """1 − p(y|x) of the network as it is given, without any training.
 
-    Free, and as good as the others wherever the network has not memorised its training samples. Where it has, nothing
-    is misclassified and what is left of the confidence says little: then use a miner that trains or prunes.
+    Where the network has memorised its training samples, what is left of the confidence says less than a miner that
+    trains or prunes.
 
     Args:
         forward_fn: How to call the network.
@@ -38,10 +38,10 @@ class GivenConfidence(Miner):
         >>> with torch.no_grad():
         ...     _ = model.weight.copy_(torch.tensor([[-1.0], [1.0]]))  # the log-odds of label 1 are 2x
         >>> mined = GivenConfidence().mine(model, DataLoader(TensorDataset(x, y), batch_size=2), progress=False)
+        >>> [round(score, 3) for score in mined.scores.tolist()]  # the second: 1 - 1 / (1 + exp(2))
+        [0.018, 0.881, 0.018]
         >>> mined.conflicting().tolist()
         [False, True, False]
-        >>> round(mined.scores[1].item(), 3)  # 1 - 1 / (1 + exp(2))
-        0.881
     """
 
     name: ClassVar[str] = "given-confidence"
@@ -54,5 +54,5 @@ class GivenConfidence(Miner):
     def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         """Score every sample; see ``Miner.mine``."""
         samples = IndexedSamples(loader)
-        probability, correct, target = label_probabilities(model, samples, self.forward_fn, self.output_transform)
-        return MinedSamples(1 - probability, target, ~correct)
+        probability, _, target = label_probabilities(model, samples, self.forward_fn, self.output_transform)
+        return MinedSamples(1 - probability, target)

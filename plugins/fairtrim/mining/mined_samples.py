@@ -17,6 +17,8 @@ __all__ = ["MinedSamples", "check_cut", "require_some_mined"]
 MAD_TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation, in median absolute deviations."""
 
+_WAYS = ("threshold", "share_per_class", "deviations", "share_of_range")
+
 
 @dataclass(frozen=True)
 class MinedSamples:
@@ -25,7 +27,7 @@ class MinedSamples:
     Attributes:
         scores: Larger = more likely bias-conflicting, (N,) float64.
         target: Labels, (N,).
-        cut: The miner's own decision, (N,) bool; None where it has none and the robust cut decides.
+        cut: The miner's own decision, (N,) bool; None where it has none and ``conflicting`` decides.
         levels: Shares of the channels that were gone, (L,), first 0; of a miner that prunes.
         confidence: p(y_n | x_n) at each of them, (L, N) float64; None of one that doesn't.
 
@@ -55,14 +57,16 @@ class MinedSamples:
         threshold: float | None = None,
         share_per_class: float | None = None,
         deviations: float | None = None,
+        share_of_range: float | None = None,
     ) -> Tensor:
         """The samples taken for bias-conflicting.
 
         Args:
             threshold: Those with a score above it.
             share_per_class: This share of every class, those with the highest scores (at least one a class).
-            deviations: Those k robust deviations above the median of their class: score > median + k·1.4826·MAD. The
-                default where the miner has no decision of its own, with k = 10.
+            deviations: Those k robust deviations above the median of their class: score > median + k·1.4826·MAD.
+            share_of_range: Those beyond this share of the way from the median of their class to its highest score. The
+                default where the miner has no decision of its own, with 0.5.
 
         Returns:
             (N,) bool.
@@ -70,16 +74,20 @@ class MinedSamples:
         Raises:
             InputError: More than one way is asked for, or a number is out of range.
         """
-        given = {"threshold": threshold, "share_per_class": share_per_class, "deviations": deviations}
+        given = {
+            "threshold": threshold,
+            "share_per_class": share_per_class,
+            "deviations": deviations,
+            "share_of_range": share_of_range,
+        }
         asked = check_cut(given)
-        if threshold is not None:
-            return self.scores > threshold
-        if share_per_class is not None:
-            return self._by_class(lambda scores: _highest(scores, share_per_class))
         if not asked and self.cut is not None:
             return self.cut
-        k = 10.0 if deviations is None else deviations
-        return self._by_class(lambda scores: _outlying(scores, k))
+        ((way, value),) = (asked or {"share_of_range": 0.5}).items()
+        if way == "threshold":
+            return self.scores > value
+        cuts = {"share_per_class": _highest, "deviations": _outlying, "share_of_range": _beyond}
+        return self._by_class(lambda scores: cuts[way](scores, value))
 
     def _by_class(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
         chosen = torch.zeros(len(self.scores), dtype=torch.bool)
@@ -146,14 +154,15 @@ def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:
     """
     if not isinstance(cut, Mapping):
         raise InputError(f"cut is a {type(cut).__name__}; expected a dict such as {{'share_per_class': 0.1}}")
-    require_known("cut", cut, ("threshold", "share_per_class", "deviations"))
+    require_known("cut", cut, _WAYS)
     asked = {name: value for name, value in cut.items() if value is not None}
     if len(asked) > 1:
-        raise InputError("expected one of threshold=, share_per_class= and deviations=, not several")
+        raise InputError(f"expected one of {'=, '.join(_WAYS[:-1])}= and {_WAYS[-1]}=, not several")
     for name, value in asked.items():
-        require_number(name, value, remedy={"share_per_class": ", a share between 0 and 1"}.get(name, ""))
-        if name == "share_per_class" and not 0 < value < 1:
-            raise InputError(f"share_per_class={value}; expected a share between 0 and 1")
+        is_share = name in ("share_per_class", "share_of_range")
+        require_number(name, value, remedy=", a share between 0 and 1" if is_share else "")
+        if is_share and not 0 < value < 1:
+            raise InputError(f"{name}={value}; expected a share between 0 and 1")
         if name == "deviations" and value <= 0:
             raise InputError(f"deviations={value}; expected a positive number")
     return asked
@@ -184,3 +193,8 @@ def _outlying(scores: Tensor, k: float) -> Tensor:
     median = scores.quantile(0.5)
     deviation = MAD_TO_DEVIATION * (scores - median).abs().quantile(0.5)
     return scores > median + k * max(float(deviation), 1e-6)
+
+
+def _beyond(scores: Tensor, share: float) -> Tensor:
+    median = scores.quantile(0.5)
+    return scores > median + max(share * float(scores.max() - median), 1e-6)
