@@ -38,6 +38,7 @@ from fairtrim import (
     Miner,
     fine_tune,
 )
+from fairtrim.mining.accumulated_confidence import accumulated
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 
 BIASES = ("colour", "pattern", "stripes")
@@ -176,7 +177,7 @@ def cuts(mined: dict[str, MinedSamples], correct: Tensor) -> Iterator[tuple[str,
     Yields:
         Names and sets.
     """
-    accumulated = mined["accumulated confidence"]
+    accumulated = mined["AC"]
     yield "halfway to the highest score", accumulated.conflicting()
     yield "10 deviations", accumulated.conflicting(deviations=10)
     yield "5 deviations", accumulated.conflicting(deviations=5)
@@ -188,7 +189,7 @@ def cuts(mined: dict[str, MinedSamples], correct: Tensor) -> Iterator[tuple[str,
     yield "mixture of two normals", mixture(accumulated.scores)
     yield "largest gap", largest_gap(accumulated)
     for name, of_miner in mined.items():
-        if name != "accumulated confidence":
+        if name != "AC":
             yield f"{name}: halfway", replace(of_miner, cut=None).conflicting()
             yield f"{name}: 10 deviations", of_miner.conflicting(deviations=10)
             if of_miner.cut is not None:
@@ -218,14 +219,15 @@ def run(
     fine_tune(dense, loader, epochs=15, learning_rate=3e-3, random_state=seed, progress=False)
     accumulation = AccumulatedConfidence(random_state=seed)
     miners: dict[str, Miner] = {
-        "given confidence": GivenConfidence(),
-        "loss after 3 epochs": LossMiner(random_state=seed),
-        "GCE loss": GeneralizedCrossEntropyMiner(random_state=seed),
+        "given": GivenConfidence(),
+        "loss, 3 epochs": LossMiner(random_state=seed),
+        "GCE": GeneralizedCrossEntropyMiner(random_state=seed),
         "epoch ensemble": EpochEnsemble(random_state=seed),
     }
     mined = {name: miner.mine(dense, loader, progress=False) for name, miner in miners.items()}
-    trace, _ = accumulation.trace(dense, loader, progress=False)
-    mined["accumulated confidence"] = MinedSamples(1 - trace.probability.mean(0), trace.target)
+    trace, given = accumulation.trace(dense, loader, progress=False)
+    mined["AC"] = MinedSamples(accumulated(trace, given, "confidence"), trace.target)
+    mined["AC drop"] = MinedSamples(accumulated(trace, given, "drop"), trace.target)
     key = {"bias": bias, "network": kind, "share": share, "wrong labels": wrong, "seed": seed}
     truth, n_truth = found.conflicting, int(found.conflicting.sum())
     rows = [
@@ -264,7 +266,9 @@ def main() -> None:
     sets = pd.DataFrame([row for _, of_sets in runs for row in of_sets])
     save_rows(pd.concat([miners, sets]), arguments.rows)
     cells = ["bias", "network", "wrong labels", "share"]
-    table = miners.pivot_table(index=cells, columns="miner", values="AP", sort=False)
+    table = miners.pivot_table(index=cells, columns="miner", values="AP", sort=False)[
+        list(dict.fromkeys(miners["miner"]))
+    ]
     print(f"Average precision, {arguments.data}, {arguments.seeds} seed(s)")
     print(table.map("{:.2f}".format).to_string())
     grouped = sets[sets["wrong labels"] == 0].groupby("cut", sort=False)
