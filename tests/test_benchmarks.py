@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from benchmarks import tables
 from benchmarks.tables import add_rows, differences, save_rows, with_intervals
 
@@ -93,6 +94,31 @@ def test_table_of_residual_cnn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     text = _printed("residual_cnn", rows, monkeypatch, capsys)
     assert text.count(f"0.500 ± {HALF:.3f}") == 2 and text.count("0.500 ± 0.000") == 2
     assert text.count("0.900 ±") == 2 and "nan" not in text.lower()
+
+
+def test_tables_of_mining_cuts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(case: tuple[str, str, float, float, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        key = dict(zip(("bias", "network", "share", "wrong labels", "seed"), case, strict=True))
+        figure = key["share"] + 0.5 * (key["wrong labels"] > 0)
+        miners = [{**key, "miner": name, "AP": figure} for name in ("loss", "AC")]
+        return miners, [{**key, "cut": "halfway", "F1": figure, "precision": 1.0, "recall": 10 * figure}]
+
+    text = _printed("mining_cuts", rows, monkeypatch, capsys, "--bias", "colour", "--network", "perceptron")
+    assert "0.02         0.02   0.52  0.52" in text  # with wrong labels
+    (line,) = (line for line in text.splitlines() if line.startswith("halfway"))
+    assert line.split() == ["halfway", "0.01", "0.03", "1.00", "to", "1.00", "0.10", "to", "0.50"]
+
+
+def test_marks_of_mining_cuts_follow_the_class() -> None:
+    """In each class the share that conflicts, and wrong labels only beside it."""
+    module = importlib.import_module("benchmarks.mining_cuts")
+    labels = torch.arange(230) % 10
+    found = module.biased(torch.rand(230, 1, 8, 7), labels, "stripes", 0.09, 0.05, seed=3)
+    assert found.images.shape == (230, 3, 8, 7)
+    assert int(found.mislabelled.sum()) == 12 and not bool((found.mislabelled & found.conflicting).any())
+    clean = found.labels[~found.mislabelled]
+    assert torch.bincount(clean, minlength=10).sum() == 218
+    assert torch.bincount(found.labels[found.conflicting]).tolist() == [2] * 10
 
 
 def test_tables_of_colored_digits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def plot_confidence(
     for k, (name, flags) in enumerate(sets.items()):
         chosen = confidence[:, flags & of_class].double()
         title = f"{wrapped(name, 24)} (n = {chosen.shape[1]:,})"
-        style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
         line = LINE_STYLES[1] if k > 1 else LINE_STYLES[0]
         if not chosen.shape[1]:
             ax.plot([], [], line, label=title, **style)
