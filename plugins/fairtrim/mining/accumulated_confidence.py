@@ -71,7 +71,8 @@ class AccumulatedConfidence(TrainingMiner):
         prune: How to remove channels up to the next level; an adapter of a pruner makes one.
         levels: Shares of the channels, increasing. Beyond the default's .6 a network gives up aligned samples, too.
         loss_fn: Of the training after each level; generalised cross-entropy keeps to the shortcut.
-        accumulate: ``"confidence"``, ``"drop"`` or ``"correctness"``; see ``accumulated``.
+        accumulate: ``"confidence"``, ``"drop"`` or ``"correctness"``; see ``accumulated``. The drop is lower for what
+            the network never was sure of, as wrong labels are before it has learned them by heart.
         repeats: How many times to prune from the start, with other random channels and another order of the samples;
             the confidences are averaged over all.
         n_jobs: How many of those at a time, through joblib; None leaves it to ``joblib.parallel_config``, by default
