@@ -261,11 +261,15 @@ def draw(path: Path, data: str, n_images: int) -> None:
         data: See ``read_images``.
         n_images: How many of them at most.
     """
+    from matplotlib import pyplot
+
     found, loader, dense = trained(("colour", "convolutions", 0.02, WRONG, 0), data, n_images)
     levels = tuple(level / 10 for level in range(1, 9))
     mined = AccumulatedConfidence(levels=levels).mine(dense, loader, progress=False)
-    ax = plot_confidence(mined, known={"known to conflict": found.conflicting, "mislabelled": found.mislabelled})
-    ax.figure.savefig(path, dpi=110)
+    figure, ax = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+    known = {"known to conflict": found.conflicting, "mislabelled": found.mislabelled}
+    plot_confidence(mined, known=known, ax=ax)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
