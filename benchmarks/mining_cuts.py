@@ -193,7 +193,7 @@ def cuts(mined: dict[str, MinedSamples], correct: Tensor) -> Iterator[tuple[str,
     yield "largest gap", largest_gap(accumulated)
     for name, of_miner in mined.items():
         if name != "AC":
-            yield f"{name}: halfway", of_miner.conflicting(share_of_range=0.5)
+            yield f"{name}: halfway", of_miner.conflicting(fraction_of_range=0.5)
             yield f"{name}: 10 deviations", of_miner.conflicting(deviations=10)
             if of_miner.cut is not None:
                 yield f"{name}: its own", of_miner.cut

@@ -77,7 +77,7 @@ def test_share_of_the_way_to_the_highest_score(share: float) -> None:
         of_class = scores[target == label]
         expected[target == label] = of_class > (1 - share) * np.median(of_class) + share * of_class.max()
     assert 0 < expected.sum() < 20
-    assert mined.conflicting(share_of_range=share).tolist() == expected.tolist()
+    assert mined.conflicting(fraction_of_range=share).tolist() == expected.tolist()
 
 
 def test_own_decision_is_the_default_and_gives_way() -> None:
@@ -142,7 +142,7 @@ def test_soft_weights() -> None:
         (lambda m: m.conflicting(share_per_class=0.0), "share_per_class=0.0; expected a share between 0 and 1"),
         (lambda m: m.conflicting(share_per_class=1.0), "share_per_class=1.0"),
         (lambda m: m.conflicting(deviations=0.0), "deviations=0.0; expected a positive number"),
-        (lambda m: m.conflicting(share_of_range=1.0), "share_of_range=1.0; expected a share between 0 and 1"),
+        (lambda m: m.conflicting(fraction_of_range=1.0), "fraction_of_range=1.0; expected a share between 0 and 1"),
         (lambda m: m.sample_weights(mass=0.0), "mass=0.0; expected a share between 0 and 1"),
         (lambda m: m.sample_weights(mass=1.0), "mass=1.0"),
         (lambda m: m.sample_weights(m.conflicting(threshold=9)), r"no sample was mined.*share_per_class=\.\.\."),

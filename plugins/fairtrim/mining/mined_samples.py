@@ -17,7 +17,7 @@ __all__ = ["MinedSamples", "check_cut", "require_some_mined"]
 MAD_TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation, in median absolute deviations."""
 
-_WAYS = ("threshold", "share_per_class", "deviations", "share_of_range")
+_WAYS = ("threshold", "share_per_class", "deviations", "fraction_of_range")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MinedSamples:
         threshold: float | None = None,
         share_per_class: float | None = None,
         deviations: float | None = None,
-        share_of_range: float | None = None,
+        fraction_of_range: float | None = None,
     ) -> Tensor:
         """The samples taken for bias-conflicting.
 
@@ -65,8 +65,8 @@ class MinedSamples:
             threshold: Those with a score above it.
             share_per_class: This share of every class, those with the highest scores (at least one a class).
             deviations: Those k robust deviations above the median of their class: score > median + k·1.4826·MAD.
-            share_of_range: Those beyond this share of the way from the median of their class to its highest score. The
-                default where the miner has no decision of its own, with 0.5.
+            fraction_of_range: Those beyond this part of the way from the median of their class to its highest score.
+                The default where the miner has no decision of its own, with 0.5.
 
         Returns:
             (N,) bool.
@@ -78,15 +78,15 @@ class MinedSamples:
             "threshold": threshold,
             "share_per_class": share_per_class,
             "deviations": deviations,
-            "share_of_range": share_of_range,
+            "fraction_of_range": fraction_of_range,
         }
         asked = check_cut(given)
         if not asked and self.cut is not None:
             return self.cut
-        ((way, value),) = (asked or {"share_of_range": 0.5}).items()
+        ((way, value),) = (asked or {"fraction_of_range": 0.5}).items()
         if way == "threshold":
             return self.scores > value
-        cuts = {"share_per_class": _highest, "deviations": _outlying, "share_of_range": _beyond}
+        cuts = {"share_per_class": _highest, "deviations": _outlying, "fraction_of_range": _beyond}
         return self._by_class(lambda scores: cuts[way](scores, value))
 
     def _by_class(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
@@ -159,7 +159,7 @@ def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:
     if len(asked) > 1:
         raise InputError(f"expected one of {'=, '.join(_WAYS[:-1])}= and {_WAYS[-1]}=, not several")
     for name, value in asked.items():
-        is_share = name in ("share_per_class", "share_of_range")
+        is_share = name in ("share_per_class", "fraction_of_range")
         require_number(name, value, remedy=", a share between 0 and 1" if is_share else "")
         if is_share and not 0 < value < 1:
             raise InputError(f"{name}={value}; expected a share between 0 and 1")
