@@ -195,6 +195,12 @@ def test_masks_are_the_closed_gates(tmp_path: Any) -> None:
     torch.testing.assert_close(loaded.eval()(x), sparse.eval()(x))
 
 
+def test_masks_go_where_the_weights_are() -> None:
+    """Logits are on the CPU, whatever the network's device."""
+    sparse: Any = masked_network(nn.Linear(3, 2, device="meta"), {"weight": torch.ones(2, 3)})
+    assert sparse.weight_mask.device == sparse.weight_orig.device == torch.device("meta")
+
+
 @pytest.mark.parametrize(("sparsity", "n_closed"), [(0.0, 0), (0.5, 5), (0.8, 8)])
 def test_a_share_closes_the_smallest_over_all_layers(sparsity: float, n_closed: int) -> None:
     """Ties too: exactly so many go."""

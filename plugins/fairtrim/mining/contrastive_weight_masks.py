@@ -15,7 +15,6 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
 from fairtrim.arguments import RandomState, few_of, require_number
@@ -23,6 +22,7 @@ from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.network.weight_masks import holders_of, in_shapes_of, mask_weights
 from fairtrim.preservation import insist, preserved_model, preserved_random_state, remove_hooks
 
 from .contrastive_objective import ContrastiveObjective, GateLearning, learn_logits
@@ -105,7 +105,7 @@ def learn_weight_masks(
     network.check()
     gated = gated_weights(network, samples.first(network.device), ignored_layers)
     weights = {name: weight.detach() for name, weight in gated.items()}
-    holders = _holders(model, gated)
+    holders = holders_of(model, gated)
     settings: GateLearning = {"batchnorm": "train", **learning}
 
     def masked(gates: Mapping[str, Tensor]) -> AbstractContextManager[None]:
@@ -158,11 +158,7 @@ def masked_network(model: nn.Module, logits: Mapping[str, Tensor], *, sparsity: 
     if dead:
         warnings.warn(f"every weight of {few_of(dead)} is closed, and nothing passes through there", stacklevel=2)
     sparse = copy.deepcopy(model)
-    holders = _holders(sparse, {name: sparse.get_parameter(name) for name in logits})
-    with torch.no_grad():  # or the masked weights had a history, and the network could not be copied
-        for name, layers in holders.items():
-            for layer in layers:
-                prune.custom_from_mask(layer, "weight", kept[name])  # type: ignore[no-untyped-call]
+    mask_weights(sparse, kept)
     return sparse
 
 
@@ -172,8 +168,7 @@ def _largest(logits: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]
     everything = torch.cat([pi.flatten() for pi in logits.values()])
     keep = torch.ones(len(everything), dtype=torch.bool)
     keep[everything.argsort(stable=True)[: round(sparsity * len(everything))]] = False
-    parts = torch.split(keep, [pi.numel() for pi in logits.values()])
-    return {name: part.reshape(pi.shape) for (name, pi), part in zip(logits.items(), parts, strict=True)}
+    return in_shapes_of(logits, keep)
 
 
 def gated_weights(network: ScoredNetwork, batch: Batch, ignored_layers: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -218,14 +213,6 @@ def gated_weights(network: ScoredNetwork, batch: Batch, ignored_layers: Sequence
     if not weights:
         raise UnsupportedModelError("the network calls no linear or convolutional layer whose weights could be gated")
     return {name: parameter for name, parameter in network.model.named_parameters() if id(parameter) in weights}
-
-
-def _holders(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, list[nn.Module]]:
-    """All layers that hold each weight; several where it is shared."""
-    return {
-        name: [module for module in model.modules() if module._parameters.get("weight") is weight]
-        for name, weight in weights.items()
-    }
 
 
 @contextmanager

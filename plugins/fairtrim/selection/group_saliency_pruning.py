@@ -11,6 +11,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from fairtrim.measures.class_sums import CLASS_SUMS, class_sum
 from fairtrim.measures.group_counts import GroupCounts, bias, canonical_measure, performance, rates
 from fairtrim.measures.objective import Objective, labels_given
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.network.weight_masks import in_shapes_of, mask_weights
 from fairtrim.preservation import in_mode, preserved_random_state
 from fairtrim.repair.figures import Figure, figures_of, group_label, moved
 from fairtrim.repair.working_copy import copied_network
@@ -42,7 +44,7 @@ __all__ = ["GroupSaliencyPruning", "MaskingStep", "prune_by_group_saliency"]
 Stopped = Literal["target met", "pruning ratio reached", "no negative score left", "constant classifier"]
 
 _WIDTH, _ROWS, _GROUPS, _NAME = 99, 12, 4, 11
-_CERTAIN = 1.96
+_CERTAIN = NormalDist().inv_cdf(0.975)
 """Standard errors that two accuracies differ by, for their order to be told from chance."""
 
 
@@ -237,11 +239,7 @@ def prune_by_group_saliency(
     require_number("pruning_ratio", pruning_ratio, above=0, below=1)
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
     criterion = GroupSaliency(privileged, unprivileged, beta)
-    if prune.is_pruned(model):
-        raise InputError(
-            "the network has masks of torch.nn.utils.prune; expected one without: torch.nn.utils.prune.remove(layer, "
-            "'weight') bakes them in"
-        )
+    _refuse_masks(model)
     with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
         people = loader if held_out is None else held_out
         if not isinstance(people, ValidationSet):
@@ -251,33 +249,19 @@ def prune_by_group_saliency(
         network.check()
         weights = _weights(network.model)
         n_weights = sum(weight.numel() for weight in weights.values())
-        steps = range(1, iterative_steps + 1)
-        goals = sorted({max(1, round(n_weights * pruning_ratio * step / iterative_steps)) for step in steps})
         judge = _Judge(network, people, measure)
         history, before = [judge.step(0, 0.0)], judge.given
         criterion, flags = _with_sides(criterion, people, list(history[0].group_accuracy.values()))
         masked_in = torch.zeros(n_weights, dtype=torch.int32)
         stopped = _ended(history[0], measure, target)
+        goals = _goals(n_weights, pruning_ratio, iterative_steps)
         with tqdm(goals, desc="masking weights", leave=False, disable=not progress) as bar:
             for iteration, goal in enumerate(bar, 1):
                 if stopped is not None:
                     break
-                table, squares = squared_gradients(
-                    network.model,
-                    loader,
-                    curvature=curvature,
-                    parameters=list(weights),
-                    distributed=False,
-                    loss_fn=loss_fn,
-                    forward_fn=forward_fn,
-                    output_transform=output_transform,
-                    sensitive_names=sensitive_names,
-                    progress=False,
+                scores = _scores(
+                    network, loader, weights, criterion, curvature=curvature, loss_fn=loss_fn, names=sensitive_names
                 )
-                criterion.check(table)
-                score = criterion.bind(table)
-                saliency = (0.5 * weight.cpu().double().square() * squares[name] for name, weight in weights.items())
-                scores = torch.cat([score(of_groups).flatten() for of_groups in saliency])
                 masked = masked_in > 0
                 chosen = scores.masked_fill(masked, torch.inf).argsort(stable=True)[: goal - int(masked.sum())]
                 chosen = chosen[scores[chosen] < 0] if only_negative else chosen
@@ -285,12 +269,12 @@ def prune_by_group_saliency(
                     stopped = "no negative score left"
                     break
                 masked_in[chosen] = iteration
-                for name, when in _by_layer(masked_in, weights).items():
+                for name, when in in_shapes_of(weights, masked_in).items():
                     weights[name].masked_fill_((when > 0).to(weights[name].device), 0)
                 history.append(judge.step(iteration, float((masked_in > 0).double().mean())))
                 stopped = _ended(history[-1], measure, target)
         figures = judge.figures(before)
-        of_layers = _by_layer(masked_in, weights)
+        of_layers = in_shapes_of(weights, masked_in)
         privileged, unprivileged = _side_names(criterion, people)
         return GroupSaliencyPruning(
             model=_masked(template, of_layers, len(history) - 1),
@@ -307,6 +291,20 @@ def prune_by_group_saliency(
             _template=template,
             _masked_in=of_layers,
         )
+
+
+def _refuse_masks(model: nn.Module) -> None:
+    if prune.is_pruned(model):
+        raise InputError(
+            "the network has masks of torch.nn.utils.prune; expected one without: torch.nn.utils.prune.remove(layer, "
+            "'weight') bakes them in"
+        )
+
+
+def _goals(n_weights: int, pruning_ratio: float, iterative_steps: int) -> list[int]:
+    """How many weights are masked after each iteration that masks any."""
+    steps = range(1, iterative_steps + 1)
+    return sorted({max(1, round(n_weights * pruning_ratio * step / iterative_steps)) for step in steps})
 
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -327,23 +325,42 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def _by_layer(values: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One value for each weight, (W,), in the shapes of the layers."""
-    parts = torch.split(values, [weight.numel() for weight in weights.values()])
-    return {name: part.view(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
-
-
 def _masked(template: nn.Module, masked_in: Mapping[str, Tensor], iteration: int) -> nn.Module:
     """A copy with the masks of an iteration on the layers that have any."""
-    with torch.inference_mode(False), torch.no_grad():  # masked weights with a graph could not be copied
+    kept = {name: (when == 0) | (when > iteration) for name, when in masked_in.items()}
+    with torch.inference_mode(False):
         model = copied_network(template)
-        for name, when in masked_in.items():
-            masked = (when > 0) & (when <= iteration)
-            if bool(masked.any()):
-                layer = model.get_submodule(name.rpartition(".")[0])
-                weight = layer.get_parameter("weight")
-                prune.custom_from_mask(layer, "weight", (~masked).to(weight))  # type: ignore[no-untyped-call]
+        mask_weights(model, {name: keep for name, keep in kept.items() if not bool(keep.all())})
     return model
+
+
+def _scores(
+    network: ScoredNetwork,
+    loader: Iterable[Any],
+    weights: Mapping[str, Tensor],
+    criterion: GroupSaliency,
+    *,
+    curvature: Curvature,
+    loss_fn: LossFunction,
+    names: SensitiveNames | None,
+) -> Tensor:
+    """s_i of the network as it is masked so far, (W,)."""
+    table, squares = squared_gradients(
+        network.model,
+        loader,
+        curvature=curvature,
+        parameters=list(weights),
+        distributed=False,
+        loss_fn=loss_fn,
+        forward_fn=network.forward_fn,
+        output_transform=network.output_transform,
+        sensitive_names=names,
+        progress=False,
+    )
+    criterion.check(table)
+    score = criterion.bind(table)
+    saliency = (0.5 * weight.cpu().double().square() * squares[name] for name, weight in weights.items())
+    return torch.cat([score(of_groups).flatten() for of_groups in saliency])
 
 
 class _Judge:
