@@ -453,11 +453,11 @@ def _labels(predictions: Predictions, found: Mapping[str, float]) -> dict[str, f
 def _of_each_label(predictions: Predictions, names: Iterable[str]) -> dict[str, int]:
     """People with and without each label, by group."""
     group = group_names(predictions)
+    members = {name: group == name[1:-1] for name in names}
     counts: dict[str, int] = {}
     for label in range(predictions.n_classes if predictions.n_classes <= MAX_CLASSES else 0):
         has = predictions.target == label
-        for name in names:
-            here = group == name[1:-1]
+        for name, here in members.items():
             counts[f"positives_of_{label}{name}"] = int((here & has).sum())
             counts[f"negatives_of_{label}{name}"] = int((here & ~has).sum())
     return counts
