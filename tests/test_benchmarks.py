@@ -137,6 +137,25 @@ def test_tables_of_colored_digits(
     assert len(pd.read_csv(file)) == 2 * 3 * 3
 
 
+def test_tables_of_pairs_against_erasure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(case: tuple[str, int]) -> list[dict[str, Any]]:
+        work, seed = case
+        label = {"work": work, "seed": seed, "flips": {"married": 0.2, "digits": 0.5}[work] + 0.01 * (seed - 1)}
+        figures = {"change of p": 0.1, "cross-entropy": 0.3, "balanced acc": 0.7}
+        return [{**label, "method": name, **figures, "CPU s": second} for name, second in (("given", None), ("x", 2.5))]
+
+    file = tmp_path / "rows.csv"
+    text = _printed("pairs_against_erasure", rows, monkeypatch, capsys, "--rows", str(file))
+    assert text.count(f"0.200 ± {HALF:.3f}") == 2 and text.count(f"0.500 ± {HALF:.3f}") == 2
+    assert text.count("2.5 ± 0.0") == 2 and "nan" not in text.lower()
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(pd.read_csv(file)) == 2 * 3 * 2
+    text = _printed("pairs_against_erasure", rows, monkeypatch, capsys, "--work", "digits", "--seeds", "1")
+    assert "digits, 200 pairs" in text and "married" not in text
+
+
 def test_example_in_the_docstring() -> None:
     found = doctest.testmod(tables, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 1 and found.failed == 0
