@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -97,6 +98,26 @@ def test_pairs_without_a_flip_choose_by_how_far_scores_move(layers: str) -> None
             for m in (model, repair.model)
         )
     assert after[0].relative_change < before[0].relative_change and after[1].flips < before[1].flips
+
+
+def test_limits_that_refuse_everything_say_what_wider_ones_allow() -> None:
+    """The figures that the flag promises are those of the repair with these limits."""
+    people, model = leaning_people(163), leaning_network()
+    narrow = METHODS["output"](max_cross_entropy_rise=0.0, max_performance_loss=0.0, strengths=(3.0, 10.0))
+    (flag,) = (flag for flag in narrow.repair(model, people, progress=False).flags if "as it was given" in flag)
+    found = re.search(r"limits .* allow a counterfactual_flips of (\S+) at a cross-entropy (\S+) and", flag)
+    assert found is not None, flag
+    flips, rise = map(float, found.groups())
+    wide = METHODS["output"](max_cross_entropy_rise=rise + 1e-3, max_performance_loss=1.0, strengths=(3.0, 10.0))
+    repair = wide.repair(model, people, progress=False)
+    assert repair.bias == pytest.approx(flips, abs=5e-4) and flips < repair.bias_before
+    chosen, flip = people.take(repair.selection_rows), wide.counterfactual
+    with torch.no_grad():
+        before, after = (
+            counterfactual_bias(m(chosen.inputs), m(flip(chosen.inputs)), chosen.target).cross_entropy
+            for m in (model, repair.model)
+        )
+    assert after - before == pytest.approx(rise, abs=1e-3)
 
 
 @pytest.mark.parametrize("form", METHODS)

@@ -31,7 +31,8 @@ class ColumnErasure(PostProcessor):
     forgets the columns, W_C = 0. No decision depends on them any more, whatever they hold, at no cost and without
     pairs. What tells of the attribute by other columns is not touched: look at the sensitive groups beside it.
 
-    It is what `CounterfactualUnlearning` has to beat on a table: where labels lean on the columns it loses more.
+    It is what `CounterfactualUnlearning` has to beat on a table. Where labels lean on the columns it loses more:
+    unlearn from pairs first, then erase.
     ``measure`` compares each person with one who has the columns of somebody else, drawn at random.
 
     Args:

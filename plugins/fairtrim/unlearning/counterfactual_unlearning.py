@@ -223,8 +223,12 @@ class CounterfactualUnlearning(PostProcessor):
             refused.setdefault(why, []).append(entry.get("strength", math.nan))
         if not refused:
             return "no other candidate was tried"
-        return "the others had " + "; ".join(
-            f"{why} (strength {', '.join(f'{strength:g}' for strength in which)})" for why, which in refused.items()
+        return (
+            "the others had "
+            + "; ".join(
+                f"{why} (strength {', '.join(f'{strength:g}' for strength in which)})" for why, which in refused.items()
+            )
+            + (judge.beyond_limits() if isinstance(judge, _PairJudge) else "")
         )
 
     def _solve(self, working: WorkingCopy, candidates: Candidates) -> None:
@@ -338,6 +342,7 @@ class _PairJudge:
         self.people, self.flipped = candidates.selection, candidates.selection.flipped()
         self.given: tuple[CounterfactualBias, float, Tensor] | None = None
         self.reasons: list[str] = []
+        self.over: list[tuple[float, float, float]] = []
         weight = self.people.mass
         if method.performance == "balanced_accuracy":
             weight = balancing_weights(self.people.target, working.n_classes, weight)
@@ -348,6 +353,16 @@ class _PairJudge:
     def blind(self) -> bool:
         """Whether flips are to choose, and the selection pairs of the given network hold none."""
         return self.method.measure == "counterfactual_flips" and self.given is not None and not self.given[0].flips
+
+    def beyond_limits(self) -> str:
+        """What the mildest of the candidates that the limits alone keep out would give; nothing without any."""
+        if not self.over:
+            return ""
+        rise, loss, size = min(self.over)
+        return (
+            f"; wider limits (max_cross_entropy_rise, max_performance_loss) allow a {self.method.measure} of {size:.3f} "
+            f"at a cross-entropy {rise:+.3f} and a {self.method.performance} {-loss:+.3f}, or less of it at more"
+        )
 
     def __call__(self, scores: Tensor, *, own: bool = True) -> Decisions:
         method, people = self.method, self.people
@@ -378,6 +393,7 @@ class _PairJudge:
             )
         if not figures.cross_entropy <= given.cross_entropy + method.max_cross_entropy_rise:
             reasons.append(f"a cross-entropy that rose by more than {method.max_cross_entropy_rise:g}")
+        n_limits = len(reasons)
         # shrinking all logits lowers the measure, even at a better cross-entropy
         if (
             method.measure == "counterfactual_bias"
@@ -390,6 +406,10 @@ class _PairJudge:
         self.reasons.append(" and ".join(reasons))
         by_flips = method.measure == "counterfactual_flips"
         found = torch.tensor([figures.flips if by_flips else figures.mean_change], dtype=torch.float64)
+        before = given.flips if by_flips else given.mean_change
+        if 0 < n_limits == len(reasons) and float(found) < before:  # the limits alone keep it out
+            rise = figures.cross_entropy - given.cross_entropy
+            self.over.append((rise, useful_before - useful, float(found)))
         size = found
         if self.blind:  # how far scores still move tells candidates apart
             size = found + _TIE * figures.relative_change
