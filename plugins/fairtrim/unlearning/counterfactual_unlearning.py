@@ -360,8 +360,8 @@ class _PairJudge:
             return ""
         rise, loss, size = min(self.over)
         return (
-            f"; wider limits (max_cross_entropy_rise, max_performance_loss) allow a {self.method.measure} of {size:.3f} "
-            f"at a cross-entropy {rise:+.3f} and a {self.method.performance} {-loss:+.3f}, or less of it at more"
+            f"; wider limits (max_cross_entropy_rise, max_performance_loss) allow a {self.method.measure} of "
+            f"{size:.3f} at a cross-entropy {rise:+.3f} and a {self.method.performance} {-loss:+.3f}, or less at more"
         )
 
     def __call__(self, scores: Tensor, *, own: bool = True) -> Decisions:
