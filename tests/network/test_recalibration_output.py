@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import FairtrimError
 from fairtrim.network import recalibration as module
@@ -153,3 +154,47 @@ def test_what_can_not_be_is_refused() -> None:
         recalibrate_output(model, [(x, y)], layer="bias", progress=False)  # type: ignore[arg-type]
     with pytest.raises(FairtrimError, match="9 samples are too few to hold some out; expected at least 10"):
         recalibrate_output(model, [(x[:9], y[:9])], progress=False)
+
+
+@pytest.mark.parametrize("n_scores", [1, 3])
+def test_cells_of_class_and_flag_count_alike(n_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the minimum of the mean over cells of the mean loss in each, whatever the loader's order."""
+    monkeypatch.setattr(module, "_RIDGES", (0.01,))
+    model, (x, y) = _network(n_scores).double(), _samples(n_scores)
+    x, flags = x.double(), torch.arange(203) % 19 < 2
+    flags &= y != 0  # a class without mined samples has one cell
+    present = copy.deepcopy(model[3])
+    loader = DataLoader(TensorDataset(x, y), batch_size=90, shuffle=True)
+    recalibrate_output(model, loader, conflicting=flags, progress=False)
+    assert not torch.equal(model[3].weight, present.weight)
+
+    features = model[:3].eval()(x).detach()
+    cells = sorted(set(zip(y.tolist(), flags.tolist(), strict=True)))
+    assert len(cells) == 2 * max(n_scores, 2) - 1
+    loss, moments = torch.zeros((), dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    for label, flag in cells:
+        members = (y == label) & (flags == flag)
+        scores = model[3](features[members])
+        if n_scores == 1:
+            loss = loss + F.binary_cross_entropy_with_logits(scores[:, 0], y[members].double()) / len(cells)
+        else:
+            loss = loss + F.cross_entropy(scores, y[members]) / len(cells)
+        moments += features[members].square().mean(0) / len(cells)
+    ridge = 0.005 * (moments * (model[3].weight - present.weight).square()).sum()
+    gradients = torch.autograd.grad(loss + ridge, list(model[3].parameters()))
+    assert all(float(gradient.abs().max()) < 1e-6 for gradient in gradients)
+
+
+def test_flags_that_are_not_those_of_the_dataset_are_refused() -> None:
+    model, (x, y) = _network(3), _samples(3)
+    loader, flags = DataLoader(TensorDataset(x, y), batch_size=50), torch.arange(203) % 9 == 0
+    before = Snapshot(model)
+    for given, options, told in (
+        (loader, {"conflicting": flags[:200]}, "200 mined flags for 203 samples"),
+        (loader, {"conflicting": flags.long()}, r"conflicting is a torch.int64; expected flags, \(N,\) torch.bool"),
+        ([(x, y)], {"conflicting": flags}, "the loader is a list; expected a DataLoader"),
+        (loader, {"conflicting": flags, "balanced": True}, "balanced=True would have no effect beside conflicting="),
+    ):
+        with pytest.raises(FairtrimError, match=told):
+            recalibrate_output(model, given, progress=False, **options)  # type: ignore[arg-type]
+        before.assert_unchanged()

@@ -105,16 +105,18 @@ class IndexedSamples:
         """Number of batches of one pass."""
         return -(-self.n_samples // self.batch_size)
 
-    def in_order(self, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
+    def in_order(self, device: torch.device, *, among: Tensor | None = None) -> Iterator[tuple[Tensor, Batch]]:
         """Every sample once, in the dataset's order.
 
         Args:
             device: Where inputs and targets go.
+            among: Flags of the samples to give, (N,) bool; None for all.
 
         Returns:
             Pairs of (indices, batch).
         """
-        return self._batches(range(self.n_samples), device, seed=0)
+        order = range(self.n_samples) if among is None else among.nonzero().flatten().tolist()
+        return self._batches(order, device, seed=0)
 
     def first(self, device: torch.device) -> Batch:
         """The first batch, to see what the network makes of it; the caller's random state is as before.
@@ -131,7 +133,12 @@ class IndexedSamples:
 
     @renamed(generator="random_state")
     def shuffled(
-        self, device: torch.device, random_state: RandomState, weights: Tensor | None = None
+        self,
+        device: torch.device,
+        random_state: RandomState,
+        weights: Tensor | None = None,
+        *,
+        among: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Batch]]:
         """N samples in random order: every one once, or drawn with replacement by weight.
 
@@ -139,6 +146,7 @@ class IndexedSamples:
             device: Where inputs and targets go.
             random_state: Seed, or a torch.Generator.
             weights: Sampling weights, (N,), or None.
+            among: Flags of the samples to draw from, (N,) bool, and as many are drawn; None for all.
 
         Returns:
             Pairs of (indices, batch).
@@ -149,14 +157,17 @@ class IndexedSamples:
         generator = random_generator(random_state)
         if weights is None:
             order = torch.randperm(self.n_samples, generator=generator)
+            order = order if among is None else order[among[order]]
         else:
             fine = weights.shape == (self.n_samples,) and bool(((weights >= 0) & (weights < torch.inf)).all())
-            if not fine or not bool(weights.sum() > 0):
+            mass = weights.double().cpu() * (1 if among is None or not fine else among)
+            if not fine or not bool(mass.sum() > 0):
                 raise InputError(
                     f"sample weights of shape {tuple(weights.shape)} for {self.n_samples} samples; expected one "
                     "finite weight of at least 0 a sample, not all of them 0"
                 )
-            order = torch.multinomial(weights.double().cpu(), self.n_samples, replacement=True, generator=generator)
+            n_drawn = self.n_samples if among is None else int(among.sum())
+            order = torch.multinomial(mass, n_drawn, replacement=True, generator=generator)
         seed = int(torch.randint(2**62, (), generator=generator))
         return self._batches(order.tolist(), device, seed)
 

@@ -21,6 +21,7 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.preservation import in_mode, seeded
 
 from .batchnorm import batchnorm_layers
+from .held_out import BestEpoch, cells_of, check_held_out, held_out_samples
 from .losses import contrastive_loss
 from .output_layer import FeatureTap
 from .scored_network import OutputTransform, ScoredNetwork
@@ -67,6 +68,11 @@ class FineTuning(TypedDict, total=False):
         learning_rate: At the start; default 1e-3.
         contrastive_weight: λ_con of ``contrastive_loss``; default 0, which leaves it out.
         feature_layer: Layer whose inputs are the features of the contrastive term; found if None.
+        held_out: A share of the samples that the training does not see, drawn in every class, of its mined
+            (``conflicting=``) and its other samples alike; after each epoch the network is judged by its accuracy on
+            them, the mean over these cells, and the weights of the best epoch are kept, the earliest of equals. Or the
+            samples themselves, flags (N,) bool: best those that the network as it is given has not seen, either, for
+            it knows by heart what it was trained on. Default None, which trains on all, to the end.
 
     Example:
         >>> settings: FineTuning = {"epochs": 3, "learning_rate": 1e-2}
@@ -79,9 +85,16 @@ class FineTuning(TypedDict, total=False):
     learning_rate: float
     contrastive_weight: float
     feature_layer: str | None
+    held_out: float | Tensor | None
 
 
-_DEFAULTS: FineTuning = {"epochs": 1, "learning_rate": 1e-3, "contrastive_weight": 0.0, "feature_layer": None}
+_DEFAULTS: FineTuning = {
+    "epochs": 1,
+    "learning_rate": 1e-3,
+    "contrastive_weight": 0.0,
+    "feature_layer": None,
+    "held_out": None,
+}
 
 
 def complete_settings(given: FineTuning | None, defaults: FineTuning | None = None) -> FineTuning:
@@ -89,7 +102,7 @@ def complete_settings(given: FineTuning | None, defaults: FineTuning | None = No
 
     Example:
         >>> complete_settings({"epochs": 3}, {"learning_rate": 0.1, "epochs": 5})
-        {'epochs': 3, 'learning_rate': 0.1, 'contrastive_weight': 0.0, 'feature_layer': None}
+        {'epochs': 3, 'learning_rate': 0.1, 'contrastive_weight': 0.0, 'feature_layer': None, 'held_out': None}
     """
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"fine_tuning is a {type(given).__name__}; expected a dict such as {{'epochs': 3}}")
@@ -98,6 +111,7 @@ def complete_settings(given: FineTuning | None, defaults: FineTuning | None = No
     require_number("epochs", settings["epochs"], at_least=0, whole=True)
     require_number("learning_rate", settings["learning_rate"], above=0)
     require_number("contrastive_weight", settings["contrastive_weight"], at_least=0)
+    check_held_out(settings["held_out"])
     return settings
 
 
@@ -125,7 +139,7 @@ def fine_tune(
         sample_weights: Sampling weights, (N,), by index in the dataset; None takes every sample once an epoch.
         loss_fn: Loss of scores and target, taken of each batch as it is: weights that it has of its own, and terms over
             pairs of samples, count.
-        conflicting: b, the samples mined as bias-conflicting, (N,), for the contrastive term.
+        conflicting: b, the samples mined as bias-conflicting, (N,), for the contrastive term and for ``held_out``.
         forward_fn: How to call the network.
         output_transform: How to find the scores in what it returns.
         random_state: Seed, or a torch.Generator.
@@ -155,9 +169,12 @@ def fine_tune(
     epochs, contrastive_weight = settings["epochs"], settings["contrastive_weight"]
     network, generator = ScoredNetwork(model, forward_fn, output_transform), random_generator(random_state)
     device = network.device
+    best = _best_epoch(settings["held_out"], network, samples, conflicting, generator)
+    seen = None if best is None else ~best.held_out
+    n_batches = len(samples) if seen is None else -(-int(seen.sum()) // samples.batch_size)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings["learning_rate"])
-    total = max(1, epochs * len(samples))
+    total = max(1, epochs * n_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
     norms, frozen = _norms(model)
     tap = FeatureTap(model, settings["feature_layer"]) if contrastive_weight else None
@@ -180,7 +197,7 @@ def fine_tune(
                 norm.eval()
             for epoch in range(epochs):
                 with seeded(generator):  # dropout and transforms
-                    for indices, batch in samples.shuffled(device, generator, sample_weights):
+                    for indices, batch in samples.shuffled(device, generator, sample_weights, among=seen):
                         if norms and len(batch) < 2:  # the rest of an epoch; one sample has no statistics
                             continue
                         loss = loss_of(indices, batch)
@@ -189,12 +206,32 @@ def fine_tune(
                         optimizer.step()
                         schedule.step()
                         bar.update()
+                if best is not None:
+                    best.judge()
                 if after_epoch is not None:
                     after_epoch(epoch)
+        if best is not None:
+            best.restore()
     finally:
         for parameter in parameters:
             parameter.grad = None
     return model
+
+
+def _best_epoch(
+    held_out: float | Tensor | None,
+    network: ScoredNetwork,
+    samples: IndexedSamples,
+    conflicting: Tensor | None,
+    generator: torch.Generator,
+) -> BestEpoch | None:
+    """What keeps the best epoch, its samples drawn; None where nothing is held out."""
+    if held_out is None:
+        return None
+    with seeded(torch.Generator().manual_seed(0)):  # of transforms: only labels are looked at
+        target = torch.cat([batch.target.cpu() for _, batch in samples.in_order(torch.device("cpu"))])
+    flags = held_out_samples(held_out, target, conflicting, generator)
+    return BestEpoch(network, samples, flags, cells_of(target, conflicting))
 
 
 def _norms(model: nn.Module) -> tuple[list[_BatchNorm], list[_BatchNorm]]:
@@ -230,8 +267,10 @@ def _check(settings: FineTuning, conflicting: Tensor | None, samples: IndexedSam
         raise InputError(f"epochs={epochs}, learning_rate={learning_rate}; expected at least 0 and a positive number")
     if contrastive_weight and conflicting is None:
         raise InputError("contrastive_weight needs conflicting=, the mined samples")
-    if not contrastive_weight and (conflicting is not None or feature_layer is not None):
-        idle = "conflicting=" if conflicting is not None else "feature_layer="
+    check_held_out(settings["held_out"], samples.n_samples)
+    idle_flags = conflicting is not None and settings["held_out"] is None
+    if not contrastive_weight and (idle_flags or feature_layer is not None):
+        idle = "conflicting=" if idle_flags else "feature_layer="
         raise InputError(
             f"{idle} would have no effect without contrastive_weight=, the weight of the term that reads it; to show "
             "the mined samples more often pass sample_weights="

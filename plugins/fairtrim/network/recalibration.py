@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.arguments import RandomState, random_generator, require_choice
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
+from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels, whole_labels
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
@@ -19,6 +20,7 @@ from fairtrim.measures.threshold_sweep import ThresholdSweep
 from fairtrim.preservation import in_mode, insist, preserved_model, preserved_random_state
 
 from .batchnorm import batchnorm_layers
+from .held_out import cells_of, held_out_samples
 from .output_layer import LinearHead, find_head, fold_threshold
 from .scored_network import OutputTransform, ScoredNetwork
 
@@ -117,6 +119,7 @@ def recalibrate_output(
     *,
     layer: Literal["output", "threshold"] = "output",
     balanced: bool = False,
+    conflicting: Tensor | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: OutputTransform | None = None,
     max_batches: int | None = None,
@@ -130,11 +133,17 @@ def recalibrate_output(
     float64; the bias is free. λ is the best of several on every fifth sample, held out, and the layer stays as it is
     where none is better there. ``"threshold"``: of two classes, the bias moves to where the most samples are right.
 
+    With ``conflicting`` this is last-layer retraining (DFR: Kirichenko, Izmailov, Wilson, ICLR 2023), with weights in
+    place of their random balanced subsets, and the ridge toward θ⁰ in place of their ℓ1 penalty. As published it takes
+    samples that the network was not trained on: pass a loader of such.
+
     Args:
         model: The network; it ends in a linear layer with a bias, which gives logits.
         loader: Batches of (inputs, labels[, sensitive]).
         layer: What to fit.
         balanced: Let the classes count alike, however many samples each has.
+        conflicting: The samples mined as bias-conflicting, (N,) bool by index in the dataset of the DataLoader: lets
+            every cell of class and flag count alike, however many samples it has, in place of ``balanced``.
         forward_fn: How to call the network.
         output_transform: Takes the scores out of what it returns.
         max_batches: Stop after so many batches.
@@ -145,7 +154,8 @@ def recalibrate_output(
         The same network.
 
     Raises:
-        InputError: The labels are of one class or not those of the network, or features are not finite.
+        InputError: The labels are of one class or not those of the network, features are not finite, or flags are not
+            those of the dataset.
         UnsupportedModelError: The network ends in something else. After any error the network is as before.
 
     Example:
@@ -159,21 +169,27 @@ def recalibrate_output(
     generator = random_generator(random_state)
     network = ScoredNetwork(model, forward_fn, output_transform)
     network.check()
+    entries = loader if conflicting is None else _in_order(loader, conflicting, balanced)
     with preserved_random_state(loader), preserved_model(model), torch.no_grad():
         batches = iterate_batches(
-            loader, model_device(model), max_batches=max_batches, progress=progress, description="output layer"
+            entries, model_device(model), max_batches=max_batches, progress=progress, description="output layer"
         )
         head, features, target = _features(network, batches, layer)
     theta = head.theta()
     weight = torch.ones(len(target), dtype=torch.float64)
-    if balanced:
-        weight = 1 / torch.bincount(target).clamp_min(1).double()[target]
+    flags = None if conflicting is None else conflicting[: len(target)]  # fewer with max_batches
+    if balanced or flags is not None:
+        cells = cells_of(target, flags)
+        weight = 1 / torch.bincount(cells).clamp_min(1).double()[cells]
     weight = weight / weight.sum()
     if layer == "threshold":
         threshold = _best_threshold(features @ theta.T, target, weight)
     else:
         held = torch.zeros(len(target), dtype=torch.bool)
-        held[torch.randperm(len(target), generator=generator)[: len(target) // _HELD_OUT]] = True
+        if flags is not None:  # some of every cell, for the rare ones weigh the most
+            held = held_out_samples(1 / _HELD_OUT, target, flags, generator)
+        else:
+            held[torch.randperm(len(target), generator=generator)[: len(target) // _HELD_OUT]] = True
         refitted = _refitted(theta, features, target, weight, held)
     try:
         if layer == "threshold":
@@ -184,6 +200,20 @@ def recalibrate_output(
         insist(lambda: head.write(theta))
         raise
     return model
+
+
+def _in_order(loader: Any, conflicting: Tensor, balanced: bool) -> Iterator[tuple[Any, Tensor]]:
+    """The samples in the order of their flags, whatever the loader's own."""
+    if balanced:
+        raise InputError("balanced=True would have no effect beside conflicting=, which balances classes and flags")
+    samples = IndexedSamples(loader)
+    if not isinstance(conflicting, Tensor) or conflicting.dtype != torch.bool:
+        raise InputError(
+            f"conflicting is a {getattr(conflicting, 'dtype', type(conflicting).__name__)}; expected flags, (N,) "
+            "torch.bool"
+        )
+    samples.check_flags(conflicting)
+    return ((batch.inputs, batch.target) for _, batch in samples.in_order(torch.device("cpu")))
 
 
 def output_layer_to_fit(network: ScoredNetwork, batch: Batch, layer: Literal["output", "threshold"]) -> LinearHead:

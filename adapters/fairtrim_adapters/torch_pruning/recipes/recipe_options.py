@@ -113,7 +113,7 @@ class RunSettings:
             "recipe": self.recipe,
             "cut": dict(self.cut),
             "mined_weight": self.mined_weight,
-            **{name: value for name, value in self.training.items() if name != "epochs"},
+            **{name: plain_settings(value) for name, value in self.training.items() if name != "epochs"},
             "ignored_layers": plain_settings(list(self.ignored_layers)),
             "pruner_options": described(options) if callable(options) else plain_settings(dict(options or {})),
             "reconstruct": self.reconstruct,

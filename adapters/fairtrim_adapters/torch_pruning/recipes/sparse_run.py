@@ -28,6 +28,7 @@ from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, seen_labels
 from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning, check_trainable, fine_tune
+from fairtrim.network.held_out import check_held_out, held_out_samples
 from fairtrim.network.losses import require_class_scores
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
@@ -79,6 +80,7 @@ class SparseRun:
         generator: Source of all randomness.
         mined: Scores of the training samples.
         conflicting: The mined set, (N,).
+        held_out: The samples that no training of the run sees, (N,) bool; None where all are seen.
         removed: What Torch-Pruning removed, for each pruning.
         rows: The history.
     """
@@ -91,6 +93,7 @@ class SparseRun:
     generator: torch.Generator
     mined: MinedSamples
     conflicting: Tensor
+    held_out: Tensor | None = None
     removed: list[Sequence[Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -158,17 +161,18 @@ class SparseRun:
             epochs: How long.
             on_mined: Whether the mined samples are shown more often, with the contrastive term.
         """
-        training: FineTuning = {"epochs": epochs, "learning_rate": self.settings.training["learning_rate"]}
-        weights = conflicting = None
+        given = self.settings.training
+        training: FineTuning = {"epochs": epochs, "learning_rate": given["learning_rate"], "held_out": self.held_out}
+        weights = None
         if on_mined:
             weights = self._sample_weights()
-            if self.settings.training["contrastive_weight"]:
-                conflicting, training = self.conflicting, {**self.settings.training, "epochs": epochs}
+            training = {**given, **training}
+        reads_flags = bool(training.get("contrastive_weight")) or self.held_out is not None
         fine_tune(
             self.model,
             self.samples,
             sample_weights=weights,
-            conflicting=conflicting,
+            conflicting=self.conflicting if reads_flags else None,
             random_state=self.generator,
             progress=self.settings.progress,
             **self.settings.calling,
@@ -237,9 +241,9 @@ class SparseRun:
         self.rows.append({**row, "mined": int(self.conflicting.sum()), **self._confidence()[0]})
         data = {"removed": self.removed, "rows": self.rows, **self._of_pruner()}
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {"scores": self.mined.scores, "target": self.mined.target, "conflicting": self.conflicting}
-        if self.mined.cut is not None:
-            tensors["cut"] = self.mined.cut
+        tensors |= {**_tensors_of(self.mined), "conflicting": self.conflicting}
+        if self.held_out is not None:
+            tensors["held_out"] = self.held_out
         self.resumption.save(step, data, tensors | {"generator": self.generator.get_state()})
 
     def _of_pruner(self) -> dict[str, Any]:
@@ -355,6 +359,7 @@ def begin(
             whole_layers=whole_layers,
         )
     check_trainable(dense.model, samples)
+    check_held_out(settings.training["held_out"], samples.n_samples)
     _check_outputs(dense, batch, settings)
     if finished is not None:
         mined, conflicting = _mined_before(finished), finished.tensors["conflicting"]
@@ -363,6 +368,11 @@ def begin(
         mined = _mine(settings.miner, dense.model, loader, kept, settings.progress)
         conflicting = mined.conflicting(**settings.cut)
     require_some_mined(conflicting, _REMEDY)
+    held_out = settings.training["held_out"]
+    if finished is not None:
+        held_out = finished.tensors.get("held_out")
+    elif held_out is not None:  # the same for all steps: what one has trained on is no test for the next
+        held_out = held_out_samples(held_out, mined.target, conflicting, settings.seed)
     if not (isinstance(settings.miner, KnownSamples) and settings.miner.flags is not None):
         _warn_of_few(conflicting, mined)
     run = SparseRun(
@@ -374,6 +384,7 @@ def begin(
         generator=torch.Generator().manual_seed(settings.seed),
         mined=mined,
         conflicting=conflicting,
+        held_out=held_out,
     )
     if finished is None:
         run.finish(0, "mined", 0.0)
@@ -392,8 +403,18 @@ def _warn_of_few(conflicting: Tensor, mined: MinedSamples) -> None:
         )
 
 
+def _tensors_of(mined: MinedSamples) -> dict[str, Tensor]:
+    """All that was mined, to be kept; ``_mined_before`` reads it."""
+    optional = {"cut": mined.cut, "confidence": mined.confidence}
+    levels = torch.tensor(list(mined.levels), dtype=torch.float64)
+    kept = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    return {"scores": mined.scores, "target": mined.target, "levels": levels, **kept}
+
+
 def _mined_before(kept: Progress) -> MinedSamples:
-    return MinedSamples(kept.tensors["scores"], kept.tensors["target"], kept.tensors.get("cut"))
+    tensors = kept.tensors
+    levels = tuple(tensors["levels"].tolist()) if "levels" in tensors else ()
+    return MinedSamples(tensors["scores"], tensors["target"], tensors.get("cut"), levels, tensors.get("confidence"))
 
 
 def _mine(
@@ -404,8 +425,7 @@ def _mine(
     if kept is not None:
         return _mined_before(kept)
     mined = miner.mine(model, loader, progress=progress)
-    tensors = {"scores": mined.scores, "target": mined.target}
-    resumption.save(0, {}, tensors if mined.cut is None else {**tensors, "cut": mined.cut})
+    resumption.save(0, {}, _tensors_of(mined))
     return mined
 
 
