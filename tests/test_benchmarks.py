@@ -156,6 +156,19 @@ def test_tables_of_pairs_against_erasure(
     assert "digits, 200 pairs" in text and "married" not in text
 
 
+@pytest.mark.slow
+def test_ways_of_colored_digits_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are asked for, by parts of their names, in one epoch each; no way fails on what a library refuses."""
+    module = importlib.import_module("benchmarks.colored_digits")
+    for name in ("ERM_EPOCHS", "EPOCHS"):
+        monkeypatch.setattr(module, name, 1)
+    miners, ways = module.run((0.05, 0), "digits", [0.5], ["dense", "magnitude", "LfF"])
+    assert all(row["miner"].endswith(("0.5", "0.6", "0.8")) for row in miners)
+    names = [row["way"] for row in ways]
+    assert len(set(names)) == len(names) == 10 and not any("DENP" in name for name in names)
+    assert all(0 <= row["worst group"] <= row["unbiased"] <= 1 for row in ways)
+
+
 def test_example_in_the_docstring() -> None:
     found = doctest.testmod(tables, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 1 and found.failed == 0

@@ -133,6 +133,7 @@ class BestEpoch:
     def __init__(self, network: ScoredNetwork, samples: IndexedSamples, held_out: Tensor, cells: Tensor) -> None:
         self.network, self.samples, self.held_out, self.cells = network, samples, held_out, cells
         self.accuracy, self._best = -1.0, self._now()
+
     def judge(self) -> None:
         """Judge the network as it is now; random transforms draw the same each time, from no state of the caller's."""
         right = torch.zeros(len(self.cells), dtype=torch.bool)
