@@ -24,6 +24,9 @@ __all__ = ["ParityFineTuning"]
 _SHARP = ((5.0, 4.0), (20.0, 4.0), (20.0, 8.0), (20.0, 16.0))
 """The default path's second part: strengths, and how many standard deviations wide scores are made for the rates."""
 
+_WIDE = 8.0
+"""The same of the second half of the epochs for each strength, where all layers are trained by the default path."""
+
 _Gaps = Callable[[Tensor, Tensor], Tensor]
 """What is penalised, of the probabilities of some rows."""
 
@@ -41,9 +44,9 @@ class ParityFineTuning(PostProcessor):
     starts from the given weights (``layers="all"``) or from the solution before it (``layers="output"``, a nearly
     convex problem on features that are computed once, solved by L-BFGS in float64). Under
     ``performance="balanced_accuracy"`` both classes weigh the same in the cross-entropy. Probabilities may be alike
-    between groups whose decisions aren't: the default path for ``output`` goes on with rates that are nearly decisions,
-    of scores that are made 4, 8 and 16 standard deviations wide (``width`` in the history). Everybody edits and
-    everybody selects, in five folds, or three for all layers (see ``selection_share``).
+    between groups whose decisions aren't: the default path goes on with rates that are nearly decisions, of scores that
+    are made 4, 8 and 16 standard deviations wide (``width`` in the history), or 8 for the second half of the epochs of
+    all layers. Everybody edits and everybody selects, in five folds, or three for all layers (see ``selection_share``).
 
     Of a continuous feature (``ValidationSet.from_loader(loader, bins=10)``) the groups are its deciles, which judge.
     What is penalised in place of their differences is twice the covariance of the rate with people's ranks by the
@@ -196,10 +199,11 @@ class ParityFineTuning(PostProcessor):
         for penalty, epoch, step in training:
             if candidates.exhausted():
                 return
+            width = _WIDE if self.penalties is None and 2 * epoch >= self.epochs > 1 else None
             for rows, batch in working.people.batches(batch_size, working.device, working.generator):
                 if len(rows) >= 2:
-                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty, gaps))
-            candidates.offer(penalty=penalty, epoch=epoch)
+                    step(self._loss(working, working.network.scores(batch), rows, weights, penalty, gaps, width=width))
+            candidates.offer(penalty=penalty, epoch=epoch, **({} if width is None else {"width": width}))
 
 
 def _whitened(features: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
