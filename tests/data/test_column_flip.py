@@ -300,3 +300,39 @@ def test_what_many_values_refuse() -> None:
         ColumnFlip(codes={0: (1.0, 2.0, 3.0)})(torch.tensor([[4.0]]))
     with pytest.raises(InputError, match="are of several attributes; expected one"):
         ColumnFlip(one_hot=[0, 1, 2], binary={3: (0.0, 1.0)}).every()
+
+
+@pytest.mark.parametrize(
+    ("codes", "dtype"),
+    [((100_000, 100_001, 100_002), torch.float32), ((0.0, 1e-9, 2e-9), torch.float64), ((7, 3, 5), torch.int64)],
+)
+def test_close_codes_are_told_apart(codes: tuple[float, ...], dtype: torch.dtype) -> None:
+    held = torch.tensor([[codes[0]], [codes[1]], [codes[2]], [codes[1]]], dtype=torch.float64).to(dtype)
+    expected = torch.tensor([[codes[1]], [codes[2]], [codes[0]], [codes[2]]], dtype=torch.float64).to(dtype)
+    assert torch.equal(ColumnFlip(codes={0: codes})(held), expected)
+
+
+@pytest.mark.parametrize(
+    ("codes", "held"),
+    [((2048, 2049), torch.ones(3, 1).half() * 2048), ((0.5, 1.5), torch.ones(3, 1, dtype=torch.int64))],
+)
+def test_codes_that_the_inputs_cannot_hold_are_refused(codes: tuple[float, ...], held: Tensor) -> None:
+    with pytest.raises(InputError, match="can't be told apart; expected inputs of a finer type"):
+        ColumnFlip(codes={0: codes})(held)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"codes": {0: "abc"}},
+        {"codes": {0: 3}},
+        {"codes": [0, 1]},
+        {"codes": {0: (0.0, math.inf)}},
+        {"codes": {0: torch.tensor([1.0, 1.0])}},
+        {"binary": {0: ("no", "yes")}},
+        {"binary": [0]},
+    ],
+)
+def test_values_that_are_no_numbers_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="; expected "):
+        ColumnFlip(**settings)

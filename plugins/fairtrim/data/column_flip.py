@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -67,20 +68,18 @@ class ColumnFlip:
                 f"one_hot={list(self.one_hot)} is a single column; expected one column for each value, or "
                 "binary={column: (value, other_value)}"
             )
-        if len(self.binary) > 1:
+        if isinstance(self.binary, Mapping) and len(self.binary) > 1:
             raise InputError(
                 f"binary={dict(self.binary)} names {len(self.binary)} columns, and whether they are of one attribute "
                 "can't be told; expected one_hot={column: (value where absent, value where present), ...} with a "
                 "column for each value of one attribute, or a ColumnFlip for each of several: "
                 "lambda x: second(first(x))"
             )
-        for option, columns in (("one_hot", self._one_hot()), ("binary", self.binary)):
+        for option, columns in (("one_hot", self._one_hot()), ("binary", self.binary), ("codes", self.codes)):
+            if not isinstance(columns, Mapping):
+                raise InputError(f"{option}={columns!r}; expected a dict: {{column: values}}")
             for column, values in columns.items():
-                if len(values) != 2 or values[0] == values[1]:
-                    raise InputError(f"{option}={{{column!r}: {values}}}; expected two different values of the column")
-        for column, codes in self.codes.items():
-            if len(codes) < 2 or len(set(codes)) < len(codes):
-                raise InputError(f"codes={{{column!r}: {codes}}}; expected two different values of the column, or more")
+                _check_values(f"{option}={{{column!r}: {values!r}}}", values, several=option == "codes")
         random_generator(self.random_state)
         if self.other != "random":
             fewest = min(self._sizes())
@@ -197,13 +196,33 @@ class ColumnFlip:
             flipped[:, positions] = torch.where(there[:, None] == torch.arange(len(columns)).to(there), present, absent)
         for column, codes in self._coded().items():
             held = inputs[:, self._position(column)]
-            values = torch.tensor(codes, dtype=torch.float64).to(held)
-            is_value = torch.isclose(held[:, None], values)
-            if not bool(is_value.any(1).all()):
-                found = float(held[~is_value.any(1)][0])
+            exact = torch.tensor([float(code) for code in codes], dtype=torch.float64)
+            values, rounding = exact.to(held), 1e-2 if held.is_floating_point() else 0.0
+            if len(torch.unique(values)) < len(values) or not bool(torch.isclose(values.double(), exact, rounding).all()):
+                raise InputError(
+                    f"column {column!r} is {inputs.dtype}, in which {list(codes)} can't be told apart; expected inputs "
+                    "of a finer type"
+                )
+            distance = (held.double()[:, None] - values.double()).abs()
+            nearest = distance.argmin(1)  # of codes that are close to each other, too
+            strange = ~torch.isclose(held, values[nearest])
+            if bool(strange.any()):
+                found = float(held[strange][0])
                 known = " or ".join(map(str, codes)) if len(codes) == 2 else f"one of {list(codes)}"
                 raise InputError(f"column {column!r} holds {found}; expected {known} only")
-            flipped[:, self._position(column)] = values[moved(is_value.int().argmax(1), len(values))]
+            flipped[:, self._position(column)] = values[moved(nearest, len(values))]
         for column, product in self.interactions.items():
             flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in product]].prod(1)
         return flipped
+
+
+def _check_values(given: str, values: Sequence[float], *, several: bool) -> None:
+    """Refuse what are no two different numbers, or more where there may be several."""
+    more = ", or more" if several else ""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise InputError(f"{given}; expected two different values of the column{more}, as numbers") from None
+    wrong = len(numbers) < 2 or (len(numbers) > 2 and not several) or not all(map(math.isfinite, numbers))
+    if wrong or len(set(numbers)) < len(numbers):
+        raise InputError(f"{given}; expected two different values of the column{more}, finite ones")
