@@ -41,6 +41,18 @@ def _zeroing(
         yield level
 
 
+def test_levels_that_were_not_pruned_are_not_reported() -> None:
+    def fewer(*args: Any) -> Iterator[float]:
+        yield from list(_zeroing(*args))[:2]
+
+    case = CASES["mlp"]
+    miner = CoreAccumulatedConfidence(prune=fewer, levels=(0.3, 0.6, 0.9), epochs=0)
+    with pytest.raises(InputError, match=r"prune gave 2 levels; expected one for each of \(0\.3, 0\.6, 0\.9\)"):
+        miner.mine(case.model(), data_of(case), progress=False)
+    with pytest.raises(InputError, match="prune is a NoneType; expected a function"):
+        CoreAccumulatedConfidence(prune=None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("epochs", [0, 2])
 @pytest.mark.parametrize("accumulate", ["confidence", "drop", "correctness"])
 def test_accumulated_confidence_equals_a_loop_by_hand(accumulate: Any, epochs: int) -> None:
@@ -110,11 +122,14 @@ def test_accumulations_by_hand() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": ()}, r"levels=\[\]; expected increasing shares between 0 and 1"),
+        ({"levels": ()}, r"levels=\(\); expected increasing shares between 0 and 1"),
         ({"levels": (0.2, 0.2)}, "levels="),
         ({"levels": (0.3, 0.2)}, "levels="),
         ({"levels": (0.0, 0.2)}, "levels="),
         ({"levels": (0.5, 1.0)}, "levels="),
+        ({"levels": 0.3}, r"levels=0\.3; expected increasing"),
+        ({"levels": ("low", "high")}, "levels="),
+        ({"n_jobs": "2"}, "n_jobs='2'"),
         ({"accumulate": "loss"}, "accumulate='loss'; expected 'confidence', 'drop' or 'correctness'"),
         ({"epochs": -1}, "epochs=-1; expected at least 0"),
     ],

@@ -94,12 +94,20 @@ class AccumulatedConfidence(TrainingMiner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        levels = list(self.levels)
+        if not callable(self.prune):
+            raise InputError(f"prune is a {type(self.prune).__name__}; expected a function that removes channels")
+        try:
+            levels = [float(level) for level in self.levels]
+        except (TypeError, ValueError):
+            levels = []
         if not levels or levels != sorted(set(levels)) or not levels[0] > 0 or not levels[-1] < 1:
-            raise InputError(f"levels={levels}; expected increasing shares between 0 and 1, both excluded")
+            raise InputError(f"levels={self.levels!r}; expected increasing shares between 0 and 1, both excluded")
+        object.__setattr__(self, "levels", tuple(levels))
         if self.accumulate not in ("confidence", "drop", "correctness"):
             raise InputError(f"accumulate={self.accumulate!r}; expected 'confidence', 'drop' or 'correctness'")
         require_number("repeats", self.repeats, at_least=1, whole=True)
+        if self.n_jobs is not None:
+            require_number("n_jobs", self.n_jobs, whole=True)
         if self.n_jobs == 0:
             raise InputError("n_jobs=0; expected how many run at a time, -1 for one a core, or None")
 
@@ -133,6 +141,8 @@ class AccumulatedConfidence(TrainingMiner):
         for _ in self.prune(shrinking, samples, list(self.levels), generator):
             self._train(shrinking, samples, self.loss_fn, generator, progress)
             rows.append(self._seen(shrinking, samples)[:2])
+        if len(rows) != len(self.levels):
+            raise InputError(f"prune gave {len(rows)} levels; expected one for each of {self.levels}")
         return rows
 
     def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:

@@ -128,7 +128,6 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
     prune: GradualPruning = field(init=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         prune = gradual_channel_pruning(
             self.criterion,
             ignored_layers=self.ignored_layers,
@@ -137,3 +136,4 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
             output_transform=self.output_transform,
         )
         object.__setattr__(self, "prune", prune)
+        super().__post_init__()
