@@ -277,6 +277,7 @@ def _masked() -> nn.Module:
         (_network(), {"iterations": 0}, InputError, "iterations=0; expected at least 1"),
         (_network(), {"cost": "macs"}, InputError, "learning has no 'cost'"),
         (_network(), {"loader": _loader(2, 4, batch_size=1)}, InputError, "batchnorm='train' needs batches of at"),
+        (_network(), {"ignored_layers": "04"}, InputError, "ignored_layers is the string '04'; expected a list"),
         (_network(), {"ignored_layers": ["0", "4"]}, UnsupportedModelError, "calls no linear or convolutional layer"),
         (_masked(), {}, UnsupportedModelError, r"the weights of 0 are computed from others.*prune\.remove"),
     ],
@@ -294,6 +295,8 @@ def test_what_is_refused(model: nn.Module, options: dict[str, Any], error: Any, 
     [
         ({"9.weight": torch.ones(3)}, None, "logits of 9.weight; expected those of weights of this network"),
         ({"0.weight": torch.ones(3)}, None, "logits of 0.weight; expected"),
+        ({"0.bias": torch.ones(3)}, None, "logits of 0.bias; expected those of weights"),
+        ({"0.weight": torch.full((3, 2, 2), math.nan)}, None, "logits of 0.weight hold NaN"),
         ({}, None, "logits of no weight"),
         ({"0.weight": torch.ones(3, 2, 2)}, 1.0, "sparsity=1.0; expected at least 0, below 1"),
     ],
@@ -301,6 +304,12 @@ def test_what_is_refused(model: nn.Module, options: dict[str, Any], error: Any, 
 def test_masks_that_are_refused(logits: dict[str, Tensor], sparsity: float | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         masked_network(_network(), logits, sparsity=sparsity)
+
+
+def test_weight_under_a_mask_is_refused() -> None:
+    """A mask on what another one is computed from would not be there."""
+    with pytest.raises(InputError, match="logits of 0.weight_orig; expected those of weights"):
+        masked_network(_masked(), {"0.weight_orig": torch.ones(3, 2, 2)})
 
 
 def test_a_rest_of_one_sample_is_left_out() -> None:

@@ -147,12 +147,14 @@ def masked_network(model: nn.Module, logits: Mapping[str, Tensor], *, sparsity: 
         >>> masked_network(model, {"weight": torch.tensor([[1.5, -0.2, 0.1]])}, sparsity=0.67).weight_mask.tolist()
         [[1.0, 0.0, 0.0]]
     """
-    parameters = dict(model.named_parameters())
-    wrong = [name for name, pi in logits.items() if name not in parameters or parameters[name].shape != pi.shape]
+    weights = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "weight"}  # no bias, nor masked ones
+    wrong = [name for name, pi in logits.items() if name not in weights or weights[name].shape != pi.shape]
     if wrong or not logits:
         raise InputError(
             f"logits of {few_of(wrong) or 'no weight'}; expected those of weights of this network, of their shapes"
         )
+    if unclear := [name for name, pi in logits.items() if bool(pi.isnan().any())]:
+        raise InputError(f"logits of {few_of(unclear)} hold NaN; expected numbers")
     kept = {name: pi >= 0 for name, pi in logits.items()} if sparsity is None else _largest(logits, sparsity)
     dead = [name for name, keep in kept.items() if not bool(keep.any())]
     if dead:
@@ -191,6 +193,8 @@ def gated_weights(network: ScoredNetwork, batch: Batch, ignored_layers: Sequence
         >>> list(gated_weights(network, Batch(torch.ones(5, 3), torch.zeros(5), None, 0), ignored_layers=["2"]))
         ['0.weight']
     """
+    if isinstance(ignored_layers, str):
+        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
     layers = {name: m for name, m in network.model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
     unknown = [name for name in ignored_layers if name not in layers]
     if unknown:
