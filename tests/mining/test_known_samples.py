@@ -21,7 +21,23 @@ Y = torch.arange(N) % 3
 LOADER: DataLoader[Any] = DataLoader(TensorDataset(torch.eye(N, 5), Y), batch_size=4, shuffle=True)
 
 
-@pytest.mark.parametrize("given", [FLAGS, FLAGS.numpy(), FLAGS.tolist(), tuple(FLAGS.tolist())])
+def _read_only(flags: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As pandas gives the values of a series."""
+    flags.setflags(write=False)
+    return flags
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        FLAGS,
+        FLAGS.numpy(),
+        FLAGS.tolist(),
+        tuple(FLAGS.tolist()),
+        FLAGS.flip(0).numpy()[::-1],
+        _read_only(FLAGS.numpy().copy()),
+    ],
+)
 def test_flags_are_given_back_with_the_labels(given: Any) -> None:
     model = nn.Linear(5, 3).train()
     before = Snapshot(model)
@@ -36,6 +52,8 @@ def test_what_is_known_is_not_the_caller_s_tensor() -> None:
     known = KnownSamples(flags)
     flags[:] = False
     assert known.flags is not None and torch.equal(known.flags, FLAGS)
+    known.mine(nn.Linear(5, 3), LOADER).conflicting()[:] = True
+    assert torch.equal(known.flags, FLAGS)
 
 
 def test_scores_from_before() -> None:
@@ -64,6 +82,7 @@ def test_other_flags_are_another_run() -> None:
         (FLAGS[None], r"the known flags are bool of shape \(1, 11\)"),
         (np.array(["a"] * N), "the known flags are <U1"),
         (None, r"the known flags are object of shape \(\)"),
+        ([[True], [True, False]], "the known flags are no table"),
         (FLAGS & False, "no sample is bias-conflicting; expected some that are"),
         (FLAGS | True, "all 11 samples are bias-conflicting; expected some that are, and others"),
     ],

@@ -181,3 +181,32 @@ def test_mined_samples_print_in_a_line() -> None:
     assert repr(MinedSamples(torch.tensor([0.5, 0.25]).double(), torch.tensor([0, 1]))) == (
         "MinedSamples(2 samples, 2 classes, scores 0.25 to 0.5)"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64, torch.bool])
+def test_scores_of_any_type_are_numbers(dtype: torch.dtype) -> None:
+    mined = MinedSamples(torch.tensor([0, 1, 0, 0, 0, 1, 0]).to(dtype), torch.tensor([0, 0, 0, 1, 1, 1, 1]))
+    assert mined.scores.dtype == torch.float64
+    assert mined.conflicting().tolist() == [False, True, False, False, False, True, False]
+
+
+def test_one_sample_in_a_class_is_no_outlier_of_it() -> None:
+    mined = MinedSamples(torch.tensor([0.1, 0.9, 0.5, 0.7]), torch.tensor([2, 0, 1, 1]))
+    assert mined.conflicting(fraction_of_range=0.5).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scores": torch.tensor([0.1, float("nan"), 0.3])}, "and 1 are not finite; expected a finite number"),
+        ({"scores": torch.tensor([0.1, float("inf"), 0.3])}, "and 1 are not finite"),
+        ({"scores": torch.ones(3, 1)}, r"the scores have shape \(3, 1\)"),
+        ({"scores": torch.ones(0), "target": torch.ones(0)}, r"the scores have shape \(0,\)"),
+        ({"target": torch.arange(2)}, r"target has shape \(2,\); expected \(3,\)"),
+        ({"cut": torch.tensor([True])}, r"cut has shape \(1,\); expected \(3,\)"),
+        ({"levels": (0.0, 0.5), "confidence": torch.ones(1, 3)}, r"confidence has shape \(1, 3\); expected \(2, 3\)"),
+    ],
+)
+def test_what_is_no_score_of_each_sample(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MinedSamples(**{"scores": torch.ones(3), "target": torch.arange(3), **given})

@@ -79,11 +79,14 @@ class KnownSamples(Miner):
             return self.known
         flags = self.flags
         assert flags is not None
-        return MinedSamples(flags.double(), target, flags)
+        return MinedSamples(flags.double(), target, flags.clone())
 
 
 def _flags(known: Any) -> Tensor:
-    given = known.detach().cpu() if isinstance(known, Tensor) else np.asarray(known)
+    try:
+        given = known.detach().cpu() if isinstance(known, Tensor) else np.array(known)  # a copy: torch takes it as it is
+    except ValueError as error:
+        raise InputError(f"the known flags are no table ({error}); expected one boolean for each sample, (N,)") from None
     kind = str(given.dtype).removeprefix("torch.")
     if given.ndim != 1 or kind != "bool":
         raise InputError(

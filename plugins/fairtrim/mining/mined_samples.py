@@ -31,6 +31,9 @@ class MinedSamples:
         levels: Shares of the channels that were gone, (L,), first 0; of a miner that prunes.
         confidence: p(y_n | x_n) at each of them, (L, N) float64; None of one that doesn't.
 
+    Raises:
+        InputError: The scores are not finite or not (N,), or the others are not of N samples.
+
     Example:
         >>> mined = MinedSamples(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3]), target=torch.tensor([0, 0, 0, 1, 1]))
         >>> chosen = mined.conflicting(share_per_class=0.4)
@@ -45,6 +48,24 @@ class MinedSamples:
     cut: Tensor | None = None
     levels: Sequence[float] = ()
     confidence: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        scores = torch.as_tensor(self.scores).detach().cpu().double()
+        if scores.ndim != 1 or not len(scores) or not bool(torch.isfinite(scores).all()):
+            raise InputError(
+                f"the scores have shape {tuple(scores.shape)}, and {int((~scores.isfinite()).sum())} are not finite; "
+                "expected a finite number for each sample, (N,)"
+            )
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "target", torch.as_tensor(self.target).cpu())
+        shapes = {
+            "target": (self.target, scores.shape),
+            "cut": (self.cut, scores.shape),
+            "confidence": (self.confidence, (len(self.levels), len(scores))),
+        }
+        for name, (given, expected) in shapes.items():
+            if given is not None and given.shape != expected:
+                raise InputError(f"{name} has shape {tuple(given.shape)}; expected {tuple(expected)}")
 
     def __repr__(self) -> str:
         low, high = float(self.scores.min()), float(self.scores.max())
