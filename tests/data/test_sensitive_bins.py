@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,29 @@ def test_people_by_bins() -> None:
         ValidationSet.from_loader([batch[:2] for batch in loader], require_sensitive=False, bins=5, progress=False)
     with pytest.raises(InputError, match=r"have .* rows; expected as many of each"):
         ValidationSet(torch.eye(3), torch.ones(3), torch.zeros(3), ("a",), continuous=torch.ones(2))
+
+
+@pytest.mark.parametrize("values", [5, None, torch.tensor(3.0), (age for age in (18.0, 40.0))])
+def test_what_is_no_column(values: Any) -> None:
+    with pytest.raises(InputError, match=r"; expected numbers, \(N,\)"):
+        SensitiveBins.of(values)
+
+
+def test_another_feature_in_a_later_batch_is_refused() -> None:
+    x, y, ages = torch.eye(4), torch.tensor([0, 1, 0, 1]), torch.tensor([18.0, 40.0, 33.0, 61.0])
+    loader = [(x, y, {"age": ages}), (x, y, {"income": 1000 * ages})]
+    with pytest.raises(InputError, match="the sensitive feature of batch 1 is 'income' and that of the others 'age'"):
+        ValidationSet.from_loader(loader, bins=2, progress=False)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    people = ValidationSet.from_loader(_batches(20), bins=2, progress=False)
+    assert people.continuous is not None
+    for value in (float("nan"), float("inf")):
+        values = people.continuous.clone()
+        values[3] = value
+        with pytest.raises(InputError, match="continuous sensitive feature are not all finite"):
+            replace(people, continuous=values)
 
 
 def test_metric_frame_shows_deciles() -> None:

@@ -112,7 +112,13 @@ def continuous_column(values: Any, batch: int | None = None) -> tuple[str, Tenso
     It comes as sensitive features do: a tensor, an array, a series, a list, or a dict or data frame of one column.
     """
     where = "" if batch is None else f" of batch {batch}"
-    n_samples = len(next(iter(values.values()), [])) if isinstance(values, Mapping) else len(values)
+    try:
+        n_samples = len(next(iter(values.values()), [])) if isinstance(values, Mapping) else len(values)
+    except TypeError:
+        raise InputError(
+            f"the sensitive feature{where} is a {type(values).__name__}; expected numbers, (N,): a tensor, an array, a "
+            "series or a list"
+        ) from None
     columns = sensitive_columns(values, n_samples)
     if len(columns) != 1:
         raise InputError(

@@ -112,6 +112,8 @@ class ValidationSet:
             raise InputError(f"inputs, labels, groups and weights have {lengths} rows; expected as many of each")
         if self.weight is not None and not bool(((self.weight >= 0) & (self.weight < torch.inf)).all()):
             raise InputError("sample weights are negative or not finite; expected finite weights of at least 0")
+        if self.continuous is not None and not bool(torch.isfinite(self.continuous).all()):
+            raise InputError("the values of the continuous sensitive feature are not all finite; expected finite ones")
         if self.counterfactual is not None:
             here, there = ([_side(t) for t in tensors_of(x)] for x in (self.inputs, self.counterfactual))
             if here != there:
@@ -188,7 +190,13 @@ class ValidationSet:
                 if bins is None:
                     codes.append(encoder.encode(batch.sensitive, len(batch), batch.index).argmax(1))
                 else:
-                    feature, column = continuous_column(batch.sensitive, batch.index)
+                    name, column = continuous_column(batch.sensitive, batch.index)
+                    if continuous and name != feature:
+                        raise InputError(
+                            f"the sensitive feature of batch {batch.index} is {name!r} and that of the others "
+                            f"{feature!r}; expected the same one in every batch"
+                        )
+                    feature = name
                     continuous.append(column)
         if bins is not None:
             values = torch.cat(continuous)
