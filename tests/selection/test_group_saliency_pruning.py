@@ -287,6 +287,7 @@ def test_privileged_side_is_found_from_accuracies() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a word": ({"only_negative": "no"}, "only_negative='no'; expected True or False"),
     "measure": ({"measure": "eodds"}, r"measure='eodds' is not a bias measure \(did you mean 'eodd'\?\)"),
     "target": ({"target": -0.1}, "target=-0.1; expected at least 0"),
     "ratio": ({"pruning_ratio": 1.0}, "pruning_ratio=1.0; expected above 0, below 1"),
@@ -355,3 +356,24 @@ def test_print_fits_in_a_hundred_columns() -> None:
     assert shown[0] == 0 and shown[-1] == len(found.history) - 1 and len(shown) <= 12
     with pytest.raises(InputError, match="iteration=99; expected 0 to"):
         found.model_at(99)
+
+
+def test_groups_that_only_rank_or_only_judge_are_told() -> None:
+    model, people = CASES["mlp"].model(), _everybody(45, 3)
+    ((x, y, a),) = people
+    few = [(x[a != 7], y[a != 7], a[a != 7])]
+    found = _pruned(model, people, held_out=few, pruning_ratio=0.2, iterative_steps=2, privileged=3)
+    assert (found.privileged, found.unprivileged) == (("3",), ("5", "7"))
+    assert found.flags[0] == "7: weights are ranked by them too, and nobody of them judges"
+    found = _pruned(model, few, held_out=people, pruning_ratio=0.2, iterative_steps=2, privileged=3)
+    assert found.unprivileged == ("5",)
+    assert found.flags[0].startswith("7: of neither side, so that their harm does not count")
+    read: list[int] = []
+
+    def loader() -> Any:
+        read.append(1)
+        yield from people
+
+    with pytest.raises(InputError, match="privileged=7 is not a sensitive group in the data"):
+        _pruned(model, loader(), held_out=few, privileged=7)
+    assert not read

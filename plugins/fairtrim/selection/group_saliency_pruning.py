@@ -22,7 +22,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 from tqdm.auto import tqdm
 
-from fairtrim.arguments import few_of, require_number
+from fairtrim.arguments import few_of, require_flag, require_number
 from fairtrim.criteria import GroupSaliency
 from fairtrim.damage.loss_expansion import Curvature
 from fairtrim.damage.weight_saliency import squared_gradients
@@ -42,6 +42,8 @@ from fairtrim.repair.working_copy import copied_network
 __all__ = ["GroupSaliencyPruning", "MaskingStep", "prune_by_group_saliency"]
 
 Stopped = Literal["target met", "pruning ratio reached", "no negative score left", "constant classifier"]
+
+_Sides = tuple[tuple[GroupName, ...], tuple[GroupName, ...]]
 
 _WIDTH, _ROWS, _GROUPS, _NAME = 99, 12, 4, 11
 _CERTAIN = NormalDist().inv_cdf(0.975)
@@ -238,6 +240,7 @@ def prune_by_group_saliency(
         require_number("target", target, at_least=0)
     require_number("pruning_ratio", pruning_ratio, above=0, below=1)
     require_number("iterative_steps", iterative_steps, at_least=1, whole=True)
+    require_flag("only_negative", only_negative)
     criterion = GroupSaliency(privileged, unprivileged, beta)
     _refuse_masks(model)
     with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
@@ -252,6 +255,7 @@ def prune_by_group_saliency(
         judge = _Judge(network, people, measure)
         history, before = [judge.step(0, 0.0)], judge.given
         criterion, flags = _with_sides(criterion, people, list(history[0].group_accuracy.values()))
+        sides = _side_names(criterion, people.groups, people.features)
         masked_in = torch.zeros(n_weights, dtype=torch.int32)
         stopped = _ended(history[0], measure, target)
         goals = _goals(n_weights, pruning_ratio, iterative_steps)
@@ -259,7 +263,7 @@ def prune_by_group_saliency(
             for iteration, goal in enumerate(bar, 1):
                 if stopped is not None:
                     break
-                scores = _scores(
+                scores, sides = _scores(
                     network, loader, weights, criterion, curvature=curvature, loss_fn=loss_fn, names=sensitive_names
                 )
                 masked = masked_in > 0
@@ -275,7 +279,7 @@ def prune_by_group_saliency(
                 stopped = _ended(history[-1], measure, target)
         figures = judge.figures(before)
         of_layers = in_shapes_of(weights, masked_in)
-        privileged, unprivileged = _side_names(criterion, people)
+        privileged, unprivileged = sides
         return GroupSaliencyPruning(
             model=_masked(template, of_layers, len(history) - 1),
             stopped=stopped or "pruning ratio reached",
@@ -285,7 +289,7 @@ def prune_by_group_saliency(
             unprivileged=unprivileged,
             history=tuple(history),
             figures=figures,
-            flags=(*flags, *_flags(history, figures, measure, target)),
+            flags=(*flags, *_elsewhere(sides, people.groups), *_flags(history, figures, measure, target)),
             n_weights=n_weights,
             people=len(people),
             _template=template,
@@ -343,8 +347,8 @@ def _scores(
     curvature: Curvature,
     loss_fn: LossFunction,
     names: SensitiveNames | None,
-) -> Tensor:
-    """s_i of the network as it is masked so far, (W,)."""
+) -> tuple[Tensor, _Sides]:
+    """s_i of the network as it is masked so far, (W,), and the groups of both sides."""
     table, squares = squared_gradients(
         network.model,
         loader,
@@ -360,7 +364,8 @@ def _scores(
     criterion.check(table)
     score = criterion.bind(table)
     saliency = (0.5 * weight.cpu().double().square() * squares[name] for name, weight in weights.items())
-    return torch.cat([score(of_groups).flatten() for of_groups in saliency])
+    scores = torch.cat([score(of_groups).flatten() for of_groups in saliency])
+    return scores, _side_names(criterion, table.sensitive_groups, table.features)
 
 
 class _Judge:
@@ -434,14 +439,24 @@ def _with_sides(
     return found, [text + ("; that may be chance: name privileged=" if chance else "")]
 
 
-def _side_names(criterion: GroupSaliency, people: ValidationSet) -> tuple[tuple[GroupName, ...], tuple[GroupName, ...]]:
+def _side_names(
+    criterion: GroupSaliency, groups: Sequence[GroupName], features: Sequence[str]
+) -> _Sides:
     """The groups of both sides."""
-    groups, features = people.groups, people.features or None
     privileged = match_groups(criterion.privileged, groups, features, "privileged")
     others = [g for g in range(len(groups)) if g not in privileged]
     if criterion.unprivileged is not None:
         others = match_groups(criterion.unprivileged, groups, features, "unprivileged")
     return tuple(groups[g] for g in privileged), tuple(groups[g] for g in others)
+
+
+def _elsewhere(sides: Sequence[Sequence[GroupName]], judged: Sequence[GroupName]) -> Iterator[str]:
+    """Groups that rank weights and judge none of them, or the other way round."""
+    ranking = [group for side in sides for group in side]
+    if unjudged := [group for group in ranking if group not in judged]:
+        yield f"{_named(unjudged)}: weights are ranked by them too, and nobody of them judges"
+    if unranked := [group for group in judged if group not in ranking]:
+        yield f"{_named(unranked)}: of neither side, so that their harm does not count; the gap is over them too"
 
 
 def _flags(
