@@ -97,3 +97,32 @@ def test_refused() -> None:
         eopp0([], [], sensitive_features=[])
     with pytest.raises(InputError, match="is missing for 1 of 2 people"):
         eopp1([0, 1], [0, 1], sensitive_features=pd.Series(["a", None]))
+
+
+_SIX = {"y_true": [0, 1, 1, 0, 1, 1], "y_pred": [0, 1, 0, 0, 0, 0], "sensitive_features": list("aaabbb")}
+
+
+def test_labels_go_by_place_whatever_their_index_and_kind() -> None:
+    """Accuracies of label 1: a half among a's, none among b's."""
+    turned = pd.Series(_SIX["y_true"], index=[5, 4, 3, 2, 1, 0]), pd.Series(_SIX["sensitive_features"], index=range(7, 13))
+    words = {name: pd.Series(_SIX[name]).map({0: "no", 1: "yes"}).astype("category") for name in ("y_true", "y_pred")}
+    assert eopp1(turned[0], _SIX["y_pred"], sensitive_features=turned[1]) == 0.5
+    assert eopp1(**words, sensitive_features=_SIX["sensitive_features"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"y_true": [None, 1, 1, 0, 1, 1]}, "1 labels or predictions are missing"),
+        ({"y_pred": [math.nan, 1, 1, 0, 1, math.nan]}, "2 labels or predictions are missing"),
+        ({"y_true": pd.Series([1, None, 1, 0, 1, 1], dtype="Int64")}, "1 labels or predictions are missing"),
+        ({"y_true": list("011011")}, "are strings and some are not"),
+        ({"y_true": np.array([0, "1", 1, 0, 1, 1], dtype=object)}, "are strings and some are not"),
+        ({"sample_weight": [-1, 1, 1, 1, 1, 1]}, "sample weights are negative or not finite"),
+        ({"sample_weight": [math.nan, 1, 1, 1, 1, 1]}, "sample weights are negative or not finite"),
+        ({"sample_weight": ["heavy"] * 6}, "sample weights are no numbers"),
+    ],
+)
+def test_what_is_no_label_or_weight(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        eodd(**{**_SIX, **given})

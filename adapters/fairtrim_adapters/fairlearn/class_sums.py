@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from fairtrim import InputError
@@ -36,7 +37,8 @@ def eopp0(
         In 0 … K; NaN if a group has nobody that a rate is defined for: merge or drop the group, or the class.
 
     Raises:
-        InputError: The columns don't have N rows, or a sensitive feature is missing or a fraction.
+        InputError: The columns don't have N rows, something is missing, labels and predictions are of two kinds, a
+            weight is negative, or a sensitive feature is a fraction.
 
     Example:
         >>> eopp0([0, 1, 2, 2, 1, 0], [0, 1, 2, 2, 2, 0], sensitive_features=["a", "a", "a", "b", "b", "b"])
@@ -93,10 +95,21 @@ def eodd(
 def _class_sum(measure: str, y_true: Any, y_pred: Any, sensitive_features: Any, sample_weight: Any) -> float:
     target, given = np.asarray(y_true), np.asarray(y_pred)
     n = target.size
-    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    try:
+        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError("the sample weights are no numbers; expected finite weights of at least 0, (N,)") from None
     shapes = [column.shape for column in (target, given, weight) if column is not None]
     if not n or any(shape != (n,) for shape in shapes):
         raise InputError(f"labels, predictions and weights have the shapes {shapes}; expected (N,) each, N at least 1")
+    if weight is not None and not (np.isfinite(weight) & (weight >= 0)).all():
+        raise InputError("sample weights are negative or not finite; expected finite weights of at least 0, (N,)")
+    missing = int(pd.isna(target).sum() + pd.isna(given).sum())
+    if missing:
+        raise InputError(f"{missing} labels or predictions are missing; expected one for each person")
+    words = {isinstance(label, str) for label in np.concatenate([target.astype(object), given.astype(object)])}
+    if len(words) > 1:
+        raise InputError("some labels or predictions are strings and some are not; expected both of one kind")
     classes, code = np.unique(np.concatenate([target, given]), return_inverse=True)
     labels = torch.from_numpy(code.reshape(2, n))
     member = SensitiveEncoder().encode(sensitive_columns(sensitive_features, n), n)
