@@ -390,6 +390,56 @@ def test_nobody_without_weight_has_a_column() -> None:
         to_tensors(dataset).group_weights()
 
 
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0])
+def test_weights_that_are_none_are_refused(weight: float) -> None:
+    dataset = _binary(30)
+    dataset.instance_weights = dataset.instance_weights.copy()
+    dataset.instance_weights[3:5] = weight
+    message = "2 of 30 instance weights are negative or not finite"
+    with pytest.raises(InputError, match=message):
+        to_tensors(dataset)
+    with pytest.raises(InputError, match=message):
+        to_validation_set(dataset, **SEX)
+    with pytest.raises(InputError, match="1 of 2 instance weights are negative or not finite"):
+        _two(weight=torch.tensor([1.0, weight]))
+
+
+def test_an_attribute_that_is_missing_has_no_group() -> None:
+    dataset = _binary(30)
+    dataset.protected_attributes = dataset.protected_attributes.copy()
+    dataset.protected_attributes[3] = np.nan
+    with pytest.raises(InputError, match="is missing for somebody; leave those people out"):
+        to_tensors(dataset).group_weights()
+
+
+# --- from tensors --------------------------------------------------------------------------------------------------
+
+
+def _two(**given: Any) -> Any:
+    """Two people."""
+    plain = {"inputs": torch.eye(2), "target": torch.tensor([1, 0]), "protected_attributes": ["sex"]}
+    return from_tensors(**{"feature_names": ["a", "sex"], **plain, **given})
+
+
+def test_arrays_are_taken_like_tensors() -> None:
+    assert _two(inputs=np.eye(2), target=np.array([1, 0]), weight=[1.0, 1.0]) == _two()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"favorable_label": "yes", "unfavorable_label": "no"}, r"the labels \['yes', 'no'\] are no numbers"),
+        ({"favorable_label": ["yes"], "unfavorable_label": ["no"]}, r"the labels \['yes'\] are no numbers"),
+        ({"favorable_label": float("nan")}, r"the labels \[nan, 0.0\] are not finite"),
+        ({"favorable_label": [1, float("nan")], "unfavorable_label": [0]}, r"the labels \[1, nan\] are not finite"),
+        ({"protected_attributes": {"town": ["a", "b"]}}, "'town' holds values that are no numbers; expected codes"),
+    ],
+)
+def test_words_are_no_codes(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _two(**given)
+
+
 # --- string columns ------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +482,12 @@ def test_string_columns_are_cast_with_a_word(dtype: Any) -> None:
     assert dataset.labels[:4, 0].tolist() == [1.0, 0.0, 0.0, 1.0]
     people = to_validation_set(dataset, **SEX)
     assert people.group.tolist() == [0, 1] * 12
+
+
+def test_two_string_columns_of_one_name() -> None:
+    with pytest.warns(UserWarning, match="^cast from strings .dtype string. to object, as AIF360 expects: 'x'$"):
+        cast = strings_as_objects(pd.DataFrame([["a", "b"]], columns=["x", "x"], dtype="string"))
+    assert [str(dtype) for dtype in cast.dtypes] == ["object", "object"]
 
 
 def test_tables_without_strings_are_left_in_silence() -> None:

@@ -87,6 +87,8 @@ class DatasetTensors:
                 "weights above 0: leave those people out"
             )
         columns = torch.stack([self.protected_attributes[name] for name in names], 1)
+        if bool(columns.isnan().any()):
+            raise InputError(f"one of the protected attributes {names} is missing for somebody; leave those people out")
         crossings, member = torch.unique(columns, dim=0, return_inverse=True)
         return {
             ", ".join(f"{name}={plain_code(value)}" for name, value in zip(names, crossing, strict=True)): (
@@ -111,8 +113,7 @@ def classes_of(dataset: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bo
     Two are the unfavorable and the favorable one, in this order, so that class 1 is the favorable one; more are sorted.
     """
     favorable, unfavorable = (
-        np.unique(np.asarray(labels, dtype=np.float64))
-        for labels in (dataset.favorable_label, dataset.unfavorable_label)
+        np.unique(_numbers(labels, "labels")) for labels in (dataset.favorable_label, dataset.unfavorable_label)
     )
     both = np.intersect1d(favorable, unfavorable)
     if len(both) or not len(favorable) or not len(unfavorable):
@@ -170,6 +171,25 @@ def inputs_of(dataset: Any, names: Sequence[str], dtype: torch.dtype) -> Tensor:
     return inputs
 
 
+def _numbers(values: Any, what: str) -> npt.NDArray[np.float64]:
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"the {what} {values!r} are no numbers; AIF360's datasets hold numbers: expected codes") from None
+    if not np.isfinite(numbers).all():
+        raise InputError(f"the {what} {values!r} are not finite; expected finite numbers")
+    return numbers
+
+
+def _weights(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    wrong = int((~(np.isfinite(weight) & (weight >= 0))).sum())
+    if wrong:
+        raise InputError(
+            f"{wrong} of {len(weight)} instance weights are negative or not finite; expected finite ones of at least 0"
+        )
+    return weight
+
+
 def _rows(values: Any, dataset: Any, what: str) -> npt.NDArray[np.float64]:
     column = np.asarray(values, dtype=np.float64).reshape(-1)
     if len(column) != len(dataset.features):
@@ -218,7 +238,7 @@ def to_tensors(
     return DatasetTensors(
         inputs=inputs_of(dataset, names, dtype),
         target=torch.tensor(of_class.argmax(1), dtype=torch.int64),
-        weight=torch.tensor(_rows(dataset.instance_weights, dataset, "instance weights")),
+        weight=torch.tensor(_weights(_rows(dataset.instance_weights, dataset, "instance weights"))),
         feature_names=tuple(names),
         protected_attributes={
             name: torch.tensor(protected[:, position])
@@ -285,7 +305,8 @@ def from_tensors(
     """
     names = [str(name) for name in feature_names]
     _check_names(names, "the feature names")
-    features, labels = inputs.detach().double().cpu().numpy(), target.detach().double().cpu().reshape(-1).numpy()
+    features, labels = (torch.as_tensor(given).detach().double().cpu().numpy() for given in (inputs, target))
+    labels = labels.reshape(-1)
     if features.ndim != 2 or features.shape[1] != len(names):
         raise InputError(f"the inputs have shape {tuple(features.shape)} for {len(names)} names; expected (N, D)")
     kind, sides = _kind_of(favorable_label, unfavorable_label)
@@ -325,29 +346,34 @@ def from_tensors(
     if not np.isfinite(table.to_numpy()).all():
         bad = [str(name) for name in table if not np.isfinite(table[name]).all()]
         raise InputError(f"{bad} hold values that are not finite; expected finite numbers")
+    weights = None if weight is None else _weights(_column(weight, "weight", len(table)))
     table[label_name] = classes[labels.astype(np.int64)]
     dataset = kind(**sides, df=table, label_names=[label_name], protected_attribute_names=list(protected))
     dataset.features[:, : len(names)] = features  # a protected attribute may be scaled among them
-    if weight is not None:
-        dataset.instance_weights = _column(weight, "weight", len(table))
+    if weights is not None:
+        dataset.instance_weights = weights
     return dataset
 
 
 def _kind_of(favorable: Any, unfavorable: Any) -> tuple[Any, dict[str, Any]]:
     """AIF360's class for such labels, and the labels as it wants them."""
     if np.ndim(favorable) == np.ndim(unfavorable) == 0:
+        _numbers([favorable, unfavorable], "labels")
         if favorable == unfavorable:
             raise InputError(f"favorable_label and unfavorable_label are both {favorable}; expected two values")
         return BinaryLabelDataset, {"favorable_label": favorable, "unfavorable_label": unfavorable}
     lists = {
-        name: np.atleast_1d(np.asarray(labels, dtype=np.float64)).tolist()
+        name: np.atleast_1d(_numbers(labels, "labels")).tolist()
         for name, labels in (("favorable_label", favorable), ("unfavorable_label", unfavorable))
     }
     return MulticlassLabelDataset, lists
 
 
 def _column(values: Tensor, name: str, n_rows: int) -> npt.NDArray[np.float64]:
-    column = torch.as_tensor(values).detach().double().cpu().reshape(-1).numpy().copy()
+    try:
+        column = torch.as_tensor(values).detach().double().cpu().reshape(-1).numpy().copy()
+    except (TypeError, ValueError):
+        raise InputError(f"{name!r} holds values that are no numbers; expected codes, such as 0 and 1") from None
     if len(column) != n_rows:
         raise InputError(f"{name!r} has {len(column)} values for {n_rows} inputs; expected as many")
     return column

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim import InputError
+from fairtrim.arguments import require_number
 from fairtrim.comparison.predictions import predict
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.devices import floating_type
@@ -123,7 +124,6 @@ def predict_dataset(
         [[0.0], [1.0]]
     """
     check_dataset(dataset)
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}; expected at least 1")
+    require_number("batch_size", batch_size, at_least=1, whole=True)
     inputs = inputs_of(dataset, feature_names_of(dataset, features), floating_type(model))
     return to_dataset(dataset, scores_of(ScoredNetwork(model, forward_fn, output_transform), inputs, batch_size))

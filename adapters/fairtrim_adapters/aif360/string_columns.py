@@ -39,10 +39,10 @@ def strings_as_objects(table: pd.DataFrame) -> pd.DataFrame:
     """
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"table is a {type(table).__name__}; expected a pandas.DataFrame")
-    found = [name for name, dtype in table.dtypes.items() if isinstance(dtype, pd.StringDtype)]
+    found = {name: dtype for name, dtype in table.dtypes.items() if isinstance(dtype, pd.StringDtype)}
     if found:
         warnings.warn(
-            f"cast from strings (dtype {table.dtypes[found[0]]}) to object, as AIF360 expects: "
+            f"cast from strings (dtype {next(iter(found.values()))}) to object, as AIF360 expects: "
             f"{few_of([repr(name) for name in found])}",
             stacklevel=2,
         )
