@@ -618,7 +618,7 @@ def test_wrong_datasets() -> None:
         (structured, "is a StructuredDataset; expected an"),
         (other_labels, r"has the labels \[4.0\] beside the favorable_label 1.0 and the unfavorable_label 0.0; expect"),
         (infinite, r"the features \['b'\] hold values that are not finite as torch.float32"),
-        (negative, "sample weights are negative"),
+        (negative, "instance weights are negative"),
         (longer, "has 291 instance weights and 290 rows"),
         (one_label, "everybody in the validation data has label 1"),
     ):

@@ -171,3 +171,21 @@ def test_refused_arguments() -> None:
     ):
         with pytest.raises(InputError, match=message):
             parity_gradient(model, people, groups, progress=False, **arguments)
+
+
+def test_probabilities_are_no_scores() -> None:
+    """A softmax of a softmax is a smaller bias; a sigmoid's output selects everybody."""
+    case = CASES["mlp"]
+    model, (x, y, a) = case.model(), _people(case, 3, 2)
+    groups, first = case.plan(model).groups, model(x).detach()[:, :1]
+    middle, width = first.median(), first.std()
+    for labels, transform, message in (
+        (y, lambda scores: scores.softmax(1), "the network returns probabilities: the scores of every sample"),
+        (
+            (y > 0).long(),
+            lambda scores: (4 * (scores[:, :1] - middle) / width).sigmoid(),
+            "the network returns probabilities: its 29 scores lie in",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            parity_gradient(model, _batches(x, labels, a), groups, output_transform=transform, progress=False)

@@ -358,6 +358,15 @@ def test_print_fits_in_a_hundred_columns() -> None:
         found.model_at(99)
 
 
+def test_a_sigmoid_s_output_is_no_score() -> None:
+    """Everybody would get label 1, and the network be taken for a constant classifier."""
+    ((x, y, a),) = _everybody(45, 3)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()).double()
+    loss: Any = nn.functional.binary_cross_entropy
+    with pytest.raises(InputError, match="its single score is the output of a sigmoid"):
+        _pruned(model, [(x, (y == 1).double(), a)], loss_fn=lambda f, t: loss(f[:, 0], t))
+
+
 def test_groups_that_only_rank_or_only_judge_are_told() -> None:
     model, people = CASES["mlp"].model(), _everybody(45, 3)
     ((x, y, a),) = people

@@ -21,6 +21,7 @@ from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import GroupCounts, canonical_measure, rates
 from fairtrim.measures.scores import probabilities
+from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.processes import Processes
 
@@ -115,7 +116,7 @@ def parity_gradient(
         torch.enable_grad(),
         hooked_gates(model, sites, len(columns)) as gates,
     ):
-        checked = False
+        checked, seen = False, ProbabilityScores()
         for batch in reading.batches(loader, network.device, "parity gradient", allow_empty=processes.count > 1):
             if batch.sensitive is None:
                 refuse_nobody(batch)
@@ -123,6 +124,9 @@ def parity_gradient(
             scores = network.scores(batch)
             if not bool(torch.isfinite(scores).all()):
                 raise InputError("the network's scores are not finite; check the inputs and the weights for NaN")
+            seen.add(scores)
+            if seen.shares:
+                refuse_shares("the network")
             with torch.autocast(network.device.type, enabled=False):  # the caller's is for the network
                 if not checked and len(batch) > 1:
                     check_independence(gates, scores, batch)
@@ -130,6 +134,7 @@ def parity_gradient(
                 if not checked:
                     check_connected(gates, channel_groups)
                 checked = checked or len(batch) > 1
+        seen.check_single("the network")
     places = encoder.share(processes)
     of_groups, slopes = sums.merged(processes, places, len(encoder.groups))
     names, sides = _sides(encoder, privileged)

@@ -33,9 +33,10 @@ from fairtrim.errors import InputError
 from fairtrim.measures.class_sums import CLASS_SUMS, class_sum
 from fairtrim.measures.group_counts import GroupCounts, bias, canonical_measure, performance, rates
 from fairtrim.measures.objective import Objective, labels_given
+from fairtrim.network.probability_scores import label_scores
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.network.weight_masks import in_shapes_of, mask_weights
-from fairtrim.preservation import in_mode, preserved_random_state
+from fairtrim.preservation import preserved_random_state
 from fairtrim.repair.figures import Figure, figures_of, group_label, moved
 from fairtrim.repair.working_copy import copied_network
 
@@ -384,8 +385,9 @@ class _Judge:
         """The network as it is now."""
         people = self._people
         batches = people.batches(1024, self._network.device)
-        with in_mode(self._network.model, training=False):
-            scores = torch.cat([self._network.scores(batch) for _, batch in batches]).cpu().double()
+        watch = iteration == 0
+        given = [label_scores("the network", self._network, batch, watch=watch) for _, batch in batches]
+        scores = torch.cat(given).cpu().double()
         if not bool(torch.isfinite(scores).all()):
             raise InputError("the network gives scores that are not finite; expected finite ones")
         if iteration == 0:
