@@ -7,7 +7,6 @@ from bias-aligned samples. No formula and no code is public: everything here is 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,6 +20,7 @@ from fairtrim.arguments import drawn_seed, renamed, require_number
 from fairtrim.data.batches import LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
+from fairtrim.network.copied_network import copied_network
 from fairtrim.network.losses import generalized_cross_entropy
 
 from .mined_samples import MinedSamples
@@ -136,7 +136,7 @@ class AccumulatedConfidence(TrainingMiner):
     ) -> list[tuple[Tensor, Tensor]]:
         """Confidence and correctness of every sample at each level of one run, (N,) each."""
         samples, generator = IndexedSamples(loader), torch.Generator().manual_seed(seed)
-        shrinking = copy.deepcopy(model)
+        shrinking = copied_network(model)
         rows = []
         for _ in self.prune(shrinking, samples, list(self.levels), generator):
             self._train(shrinking, samples, self.loss_fn, generator, progress)

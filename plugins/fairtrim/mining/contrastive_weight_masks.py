@@ -6,7 +6,6 @@ whole channels, which make it so, are in ``contrastive_gates``.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from fairtrim.arguments import RandomState, few_of, require_number
 from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.network.copied_network import copied_network
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.network.weight_masks import holders_of, in_shapes_of, mask_weights
 from fairtrim.preservation import insist, preserved_model, preserved_random_state, remove_hooks
@@ -159,7 +159,7 @@ def masked_network(model: nn.Module, logits: Mapping[str, Tensor], *, sparsity: 
     dead = [name for name, keep in kept.items() if not bool(keep.any())]
     if dead:
         warnings.warn(f"every weight of {few_of(dead)} is closed, and nothing passes through there", stacklevel=2)
-    sparse = copy.deepcopy(model)
+    sparse = copied_network(model)
     mask_weights(sparse, kept)
     return sparse
 

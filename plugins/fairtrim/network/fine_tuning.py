@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TypedDict, Unpack
@@ -21,6 +20,7 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.preservation import in_mode, seeded
 
 from .batchnorm import batchnorm_layers
+from .copied_network import copied_network
 from .held_out import BestEpoch, cells_of, check_held_out, held_out_samples
 from .losses import contrastive_loss
 from .output_layer import FeatureTap
@@ -40,9 +40,9 @@ def reinitialized(model: nn.Module, random_state: RandomState) -> nn.Module:
         The copy.
 
     Raises:
-        UnsupportedModelError: A layer can't be drawn anew.
+        UnsupportedModelError: A layer can't be drawn anew, or the network not be copied.
     """
-    fresh = copy.deepcopy(model)
+    fresh = copied_network(model)
     stubborn = [
         name or type(module).__name__
         for name, module in fresh.named_modules()

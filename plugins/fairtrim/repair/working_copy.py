@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +15,11 @@ from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import UnsupportedModelError
 from fairtrim.measures.group_counts import GroupCounts
 from fairtrim.measures.scores import label_losses
+from fairtrim.network.copied_network import copied_network
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 
-__all__ = ["WorkingCopy", "copied_network"]
+__all__ = ["WorkingCopy"]
 
 
 class WorkingCopy:
@@ -168,16 +168,3 @@ class WorkingCopy:
         """A progress bar."""
         with tqdm(total=total, desc=description + self.stage, leave=False, disable=not self.progress) as shown:
             yield shown
-
-
-def copied_network(model: nn.Module) -> nn.Module:
-    """A copy without gradients, or an error that says why there is none."""
-    try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise UnsupportedModelError(
-            f"the network can't be copied ({error}); expected one that copy.deepcopy takes: remove weight norms "
-            "and tensors kept from a forward pass"
-        ) from error
-    copied.zero_grad(set_to_none=True)
-    return copied

@@ -33,12 +33,12 @@ from fairtrim.errors import InputError
 from fairtrim.measures.class_sums import CLASS_SUMS, class_sum
 from fairtrim.measures.group_counts import GroupCounts, bias, canonical_measure, performance, rates
 from fairtrim.measures.objective import Objective, labels_given
+from fairtrim.network.copied_network import copied_network
 from fairtrim.network.probability_scores import label_scores
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.network.weight_masks import in_shapes_of, mask_weights
 from fairtrim.preservation import preserved_random_state
 from fairtrim.repair.figures import Figure, figures_of, group_label, moved
-from fairtrim.repair.working_copy import copied_network
 
 __all__ = ["GroupSaliencyPruning", "MaskingStep", "prune_by_group_saliency"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +26,7 @@ from fairtrim.mining.known_samples import KnownSamples
 from fairtrim.mining.mined_samples import MinedSamples, require_some_mined
 from fairtrim.mining.miner import Miner, seen_labels
 from fairtrim.network.batchnorm import batchnorm_layers
+from fairtrim.network.copied_network import copied_network
 from fairtrim.network.fine_tuning import FineTuning, check_trainable, fine_tune
 from fairtrim.network.held_out import check_held_out, held_out_samples
 from fairtrim.network.losses import require_class_scores
@@ -344,7 +344,7 @@ def begin(
     everything = {**start, "levels": list(levels), **settings.plain(), **plain_settings(dict(own))}
     resumption = Resumption(settings.folder, everything)
     finished = resumption.load()
-    shrinking, batch = dense.of(copy.deepcopy(dense.model)), samples.first(dense.device)
+    shrinking, batch = dense.of(copied_network(dense.model)), samples.first(dense.device)
     if masked:
         pruner = None
         gated_weights(dense, batch, settings.ignored_layers)
