@@ -107,6 +107,16 @@ def test_what_is_no_column(values: Any) -> None:
         SensitiveBins.of(values)
 
 
+def test_bins_by_hand() -> None:
+    made = SensitiveBins([1, 3], ("low", "middle", "high"))  # type: ignore[arg-type]
+    assert made([0, 1, 2, 3]).tolist() == [0, 1, 1, 2]
+    for edges in ([3.0, 1.0], [1.0, 1.0], [1.0, float("nan")]):
+        with pytest.raises(InputError, match="expected increasing finite numbers"):
+            SensitiveBins(torch.tensor(edges), made.names)
+    with pytest.raises(InputError, match="1 names for 2 edges; expected one more"):
+        SensitiveBins(made.edges, ("all",))
+
+
 def test_another_feature_in_a_later_batch_is_refused() -> None:
     x, y, ages = torch.eye(4), torch.tensor([0, 1, 0, 1]), torch.tensor([18.0, 40.0, 33.0, 61.0])
     loader = [(x, y, {"age": ages}), (x, y, {"income": 1000 * ages})]

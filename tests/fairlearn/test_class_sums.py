@@ -104,7 +104,10 @@ _SIX = {"y_true": [0, 1, 1, 0, 1, 1], "y_pred": [0, 1, 0, 0, 0, 0], "sensitive_f
 
 def test_labels_go_by_place_whatever_their_index_and_kind() -> None:
     """Accuracies of label 1: a half among a's, none among b's."""
-    turned = pd.Series(_SIX["y_true"], index=[5, 4, 3, 2, 1, 0]), pd.Series(_SIX["sensitive_features"], index=range(7, 13))
+    turned = (
+        pd.Series(_SIX["y_true"], index=[5, 4, 3, 2, 1, 0]),
+        pd.Series(_SIX["sensitive_features"], index=range(7, 13)),
+    )
     words = {name: pd.Series(_SIX[name]).map({0: "no", 1: "yes"}).astype("category") for name in ("y_true", "y_pred")}
     assert eopp1(turned[0], _SIX["y_pred"], sensitive_features=turned[1]) == 0.5
     assert eopp1(**words, sensitive_features=_SIX["sensitive_features"]) == 0.5

@@ -308,7 +308,7 @@ def test_masks_that_are_refused(logits: dict[str, Tensor], sparsity: float | Non
 
 def test_weight_under_a_mask_is_refused() -> None:
     """A mask on what another one is computed from would not be there."""
-    with pytest.raises(InputError, match="logits of 0.weight_orig; expected those of weights"):
+    with pytest.raises(InputError, match=r"logits of 0\.weight_orig; expected those of weights"):
         masked_network(_masked(), {"0.weight_orig": torch.ones(3, 2, 2)})
 
 

@@ -50,7 +50,7 @@ def test_figures_are_the_plain_ones(n_outputs: int, weighted: bool) -> None:
 
 def test_what_is_refused() -> None:
     people, model = some_people(), begun_network()
-    with pytest.raises(InputError, match="attributes is empty"):
+    with pytest.raises(InputError, match=r"attributes=\{\}; expected flips by name"):
         biased_attributes(model, people, {})
     with pytest.raises(InputError, match="delta"):
         biased_attributes(model, people, FLIPS, -0.1)
@@ -91,3 +91,19 @@ def test_attributes_of_many_values(n_outputs: int) -> None:
     assert (one.worst_bias, one.any_flip) == (one.bias, one.flips) and one.bias != found.bias
     with pytest.raises(InputError, match=r"\['town'\] have no flips"):
         biased_attributes(model, people, {"town": []})
+
+
+def test_what_has_no_figures_is_refused() -> None:
+    people, model, one = some_people(83), begun_network(2), {"first": FLIPS["first"]}
+    massless = replace(people, weight=torch.zeros(83))
+    with pytest.raises(InputError, match="the people are nobody, or have no weight"):
+        biased_attributes(model, massless, one)
+    with pytest.raises(InputError, match=r"attributes=\[3\]; expected flips by name, e\.g\. \{'sex'"):
+        biased_attributes(model, people, [3])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"\['first'\] have no flips"):
+        biased_attributes(model, people, {"first": 3})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="batch_size=2.5; expected a whole number"):
+        biased_attributes(model, people, one, batch_size=2.5)  # type: ignore[arg-type]
+    for n_outputs, transform in ((2, lambda f: f.softmax(1)), (1, lambda f: (9 * (f - f.mean()) / f.std()).sigmoid())):
+        with pytest.raises(InputError, match="the network returns probabilities"):
+            biased_attributes(begun_network(n_outputs), people, one, output_transform=transform)

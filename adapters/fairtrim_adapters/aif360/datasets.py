@@ -175,7 +175,9 @@ def _numbers(values: Any, what: str) -> npt.NDArray[np.float64]:
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"the {what} {values!r} are no numbers; AIF360's datasets hold numbers: expected codes") from None
+        raise InputError(
+            f"the {what} {values!r} are no numbers; AIF360's datasets hold numbers: expected codes"
+        ) from None
     if not np.isfinite(numbers).all():
         raise InputError(f"the {what} {values!r} are not finite; expected finite numbers")
     return numbers

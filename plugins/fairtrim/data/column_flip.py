@@ -198,7 +198,8 @@ class ColumnFlip:
             held = inputs[:, self._position(column)]
             exact = torch.tensor([float(code) for code in codes], dtype=torch.float64)
             values, rounding = exact.to(held), 1e-2 if held.is_floating_point() else 0.0
-            if len(torch.unique(values)) < len(values) or not bool(torch.isclose(values.double(), exact, rounding).all()):
+            kept = torch.isclose(values.cpu().double(), exact, rounding).all()
+            if len(torch.unique(values)) < len(values) or not bool(kept):
                 raise InputError(
                     f"column {column!r} is {inputs.dtype}, in which {list(codes)} can't be told apart; expected inputs "
                     "of a finer type"

@@ -34,6 +34,9 @@ class SensitiveBins:
         edges: Where each bin but the lowest begins, (B − 1,) float64, increasing.
         names: Of the B bins, by number and by the values of whom they were made of, so that they are sorted as text.
 
+    Raises:
+        InputError: The edges do not increase, or the names are not one more.
+
     Example:
         >>> bins = SensitiveBins.of([23, 31, 31, 40, 58, 64], bins=3)
         >>> bins.names
@@ -44,6 +47,14 @@ class SensitiveBins:
 
     edges: Tensor
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        edges = torch.as_tensor(self.edges, dtype=torch.float64)
+        if edges.ndim != 1 or not bool(torch.isfinite(edges).all()) or not bool((edges.diff() > 0).all()):
+            raise InputError(f"edges={self.edges!r}; expected increasing finite numbers, (B - 1,)")
+        if len(self.names) != len(edges) + 1:
+            raise InputError(f"{len(self.names)} names for {len(edges)} edges; expected one more")
+        object.__setattr__(self, "edges", edges)
 
     @classmethod
     def of(cls, values: Any, bins: int = 10) -> SensitiveBins:

@@ -177,7 +177,7 @@ class ValidationSet:
         encoder = SensitiveEncoder(sensitive_names)
         if bins is not None and isinstance(sensitive_names, Mapping):
             raise InputError("sensitive_names names values, and bins name theirs; expected the feature's name: ['age']")
-        inputs, targets, codes, continuous = [], [], [], []
+        inputs, targets, codes, continuous, feature = [], [], [], [], ""
         with preserved_random_state(loader):
             for batch in iterate_batches(loader, torch.device("cpu"), progress=progress, description="reading"):
                 if batch.sensitive is None and (require_sensitive or bins is not None):
@@ -191,12 +191,11 @@ class ValidationSet:
                     codes.append(encoder.encode(batch.sensitive, len(batch), batch.index).argmax(1))
                 else:
                     name, column = continuous_column(batch.sensitive, batch.index)
-                    if continuous and name != feature:
+                    if (feature := feature or name) != name:
                         raise InputError(
                             f"the sensitive feature of batch {batch.index} is {name!r} and that of the others "
                             f"{feature!r}; expected the same one in every batch"
                         )
-                    feature = name
                     continuous.append(column)
         if bins is not None:
             values = torch.cat(continuous)

@@ -147,7 +147,8 @@ def masked_network(model: nn.Module, logits: Mapping[str, Tensor], *, sparsity: 
         >>> masked_network(model, {"weight": torch.tensor([[1.5, -0.2, 0.1]])}, sparsity=0.67).weight_mask.tolist()
         [[1.0, 0.0, 0.0]]
     """
-    weights = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "weight"}  # no bias, nor masked ones
+    weights = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "weight"}
+    # a bias, and the weight under a mask, would get none
     wrong = [name for name, pi in logits.items() if name not in weights or weights[name].shape != pi.shape]
     if wrong or not logits:
         raise InputError(

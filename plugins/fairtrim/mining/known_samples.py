@@ -83,10 +83,12 @@ class KnownSamples(Miner):
 
 
 def _flags(known: Any) -> Tensor:
-    try:
-        given = known.detach().cpu() if isinstance(known, Tensor) else np.array(known)  # a copy: torch takes it as it is
+    try:  # a copy, for torch takes no array that is turned round or read-only
+        given = known.detach().cpu() if isinstance(known, Tensor) else np.array(known)
     except ValueError as error:
-        raise InputError(f"the known flags are no table ({error}); expected one boolean for each sample, (N,)") from None
+        raise InputError(
+            f"the known flags are no table ({error}); expected one boolean for each sample, (N,)"
+        ) from None
     kind = str(given.dtype).removeprefix("torch.")
     if given.ndim != 1 or kind != "bool":
         raise InputError(

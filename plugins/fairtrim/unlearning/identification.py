@@ -16,6 +16,7 @@ from fairtrim.data.validation_set import ValidationSet
 from fairtrim.devices import map_tensors
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_probability, labels_of
+from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
@@ -100,17 +101,18 @@ def biased_attributes(
         [('first', 0.762, 1.0), ('second', 0.0, 0.0)]
     """
     require_number("delta", delta, at_least=0, below=1)
-    if not attributes:
-        raise InputError("attributes is empty; expected flips by name, e.g. {'sex': ColumnFlip(...)}")
+    require_number("batch_size", batch_size, at_least=1, whole=True)
+    if not attributes or not isinstance(attributes, Mapping):
+        raise InputError(f"attributes={attributes!r}; expected flips by name, e.g. {{'sex': ColumnFlip(...)}}")
     if not isinstance(people, ValidationSet):
         raise InputError(
             f"people is a {type(people).__name__}; expected a ValidationSet, e.g. ValidationSet.from_loader(loader, "
             "require_sensitive=False)"
         )
-    if not len(people):
-        raise InputError("the people are nobody; expected some, with labels")
-    flips_of = {name: [flip] if callable(flip) else list(flip) for name, flip in attributes.items()}
-    if idle := [name for name, flips in flips_of.items() if not flips]:
+    if not bool(people.mass.any()):
+        raise InputError("the people are nobody, or have no weight; expected some, with labels")
+    flips_of = {name: list(flip) if isinstance(flip, Sequence) else [flip] for name, flip in attributes.items()}
+    if idle := [name for name, flips in flips_of.items() if not flips or not all(map(callable, flips))]:
         raise InputError(f"{idle} have no flips; expected at least one each, e.g. ColumnFlip(...).every()")
     network = ScoredNetwork(model, forward_fn, output_transform)
     network.check()
@@ -119,7 +121,13 @@ def biased_attributes(
     def scores(side: ValidationSet) -> torch.Tensor:
         with torch.no_grad():
             batches = side.batches(batch_size, network.device)
-            return torch.cat([network.scores(batch) for _, batch in batches]).double().cpu()
+            given = torch.cat([network.scores(batch) for _, batch in batches])
+        seen = ProbabilityScores()
+        seen.add(given)
+        seen.check_single("the network")
+        if seen.shares:
+            refuse_shares("the network")
+        return given.double().cpu()
 
     def interval(values: torch.Tensor) -> tuple[float, float, float]:
         mean = float(share @ values)

@@ -151,9 +151,9 @@ def _wrong_for_the_host(group: tp.Group) -> Iterator[str]:
         computed = [p for p, _, _ in parameter_axes(module, consumer=inwards) if id(p) not in known]
         if computed:
             yield (
-                f"a weight of {name!r} is computed from other parameters (weight_norm, a parametrization), which "
-                "Torch-Pruning doesn't prune; make it plain first, e.g. "
-                "torch.nn.utils.parametrize.remove_parametrizations"
+                f"a weight of {name!r} is computed from other parameters (weight_norm, a parametrization, a mask), "
+                "which Torch-Pruning doesn't prune; make it plain first, e.g. by "
+                "torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.prune.remove(layer, 'weight')"
             )
 
 
