@@ -102,7 +102,7 @@ def test_what_has_no_figures_is_refused() -> None:
         biased_attributes(model, people, [3])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"\['first'\] have no flips"):
         biased_attributes(model, people, {"first": 3})  # type: ignore[dict-item]
-    with pytest.raises(InputError, match="batch_size=2.5; expected a whole number"):
+    with pytest.raises(InputError, match=r"batch_size=2\.5; expected a whole number"):
         biased_attributes(model, people, one, batch_size=2.5)  # type: ignore[arg-type]
     for n_outputs, transform in ((2, lambda f: f.softmax(1)), (1, lambda f: (9 * (f - f.mean()) / f.std()).sigmoid())):
         with pytest.raises(InputError, match="the network returns probabilities"):
