@@ -108,7 +108,9 @@ def test_inputs_and_outputs_of_any_form() -> None:
         repair = make(epsilon=0.2).repair(Named(), batches, output_transform=lambda output: output[1], progress=False)
         assert repair.chosen == expected.chosen, name
         torch.testing.assert_close(repair.model.body.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
-    repair = make(epsilon=0.2).repair(  # the last of them
+    repair = make(
+        epsilon=0.2
+    ).repair(  # the last of them
         Named(), [(x, y, a)], forward_fn=lambda m, x: m(x[:, :1], x[:, 1:])[1], progress=False
     )
     assert repair.chosen == expected.chosen

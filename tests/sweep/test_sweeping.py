@@ -153,7 +153,7 @@ def test_several_processes_give_the_same_table() -> None:
         ({"pruning_ratios": 1.0}, "between 0 and 1"),
         ({"pruning_ratios": [0.5, 0.5]}, "different shares"),
         ({"pruning_ratios": 0.99}, "leaves no channel"),
-        ({"ignored_layers": ["0", "3"]}, "nothing was removed"),
+        ({"ignored_layers": ["0", "3"]}, "no layer is left"),
         ({"reconstruct": "yes"}, "reconstruct='yes'; expected True, False or None"),
         ({"recalibrate_output": "bias"}, "recalibrate_output='bias'; expected 'output', 'threshold' or None"),
         ({"seeds": 0}, "at least 1"),

@@ -441,9 +441,7 @@ def _with_sides(
     return found, [text + ("; that may be chance: name privileged=" if chance else "")]
 
 
-def _side_names(
-    criterion: GroupSaliency, groups: Sequence[GroupName], features: Sequence[str]
-) -> _Sides:
+def _side_names(criterion: GroupSaliency, groups: Sequence[GroupName], features: Sequence[str]) -> _Sides:
     """The groups of both sides."""
     privileged = match_groups(criterion.privileged, groups, features, "privileged")
     others = [g for g in range(len(groups)) if g not in privileged]
