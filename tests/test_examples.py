@@ -76,6 +76,7 @@ def test_aif360_german(tmp_path: Path) -> None:
     assert all(0.4 < accuracy < 0.9 and gap < 0.7 for accuracy, gap in figures.values())
 
 
+@pytest.mark.slow
 def test_help_and_wrong_argument() -> None:
     assert "--pruning-ratio" in _run("prune_adult.py", "--help", cwd=ROOT)
     script = str(ROOT / "examples" / "prune_adult.py")

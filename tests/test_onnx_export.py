@@ -93,6 +93,7 @@ class Named(nn.Module):
         return {"logits": hidden, "ids": (hidden.sum(1), None, [hidden + 1]), "flagged": hidden + float(flag)}
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_of_any_kind(tmp_path: Path) -> None:
     model, x, scale = Named().eval(), torch.randn(5, 4), torch.tensor([1.0, 2.0, 3.0])
     path = tmp_path / "network.onnx"
@@ -225,6 +226,7 @@ def test_network_that_decides_by_values(tmp_path: Path) -> None:
     assert _files(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exists", [False, True])
 def test_other_outputs_are_told(exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runtime is made to give something else, since exporters are right as a rule."""

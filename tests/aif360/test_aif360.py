@@ -124,6 +124,7 @@ def _balanced_accuracy(metric: ClassificationMetric) -> float:
 # --- importing ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_importing_is_silent_and_leaves_logging_alone() -> None:
     code = (
         "import logging, fairtrim_adapters.aif360; root = logging.getLogger();"

@@ -235,6 +235,7 @@ def test_scores_from_a_convolution() -> None:
     assert mined.scores.shape == (13,) and model[0].out_channels == 7  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_repeats_are_averaged_wherever_they_run(trained: nn.Sequential) -> None:
     options: dict[str, Any] = {"levels": (0.25, 0.5), "random_state": 3}
     once = [

@@ -224,6 +224,7 @@ def test_what_is_no_confidence(confidence: Any) -> None:
         ParityFineTuning(confidence=confidence)
 
 
+@pytest.mark.slow
 def test_more_confidence_asks_for_less_bias() -> None:
     model, people = begun_network(), some_people(400)
     biases = []

@@ -48,7 +48,7 @@ def stopping(after: int) -> dict[str, Callable[[], tp.importance.Importance]]:
     }
 
 
-@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_taken_up_again_it_gives_the_same_table(tmp_path: Path, after: int) -> None:
     def run(folder: Path, criteria: Any) -> pd.DataFrame:
         return quick(network, splits(), criteria, 0.5, 2, post_processors="threshold-selection", folder=folder)

@@ -20,6 +20,7 @@ from fairtrim_adapters.torch_pruning import WorstGroupImportance
 from tests.sweep_cases import network, people, quick, same, splits
 
 
+@pytest.mark.slow
 def test_rows_equal_the_same_done_by_hand() -> None:
     dense, data = network(), splits()
     criteria, options = ["magnitude", "worst-group"], {"post_processors": "parity-fine-tuning"}
