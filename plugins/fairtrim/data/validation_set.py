@@ -174,6 +174,11 @@ class ValidationSet:
             >>> people.groups, people.group.tolist()
             (('1: 18.5 to 33', '2: 41 to 64'), [0, 1, 0, 1])
         """
+        if counterfactual is not None and not callable(counterfactual):
+            raise InputError(
+                f"counterfactual is a {type(counterfactual).__name__}; expected a function of the inputs, such as a "
+                "ColumnFlip, and of several one at a time"
+            )
         encoder = SensitiveEncoder(sensitive_names)
         if bins is not None and isinstance(sensitive_names, Mapping):
             raise InputError("sensitive_names names values, and bins name theirs; expected the feature's name: ['age']")

@@ -213,6 +213,8 @@ def _in_order(loader: Any, conflicting: Tensor, balanced: bool) -> Iterator[tupl
             "torch.bool"
         )
     samples.check_flags(conflicting)
+    if not bool(conflicting.any()):
+        raise InputError("conflicting flags no sample; expected some, or balanced=True for the classes alone")
     return ((batch.inputs, batch.target) for _, batch in samples.in_order(torch.device("cpu")))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OperatingPoint", "Repair"]
 
 
-_WIDTH, _NAMES, _GROUPS = 99, 24, 12
+_WIDTH, _NAMES, _GROUPS = 99, 26, 12
 
 
 @dataclass(frozen=True)
@@ -222,20 +222,22 @@ def _table(figures: Sequence[Figure], measure: str) -> Iterator[str]:
     """Before, after and change, with intervals."""
     if not figures:
         return
-    yield f"{'':{_NAMES}} {'people':>7}  {'before, 95 %':<20} {'after':<20} {'change':<23}".rstrip()
+    yield f"{'':{_NAMES}} {'people':>6}  {'before, 95 %':<20} {'after':<20} {'change':<23}".rstrip()
     shown = dict.fromkeys(figure.sensitive_group for figure in figures)
     hidden = list(shown)[_GROUPS + 1 :]
+    last = None
     for figure in figures:
         if figure.sensitive_group in hidden:
             continue
-        of = "" if figure.sensitive_group is None else f"  {group_label(figure.sensitive_group)}: "
+        if figure.sensitive_group != last:  # on a line of its own: beside a long rate no name would be left
+            last = figure.sensitive_group
+            yield textwrap.shorten(f"{group_label(last)}:", _WIDTH, placeholder="…")
         what = "bias" if figure.name == measure else figure.name.replace("_", " ")
-        room = _NAMES - len(what)
-        name = (of if len(of) <= room else f"{of[: max(room - 3, 1)]}…: ") + what
+        name = what if last is None else f"  {what}"
         cells = [
             f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]".replace("0.", ".")
             for sign, value, low, high in (("", *figure[3:6]), ("", *figure[6:9]), ("+", *figure[9:12]))
         ]
-        yield f"{name:{_NAMES}} {figure.people:>7}  {cells[0]:<20} {cells[1]:<20} {cells[2]}".rstrip()
+        yield f"{name:{_NAMES}} {figure.people:>6}  {cells[0]:<20} {cells[1]:<20} {cells[2]}".rstrip()
     if hidden:
         yield f"  and {len(hidden)} more groups: see figures"

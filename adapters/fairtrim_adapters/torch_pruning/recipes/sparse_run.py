@@ -66,6 +66,10 @@ class RecipeResult:
     mined: MinedSamples
     conflicting: Tensor
 
+    def __str__(self) -> str:
+        share = f"{int(self.conflicting.sum()):,} of {len(self.conflicting):,} samples mined"
+        return f"{share}\n{self.history.T.to_string(header=False, float_format='{:.3f}'.format, line_width=99)}"
+
 
 @dataclass(kw_only=True)
 class SparseRun:
