@@ -121,7 +121,7 @@ def _marks(criterion: str, mode: str) -> list[Any]:
 
 
 def _modes(n: int, criterion: str) -> list[str]:
-    """One criterion in every mode; of the others each is local and, from network to network, in turn one of the rest."""
+    """One criterion in every mode; the others local and, from network to network, in one of the rest by turns."""
     local, *others = MODES
     if criterion == "worst-group":
         return [local, *others]
