@@ -334,6 +334,7 @@ def debiasing(
         contrast: FineTuning = {"contrastive_weight": 0.05}
         add("DENP", ratio, recipe, denp, **of_denp)
         add("DENP, online", ratio, recipe, denp, online=True, **of_denp)
+        add("DENP, refitted between levels", ratio, recipe, denp, reconstruct=True, **of_denp)
         add("DENP, held-out stop", ratio, recipe, denp, fine_tuning={"held_out": HELD_OUT}, **of_denp)
         add("DENP + L_con", ratio, recipe, denp, fine_tuning=contrast, **of_denp)
         of_dcwp: dict[str, Any] = {
