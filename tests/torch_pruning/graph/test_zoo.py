@@ -121,13 +121,14 @@ def _marks(criterion: str, mode: str) -> list[Any]:
 
 
 def _modes(n: int, criterion: str) -> list[str]:
-    """One criterion in every mode; the others local and, from network to network, in one of the rest by turns."""
+    """One criterion in every mode; the others in one of the rest by turns, and local where they are of another kind."""
     local, *others = MODES
     if criterion == "worst-group":
         return [local, *others]
     if criterion == "share-balanced":  # an order of shares
         return [local]
-    return [local, others[(n + list(CRITERIA).index(criterion)) % len(others)]]
+    in_turn = others[(n + list(CRITERIA).index(criterion)) % len(others)]
+    return [local, in_turn] if criterion in QUICK else [in_turn]
 
 
 MATRIX = [
