@@ -84,7 +84,8 @@ def test_every_step_is_the_published_one(measure: str, n_classes: int, monkeypat
             of_network.step(), of_adversary.step()
             expected.append(torch.cat([p.detach().flatten().clone() for p in parts]))
     assert len(passed) == len(expected) > 4
-    torch.testing.assert_close(torch.stack(passed), torch.stack(expected), rtol=1e-7, atol=1e-9)
+    # where the projection leaves nothing of a gradient, Adam divides its rounding by 1e-8
+    torch.testing.assert_close(torch.stack(passed), torch.stack(expected), rtol=1e-7, atol=1e-6)
 
 
 def test_batches_without_anybody_who_is_compared_are_left_out() -> None:

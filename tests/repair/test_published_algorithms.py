@@ -32,6 +32,8 @@ class Record:
     def __init__(self, method: PostProcessor, model: nn.Module, selection: ValidationSet) -> None:
         self.method, self.selection, self.n_candidates = method, selection, 0
         self.best: Best | None = None
+        # where the projection leaves nothing of a gradient, Adam divides its rounding by 1e-8
+        self.tolerance = 1e-6 if isinstance(method, AdversarialProjection) else 1e-9
         self.offer(model)
 
     def offer(self, model: nn.Module) -> None:
@@ -45,9 +47,9 @@ class Record:
         assert self.best is not None
         assert len(repair.history) == self.n_candidates
         assert repair.chosen.candidate == self.candidate
-        assert repair.chosen.margin_threshold == pytest.approx(self.best.threshold, rel=1e-7, abs=1e-9)
+        assert repair.chosen.margin_threshold == pytest.approx(self.best.threshold, rel=1e-7, abs=self.tolerance)
         for found in (repair, repair.chosen):
-            assert found.bias == pytest.approx(self.best.bias, abs=1e-9)
+            assert found.bias == pytest.approx(self.best.bias, abs=1e-9)  # of decisions, not of scores
             assert found.performance == pytest.approx(self.best.performance, abs=1e-9)
         assert repair.within_bound == self.best.within
         expected = copy.deepcopy(self.model)
@@ -57,7 +59,7 @@ class Record:
                 bias -= self.best.threshold
             else:
                 bias += torch.tensor([self.best.threshold / 2, -self.best.threshold / 2]).to(bias)
-        torch.testing.assert_close(repair.model.state_dict(), expected.state_dict(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(repair.model.state_dict(), expected.state_dict(), rtol=1e-7, atol=self.tolerance)
 
 
 def _published_random_perturbation(
