@@ -24,6 +24,7 @@ __all__ = [
     "few_of",
     "keyword_names",
     "random_generator",
+    "refuse_string",
     "renamed",
     "require_choice",
     "require_flag",
@@ -209,6 +210,25 @@ def require_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise InputError(f"{name}={value!r}; expected True or False")
+
+
+def refuse_string(name: str, value: object) -> None:
+    """Refuse one name where names are expected: a string is a sequence, too.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+
+    Raises:
+        InputError: It is refused.
+
+    Example:
+        >>> refuse_string("ignored_layers", "head")
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: ignored_layers is the string 'head'; expected a list: ['head']
+    """
+    if isinstance(value, str):
+        raise InputError(f"{name} is the string {value!r}; expected a list: [{value!r}]")
 
 
 def random_generator(random_state: RandomState) -> torch.Generator:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import refuse_string
 from fairtrim.errors import InputError
 from fairtrim.processes import Processes
 
@@ -70,10 +71,7 @@ class SensitiveEncoder:
     """
 
     def __init__(self, sensitive_names: SensitiveNames | None = None, *, sensitive_weights: bool = False) -> None:
-        if isinstance(sensitive_names, str):
-            raise InputError(
-                f"sensitive_names is the string {sensitive_names!r}; expected a list: [{sensitive_names!r}]"
-            )
+        refuse_string("sensitive_names", sensitive_names)
         if not isinstance(sensitive_weights, bool):
             raise InputError(
                 f"sensitive_weights is a {type(sensitive_weights).__name__}; expected True if the third entry of a "

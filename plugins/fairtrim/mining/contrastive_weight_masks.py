@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader
 
-from fairtrim.arguments import RandomState, few_of, require_number
+from fairtrim.arguments import RandomState, few_of, refuse_string, require_number
 from fairtrim.data.batches import Batch
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
@@ -194,8 +194,7 @@ def gated_weights(network: ScoredNetwork, batch: Batch, ignored_layers: Sequence
         >>> list(gated_weights(network, Batch(torch.ones(5, 3), torch.zeros(5), None, 0), ignored_layers=["2"]))
         ['0.weight']
     """
-    if isinstance(ignored_layers, str):
-        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    refuse_string("ignored_layers", ignored_layers)
     layers = {name: m for name, m in network.model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
     unknown = [name for name in ignored_layers if name not in layers]
     if unknown:

@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import InputError
-from fairtrim.arguments import require_known, require_number
+from fairtrim.arguments import refuse_string, require_known, require_number
 
 __all__ = ["PrunerOptions", "check_ignored_layers", "check_pruner_options", "check_ratios", "options_for"]
 
@@ -57,9 +57,8 @@ def check_pruner_options(options: Any) -> None:
 
 
 def check_ignored_layers(ignored_layers: Sequence[str]) -> None:
-    """Refuse one name where names are expected: a string is a sequence, too."""
-    if isinstance(ignored_layers, str):
-        raise InputError(f"ignored_layers is the string {ignored_layers!r}; expected a list: [{ignored_layers!r}]")
+    """Refuse what is no list of names, such as one name alone."""
+    refuse_string("ignored_layers", ignored_layers)
     if not isinstance(ignored_layers, Collection):
         raise InputError(f"ignored_layers is a {type(ignored_layers).__name__}; expected a list of names of layers")
 
