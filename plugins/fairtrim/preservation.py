@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
+    "every_module_in_eval_mode",
     "in_mode",
     "insist",
     "preserved_attributes",
@@ -93,6 +94,12 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
+def every_module_in_eval_mode(model: nn.Module) -> None:
+    """Put all modules in eval mode for good, even if the network overrides ``train``."""
+    for module in model.modules():
+        module.training = False
+
+
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put the network in eval or training mode, and restore the flags of its modules one by one.
@@ -116,8 +123,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     try:
         model.train(training)
         if not training:
-            for module, _ in flags:
-                module.training = False
+            every_module_in_eval_mode(model)
         yield
     finally:
         insist(restore)

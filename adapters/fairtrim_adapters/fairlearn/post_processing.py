@@ -37,7 +37,7 @@ from fairtrim.data.sensitive_groups import EVERYONE, SensitiveNames
 from fairtrim.devices import floating_type
 from fairtrim.measures.scores import labels_of
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
-from fairtrim.preservation import preserved_model, seeded
+from fairtrim.preservation import every_module_in_eval_mode, preserved_model, seeded
 
 from .estimator_inputs import number_of_samples, sensitive_columns, tensor_of_entry
 
@@ -233,8 +233,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
                 raise
             raise UnsupportedModelError(f"{error}. {_LOGITS}") from error
         self.model_ = self.repair_.model
-        for module in self.model_.modules():
-            module.training = False
+        every_module_in_eval_mode(self.model_)
         if not self.repair_.within_bound:
             warnings.warn("; ".join(self.repair_.flags), ConvergenceWarning, stacklevel=2)
         return self

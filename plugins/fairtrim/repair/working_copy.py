@@ -18,6 +18,7 @@ from fairtrim.measures.scores import label_losses
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.preservation import every_module_in_eval_mode
 
 __all__ = ["WorkingCopy"]
 
@@ -56,8 +57,7 @@ class WorkingCopy:
         network.check()
         self.network = network.of(copied_network(network.model))
         self.model.eval()
-        for module in self.model.modules():  # a network may override train()
-            module.training = False
+        every_module_in_eval_mode(self.model)
         self.people, self.generator, self.batch_size, self.progress = people, generator, batch_size, progress
         self.device = self.network.device
         self.share, self.stage = 1.0, ""
