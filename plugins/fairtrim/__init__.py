@@ -14,6 +14,7 @@ from .damage.channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .damage.collection import collect_damage
 from .damage.table import DamageTable
 from .data.sensitive_bins import SensitiveBins
+from .data.sentence_pairs import SentencePairs
 from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
 from .files.checkpoint import load_pruned, save_pruned
@@ -23,6 +24,7 @@ from .mining.mined_samples import MinedSamples
 from .mining.miner import MINERS, Miner
 from .mining.trained_miners import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MisclassifiedMiner
 from .network.fine_tuning import fine_tune
+from .network.pair_differences import pair_differences, pair_log_likelihoods
 from .network.recalibration import recalibrate_batchnorm, recalibrate_output
 from .processes import share_of_process
 from .repair.adversarial_fine_tuning import AdversarialFineTuning
@@ -81,6 +83,7 @@ __all__ = [
     "RandomPerturbation",
     "Repair",
     "SensitiveBins",
+    "SentencePairs",
     "StaleTableError",
     "ThresholdSelection",
     "UnsupportedModelError",
@@ -93,6 +96,8 @@ __all__ = [
     "influence_on_bias",
     "load_pruned",
     "measure_latency",
+    "pair_differences",
+    "pair_log_likelihoods",
     "predict",
     "prune_by_group_saliency",
     "recalibrate_batchnorm",
