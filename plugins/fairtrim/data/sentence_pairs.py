@@ -147,7 +147,8 @@ class SentencePairs(Dataset[PairSample]):
             elif len(one) != len(other):
                 raise InputError(
                     f"the sentences of pair {number} have {len(one)} and {len(other)} tokens, so that which of them "
-                    "are shared can't be told from their places; pass shared=, or SentencePairs.of_texts, which aligns them"
+                    "are shared can't be told from their places; pass shared=, or use SentencePairs.of_texts, which "
+                    "aligns them"
                 )
             else:
                 marks += [[int(a == b) for a, b in zip(one, other, strict=True)]] * 2

