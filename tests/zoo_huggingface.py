@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim_adapters.huggingface import Part, example_inputs, pruning_options, update_sizes
+from fairtrim_adapters.huggingface import Part, example_inputs, next_token_labels, pruning_options, update_sizes
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Family:
         """(inputs, labels, people) of 11 samples; texts of different lengths, with so much more padding."""
         draw = torch.Generator().manual_seed(3)
         y, people = torch.randint(0, 3, (11,), generator=draw), torch.arange(11) % 3
-        if self.head != "ForSequenceClassification":
+        if self.head == "ForImageClassification":
             images = torch.randn(11, 2, 12, 8, generator=draw, dtype=torch.float64)
             return [({"pixel_values": images[a:b]}, y[a:b], people[a:b]) for a, b in ((0, 6), (6, 11))]
         ids = torch.randint(4, 31, (11, 7), generator=draw)
         mask = (torch.arange(7 + padding) < 3 + torch.arange(11).unsqueeze(1) % 5).long()
         ids = nn.functional.pad(ids, (0, padding)) * mask + self.sizes["pad_token_id"] * (1 - mask)
+        if self.head != "ForSequenceClassification":
+            y = next_token_labels(ids.masked_fill(mask == 0, -100))
         return [
             ({"input_ids": ids[a:b], "attention_mask": mask[a:b]}, y[a:b], people[a:b]) for a, b in ((0, 6), (6, 11))
         ]
@@ -80,6 +82,32 @@ FAMILIES = {
         intermediate="n_inner",
     ),
     "llama": Family("Llama", {**_TEXT, **_SIZES, "head_dim": 6, "num_key_value_heads": 4}, own_head_size=True),
+}
+_LANGUAGE = {**_TEXT, "bos_token_id": 2, "eos_token_id": 3, **_SIZES, "hidden_size": 24}
+_GROUPED = {**_LANGUAGE, "num_attention_heads": 6, "num_key_value_heads": 3}
+GROUPED = {
+    name.lower(): Family(name, {**_GROUPED, **sizes}, head="ForCausalLM", own_head_size=True)
+    for name, sizes in {
+        "Llama": {"head_dim": 8},
+        "Qwen2": {},
+        "Qwen3": {"head_dim": 4, "tie_word_embeddings": True},
+        "Mistral": {},
+        "Gemma": {"head_dim": 6},
+        "Phi3": {},
+    }.items()
+}
+"""Causal language models whose six query heads share three heads of keys and values."""
+
+LANGUAGE = {
+    **GROUPED,
+    "gpt2": Family("GPT2", FAMILIES["gpt2"].sizes, head="LMHeadModel", heads="num_heads", intermediate="n_inner"),
+    "opt": Family(
+        "OPT",
+        {**{k: v for k, v in _LANGUAGE.items() if k != "intermediate_size"}, "hidden_size": 20, "ffn_dim": 27},
+        head="ForCausalLM",
+        heads="num_heads",
+        intermediate="ffn_dim",
+    ),
 }
 SINGLE_PRECISION = {"llama": 1e-5}  # its norms compute in float32 whatever the weights are
 

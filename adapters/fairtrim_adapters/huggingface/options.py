@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairtrim import InputError, UnsupportedModelError
 from fairtrim_adapters.torch_pruning.graph.layers import describe_layer, description_of
+from fairtrim_adapters.torch_pruning.graph.shared_heads import correct_traced_graph, shared_by
 from fairtrim_adapters.torch_pruning.graph.tracing import RMSNormPruner
 
 from .parts import (
@@ -26,8 +27,6 @@ from .parts import (
     is_rms_norm,
     layer_types,
     outermost,
-    shared_attentions_of,
-    widths,
 )
 
 __all__ = ["example_inputs", "pruning_options"]
@@ -61,7 +60,7 @@ module that holds one
     if prune is not None and (isinstance(prune, str) or not prune or not set(prune) <= set(PARTS)):
         raise InputError(f"prune={prune!r}; expected a collection of some of {PARTS}")
     transformers = [Transformer.of(name, module) for name, module in outermost(model)]
-    fixed = any(transformer.shared for transformer in transformers)
+    fixed = any(transformer.heads_stay() for transformer in transformers)
     wanted: set[Part] = set(prune) if prune is not None else {"intermediate"} if fixed else {"intermediate", "heads"}
     for transformer in transformers:
         transformer.check(wanted)
@@ -194,10 +193,9 @@ def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePrunin
 
 def _traced_forward(model: nn.Module, inputs: Any) -> Any:
     """Run the network for Torch-Pruning's trace, with stand-ins for some attention."""
-    bases = [module.base_model for _, module in outermost(model)]
-    attentions = [a for base in bases for a in attentions_of(base)]
+    correct_traced_graph()
+    attentions = [a for _, module in outermost(model) for a in attentions_of(module.base_model)]
     forwards = {a.module: _stand_in(a) for a in attentions if a.rotary or a.fused}
-    forwards |= {module: _shared_stand_in(module) for base in bases for _, module in shared_attentions_of(base)}
     with _stand_ins(forwards), _no_cache(model):
         if isinstance(inputs, Mapping):
             return model(**inputs)
@@ -235,43 +233,16 @@ def _stand_ins(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
 
 
 def _stand_in(attention: Attention) -> Callable[..., tuple[Tensor, None]]:
-    module = attention.module
+    output: Any = attention.output
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        sizes = attention.parts()
         if attention.fused:
-            query, key, value = attention.query(hidden_states).chunk(3, -1)
-            return module.c_proj(query + key + value), None
-        shape = (*hidden_states.shape[:2], -1, attention.head_size)
-        query, key, value = (
-            layer(hidden_states).view(shape).transpose(1, 2)
-            for layer in (attention.query, attention.key, attention.value)
-        )
-        key, value = (_repeated(states, query.shape[1] // states.shape[1]) for states in (key, value))
-        mixed = (query + key + value).transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
-        return module.o_proj(mixed), None
+            query, key, value = attention.query(hidden_states).split(sizes, -1)
+        else:
+            query, key, value = (layer(hidden_states) for layer in (attention.query, attention.key, attention.value))
+        times = sizes[0] // sizes[1]
+        key, value = (shared_by(states, size=attention.head_size, times=times) for states in (key, value))
+        return output(value + key + query), None  # the walk from behind meets the last first: queries, if any are more
 
     return forward
-
-
-def _shared_stand_in(module: Any) -> Callable[..., tuple[Tensor, None]]:
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        width, size = widths(module.o_proj)[0], int(module.head_dim)
-        states = module.qkv_proj(hidden_states)
-        shared = (states.shape[-1] - width) // 2
-        query, key, value = (
-            part.view(*hidden_states.shape[:2], -1, size).transpose(1, 2)
-            for part in states.split([width, shared, shared], -1)
-        )
-        key, value = (_repeated(part, query.shape[1] // part.shape[1]) for part in (key, value))
-        mixed = (query + key + value).transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
-        return module.o_proj(mixed), None
-
-    return forward
-
-
-def _repeated(states: Tensor, times: int) -> Tensor:
-    """Keys or values for the queries that share them, in the operations whose form Torch-Pruning knows."""
-    if times == 1:
-        return states
-    n, heads, length, size = states.shape
-    return states[:, :, None].expand(n, heads, times, length, size).reshape(n, heads * times, length, size)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 from torch import nn
 
 from fairtrim import InputError, UnsupportedModelError
 from fairtrim_adapters.torch_pruning.graph.layers import description_of
+from fairtrim_adapters.torch_pruning.graph.shared_heads import SharedHeads
+
+from .refusals import refuse_adapters, refuse_quantised
 
 __all__ = [
     "HEAD_SIZE",
@@ -24,13 +28,13 @@ __all__ = [
     "is_rms_norm",
     "layer_types",
     "outermost",
-    "shared_attentions_of",
     "widths",
 ]
 
 Part = Literal["intermediate", "heads", "head_dims", "hidden"]
-"""What can be pruned: channels of the feed-forward layers (``config.intermediate_size``), whole attention heads, the
-dimensions of every head, the hidden size with the embeddings."""
+"""What can be pruned: channels of the feed-forward layers (``config.intermediate_size``), whole attention heads (where
+queries share keys and values: a key and value head with all its query heads), the dimensions of every head, the hidden
+size with the embeddings."""
 
 PARTS: tuple[Part, ...] = ("intermediate", "heads", "head_dims", "hidden")
 
@@ -44,9 +48,13 @@ _FUSED_SHARED = "qkv_proj"
 _FUSED_INTERMEDIATE = "mlp.gate_up_proj"
 _INTERMEDIATE = (
     *("intermediate.dense", "mlp.fc1", "ffn.lin1", "mlp.c_fc", "mlp.gate_proj", "mlp.up_proj"),
-    _FUSED_INTERMEDIATE,
+    *("decoder.layers.*.fc1", _FUSED_INTERMEDIATE),
 )
-"""Ends of the names of the layers that widen the hidden states: BERT, ViT, DistilBERT, GPT-2, Llama, Phi-3."""
+"""Ends of the names of the layers that widen the hidden states: BERT, ViT, DistilBERT, GPT-2, Llama, OPT, Phi-3."""
+_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense")
+"""Layers of attention modules that read what the heads give, where it is the module itself that has them."""
+_OF_EMBEDDINGS = "project_out"
+"""A layer that gives what the embeddings have, where that is not the hidden size: OPT."""
 
 
 def is_conv1d(module: object) -> bool:
@@ -79,7 +87,9 @@ def widths(layer: Any) -> tuple[int, int]:
 
 
 def outermost(model: nn.Module) -> list[tuple[str, Any]]:
-    """Networks of Hugging Face in a module that lie in no other one."""
+    """Networks of Hugging Face in a module that lie in no other one; refused with adapters or quantised weights."""
+    refuse_adapters(model)
+    refuse_quantised(model)
     found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
         inside = any(not outer or name.startswith(f"{outer}.") for outer, _ in found)
@@ -121,14 +131,59 @@ class Attention:
         """What the module says of the size of its heads."""
         return next(int(vars(self.module)[name]) for name in HEAD_SIZE if name in vars(self.module))
 
+    @property
+    def output(self) -> nn.Module:
+        """The layer that reads what the heads give, where the module has it."""
+        children = dict(self.module.named_children())
+        return next(children[name] for name in _OUTPUT if name in children)
+
+    def parts(self) -> tuple[int, int, int]:
+        """Channels of queries, keys and values."""
+        if not self.fused:
+            query, key, value = (widths(layer)[1] for layer in (self.query, self.key, self.value))
+            return query, key, value
+        queries, every = widths(self.output)[0], widths(self.query)[1]
+        shared = (every - queries) // 2
+        return queries, shared, shared
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a head of keys and values."""
+        queries, keys, _ = self.parts()
+        return queries > keys and queries % keys == 0
+
     def outputs(self) -> dict[nn.Module, int]:
         """Channels that each layer gives: queries, keys, values, or one of the three."""
-        repeats = 3 if self.fused else 1
-        return {layer: widths(layer)[1] // repeats for layer in (self.query, self.key, self.value)}
+        queries, keys, values = self.parts()
+        return {self.query: queries} if self.fused else {self.query: queries, self.key: keys, self.value: values}
 
     def heads(self) -> dict[nn.Module, int]:
-        """Heads of each layer, if they are as large as the module says."""
-        return {layer: width // self.head_size for layer, width in self.outputs().items()}
+        """What is removed as one in each layer: heads as large as the module says, or groups where they are shared."""
+        if not self.grouped:
+            return {layer: width // self.head_size for layer, width in self.outputs().items()}
+        queries, keys, _ = self.parts()
+        count = SharedHeads(keys // self.head_size, queries // keys) if self.fused else keys // self.head_size
+        return dict.fromkeys(self.outputs(), count)
+
+    def stays(self) -> str:
+        """Why no heads of it can go, with what to do; else nothing."""
+        (queries, keys, _), leave = self.parts(), "; leave 'heads' and 'head_dims' out of prune="
+        for name, _ in bare_parameters(self.module):
+            return (
+                f"{self.name}.{name} holds numbers for every head, and Torch-Pruning doesn't know that they go with it"
+                + leave
+            )
+        for name, child in self.module.named_children():
+            if name.endswith("norm") and any(p.numel() != self.head_size for p in child.parameters()):
+                return f"{self.name}.{name} takes its statistics over all heads together" + leave
+        if self.grouped and keys == self.head_size:
+            return (
+                f"all {queries // keys} query heads of {self.name} share one head of keys and values, and heads are "
+                "removed with the keys and values that they share" + leave
+            )
+        if self.rotary and widths(self.output)[0] != queries:
+            return f"{self.name} gives {queries} channels of queries, of which it reads {widths(self.output)[0]}" + leave
+        return ""
 
 
 def attentions_of(base: nn.Module) -> Iterator[Attention]:
@@ -140,13 +195,8 @@ def attentions_of(base: nn.Module) -> Iterator[Attention]:
                 yield Attention(name, module, *(children[child] for child in names))
         if is_conv1d(children.get(_FUSED)):
             yield Attention(name, module, *[children[_FUSED]] * 3)
-
-
-def shared_attentions_of(base: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Attention modules of which one layer gives queries, keys and values of different numbers: their heads stay."""
-    for name, module in base.named_modules():
-        if isinstance(dict(module.named_children()).get(_FUSED_SHARED), nn.Linear):
-            yield name, module
+        if isinstance(children.get(_FUSED_SHARED), nn.Linear):
+            yield Attention(name, module, *[children[_FUSED_SHARED]] * 3)
 
 
 @dataclass(frozen=True)
@@ -159,7 +209,6 @@ class Transformer:
         config: Its config.
         attentions: Its attention modules.
         intermediate: By name, the layers that widen the hidden states.
-        shared: Attention modules whose heads stay as they are, because one layer gives all that several of them share.
     """
 
     module: Any
@@ -167,7 +216,6 @@ class Transformer:
     config: Any
     attentions: tuple[Attention, ...]
     intermediate: Mapping[str, nn.Module]
-    shared: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, name: str, module: Any) -> Transformer:
@@ -178,16 +226,16 @@ class Transformer:
             raise UnsupportedModelError(
                 f"{label} has an encoder and a decoder; expected one of them: cross attention is not supported"
             )
-        attentions, shared = tuple(attentions_of(base)), tuple(shared_attentions_of(base))
-        if not attentions and not shared:
+        attentions = tuple(attentions_of(base))
+        if not attentions:
             raise UnsupportedModelError(
                 f"{label} has no attention whose layers are named as known here; expected one of {_QUERY_KEY_VALUE}, "
                 f"{_FUSED!r} or {_FUSED_SHARED!r}: pass num_heads and ignored_layers to the pruner by hand"
             )
         intermediate = {
-            n: layer for n, layer in base.named_modules() if any(f".{n}".endswith(f".{end}") for end in _INTERMEDIATE)
+            n: layer for n, layer in base.named_modules() if any(fnmatch(f".{n}", f"*.{end}") for end in _INTERMEDIATE)
         }
-        return cls(module, base, config, attentions, intermediate, shared)
+        return cls(module, base, config, attentions, intermediate)
 
     @property
     def fused_intermediate(self) -> list[nn.Module]:
@@ -197,7 +245,6 @@ class Transformer:
     def hidden_sizes(self) -> list[int]:
         """How many channels enter attention and feed-forward layers; several where stages have their own."""
         layers = [layer for a in self.attentions for layer in (a.query, a.key, a.value)]
-        layers += [getattr(module, _FUSED_SHARED) for _, module in self.shared]
         return list(dict.fromkeys(widths(layer)[0] for layer in (*layers, *self.intermediate.values())))
 
     def check(self, wanted: set[Part]) -> None:
@@ -213,17 +260,9 @@ class Transformer:
                 f"layers of {type(self.base).__name__} take {', '.join(map(str, sizes))} hidden channels and its "
                 f"config says {said}; expected one hidden size for all of them: leave 'hidden' out of prune="
             )
-        if self.shared and wanted & {"heads", "head_dims"}:
-            raise UnsupportedModelError(
-                f"{self.shared[0][0]}.{_FUSED_SHARED} gives queries, and keys and values that they share, so its heads "
-                "can't be pruned yet; leave 'heads' and 'head_dims' out of prune="
-            )
-        biased = [f"{a.name}.{name}" for a in self.attentions for name, _ in bare_parameters(a.module)]
-        if "heads" in wanted and biased:
-            raise UnsupportedModelError(
-                f"{biased[0]} holds numbers for every head, and Torch-Pruning doesn't know that they go with it; leave "
-                "'heads' out of prune="
-            )
+        stays = self.heads_stay()
+        if wanted & {"heads", "head_dims"} and stays:
+            raise UnsupportedModelError(stays)
         rotary = [attention.name for attention in self.attentions if attention.rotary]
         if "head_dims" in wanted and rotary:
             raise UnsupportedModelError(
@@ -231,15 +270,20 @@ class Transformer:
                 "that no dimension can go by itself; use 'heads' in place of 'head_dims'"
             )
 
+    def heads_stay(self) -> str:
+        """Why some attention can't lose heads, with what to do; else nothing."""
+        return next((reason for attention in self.attentions if (reason := attention.stays())), "")
+
     def layers(self, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[nn.Module, set[Part]]]:
         """Layers of these types, and embeddings, with the parts that their outputs belong to."""
         of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
-        of_heads |= {getattr(module, _FUSED_SHARED) for _, module in self.shared}
         widening = set(self.intermediate.values())
-        for layer in self.base.modules():
+        for name, layer in self.base.named_modules():
             if not isinstance(layer, (*types, nn.Embedding)):
                 continue
-            if layer in of_heads:
+            if name.endswith(_OF_EMBEDDINGS):
+                yield layer, set()
+            elif layer in of_heads:
                 yield layer, {"heads", "head_dims"}
             else:
                 yield layer, {"intermediate" if layer in widening else "hidden"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from torch import nn
 from fairtrim import UnsupportedModelError
 from fairtrim_adapters.torch_pruning.graph.head_counts import after_step_of
 
-from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, shared_attentions_of, widths
+from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, widths
+from .refusals import read_from_gguf
 
 __all__ = ["update_sizes"]
 
@@ -21,7 +23,7 @@ __all__ = ["update_sizes"]
 _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 _ALL_HEADS = ("all_head_size", "split_size")
 _HIDDEN = ("hidden_size", "embed_dim", "dim")
-_CONFIG_INTERMEDIATE = ("intermediate_size", "n_inner", "hidden_dim")
+_CONFIG_INTERMEDIATE = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim")
 
 
 def update_sizes(model: nn.Module, pruner: tp.pruner.BasePruner | None = None) -> None:
@@ -49,6 +51,12 @@ def update_sizes(model: nn.Module, pruner: tp.pruner.BasePruner | None = None) -
 module that holds one
     """
     for name, module in outermost(model):
+        if read_from_gguf(module):
+            warnings.warn(
+                "save_pretrained refuses a network whose config tells of the GGUF file that it was read from; before "
+                "saving: del model.config.quantization_config, model.hf_quantizer",
+                stacklevel=2,
+            )
         unsaid = _updated(Transformer.of(name, module), pruner)
         if unsaid:
             warnings.warn(
@@ -65,11 +73,8 @@ def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> l
     counts = [_update_attention(attention, pruner, unsaid) for attention in transformer.attentions]
     if hidden is not None:
         _update_pooler(transformer, hidden, unsaid)
-    for _, module in transformer.shared:  # whose heads stay as large as they were
-        if config.hidden_size // config.num_attention_heads != module.head_dim:
-            config.head_dim = int(module.head_dim)
-    if counts:
-        _say_heads(transformer, counts, unsaid)
+        _check_scale(transformer, hidden, unsaid)
+    _say_heads(transformer, counts, unsaid)
     _update_intermediate(transformer, unsaid)
     unsaid.extend(_refusal(config))
     _tie(transformer)
@@ -83,6 +88,10 @@ def _say_heads(transformer: Transformer, counts: Sequence[tuple[int, int, int]],
     if hasattr(config, "num_key_value_heads"):
         _say(transformer, "num_key_value_heads", [shared for _, shared, _ in counts], unsaid)
     sizes = [size for _, _, size in counts]
+    derived = config.hidden_size // config.num_attention_heads
+    # where keys can be shared, networks ask for this name also in configs that don't have it
+    if getattr(config, "head_dim", None) is None and hasattr(config, "num_key_value_heads") and sizes[0] != derived:
+        config.head_dim = sizes[0]
     if getattr(config, "head_dim", None) is not None:
         _say(transformer, "head_dim", sizes, unsaid)
     elif any(
@@ -91,6 +100,10 @@ def _say_heads(transformer: Transformer, counts: Sequence[tuple[int, int, int]],
     ):
         dimensions = ", ".join(map(str, dict.fromkeys(sizes)))
         unsaid.append(f"heads have {dimensions} dimensions (it takes hidden_size / num_attention_heads)")
+    for attention, (heads, _, _) in zip(transformer.attentions, counts, strict=True):
+        if attention.fused and attention.rotary:  # Phi-3 asks the config for its heads, whatever the layer
+            own = config if config.num_attention_heads == heads else copy.copy(config)
+            own.num_attention_heads, attention.module.config = heads, own
 
 
 def _update_hidden(transformer: Transformer) -> int | None:
@@ -106,6 +119,8 @@ def _update_hidden(transformer: Transformer) -> int | None:
                 if type(vars(module).get(name)) is int and vars(module)[name] == before:
                     setattr(module, name, hidden)
         config.hidden_size = hidden
+        if getattr(config, "word_embed_proj_dim", None) == before:  # OPT's embeddings, where nothing projects them
+            config.word_embed_proj_dim = hidden
     return hidden
 
 
@@ -114,6 +129,8 @@ def _update_attention(
 ) -> tuple[int, int, int]:
     """Heads, key and value heads, and head size of one module, now written into it."""
     module, before, outputs, heads = attention.module, attention.head_size, attention.outputs(), attention.heads()
+    if attention.grouped:
+        return _update_shared(attention, pruner)
     for layer in outputs:
         if pruner is None or layer not in pruner.num_heads:
             continue
@@ -130,6 +147,29 @@ def _update_attention(
             "heads; expected heads of one size: prune with the options of pruning_options(model)"
         )
     n_heads, n_shared, size = heads[attention.query], heads[attention.key], int(sizes.pop())
+    _write(module, n_heads, n_shared, size)
+    if size != before and isinstance(getattr(module, "scaling", None), float):
+        unsaid.append(f"{attention.name} scales its scores by {module.scaling:.3g}, for {before} dimensions a head")
+    return n_heads, n_shared, size
+
+
+def _update_shared(attention: Attention, pruner: tp.pruner.BasePruner | None) -> tuple[int, int, int]:
+    """The same where heads of keys and values go with their query heads: all sizes are those of the layers."""
+    size, (queries, keys, values) = attention.head_size, attention.parts()
+    if keys != values or keys % size:
+        raise UnsupportedModelError(
+            f"{attention.name}: query, key and value have {[queries, keys, values]} outputs; expected heads of {size}: "
+            "prune with the options of pruning_options(model)"
+        )
+    for layer, heads in attention.heads().items():
+        if pruner is not None and pruner.num_heads.get(layer, heads) != heads:  # counted away, and then skipped
+            pruner.num_heads[layer] = pruner.out_channel_groups[layer] = heads
+    _write(attention.module, queries // size, keys // size, size)
+    return queries // size, keys // size, size
+
+
+def _write(module: Any, n_heads: int, n_shared: int, size: int) -> None:
+    """Write sizes into an attention module, under the names that it has."""
     for names, value in (
         (_HEADS, n_heads),
         (HEAD_SIZE, size),
@@ -140,9 +180,6 @@ def _update_attention(
         for name in names:
             if type(vars(module).get(name)) is int:
                 setattr(module, name, value)
-    if size != before and isinstance(getattr(module, "scaling", None), float):
-        unsaid.append(f"{attention.name} scales its scores by {module.scaling:.3g}, for {before} dimensions a head")
-    return n_heads, n_shared, size
 
 
 def _update_intermediate(transformer: Transformer, unsaid: list[str]) -> None:
@@ -160,6 +197,13 @@ def _update_intermediate(transformer: Transformer, unsaid: list[str]) -> None:
     elif any(int(ratio * widths(layer)[0]) != widths(layer)[1] for layer in transformer.intermediate.values()):
         outputs = ", ".join(str(width) for width in dict.fromkeys(found.values()))
         unsaid.append(f"feed-forward layers have {outputs} channels")
+
+
+def _check_scale(transformer: Transformer, hidden: int, unsaid: list[str]) -> None:
+    """Embeddings are multiplied by √(hidden size) in Gemma; by that of before in the pruned network."""
+    scale = getattr(transformer.module.get_input_embeddings(), "scalar_embed_scale", None)
+    if isinstance(scale, float) and abs(scale - hidden**0.5) > 1e-6 * scale:
+        unsaid.append(f"its embeddings are multiplied by {scale:.3g} (it takes the square root of hidden_size)")
 
 
 def _update_pooler(transformer: Transformer, hidden: int, unsaid: list[str]) -> None:
@@ -215,7 +259,7 @@ def _tie(transformer: Transformer) -> None:
 def _known(model: nn.Module) -> bool:
     """Whether the network holds transformers whose sizes are written here."""
     inner = [module for module in model.modules() if hasattr(module, "base_model_prefix") and hasattr(module, "config")]
-    return any(True for module in inner for _ in (*attentions_of(module), *shared_attentions_of(module)))
+    return any(True for module in inner for _ in attentions_of(module))
 
 
 after_step_of(_known, update_sizes)

@@ -40,6 +40,8 @@ def correct_graph(graph: tp.DependencyGraph) -> bool:
             changed |= _map_concatenation(graph, node)
         elif node.type == tp.ops.OPTYPE.RESHAPE:
             changed |= _map_flatten(graph, node)
+        elif node.type == tp.ops.OPTYPE.ELEMENTWISE:
+            changed |= _map_as_told(node)
     _replace_functions(graph)
     return changed
 
@@ -187,6 +189,21 @@ def _set_mapping(source: Any, target: Any, place: int, mapping: Callable[[Any], 
         if dep.target is target and not isinstance(dep.index_mapping[place], _PartOfSplit | _PartOfConcatenation):
             dep.index_mapping[place] = mapping
             return
+
+
+def _map_as_told(node: Any) -> bool:
+    """An operation of an adapter's that says itself how its input's channels become its outputs', and back."""
+    maps = getattr(node.grad_fn, "maps_of_outputs", None)
+    if maps is None or getattr(node.module, "own_map", False):
+        return False
+    forth, back = maps
+    for output in node.outputs:
+        for source, target, mapping in ((node, output, forth), (output, node, back)):
+            for dep in source.dependencies:
+                if dep.target is target:
+                    dep.index_mapping[0] = mapping
+    node.module.own_map = True
+    return True
 
 
 def _map_flatten(graph: tp.DependencyGraph, node: Any) -> bool:

@@ -13,6 +13,7 @@ from .dependency_groups import head_layers
 from .head_counts import tell_heads
 from .kept import remove_again
 from .plan import PruningPlan
+from .shared_heads import recounted
 
 __all__ = ["Removal", "remove_units"]
 
@@ -61,7 +62,8 @@ class Removal:
         layers = dict(pruner.model.named_modules())
         for name, n_heads in self.heads.items():
             layer = layers[name]
-            if pruner.num_heads.get(layer) != n_heads:
-                pruner.num_heads[layer] = pruner.out_channel_groups[layer] = n_heads
+            known = pruner.num_heads.get(layer)
+            if known != n_heads:
+                pruner.num_heads[layer] = pruner.out_channel_groups[layer] = recounted(known, n_heads)
         remove_again(pruner.DG, self.history, record=True)
         tell_heads(pruner.model, pruner)

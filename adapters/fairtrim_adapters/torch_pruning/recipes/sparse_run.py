@@ -37,6 +37,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
+from fairtrim_adapters.torch_pruning.graph.shared_heads import recounted
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
@@ -303,7 +304,8 @@ class SparseRun:
         pruner._scope_initial_channels.update(data["scopes"])
         pruner.current_step = data["current_step"]
         for kind, counts in data["counts"].items():
-            getattr(pruner, kind).update({modules[name]: count for name, count in counts.items()})
+            held = getattr(pruner, kind)
+            held.update({modules[name]: recounted(held.get(modules[name]), count) for name, count in counts.items()})
         tell_heads(self.model, pruner)
 
     def result(self) -> RecipeResult:
