@@ -324,26 +324,6 @@ def test_heads_of_a_layer_that_the_host_skipped(transformers: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA.keys())
-def test_shared_keys_and_values(transformers: Any, make: Callable[[], Any], tmp_path: Path) -> None:
-    """Torch-Pruning can't say which heads share them: attention stays, the rest is pruned."""
-    family = FAMILIES["llama"]
-    model = family.model(transformers, num_key_value_heads=2)
-    importance = make()
-    pruner = make_pruner(model, importance, "intermediate", "heads", "hidden", pruning_ratio=0.2)
-    with pytest.warns(UserWarning, match="heads share keys and values"):
-        importance.fit(pruner, family.batches())
-    pruner.step()
-    update_sizes(model, pruner)
-    config = model.config
-    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 2, 6)
-    assert (config.hidden_size, config.intermediate_size) == (16, 21)
-    model.save_pretrained(tmp_path)
-    other = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
-    torch.testing.assert_close(scores_of(other, family.batches()), scores_of(model, family.batches()))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GPT2", "Llama"])
 def test_language_models_keep_their_ties(transformers: Any, name: str, tmp_path: Path) -> None:
     family = FAMILIES[name.lower()]
@@ -586,11 +566,6 @@ def test_fused_gate_and_up_projection(transformers: Any, parts: Any) -> None:
     fresh = type(model)(model.config)
     fresh.load_state_dict(model.state_dict())
     torch.testing.assert_close(fresh.eval()(**inputs).logits, model.eval()(**inputs).logits)
-
-
-def test_heads_of_a_fused_projection_are_refused(transformers: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="qkv_proj gives queries, and keys and values that they share"):
-        pruning_options(_phi(transformers), ("heads",))
 
 
 @pytest.mark.parametrize("name", ["ConvNext", "ConvNextV2"])

@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fairtrim import UnsupportedModelError, load_pruned, save_pruned
+from fairtrim import InputError, UnsupportedModelError, load_pruned, save_pruned
 from fairtrim.oracle import explicit_gates
 from fairtrim_adapters.huggingface import Part, example_inputs, pruning_options, update_sizes
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, WorstGroupImportance
@@ -200,12 +200,10 @@ def test_criteria_of_torch_pruning_see_the_groups(transformers: Any, name: str, 
                 taylor = make is tp.importance.GroupTaylorImportance
                 if parameter.ndim == 1 and (layer == "o_proj" or not taylor):
                     continue
-                score = (parameter * parameter.grad).detach() if taylor else parameter.detach().square()
+                score = (parameter * parameter.grad).detach().abs() if taylor else parameter.detach().square()
                 for group in range(3):
                     rows = _rows(module, [group])[layer]
-                    of_group = score[:, rows].T if layer == "o_proj" else score[rows]
-                    each = of_group.reshape(len(rows), -1).sum(1)
-                    sums[group] += float((each.abs() if taylor else each).sum())
+                    sums[group] += float((score[:, rows] if layer == "o_proj" else score[rows]).sum())
         expected.append({int(sums.argmin())})
     pruner = make_pruner(model, make(), "heads", head_pruning_ratio=0.3)
     pruner.step()
@@ -241,15 +239,93 @@ def test_steps(transformers: Any, name: str, global_pruning: bool) -> None:
     _generates(model)
 
 
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma", marks=pytest.mark.slow)])
+def test_query_heads_go_evenly(transformers: Any, name: str) -> None:
+    """Of three query heads of each key the least goes; keys and values stay, also where there is but one of them."""
+    n_keys = 1 if name == "gemma" else 2
+    sizes = {"num_attention_heads": 3 * n_keys, "num_key_value_heads": n_keys}
+    family = GROUPED[name]
+    model, dense = (family.model(transformers, **sizes) for _ in range(2))
+    importance = MeanDamageImportance(selection="single", progress=False)
+    pruner = make_pruner(model, importance, "query_heads", head_pruning_ratio=0.3)
+    importance.fit(pruner, family.batches())
+    plan, scores = importance.plan_, importance.selection_.scores.view(2, n_keys, 3)
+    assert plan is not None and not plan.unscored
+    pruner.step()
+    assert update(model, pruner) == ""
+    assert importance.report().layers["removed"].tolist() == [n_keys, n_keys]
+    gates = {group.name: torch.ones(n_keys, 3, dtype=torch.float64) for group in plan.groups}
+    size = _attentions(dense)[0].head_dim
+    for group, of_group in zip(plan.groups, scores, strict=True):
+        least = of_group.argmin(1)
+        gates[group.name][torch.arange(n_keys), least] = 0
+        path = group.name.removesuffix(".o_proj (input)")
+        whole, part = dense.get_submodule(path), model.get_submodule(path)
+        rows = gates[group.name].bool().flatten().repeat_interleave(size)
+        assert torch.equal(part.q_proj.weight, whole.q_proj.weight[rows])
+        assert torch.equal(part.o_proj.weight, whole.o_proj.weight[:, rows])
+        assert torch.equal(part.k_proj.weight, whole.k_proj.weight)
+        assert torch.equal(part.v_proj.weight, whole.v_proj.weight)
+        assert part.num_key_value_groups == 2
+    with torch.no_grad(), explicit_gates(dense, plan.groups, {name: gate.flatten() for name, gate in gates.items()}):
+        closed = scores_of(dense, family.batches())
+    _close(_scores(model, family), closed)
+    assert float((_scores(dense, family) - closed).abs().max()) > 1000 * TOLERANCE
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2 * n_keys, n_keys)
+
+
+@pytest.mark.slow
+def test_query_heads_in_steps(transformers: Any, tmp_path: Path) -> None:
+    """Down to one query head for each key, with feed-forward channels; magnitude takes the same number from each."""
+    family = GROUPED["qwen3"]
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    model, other = (family.model(transformers, **sizes) for _ in range(2))
+    importance = WorstGroupImportance(model=model, loader=family.batches(), progress=False)
+    pruner = make_pruner(
+        model, importance, "query_heads", "intermediate", head_pruning_ratio=0.6, iterative_steps=2, round_to=2
+    )
+    for left in (2, 1):
+        pruner.step()
+        assert update(model, pruner) == ""
+        assert importance.report().skipped == []
+        assert [module.num_key_value_groups for module in _attentions(model)] == [left, left]
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
+    _generates(model)
+    _saved(family, transformers, model, tmp_path, config_says_all=True)
+    make_pruner(other, tp.importance.GroupMagnitudeImportance(), "query_heads", head_pruning_ratio=0.3).step()
+    assert update(other) == "" and other.config.num_attention_heads == 4
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
 def test_one_head_of_keys_for_all(transformers: Any) -> None:
     family = GROUPED["gemma"]
     model = family.model(transformers, num_key_value_heads=1)
-    with pytest.raises(UnsupportedModelError, match="all 6 query heads of layers.0.self_attn share one head of keys"):
+    with pytest.raises(UnsupportedModelError, match="use 'query_heads' in place of 'heads'"):
         pruning_options(model, ["heads"])
     assert not pruning_options(model)["prune_num_heads"]  # by default what can go
+
+
+def test_query_heads_by_themselves(transformers: Any) -> None:
+    llama = GROUPED["llama"]
+    with pytest.raises(InputError, match="names two ways to remove heads"):
+        pruning_options(llama.model(transformers), ["heads", "query_heads"])
+    with pytest.raises(UnsupportedModelError, match=r"layers.0.self_attn come from one layer with keys and values"):
+        pruning_options(GROUPED["phi3"].model(transformers), ["query_heads"])
+    with pytest.raises(UnsupportedModelError, match=r"layers.0.self_attn share no keys and values; use 'heads'"):
+        pruning_options(llama.model(transformers, num_key_value_heads=6), ["query_heads"])
+    importance = MeanDamageImportance(progress=False)
+    pruner = make_pruner(
+        llama.model(transformers),
+        importance,
+        "query_heads",
+        "intermediate",
+        global_pruning=True,
+        head_pruning_ratio=0.3,
+    )
+    with pytest.warns(UserWarning, match="takes other query heads than those that rank last"):
+        importance.fit(pruner, llama.batches())
 
 
 def test_norms_over_all_heads(transformers: Any) -> None:

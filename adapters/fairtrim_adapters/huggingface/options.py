@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,10 @@ def pruning_options(model: nn.Module, prune: Collection[Part] | None = None) -> 
     Args:
         model: A network of Hugging Face, or a module that holds some: BERT, RoBERTa, DistilBERT, ViT, GPT-2, Llama,
             Phi-3 without its heads, and what names its layers as these do.
-        prune: What may be pruned: ``"intermediate"``, ``"heads"``, ``"head_dims"``, ``"hidden"``; by default the first
-            two, or the first alone where heads can't go.
+        prune: What may be pruned: ``"intermediate"``, ``"heads"``, ``"query_heads"``, ``"head_dims"``, ``"hidden"``; by
+            default the first two, or the first alone where heads can't go. Where query heads share keys and values,
+            ``"heads"`` are those of keys and values with all their query heads, and ``"query_heads"`` takes the same
+            number of query heads from each.
 
     Returns:
         ``num_heads``, ``ignored_layers``, ``customized_pruners``, ``output_transform`` and so on.
@@ -59,11 +62,17 @@ module that holds one
     """
     if prune is not None and (isinstance(prune, str) or not prune or not set(prune) <= set(PARTS)):
         raise InputError(f"prune={prune!r}; expected a collection of some of {PARTS}")
+    if prune is not None and {"heads", "query_heads"} <= set(prune):
+        raise InputError(
+            f"prune={prune!r} names two ways to remove heads; expected one: 'heads' takes query heads "
+            "together with the keys and values that they share, 'query_heads' some of them from each"
+        )
     transformers = [Transformer.of(name, module) for name, module in outermost(model)]
-    fixed = any(transformer.heads_stay() for transformer in transformers)
+    fixed = any(transformer.heads_stay({"heads"}) for transformer in transformers)
     wanted: set[Part] = set(prune) if prune is not None else {"intermediate"} if fixed else {"intermediate", "heads"}
     for transformer in transformers:
         transformer.check(wanted)
+    evenly = "query_heads" in wanted
     types = layer_types(model)
     inside = {module for transformer in transformers for module in transformer.base.modules()}
     head = [layer for layer in model.modules() if isinstance(layer, types) and layer not in inside]
@@ -74,8 +83,8 @@ module that holds one
         )
     kept = [layer for t in transformers for layer, parts in t.layers(types) if not parts & wanted]
     return {
-        "num_heads": {layer: n for t in transformers for a in t.attentions for layer, n in a.heads().items()},
-        "prune_num_heads": "heads" in wanted,
+        "num_heads": {layer: n for t in transformers for a in t.attentions for layer, n in a.heads(evenly).items()},
+        "prune_num_heads": bool(wanted & {"heads", "query_heads"}),
         "prune_head_dims": "head_dims" in wanted,
         "ignored_layers": head + kept,
         "root_module_types": list(types),
@@ -86,7 +95,7 @@ module that holds one
             for _, parameter in bare_parameters(t.base)
         ],
         "output_transform": _scores,
-        "forward_fn": _traced_forward,
+        "forward_fn": partial(_traced_forward, together=not evenly),
         # Torch-Pruning's defaults are dicts that all its pruners share
         "in_channel_groups": {},
         "out_channel_groups": {layer: 2 for t in transformers for layer in t.fused_intermediate},
@@ -191,11 +200,14 @@ def _customized_pruners(model: nn.Module) -> dict[type[nn.Module], tp.BasePrunin
 # Attention that Torch-Pruning can't follow ------------------------------------------------------------------------
 
 
-def _traced_forward(model: nn.Module, inputs: Any) -> Any:
-    """Run the network for Torch-Pruning's trace, with stand-ins for some attention."""
+def _traced_forward(model: nn.Module, inputs: Any, *, together: bool) -> Any:
+    """Run the network for Torch-Pruning's trace, with stand-ins for some attention.
+
+    ``together``: whether query heads go only with the keys that they share.
+    """
     correct_traced_graph()
     attentions = [a for _, module in outermost(model) for a in attentions_of(module.base_model)]
-    forwards = {a.module: _stand_in(a) for a in attentions if a.rotary or a.fused}
+    forwards = {a.module: _stand_in(a, together) for a in attentions if a.rotary or a.fused}
     with _stand_ins(forwards), _no_cache(model):
         if isinstance(inputs, Mapping):
             return model(**inputs)
@@ -232,17 +244,17 @@ def _stand_ins(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
-def _stand_in(attention: Attention) -> Callable[..., tuple[Tensor, None]]:
+def _stand_in(attention: Attention, together: bool) -> Callable[..., tuple[Tensor, None]]:
     output: Any = attention.output
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        sizes = attention.parts()
         if attention.fused:
-            query, key, value = attention.query(hidden_states).split(sizes, -1)
+            query, key, value = attention.query(hidden_states).split(attention.parts(), -1)
         else:
             query, key, value = (layer(hidden_states) for layer in (attention.query, attention.key, attention.value))
-        times = sizes[0] // sizes[1]
-        key, value = (shared_by(states, size=attention.head_size, times=times) for states in (key, value))
+        if attention.grouped:
+            size, times = attention.head_size, attention.sharing
+            key, value = (shared_by(states, size=size, times=times, together=together) for states in (key, value))
         return output(value + key + query), None  # the walk from behind meets the last first: queries, if any are more
 
     return forward

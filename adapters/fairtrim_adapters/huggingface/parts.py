@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal
@@ -31,12 +31,12 @@ __all__ = [
     "widths",
 ]
 
-Part = Literal["intermediate", "heads", "head_dims", "hidden"]
+Part = Literal["intermediate", "heads", "query_heads", "head_dims", "hidden"]
 """What can be pruned: channels of the feed-forward layers (``config.intermediate_size``), whole attention heads (where
-queries share keys and values: a key and value head with all its query heads), the dimensions of every head, the hidden
-size with the embeddings."""
+queries share keys and values: a head of keys and values with all its query heads), the same number of query heads from
+each head of keys and values, the dimensions of every head, the hidden size with the embeddings."""
 
-PARTS: tuple[Part, ...] = ("intermediate", "heads", "head_dims", "hidden")
+PARTS: tuple[Part, ...] = ("intermediate", "heads", "query_heads", "head_dims", "hidden")
 
 HEAD_SIZE = ("attention_head_size", "head_dim")
 """Where attention modules keep the size of their heads."""
@@ -134,8 +134,14 @@ class Attention:
     @property
     def output(self) -> nn.Module:
         """The layer that reads what the heads give, where the module has it."""
-        children = dict(self.module.named_children())
-        return next(children[name] for name in _OUTPUT if name in children)
+        children: dict[str, nn.Module] = dict(self.module.named_children())
+        for name in _OUTPUT:
+            if name in children:
+                return children[name]
+        raise UnsupportedModelError(
+            f"{self.name or type(self.module).__name__} has no layer that reads its heads; expected one of {_OUTPUT}: "
+            "pass num_heads and ignored_layers to the pruner by hand"
+        )
 
     def parts(self) -> tuple[int, int, int]:
         """Channels of queries, keys and values."""
@@ -157,17 +163,28 @@ class Attention:
         queries, keys, values = self.parts()
         return {self.query: queries} if self.fused else {self.query: queries, self.key: keys, self.value: values}
 
-    def heads(self) -> dict[nn.Module, int]:
-        """What is removed as one in each layer: heads as large as the module says, or groups where they are shared."""
-        if not self.grouped:
-            return {layer: width // self.head_size for layer, width in self.outputs().items()}
+    def sharing(self) -> int:
+        """How many query heads share a head of keys and values."""
         queries, keys, _ = self.parts()
-        count = SharedHeads(keys // self.head_size, queries // keys) if self.fused else keys // self.head_size
-        return dict.fromkeys(self.outputs(), count)
+        return queries // keys
 
-    def stays(self) -> str:
-        """Why no heads of it can go, with what to do; else nothing."""
-        (queries, keys, _), leave = self.parts(), "; leave 'heads' and 'head_dims' out of prune="
+    def heads(self, evenly: bool = False) -> dict[nn.Module, int]:
+        """Heads of each layer, if they are as large as the module says, as Torch-Pruning is told.
+
+        Where heads of keys and values are shared, only these are counted, for they go with all their queries; with
+        ``evenly`` query heads go by themselves.
+        """
+        sizes = self.outputs()
+        if self.grouped and not evenly:
+            keys, sharing = self.parts()[1], self.sharing()
+            count = SharedHeads(keys // self.head_size, sharing) if self.fused else keys // self.head_size
+            return dict.fromkeys(sizes, count)
+        return {layer: width // self.head_size for layer, width in sizes.items()}
+
+    def stays(self, wanted: Collection[Part]) -> str:
+        """Why no heads of it can go, as a whole or evenly, with what to do; else nothing."""
+        queries, keys, _ = self.parts()
+        leave = "; leave 'heads', 'query_heads' and 'head_dims' out of prune="
         for name, _ in bare_parameters(self.module):
             return (
                 f"{self.name}.{name} holds numbers for every head, and Torch-Pruning doesn't know that they go with it"
@@ -176,13 +193,19 @@ class Attention:
         for name, child in self.module.named_children():
             if name.endswith("norm") and any(p.numel() != self.head_size for p in child.parameters()):
                 return f"{self.name}.{name} takes its statistics over all heads together" + leave
-        if self.grouped and keys == self.head_size:
-            return (
-                f"all {queries // keys} query heads of {self.name} share one head of keys and values, and heads are "
-                "removed with the keys and values that they share" + leave
-            )
         if self.rotary and widths(self.output)[0] != queries:
-            return f"{self.name} gives {queries} channels of queries, of which it reads {widths(self.output)[0]}" + leave
+            return f"{self.name} gives {queries} channels of queries and reads {widths(self.output)[0]}" + leave
+        if "heads" in wanted and self.grouped and keys == self.head_size:
+            return (
+                f"all {queries // keys} query heads of {self.name} share one head of keys and values, which must stay; "
+                "use 'query_heads' in place of 'heads', to take some of them"
+            )
+        if "query_heads" in wanted and (self.fused or not self.grouped):
+            return (
+                f"query heads of {self.name} "
+                + ("come from one layer with keys and values" if self.grouped else "share no keys and values")
+                + "; use 'heads' in place of 'query_heads'"
+            )
         return ""
 
 
@@ -260,8 +283,8 @@ class Transformer:
                 f"layers of {type(self.base).__name__} take {', '.join(map(str, sizes))} hidden channels and its "
                 f"config says {said}; expected one hidden size for all of them: leave 'hidden' out of prune="
             )
-        stays = self.heads_stay()
-        if wanted & {"heads", "head_dims"} and stays:
+        stays = self.heads_stay(wanted)
+        if wanted & {"heads", "query_heads", "head_dims"} and stays:
             raise UnsupportedModelError(stays)
         rotary = [attention.name for attention in self.attentions if attention.rotary]
         if "head_dims" in wanted and rotary:
@@ -270,20 +293,21 @@ class Transformer:
                 "that no dimension can go by itself; use 'heads' in place of 'head_dims'"
             )
 
-    def heads_stay(self) -> str:
+    def heads_stay(self, wanted: Collection[Part]) -> str:
         """Why some attention can't lose heads, with what to do; else nothing."""
-        return next((reason for attention in self.attentions if (reason := attention.stays())), "")
+        return next((reason for attention in self.attentions if (reason := attention.stays(wanted))), "")
 
     def layers(self, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[nn.Module, set[Part]]]:
         """Layers of these types, and embeddings, with the parts that their outputs belong to."""
         of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
         widening = set(self.intermediate.values())
+        layer: nn.Module
         for name, layer in self.base.named_modules():
             if not isinstance(layer, (*types, nn.Embedding)):
                 continue
             if name.endswith(_OF_EMBEDDINGS):
                 yield layer, set()
             elif layer in of_heads:
-                yield layer, {"heads", "head_dims"}
+                yield layer, {"heads", "query_heads", "head_dims"}
             else:
                 yield layer, {"intermediate" if layer in widening else "hidden"}

@@ -46,11 +46,14 @@ def refuse_quantised(model: nn.Module) -> None:
         UnsupportedModelError: A layer is quantised.
 
     Example:
+        >>> class Linear4bit(nn.Linear):  # as that of bitsandbytes
+        ...     pass
         >>> refuse_quantised(nn.Linear(2, 2))
-        >>> refuse_quantised(nn.Linear(2, 2).requires_grad_(False).to(dtype=__import__("torch").int8))
+        >>> refuse_quantised(nn.Sequential(Linear4bit(2, 2)))
         Traceback (most recent call last):
-        ...
-        fairtrim.errors.UnsupportedModelError: 'weight' holds torch.int8: ...
+        fairtrim.errors.UnsupportedModelError: '0' is a Linear4bit: no channels can be taken out of quantised weights. \
+Dequantise the network first: model.dequantize(), or read it without quantization_config and with dtype=torch.float32 \
+or bfloat16; quantise again after pruning
     """
     for name, what in _quantised(model):
         raise UnsupportedModelError(

@@ -88,9 +88,9 @@ def _say_heads(transformer: Transformer, counts: Sequence[tuple[int, int, int]],
     if hasattr(config, "num_key_value_heads"):
         _say(transformer, "num_key_value_heads", [shared for _, shared, _ in counts], unsaid)
     sizes = [size for _, _, size in counts]
-    derived = config.hidden_size // config.num_attention_heads
     # where keys can be shared, networks ask for this name also in configs that don't have it
-    if getattr(config, "head_dim", None) is None and hasattr(config, "num_key_value_heads") and sizes[0] != derived:
+    unsized = getattr(config, "num_key_value_heads", None) and getattr(config, "head_dim", None) is None
+    if unsized and sizes[0] != config.hidden_size // config.num_attention_heads:
         config.head_dim = sizes[0]
     if getattr(config, "head_dim", None) is not None:
         _say(transformer, "head_dim", sizes, unsaid)
@@ -161,7 +161,9 @@ def _update_shared(attention: Attention, pruner: tp.pruner.BasePruner | None) ->
             f"{attention.name}: query, key and value have {[queries, keys, values]} outputs; expected heads of {size}: "
             "prune with the options of pruning_options(model)"
         )
-    for layer, heads in attention.heads().items():
+    first = pruner.init_num_heads if pruner is not None else {}
+    evenly = first.get(attention.query) != first.get(attention.key)
+    for layer, heads in attention.heads(evenly).items():
         if pruner is not None and pruner.num_heads.get(layer, heads) != heads:  # counted away, and then skipped
             pruner.num_heads[layer] = pruner.out_channel_groups[layer] = heads
     _write(attention.module, queries // size, keys // size, size)

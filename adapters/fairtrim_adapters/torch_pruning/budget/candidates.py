@@ -167,9 +167,10 @@ class Candidates:
         both = [name for pool in plan.pools if pool.quota for name in pool.layers if name in plan.untried]
         if both:
             raise InputError(
-                f"{both} may lose whole heads and dimensions of heads at once, which no one order of channels says; "
-                "expected prune_head_dims=False beside prune_num_heads=True in pruner_options, or one of "
-                "Torch-Pruning's importances"
+                f"{both} may lose whole heads and dimensions of heads at once, or as many query heads from each head "
+                "of keys and values, which no one order of channels says; expected prune_head_dims=False beside "
+                "prune_num_heads=True in pruner_options, 'heads' in place of 'query_heads', or one of Torch-Pruning's "
+                "importances"
             )
         asked = {group.name: math.ceil(group.size * (1 - _LEVEL)) for group in plan.groups}
         for floor in plan.floors:

@@ -30,6 +30,7 @@ __all__ = [
     "producers_of",
     "prunes_heads",
     "root_of",
+    "shared_evenly",
     "units_of",
 ]
 
@@ -113,17 +114,27 @@ def module_expression(name: str) -> str:
 
 
 def head_layers(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> list[nn.Module]:
-    """Query, key and value layers of an attention group; none where no pruner knows about heads."""
+    """Query, key and value layers of an attention group, those of the most heads first.
+
+    Gives none where no pruner knows about heads.
+    """
     if pruner is None:
         return []
     graph = group._DG
-    return [
+    layers = [
         item.dep.target.module
         for item in group
         if isinstance(item.dep.target.module, nn.Module)
         and item.dep.target.module in pruner.num_heads
         and graph.is_out_channel_pruning_fn(item.dep.handler)
     ]
+    return sorted(layers, key=lambda layer: -pruner.num_heads[layer])
+
+
+def shared_evenly(attention: Sequence[nn.Module], pruner: tp.pruner.BasePruner | None) -> int:
+    """From how many heads of keys and values Torch-Pruning takes the same number of query heads each; else 0."""
+    counts = {int(pruner.num_heads[layer]) for layer in attention} if pruner is not None else set()
+    return min(counts) if len(counts) > 1 else 0
 
 
 def units_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int, Callable[[Any], Any]]:
@@ -147,9 +158,9 @@ def units_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> tuple[int,
         if isinstance(item.dep.target.module, nn.Module):
             repeats = max(repeats, of_side.get(item.dep.target.module, 1))
     attention = head_layers(group, pruner)
-    if prunes_heads(attention, pruner):
-        if pruner.prune_head_dims:
-            return n_channels, lambda roots: roots  # both ways at once: no unit but the channel fits
+    if prunes_heads(attention, pruner) and pruner.prune_head_dims:
+        return n_channels, lambda roots: roots  # both ways at once: no unit but the channel fits
+    if attention and not pruner.prune_head_dims:
         head_size = n_channels // max(pruner.num_heads[layer] for layer in attention)
         return n_channels // head_size, lambda roots: roots // head_size
     size = n_channels // repeats
@@ -182,8 +193,9 @@ def channel_group_of(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Ch
     """
     name, (size, unit_of) = group_name(group), units_of(group, pruner)
     attention = head_layers(group, pruner)
-    # every path through attention meets two places: query and key, or value and output projection
-    weight = 0.5 if attention else 1.0
+    # every path through attention meets two places: query and key, or value and output projection; where keys and
+    # values stay, one
+    weight = 0.5 if attention and not shared_evenly(attention, pruner) else 1.0
     places = []
     unknown = []
     for item in group:

@@ -13,9 +13,10 @@ from torch import nn
 from fairtrim import ChannelGroup
 
 from .corrections import output_shape
-from .dependency_groups import head_layers, mapped, module_expression, units_of
+from .dependency_groups import head_layers, mapped, module_expression, shared_evenly, units_of
 from .head_counts import HEAD_SIZES, HEADS
 from .layers import parameter_axes
+from .shared_heads import is_shared
 
 __all__ = ["fewest_units", "obstacle"]
 
@@ -71,13 +72,21 @@ def _unknown_heads(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iter
 
 def _unmapped(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> Iterator[str]:
     attention = head_layers(group, pruner)
-    names = [
-        _name(group, item.dep.target.module)
+    layers = [
+        item.dep.target.module
         for item in group
         if any(item.dep.target.module is layer for layer in attention) and None in item.root_idxs
     ]
-    if names:
-        yield f"Torch-Pruning doesn't map the channels of {names} (attention in which heads share keys and values)"
+    if names := [_name(group, layer) for layer in layers if not is_shared(group._DG, layer)]:
+        yield (
+            f"Torch-Pruning doesn't map the channels of {names} (attention in which heads share keys and values; "
+            "fairtrim_adapters.huggingface.pruning_options maps those of Hugging Face)"
+        )
+    if pruner is not None and pruner.global_pruning and shared_evenly(attention, pruner):
+        yield (
+            "Torch-Pruning takes other query heads than those that rank last, where they share keys and values and all "
+            "layers are ranked together; leave global_pruning out, or prune 'heads' in place of 'query_heads'"
+        )
 
 
 def _padded(group: tp.Group) -> Iterator[str]:

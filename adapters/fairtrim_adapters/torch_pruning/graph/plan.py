@@ -30,6 +30,7 @@ from .dependency_groups import (
     producers_of,
     prunes_heads,
     root_of,
+    shared_evenly,
 )
 from .obstacles import fewest_units, obstacle
 from .pruner_options import check_ratios
@@ -62,7 +63,7 @@ class PruningPlan:
         step: Number of Torch-Pruning's step, or 0 where no pruner is known.
         producers: Where the channels of a group come from; none where a layer is not described.
         untried: Attention groups of which no draw of channels is like what Torch-Pruning removes: it takes whole heads
-            and dimensions of heads at once, or nothing.
+            and dimensions of heads at once, or nothing, or as many query heads from each head of keys and values.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -248,9 +249,11 @@ def _plan(
 
 
 def _both_or_neither(group: tp.Group, pruner: tp.pruner.BasePruner | None) -> bool:
-    """Whether whole heads and single dimensions of heads go from attention, or neither."""
+    """Whether whole heads and single dimensions of heads go from attention, or neither, or heads evenly."""
     attention = head_layers(group, pruner)
-    return pruner is not None and bool(attention) and prunes_heads(attention, pruner) == bool(pruner.prune_head_dims)
+    if pruner is None or not attention:
+        return False
+    return prunes_heads(attention, pruner) == bool(pruner.prune_head_dims) or bool(shared_evenly(attention, pruner))
 
 
 def _left_with_too_few(scored: Sequence[tuple[tp.Group, ChannelGroup]], pools: Sequence[Pool]) -> dict[str, str]:
@@ -302,7 +305,7 @@ def _pools(
     initial: dict[str, int] = {}
     heads: dict[str, tuple[int, float]] = {}
     untouched: list[str] = []
-    floors = []
+    floors: list[Floor] = []
     for group, channel_group in scored:
         attention = head_layers(group, pruner)
         scope, ratio = _scope(pruner, group, step)
@@ -314,7 +317,16 @@ def _pools(
         initial[scope] = initial.get(scope, 0) + before
         if attention and not pruner.prune_head_dims:
             if prunes_heads(attention, pruner):
-                heads[channel_group.name] = channel_group.size, pruner.get_target_head_pruning_ratio(attention[0])
+                ratio = pruner.get_target_head_pruning_ratio(attention[0])
+                if n_shared := shared_evenly(attention, pruner):
+                    sharing = channel_group.size // n_shared
+                    each = math.ceil(math.ceil(ratio * channel_group.size) / n_shared)
+                    ratio = each * n_shared / channel_group.size - 1e-9
+                    floors.extend(
+                        Floor(channel_group.name, max(1, sharing - each), tuple(range(first, first + sharing)))
+                        for first in range(0, channel_group.size, sharing)
+                    )
+                heads[channel_group.name] = channel_group.size, ratio
             else:
                 untouched.append(channel_group.name)
             continue

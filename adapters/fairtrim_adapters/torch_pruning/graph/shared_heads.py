@@ -1,8 +1,8 @@
 """Heads of keys and values that several query heads share, as Torch-Pruning counts and maps them.
 
-Torch-Pruning maps such keys and values to no queries. What is removed as one here is a head of keys and values with all
-its query heads, which is all that has to be said: channels of a key head belong to those of its first query head, and
-each of them to all.
+Torch-Pruning maps such keys and values to no queries. Here a head of keys and values goes when all query heads that
+share it go. Where they go together channels of a key belong to those of its first query head, and to the same unit;
+where query heads go by themselves, the same number from each key, keys belong to none of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import Tensor
+from torch import Tensor, nn
 from torch_pruning._helpers import _HybridIndex
 
 from .corrections import correct_graph
 
-__all__ = ["SharedHeads", "correct_traced_graph", "recounted", "shared_by"]
+__all__ = ["SharedHeads", "correct_traced_graph", "is_shared", "recounted", "shared_by"]
 
 
 class SharedHeads(int):
@@ -64,10 +64,10 @@ class _Repeat(torch.autograd.Function):
     """Repeats heads, (N, T, C) -> (N, T, times · C), and says to Torch-Pruning's graph how channels are mapped."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, size: int, times: int) -> Tensor:
-        ctx.maps_of_outputs = _ToQueries(size, times), _ToKeys(size, times)
+    def forward(ctx: Any, states: Tensor, size: int, times: Callable[[], int], together: bool) -> Tensor:
+        ctx.maps_of_outputs = _ToQueries(size, times), _ToKeys(size, times, together)
         n, length, _ = states.shape
-        return states.view(n, length, -1, 1, size).expand(-1, -1, -1, times, -1).reshape(n, length, -1)
+        return states.view(n, length, -1, 1, size).expand(-1, -1, -1, times(), -1).reshape(n, length, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
@@ -77,11 +77,11 @@ class _Repeat(torch.autograd.Function):
 class _ToQueries:
     """Channels of keys or values -> those of all queries that share them, in their order."""
 
-    def __init__(self, size: int, times: int) -> None:
+    def __init__(self, size: int, times: Callable[[], int]) -> None:
         self._size, self._times = size, times
 
     def __call__(self, idxs: Sequence[Any]) -> list[Any]:
-        size, times = self._size, self._times
+        size, times = self._size, self._times()
         every = [
             _HybridIndex(idx=(i.idx // size * times + k) * size + i.idx % size, root_idx=i.root_idx)
             for i in idxs
@@ -91,31 +91,40 @@ class _ToQueries:
 
 
 class _ToKeys:
-    """Channels of the first of the queries that share a key -> its channels; those of the others add none."""
+    """Channels of all the queries that share a key -> its channels; as long as one of them is missing it stays."""
 
-    def __init__(self, size: int, times: int) -> None:
-        self._size, self._times = size, times
+    def __init__(self, size: int, times: Callable[[], int], together: bool) -> None:
+        self._size, self._times, self._together = size, times, together
 
     def __call__(self, idxs: Sequence[Any]) -> list[Any]:
-        size, times = self._size, self._times
+        size, times = self._size, self._times()
+        present = {i.idx for i in idxs}
         return [
-            _HybridIndex(idx=i.idx // (size * times) * size + i.idx % size, root_idx=i.root_idx)
+            _HybridIndex(
+                idx=i.idx // (size * times) * size + i.idx % size, root_idx=i.root_idx if self._together else None
+            )
             for i in idxs
-            if i.idx // size % times == 0
+            if i.idx // size % times == 0 and all(i.idx + k * size in present for k in range(times))
         ]
 
 
-def shared_by(states: Tensor, *, size: int, times: int) -> Tensor:
+def shared_by(states: Tensor, *, size: int, times: Callable[[], int], together: bool = True) -> Tensor:
     """Keys or values for the queries that share them, in an operation that can only be traced.
 
-    ``states`` are (N, T, C) with heads of ``size`` dimensions; gives (N, T, ``times`` · C), each head so often.
+    ``states`` are (N, T, C) with heads of ``size`` dimensions; gives (N, T, times · C), each head so often as
+    ``times()`` says, which is asked again after each step. ``together``: whether query heads go with their keys only.
 
     Example:
-        >>> shared_by(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), size=2, times=2).tolist()
+        >>> shared_by(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), size=2, times=lambda: 2).tolist()
         [[[1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]]]
     """
     apply: Callable[..., Tensor] = _Repeat.apply  # typed in some versions of torch
-    return states if times == 1 else apply(states, size, times)
+    return apply(states, size, times, together)
+
+
+def is_shared(graph: tp.DependencyGraph, layer: nn.Module) -> bool:
+    """Whether a layer gives keys or values that were traced by ``shared_by``."""
+    return any(hasattr(reader.grad_fn, "maps_of_outputs") for reader in graph.module2node[layer].outputs)
 
 
 def correct_traced_graph() -> None:

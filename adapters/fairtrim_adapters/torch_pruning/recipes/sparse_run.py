@@ -37,8 +37,8 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
-from fairtrim_adapters.torch_pruning.graph.shared_heads import recounted
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
+from fairtrim_adapters.torch_pruning.graph.shared_heads import recounted
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
 
