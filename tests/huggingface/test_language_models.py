@@ -328,6 +328,17 @@ def test_query_heads_by_themselves(transformers: Any) -> None:
         importance.fit(pruner, llama.batches())
 
 
+def test_heads_without_a_ratio_for_channels(transformers: Any) -> None:
+    family, importance = GROUPED["llama"], MeanDamageImportance(progress=False)
+    model = family.model(transformers)
+    pruner = make_pruner(model, importance, "heads", pruning_ratio=0, head_pruning_ratio=0.3)
+    with pytest.raises(UnsupportedModelError, match="removes no heads where pruning_ratio is 0"):
+        importance.fit(pruner, family.batches())
+    pruner.importance = tp.importance.GroupMagnitudeImportance()
+    pruner.step()
+    assert _attentions(model)[0].o_proj.in_features == 48  # so it is
+
+
 def test_norms_over_all_heads(transformers: Any) -> None:
     model = GROUPED["qwen3"].model(transformers)
     module = _attentions(model)[1]

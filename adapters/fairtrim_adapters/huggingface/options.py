@@ -41,7 +41,7 @@ def pruning_options(model: nn.Module, prune: Collection[Part] | None = None) -> 
 
     Args:
         model: A network of Hugging Face, or a module that holds some: BERT, RoBERTa, DistilBERT, ViT, GPT-2, Llama,
-            Phi-3 without its heads, and what names its layers as these do.
+            Qwen2 and 3, Mistral, Gemma, Phi-3, OPT, and what names its layers as these do.
         prune: What may be pruned: ``"intermediate"``, ``"heads"``, ``"query_heads"``, ``"head_dims"``, ``"hidden"``; by
             default the first two, or the first alone where heads can't go. Where query heads share keys and values,
             ``"heads"`` are those of keys and values with all their query heads, and ``"query_heads"`` takes the same

@@ -215,7 +215,7 @@ def _plan(
         except UnsupportedModelError as error:
             unscored[name] = str(error)
             continue
-        reason = obstacle(group, channel_group, pruner)
+        reason = obstacle(group, channel_group, pruner) or _unreached(group, pruner, step)
         if reason:
             unscored[name] = reason
         else:
@@ -245,6 +245,17 @@ def _plan(
         round_to=(pruner.round_to or 1) if pruner else 1,
         producers={channel_group.name: producers_of(group, pruner) for group, channel_group in scored},
         untried=frozenset(channel_group.name for group, channel_group in scored if _both_or_neither(group, pruner)),
+    )
+
+
+def _unreached(group: tp.Group, pruner: tp.pruner.BasePruner | None, step: int) -> str:
+    """Torch-Pruning comes to whole heads only where it would remove something by its ratio for channels."""
+    attention = head_layers(group, pruner)
+    if pruner is None or not prunes_heads(attention, pruner) or _scope(pruner, group, step)[1] > 0:
+        return ""
+    return (
+        "Torch-Pruning removes no heads where pruning_ratio is 0, whatever head_pruning_ratio is; give it any ratio "
+        "above, and leave what shall stay out of prune=, or add it to ignored_layers"
     )
 
 
