@@ -296,6 +296,27 @@ def test_query_heads_in_steps(transformers: Any, tmp_path: Path) -> None:
     assert update(other) == "" and other.config.num_attention_heads == 4
 
 
+def test_layers_that_keep_different_numbers(transformers: Any, tmp_path: Path) -> None:
+    """Phi-3 takes its heads from the config, which says one number: each layer that differs gets one of its own."""
+    family = GROUPED["phi3"]
+    model = family.model(transformers)
+    options = pruning_options(model, ["heads"])
+    options["ignored_layers"].append(model.model.layers[1].self_attn.qkv_proj)
+    pruner = make_pruner(
+        model,
+        tp.importance.GroupMagnitudeImportance(),
+        "heads",
+        head_pruning_ratio=0.3,
+        ignored_layers=options["ignored_layers"],
+    )
+    pruner.step()
+    unsaid = update(model, pruner)
+    assert "num_attention_heads is 4, 6 in its layers (it stays at 6)" in unsaid
+    assert [module.config.num_attention_heads for module in _attentions(model)] == [4, 6]
+    assert model.config.num_attention_heads == 6
+    _saved(family, transformers, model, tmp_path, config_says_all=False)
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +404,7 @@ def _with(model: Any, change: str) -> Any:
         ("integers", r"model.layers.1.mlp.up_proj.weight' holds torch.int8"),
         ("reader", "was read by AwqQuantizer"),
     ],
+    ids=["adapter", "4 bits", "packed", "integers", "reader"],
 )
 def test_weights_that_are_not_what_is_computed_with(transformers: Any, change: str, match: str) -> None:
     model = _with(GROUPED["llama"].model(transformers), change)
