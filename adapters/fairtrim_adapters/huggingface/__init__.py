@@ -14,8 +14,25 @@
 from __future__ import annotations
 
 from .labels import next_token_labels
+from .language_comparison import LanguageComparison, compare_language_models
 from .options import example_inputs, pruning_options
 from .parts import Part
 from .sizes import update_sizes
+from .stereotypes import CrowSPair, StereoSetContext, crows_pairs, sentence_pairs, stereo_set
+from .texts import text_loader
 
-__all__ = ["Part", "example_inputs", "next_token_labels", "pruning_options", "update_sizes"]
+__all__ = [
+    "CrowSPair",
+    "LanguageComparison",
+    "Part",
+    "StereoSetContext",
+    "compare_language_models",
+    "crows_pairs",
+    "example_inputs",
+    "next_token_labels",
+    "pruning_options",
+    "sentence_pairs",
+    "stereo_set",
+    "text_loader",
+    "update_sizes",
+]
