@@ -170,7 +170,7 @@ def sentence_pairs(
     """Records as pairs of token sequences, the stereotypical sentence first.
 
     Of CrowS-Pairs the sentences differ in whom they name, and what they share is the stereotype: that is what counts.
-    Of StereoSet they differ in what is said of the same people, so that what counts are the words after the blank alone,
+    Of StereoSet they differ in what is said of the same people, so that what counts are the words after the blank:
     often a full stop.
 
     Args:

@@ -67,10 +67,8 @@ def text_loader(
     rows = [torch.as_tensor(list(row)[:max_length]) for row in tokenizer(list(texts))["input_ids"]] if texts else []
     short = [number for number, row in enumerate(rows) if len(row) < 2]
     if short or not rows:
-        told = (
-            f"text {short[0]}, {texts[short[0]]!r}, has {len(rows[short[0]])} tokens" if rows else "there are no texts"
-        )
-        raise InputError(f"{told}; expected texts of two or more, as the first token of each has nothing before it")
+        told = f"text {short[0]}, {texts[short[0]]!r}, has {len(rows[short[0]])} tokens" if rows else "there are none"
+        raise InputError(f"{told}; expected texts of two tokens or more: the first of each has nothing before it")
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     batches = sorted((order[start : start + batch_size] for start in range(0, len(order), batch_size)), key=min)
 
