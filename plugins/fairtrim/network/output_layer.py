@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from fairtrim.data.batches import Batch
@@ -19,11 +21,43 @@ from .scored_network import ScoredNetwork
 __all__ = ["FeatureTap", "LinearHead", "find_head", "fold_threshold"]
 
 
+class _Selections(TorchFunctionMode):
+    """Notes what is picked out of which tensor by an index while a network runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Tensor, Any, Tensor]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is Tensor.__getitem__ and _keeps_last_axis(args[1], args[0].ndim):
+            self.found.append((args[0], args[1], output))
+        return output
+
+
+def _keeps_last_axis(index: Any, n_axes: int) -> bool:
+    entries = index if isinstance(index, tuple) else (index,)
+    if not entries or entries[-1] is Ellipsis or (isinstance(entries[-1], slice) and entries[-1] == slice(None)):
+        return True
+    taken = sum(0 if entry is None else _axes(entry) for entry in entries)
+    return taken < n_axes and all(entry is not Ellipsis for entry in entries)
+
+
+def _axes(entry: Any) -> int:
+    return entry.ndim if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
+
+
+def _same(tensor: Tensor, scores: Tensor) -> bool:
+    return tensor.shape == scores.shape and tensor.data_ptr() == scores.data_ptr()
+
+
 class FeatureTap:
     """Keeps the penultimate features of the last forward pass: the inputs of the layer that gives the scores.
 
     Without a ``feature_layer`` it is the linear layer whose output is what the network returns, which the first forward
-    pass finds.
+    pass finds; or of whose output (N, T, K) it returns what an index picks, as the last token of each text.
     """
 
     def __init__(self, model: nn.Module, feature_layer: str | None = None) -> None:
@@ -40,6 +74,7 @@ class FeatureTap:
             if name == feature_layer or (feature_layer is None and isinstance(module, nn.Linear))
         }
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._selections: list[tuple[Tensor, Any, Tensor]] = []
 
     def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
@@ -54,30 +89,44 @@ class FeatureTap:
         try:
             for name, module in self._candidates.items():
                 handles.append(module.register_forward_hook(self._note(name), with_kwargs=True))
-            yield
+            with _Selections() as selections:
+                self._selections = selections.found
+                yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._seen = {}
+            self._seen, self._selections = {}, []
+
+    def index(self, name: str, scores: Tensor) -> Any:
+        """What picks these scores, (N, K), out of a layer's output; None if they are that output, or not of it."""
+        output = self._seen[name][1]
+        if not isinstance(output, Tensor) or _same(output, scores):
+            return None
+        picked = (index for source, index, result in self._selections if _same(source, output) and _same(result, scores))
+        return next(picked, None)
+
+    def _gave(self, name: str, scores: Tensor) -> bool:
+        return self._named or _same(self._seen[name][1], scores) or self.index(name, scores) is not None
 
     def features(self, scores: Tensor) -> Tensor:
         """The features, (N, D), that gave these scores, (N, K), of the last forward pass."""
-        found = [
-            inputs
-            for inputs, output in self._seen.values()
-            if self._named or (output.shape == scores.shape and output.data_ptr() == scores.data_ptr())
-        ]
-        if len(found) != 1 or found[0].shape[0] != len(scores):
-            raise UnsupportedModelError(
-                "the penultimate features can't be found: no linear layer's output is what the network returns; name "
-                "the layer whose inputs they are with feature_layer="
-            )
-        return found[0].flatten(1)
+        names = [name for name in self._seen if self._gave(name, scores)]
+        if len(names) == 1:
+            inputs, index = self._seen[names[0]][0], self.index(names[0], scores)
+            found = inputs if index is None else inputs[index]
+            if found.shape[0] == len(scores):
+                return found.flatten(1)
+        raise UnsupportedModelError(
+            "the penultimate features can't be found: no linear layer's output is what the network returns; name "
+            "the layer whose inputs they are with feature_layer="
+        )
 
     def head(self, scores: Tensor) -> str | None:
         """Name of the layer that gave these scores, (N, K), of the last forward pass; None if it can't be found."""
         names = [
-            name for name, (_, output) in self._seen.items() if self._named or output.data_ptr() == scores.data_ptr()
+            name
+            for name, (_, output) in self._seen.items()
+            if self._gave(name, scores) or output.data_ptr() == scores.data_ptr()
         ]
         return names[0] if len(names) == 1 else None
 
@@ -154,14 +203,16 @@ def _check_decides(network: ScoredNetwork, name: str, module: nn.Linear, batch: 
     """Refuse a head whose outputs are used twice, or changed before they are returned."""
     calls: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output.detach().clone())))
+    tap = FeatureTap(network.model, name)
     try:
-        with preserved_model(network.model), torch.no_grad():
+        with preserved_model(network.model), torch.no_grad(), tap.attached():
             scores = network.scores(batch)
+            index = tap.index(name, scores)
     finally:
         handle.remove()
     if len(calls) != 1:
         raise UnsupportedModelError(f"the head {name!r} is called {len(calls)} times for one batch; expected once")
-    inputs, output = calls[0]
+    inputs, output = calls[0] if index is None else (calls[0][0][index], calls[0][1][index])
     if inputs.ndim != 2 or output.numel() != scores.numel():
         raise UnsupportedModelError(
             f"the head {name!r} gets inputs of shape {tuple(inputs.shape)} and gives more than the scores; expected "
