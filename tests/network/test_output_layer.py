@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fairtrim import UnsupportedModelError
 from fairtrim.data.batches import Batch
-from fairtrim.network.output_layer import FeatureTap
+from fairtrim.network.output_layer import FeatureTap, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 from tests.networks import CASES
 from tests.snapshot import Snapshot
@@ -69,3 +69,69 @@ def test_named_layer_that_does_not_run() -> None:
     model.spare = nn.Linear(4, 3)
     with pytest.raises(UnsupportedModelError, match="feature_layer="):
         _tapped(model, torch.randn(3, 4), "spare")
+
+
+class _Indexed(nn.Module):
+    """Scores at T positions, of which an index picks one a sample."""
+
+    def __init__(self, pick: Any) -> None:
+        super().__init__()
+        self.up, self.score, self.pick = nn.Linear(4, 5), nn.Linear(5, 3), pick
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pick(self.score(self.up(x).tanh()))
+
+
+LAST = torch.tensor([1, 5, 0])
+PICKS: dict[str, tuple[Any, Any]] = {
+    "last token": (lambda s: s[torch.arange(3), LAST], lambda h: h[torch.arange(3), LAST]),
+    "first token, a view": (lambda s: s[:, 0], lambda h: h[:, 0]),
+    "with the last axis": (lambda s: s[:, -2, :], lambda h: h[:, -2, :]),
+    "ellipsis": (lambda s: s[..., 4, :], lambda h: h[..., 4, :]),
+    "mask": (lambda s: s[torch.arange(6) == LAST[:, None]], lambda h: h[torch.arange(6) == LAST[:, None]]),
+}
+
+
+@pytest.mark.parametrize("name", PICKS)
+@pytest.mark.parametrize("zero", [False, True], ids=["", "all scores alike"])
+def test_features_of_scores_that_an_index_picks(name: str, zero: bool) -> None:
+    pick, wanted = PICKS[name]
+    model, x = _Indexed(pick), torch.randn(3, 6, 4)
+    if zero:  # by their values the positions can't be told apart
+        nn.init.zeros_(model.score.weight)
+    features, head = _tapped(model, x)
+    assert head == "score" and torch.equal(features, wanted(model.up(x).tanh()))
+    assert torch.equal(_tapped(model, x, "score")[0], features)
+    network, batch = ScoredNetwork(model), Batch(x, torch.zeros(3), None, 0)
+    before = Snapshot(model)
+    found = find_head(network, batch)
+    before.assert_unchanged()
+    given, scores = found.features(network, batch)
+    assert found.name == "score" and torch.equal(given, features)
+    torch.testing.assert_close(given @ model.score.weight.T + model.score.bias, scores)
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda s: s[:, 0][:, [2, 0]],
+        lambda s: s[:, 1, [2, 0, 1]],
+        lambda s: s[..., 0],
+        lambda s: s[:, 0] * 2,
+        lambda s: s.mean(1),
+        lambda s: s[:, :2].mean(1),
+    ],
+    ids=["chosen scores", "scores in another order", "positions as scores", "scaled", "mean", "mean of some"],
+)
+def test_scores_that_are_no_rows_of_a_layer_s_output(pick: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"no linear head|changed before|3 outputs and the network 6"):
+        find_head(ScoredNetwork(_Indexed(pick)), Batch(torch.randn(3, 6, 4), torch.zeros(3), None, 0))
+
+
+def test_rows_that_are_changed_after_they_were_picked() -> None:
+    def doubled(scores: Tensor) -> Tensor:
+        picked = scores[:, 2]
+        return picked.mul_(2)
+
+    with pytest.raises(UnsupportedModelError, match="are changed before the network returns them"):
+        find_head(ScoredNetwork(_Indexed(doubled)), Batch(torch.randn(3, 6, 4), torch.zeros(3), None, 0))

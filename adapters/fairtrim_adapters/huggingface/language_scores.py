@@ -99,6 +99,12 @@ def _check_labels(batch: Batch) -> None:
         )
     if isinstance(ids, Tensor) and bool((target >= 0).any()):
         labelled = (target >= 0).to(ids.device)
+        mask = batch.inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and bool((labelled & (mask == 0)).any()):
+            raise InputError(
+                f"batch {batch.index}: padding, which the attention mask hides, has labels; expected −100 there: "
+                "next_token_labels(input_ids, attention_mask)"
+            )
         if torch.equal(ids[labelled], target.to(ids.device)[labelled]):
             raise InputError(
                 f"batch {batch.index}: the labels are the tokens themselves, of which the scores would be those of "
@@ -134,7 +140,8 @@ def differences_of_pairs(
     lengths = pairs.attention_mask.sum(2).amax(1)
 
     def found(name: str, model: nn.Module, rows: list[int]) -> Tensor:
-        inputs, _, _ = next(iter(pairs.take(rows).loader(len(rows))))
+        part = pairs.take(rows)
+        inputs = {"input_ids": part.input_ids, "attention_mask": part.attention_mask, "shared": part.shared}
         return pair_differences(model, to_device(inputs, model_device(model)))[:, 0]
 
     return _by_length(models, lengths.tolist(), found, batch_size=batch_size, what="pairs", progress=progress)
@@ -154,10 +161,8 @@ def context_scores(
     """
     texts = [_text(context, side) for context in contexts for side in _SIDES]
     rows = _tokens(texts, tokenizer)
-    given = _tokens([context.context for context in contexts], tokenizer)
-    first = [
-        1 if contexts[k // 3].within_sentence else max(1, _n_common(row, given[k // 3])) for k, row in enumerate(rows)
-    ]
+    given = _tokens(["" if context.within_sentence else context.context for context in contexts], tokenizer)
+    first = [max(1, _n_common(row, given[k // 3])) for k, row in enumerate(rows)]
     if empty := [text for text, row, start in zip(texts, rows, first, strict=True) if len(row) <= start]:
         raise InputError(f"{empty[0]!r} has no token to score; expected some after the first, or after the context")
 

@@ -76,7 +76,7 @@ def text_loader(
         ids = pad_sequence([rows[number] for number in numbers], batch_first=True)
         mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(rows[number])] for number in numbers])).long()
         inputs = {"input_ids": ids, "attention_mask": mask}
-        labels = next_token_labels(ids.masked_fill(mask == 0, -100))
+        labels = next_token_labels(ids, mask)
         if sensitive_features is None:
             return inputs, labels
         columns = {name: [values[number] for number in numbers] for name, values in features.items() if values}

@@ -17,7 +17,7 @@ def whole_labels(target: Tensor, batch_index: int) -> Tensor:
     if target.numel() != len(target) or (target.is_floating_point() and not torch.equal(target, target.round())):
         raise InputError(
             f"batch {batch_index}: the target has shape {tuple(target.shape)} and type {target.dtype}; expected whole "
-            "class labels (N,), not one number for each class"
+            "class labels (N,), not one number for each class or token"
         )
     return target.reshape(-1).long()
 

@@ -102,7 +102,9 @@ class FeatureTap:
         output = self._seen[name][1]
         if not isinstance(output, Tensor) or _same(output, scores):
             return None
-        picked = (index for source, index, result in self._selections if _same(source, output) and _same(result, scores))
+        picked = (
+            index for source, index, result in self._selections if _same(source, output) and _same(result, scores)
+        )
         return next(picked, None)
 
     def _gave(self, name: str, scores: Tensor) -> bool:
@@ -176,7 +178,8 @@ def find_head(network: ScoredNetwork, batch: Batch) -> LinearHead:
         raise UnsupportedModelError(
             "the network has no linear head: what it returns is not the output of one of its linear layers "
             f"({linear}), and a threshold can't be written into it; expected logits. If it ends in a softmax or "
-            "sigmoid, leave that to the loss; if scores are part of what it returns, pass output_transform"
+            "sigmoid, leave that to the loss; if scores are part of what it returns, pass output_transform; if they "
+            "are those of a few tokens of a language model, make their rows a linear head of their own"
         )
     module = model.get_submodule(name)
     assert isinstance(module, nn.Linear)

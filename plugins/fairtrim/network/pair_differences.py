@@ -30,6 +30,7 @@ def pair_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         InputError: The inputs are not those of pairs, or the scores not those of a causal language model.
 
     Example:
+        >>> import torch
         >>> from fairtrim import SentencePairs
         >>> pairs = SentencePairs.of_tokens([[0, 2, 2]], [[1, 2, 2]])
         >>> uniform = lambda input_ids, attention_mask: torch.zeros(*input_ids.shape, 3)
@@ -68,6 +69,7 @@ def pair_differences(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         InputError: As of ``pair_log_likelihoods``.
 
     Example:
+        >>> import torch
         >>> from fairtrim import SentencePairs
         >>> pairs = SentencePairs.of_tokens([[0, 2, 2]], [[1, 2, 2]])
         >>> first_likes_two = lambda input_ids, attention_mask: nn.functional.one_hot(input_ids * 0 + 2, 3) * 1.0 * (
