@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fairtrim import InputError
+from fairtrim import InputError, SentencePairs
 from fairtrim_adapters.huggingface import next_token_labels, text_loader
 
 TEXTS = ["abcdefg", "hi", "jkl", "mnopq", "rstu", "vw", "xyz"]
@@ -44,6 +44,18 @@ def test_batches_hold_texts_of_like_length_and_come_in_order() -> None:
     loader = text_loader(TEXTS, _tokenizer, TEXTS, batch_size=3, max_length=4)
     assert [features for _, _, features in loader] == [["xyz", "abcdefg", "mnopq"], ["hi", "vw", "jkl"], ["rstu"]]
     assert [inputs["input_ids"].shape[1] for inputs, _, _ in loader] == [4, 3, 4]
+
+
+def test_padding_of_the_tokenizer_is_no_text() -> None:
+    def padding(texts: list[str]) -> dict[str, Any]:
+        rows = _tokenizer(texts)["input_ids"]
+        longest = max(map(len, rows))
+        masks = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        return {"input_ids": torch.tensor([[7] * (longest - len(row)) + row for row in rows]), "attention_mask": masks}
+
+    assert _rows(text_loader(TEXTS, padding, batch_size=2)) == _rows(text_loader(TEXTS, _tokenizer))
+    pairs, plain = (SentencePairs.of_texts(["ab", "abc"], ["xb", "zbcd"], made) for made in (padding, _tokenizer))
+    assert torch.equal(pairs.input_ids, plain.input_ids) and torch.equal(pairs.shared, plain.shared)
 
 
 def test_labels_beside_padding_on_either_side() -> None:

@@ -226,7 +226,7 @@ def compare_language_models(
 
     A model that predicts worse may prefer stereotypes less: read perplexity and StereoSet's language-model score beside
     every share. A share near 50 is no proof of anything: the sentences are few, in English, about people of the United
-    States, and templates, and a model may be at 50 with a strong preference in half of them.
+    States, small edits of one another, and a model may be at 50 with a strong preference in every pair.
 
     - Perplexity: exp of the sum of the losses of all labelled tokens over their number, of every group of texts too.
     - Pairs: LL sums the log-likelihoods of the tokens that both sentences share, ΔLL = LL(x) − LL(x̄) (CrowS-Pairs:
@@ -313,7 +313,7 @@ def compare_language_models(
         frames[2] = _figures(overall, _CONTEXTS, meaningful, stereotypical, categories)
     table = pd.DataFrame(overall).T.rename_axis("model")
     flags = pd.DataFrame(_findings(table, frames, reference), columns=["model", "flag", "detail"])
-    return LanguageComparison(reference, table, *frames, flags)
+    return LanguageComparison(reference, table, frames[0], frames[1], frames[2], flags)
 
 
 def _figures(

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from fairtrim import InputError, SentencePairs, pair_differences
 from fairtrim.data.batches import Batch, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
+from fairtrim.data.token_rows import token_rows
 from fairtrim.devices import model_device, to_device
 from fairtrim.measures.log_likelihood import token_log_likelihoods
 from fairtrim.network.scored_network import ScoredNetwork
@@ -188,7 +189,7 @@ def _text(context: StereoSetContext, side: str) -> str:
 
 def _tokens(texts: list[str], tokenizer: Callable[[list[str]], Any]) -> list[list[int]]:
     start = getattr(tokenizer, "bos_token_id", None)
-    rows = [list(row) for row in tokenizer(texts)["input_ids"]]
+    rows = token_rows(texts, tokenizer)
     return [row if start is None or row[:1] == [start] else [start, *row] for row in rows]
 
 

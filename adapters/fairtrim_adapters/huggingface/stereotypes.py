@@ -1,7 +1,8 @@
 """Sentences that ask a language model for stereotypes: CrowS-Pairs and StereoSet, read where packages bring them.
 
 Both are in English, written by crowd workers in the United States. CrowS-Pairs: Nangia and others, EMNLP 2020, CC BY-SA
-4.0. StereoSet: Nadeem, Bethke and Reddy, ACL 2021, CC BY-SA 4.0. Their authors ask that nobody trains on them.
+4.0; its authors ask that no language model is trained on it. StereoSet: Nadeem, Bethke and Reddy, ACL 2021, CC BY-SA
+4.0.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fairtrim import InputError
 from fairtrim.arguments import refuse_string, require_number
+from fairtrim.data.token_rows import token_rows
 
 from .labels import next_token_labels
 
@@ -64,7 +65,7 @@ def text_loader(
                 f"sensitive_features{f'[{name!r}]' if name else ''} has {len(values)} values and there are "
                 f"{len(texts)} texts; expected as many"
             )
-    rows = [torch.as_tensor(list(row)[:max_length]) for row in tokenizer(list(texts))["input_ids"]] if texts else []
+    rows = [torch.tensor(row[:max_length]) for row in token_rows(texts, tokenizer)]
     short = [number for number, row in enumerate(rows) if len(row) < 2]
     if short or not rows:
         told = f"text {short[0]}, {texts[short[0]]!r}, has {len(rows[short[0]])} tokens" if rows else "there are none"

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fairtrim.errors import InputError
 
+from .token_rows import token_rows
+
 __all__ = ["SentencePairs"]
 
 PairSample = tuple[dict[str, Tensor], Tensor, str]
@@ -185,7 +187,7 @@ class SentencePairs(Dataset[PairSample]):
         """
         if len(first) != len(second):
             raise InputError(f"{len(first)} first and {len(second)} second sentences; expected pairs")
-        sides = [tokenizer(list(texts))["input_ids"] for texts in (first, second)]
+        sides = [token_rows(texts, tokenizer) for texts in (first, second)]
         marks = [_aligned(one, other) for one, other in zip(*sides, strict=True)]
         return cls.of_tokens(sides[0], sides[1], shared=marks, categories=categories)
 
