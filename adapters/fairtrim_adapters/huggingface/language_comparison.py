@@ -150,7 +150,7 @@ class LanguageComparison:
         >>> overall = pd.DataFrame({"perplexity": [38.8, 43.1], "times reference": [1.0, 1.111]}, ["dense", "pruned"])
         >>> none = pd.DataFrame()
         >>> print(LanguageComparison("dense", overall, none, none, none, pd.DataFrame(columns=["model"])))
-        Everything
+        Everything (changes against 'dense')
                    dense         pruned
         perplexity 38.80  43.10 (x1.11)
     """
@@ -163,7 +163,7 @@ class LanguageComparison:
     flags: pd.DataFrame
 
     def __str__(self) -> str:
-        parts = ["Everything", _wide(self._shown(self.overall.T))]
+        parts = [f"Everything (changes against {self.reference!r})", _wide(self._shown(self.overall.T))]
         tables = {
             "Perplexity by group of texts": (self.texts_by_group, "perplexity", "texts"),
             "Pairs with the stereotype preferred, by category, %": (self.pairs_by_category, SHARE, "pairs"),
@@ -191,7 +191,7 @@ class LanguageComparison:
     def _cells(self, frame: pd.DataFrame, figure: str) -> pd.Series:
         def shown(row: Any) -> str:
             value = row[figure]
-            if np.isnan(value):
+            if np.isnan(value) or (figure == CHANGE and row.name == self.reference):
                 return "-"
             if figure == "perplexity":
                 times = f" (x{row['times reference']:.2f})" if row["times reference"] != 1 else ""
