@@ -12,6 +12,7 @@ from .comparison.latency import Latency, MedianInterval, measure_latency
 from .comparison.predictions import Predictions, predict
 from .damage.channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .damage.collection import collect_damage
+from .damage.scoring_estimate import ScoringEstimate, estimate_scoring
 from .damage.table import DamageTable
 from .data.sensitive_bins import SensitiveBins
 from .data.sentence_pairs import SentencePairs
@@ -24,6 +25,7 @@ from .mining.mined_samples import MinedSamples
 from .mining.miner import MINERS, Miner
 from .mining.trained_miners import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MisclassifiedMiner
 from .network.answer_scores import answer_scores
+from .network.activation_checkpointing import activation_checkpointing
 from .network.fine_tuning import fine_tune
 from .network.pair_differences import pair_differences, pair_log_likelihoods
 from .network.recalibration import recalibrate_batchnorm, recalibrate_output
@@ -84,16 +86,19 @@ __all__ = [
     "RandomPerturbation",
     "Repair",
     "SensitiveBins",
+    "ScoringEstimate",
     "SentencePairs",
     "StaleTableError",
     "ThresholdSelection",
     "UnsupportedModelError",
     "ValidationSet",
     "answer_scores",
+    "activation_checkpointing",
     "biased_attributes",
     "changed_samples",
     "collect_damage",
     "counterfactual_bias",
+    "estimate_scoring",
     "fine_tune",
     "influence_on_bias",
     "load_pruned",

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from .errors import InputError, ProcessError
+from .placement import is_sharded
 
-__all__ = ["Processes", "share_of_process"]
+__all__ = ["Processes", "check_calls_in_step", "share_of_process"]
 
 Sample = TypeVar("Sample", covariant=True)
 
@@ -121,6 +122,31 @@ class Processes:
         """Where the backend wants tensors: NCCL knows only GPUs."""
         return (
             torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        )
+
+
+def check_calls_in_step(model: nn.Module, loader: Any, max_batches: int | None) -> None:
+    """Refuse shares of different lengths for a sharded network, whose layers wait for all processes at every call.
+
+    Args:
+        model: The network.
+        loader: Of this process.
+        max_batches: Read no more than these.
+
+    Raises:
+        InputError: The processes would call the network differently often, or it isn't known how often.
+    """
+    processes = Processes()
+    if processes.count == 1 or not is_sharded(model):
+        return
+    length = len(loader) if hasattr(loader, "__len__") else None
+    if length is not None and max_batches is not None:
+        length = min(length, max_batches)
+    told = processes.exchange(length)
+    if None in told or len(set(told)) > 1:
+        raise InputError(
+            f"the processes have {told} batches, and the network is sharded (fully_shard): every call waits for all of "
+            "them; expected loaders with a length, and as many batches in each: give every process as many samples"
         )
 
 

@@ -23,6 +23,7 @@ from fairtrim.arguments import renamed, require_known
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described, plain_settings
+from fairtrim.placement import require_whole
 
 from .cell import DENSE, PEOPLE, UNREPAIRED, Cell, Dense, run_cell, run_dense
 from .named_methods import DEFAULT_CRITERIA, CriterionFactory, by_label, criteria_by_label, post_processors_by_label
@@ -254,6 +255,8 @@ def _run_cell(cell: Cell, dense: Dense, plan: _Plan, store: SweepStore) -> list[
 
 def _dense(model: nn.Module | NetworkFactory, train: Train | None, seed: int, plan: _Plan, store: SweepStore) -> Dense:
     """The dense network of a seed: as it was kept, or made and trained."""
+    if isinstance(model, nn.Module):
+        require_whole(model)
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else _made(model, seed)
     plan.settings.check_network(network)
     key = RunKey(seed, DENSE, 0.0, UNREPAIRED)

@@ -19,6 +19,7 @@ from fairtrim.network import recalibration
 from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.fine_tuning import FineTuning, complete_settings
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
@@ -109,6 +110,7 @@ def prune_copy(
         [(3, 7)]
     """
     _check(importance, pruning_ratio, iterative_steps)
+    require_whole(model)
     refitted = refits(reconstruct, splits)
     check_recalibration(recalibrate_output)
     training, seed = _settings(fine_tuning), drawn_seed(random_state)

@@ -3,6 +3,7 @@
 from .channel_groups import ChannelGroup, ChannelPlace, ParameterPlace
 from .collection import collect_damage
 from .reading_options import CollectionOptions, ReadingOptions
+from .scoring_estimate import ScoringEstimate, estimate_scoring
 from .table import DamageTable
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "DamageTable",
     "ParameterPlace",
     "ReadingOptions",
+    "ScoringEstimate",
     "collect_damage",
+    "estimate_scoring",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairtrim.arguments import require_choice
 from fairtrim.errors import InputError
+from fairtrim.network.activation_checkpointing import recomputing
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
@@ -47,7 +48,9 @@ class WeightUses:
         self._positions: dict[str, float] = {}
 
     def note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Count one call of a layer."""
+        """Count one call of a layer, but for one in a backward pass, which a checkpoint makes again."""
+        if recomputing():
+            return
         read = next((value for value in args if isinstance(value, Tensor)), None)
         given = output if isinstance(output, Tensor) else next((v for v in output if isinstance(v, Tensor)), None)
         if given is None:

@@ -13,13 +13,14 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described
 from fairtrim.preservation import preserved_model, preserved_random_state
-from fairtrim.processes import Processes
+from fairtrim.processes import Processes, check_calls_in_step
 
 from .channel_groups import ChannelGroup, channel_sites
 from .gates import Gates, hooked_gates
 from .loss_expansion import Curvature, OutputExpansion, expand_outputs
 from .moments import SUMS, Interactions, Moments, resolved_interactions
 from .reading_options import CollectionOptions, Reading
+from .scoring_estimate import tell_large
 from .scoring_run import ScoringRun
 from .table import DamageTable
 
@@ -100,6 +101,7 @@ def collect_damage(
         }
         run = ScoringRun(folder, settings, processes)
     processes.agree(settings)
+    check_calls_in_step(model, loader, reading.max_batches)
     with processes.together():
         run.restore(moments, encoder)
     with (
@@ -110,10 +112,13 @@ def collect_damage(
         hooked_gates(model, sites, n_columns) as gates,
     ):
         batches = reading.batches(loader, None, "damage table", allow_empty=processes.count > 1)
-        checked = False
+        checked = told = False
         for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
                 refuse_nobody(batch)
+            if not told:
+                tell_large(network, loader, batch, channel_groups, reading, curvature=curvature, interactions=pairs)
+                told = True
             gates.start(len(batch))
             scores = network.scores(batch, positions=True)
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
@@ -127,6 +132,7 @@ def collect_damage(
                 checked = checked or len(batch) > 1
                 moments.add(weights, expansion.loss, slope, rows)
                 moments.weigh(expansion.weight)
+            del scores, expansion, slope, rows  # of many classes they would stand beside the next batch's activations
             run.save(moments, encoder)
     places = encoder.share(processes)
     total = moments.merged(processes, places, len(encoder.groups))

@@ -131,6 +131,8 @@ class Gates:
                 "no channel of the groups reaches the network's scores; check output_transform and that the "
                 "network neither runs under no_grad nor is compiled"
             )
+        scale = _scale_of_float16(direction) if scores.dtype == torch.float16 else None
+        direction = direction if scale is None else direction * scale.view(-1, *[1] * (direction.ndim - 1))
         try:
             gradients = torch.autograd.grad(
                 scores,
@@ -158,11 +160,17 @@ class Gates:
                 continue
             self._connected.add(number)
             site = self._sites[number]
-            values = gradient.to(dtype)
+            values = gradient.to(total)
             channels, columns = (torch.as_tensor(a, device=values.device) for a in (site.channels, site.columns))
             weights = torch.as_tensor(site.weights, device=values.device, dtype=dtype)
             total.index_add_(1, columns, values[:, channels] * weights)
-        return total
+        return total if scale is None else total / scale.unsqueeze(1)
+
+
+def _scale_of_float16(direction: Tensor) -> Tensor:
+    """A power of two for each sample, (N,), that brings its direction to about 1: below 6e-8 float16 has nothing."""
+    largest = direction.detach().float().abs().flatten(1).amax(1)
+    return torch.exp2(-largest.where(largest > 0, 1.0).log2().floor())
 
 
 def _multiply(activation: Tensor, gate: Tensor, site: Site) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.arguments import RandomState, random_generator
+from fairtrim.network.activation_checkpointing import recomputing
+from fairtrim.placement import stored_weight
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
@@ -112,7 +114,7 @@ class _Reader:
         self.count += rows.shape[1]
 
     def matrix(self) -> Tensor:
-        weight = _parameter(self.module).detach().double().cpu()
+        weight = stored_weight(self.module).detach().double().cpu()
         weight = weight.transpose(0, 1) if self.flipped else weight
         if self.positions > 1:
             return weight.reshape(1, weight.shape[0], -1, self.positions)
@@ -197,7 +199,7 @@ class InputMoments:
     def _before(self, reader: _Reader) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if read is not None:
+            if read is not None and not recomputing():
                 reader.add(read, self._generator)
 
         return hook

@@ -16,6 +16,7 @@ from fairtrim.errors import InputError
 from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.processes import check_calls_in_step
 
 from .moments import read_order, standard_errors
 from .reading_options import Reading, ReadingOptions
@@ -101,6 +102,7 @@ def measured_change(
     reading = Reading.of(options, "measured_change")
     network, sample_loss, encoder = reading.network(model), reading.sample_loss(), reading.encoder()
     device = network.device
+    check_calls_in_step(model, loader, reading.max_batches)
     stride = max(1, -(-len(before) // max_samples))
     losses, units, positions, belongs = [], [], [], []
     order, n_read = b"", 0

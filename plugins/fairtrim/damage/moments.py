@@ -35,7 +35,7 @@ MAX_INTERACTION_BYTES = 4 * 2**30
 MAX_EXACT_CHANNELS = 4096
 """Up to so many channels pairs are kept exactly, 128 MiB a sensitive group; above, a sketch of the samples."""
 
-_ROWS_PER_PRODUCT = 2048
+ROWS_PER_PRODUCT = 2048
 _GROUPS_OF_A_PRODUCT = 32  # up to so many one matrix product is faster than picking each sample's group
 _ROWS_PER_GROUP = 256  # a Gram update of fewer rows is bound by memory, not by arithmetic
 
@@ -251,7 +251,7 @@ class Moments:
             getattr(self, name).add_(sums)
         if self.gram is not None or self.sketches is not None:
             self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
-            enough = _ROWS_PER_PRODUCT
+            enough = ROWS_PER_PRODUCT
             if self.gram is not None:
                 enough = max(enough, _ROWS_PER_GROUP * len(self.counts))
             if sum(len(waiting) for waiting, _ in self._waiting) >= enough:

@@ -20,6 +20,7 @@ from fairtrim.data.batches import Batch
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
 from fairtrim.processes import Processes
 
@@ -65,13 +66,15 @@ def squared_gradients(
 
     Raises:
         ProcessError: Another process failed.
-        UnsupportedModelError: The network is a single function of all samples, or can't be differentiated.
+        UnsupportedModelError: The network is a single function of all samples, can't be differentiated, or its weights
+            are offloaded or sharded.
     """
     reading, processes = Reading.of(options, "squared_gradients"), Processes(distributed)
     with processes.together():
         network = reading.network(model)
         device = network.device
         network.check()
+        require_whole(model)  # parameters are known by their identity
         sample_loss, moments = reading.sample_loss(in_parts=processes.count > 1), Moments(0)
         encoder = reading.encoder()
         wanted = dict(model.named_parameters())

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairtrim.errors import InputError
+from fairtrim.placement import StoredTensors
 
 from .atomic_file import replacing
 
@@ -36,7 +37,7 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 def fingerprint(model: nn.Module) -> str:
     """A digest of a network's tensors, to tell whether a run began from the same one."""
-    return digest(model.state_dict())
+    return digest(StoredTensors(model))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from fairtrim.errors import UnsupportedModelError
+from fairtrim.placement import require_whole
 
 __all__ = ["copied_network"]
 
@@ -21,13 +22,14 @@ def copied_network(model: nn.Module) -> nn.Module:
         The copy.
 
     Raises:
-        UnsupportedModelError: It can't be copied.
+        UnsupportedModelError: It can't be copied, or its weights lie elsewhere.
 
     Example:
         >>> model = nn.Linear(2, 1)
         >>> copied_network(model).weight is model.weight
         False
     """
+    require_whole(model)
     try:
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:

@@ -17,6 +17,7 @@ from fairtrim.arguments import RandomState, keyword_names, random_generator, ren
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.placement import require_whole
 from fairtrim.preservation import in_mode, seeded
 
 from .batchnorm import batchnorm_layers
@@ -152,6 +153,7 @@ def fine_tune(
 
     Raises:
         InputError: An argument or the data is wrong, or a loss is not finite.
+        UnsupportedModelError: Its weights are offloaded or sharded.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -249,7 +251,9 @@ def check_trainable(model: nn.Module, samples: IndexedSamples) -> None:
 
     Raises:
         InputError: The loader draws by weight, every parameter is frozen, or BatchNorm would see batches of one.
+        UnsupportedModelError: Its weights are offloaded or sharded.
     """
+    require_whole(model)
     if isinstance(samples.loader.sampler, WeightedRandomSampler):
         raise InputError("the loader draws by weight, and its order is replaced here; pass sample_weights= instead")
     if not any(parameter.requires_grad for parameter in model.parameters()):

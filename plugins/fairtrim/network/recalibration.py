@@ -17,6 +17,7 @@ from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_losses, positive_margin
 from fairtrim.measures.threshold_sweep import ThresholdSweep
+from fairtrim.placement import require_whole
 from fairtrim.preservation import in_mode, insist, preserved_model, preserved_random_state
 
 from .batchnorm import batchnorm_layers
@@ -169,6 +170,7 @@ def recalibrate_output(
     generator = random_generator(random_state)
     network = ScoredNetwork(model, forward_fn, output_transform)
     network.check()
+    require_whole(model)
     entries = loader if conflicting is None else _in_order(loader, conflicting, balanced)
     with preserved_random_state(loader), preserved_model(model), torch.no_grad():
         batches = iterate_batches(

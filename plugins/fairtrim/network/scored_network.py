@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_any, tree_map
 from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.placement import holds_nothing
 
 from .batchnorm import batchnorm_layers
 
@@ -70,6 +71,11 @@ class ScoredNetwork:
         It was compiled, is wrapped for several devices, or has a BatchNorm without running statistics, which normalises
         by the batch even in eval mode.
         """
+        if empty := holds_nothing(self.model):
+            raise UnsupportedModelError(
+                f"{empty!r} lies on the meta device, which computes nothing, and no hook brings its values; expected "
+                "weights: load them, e.g. with load_state_dict(..., assign=True) or from_pretrained"
+            )
         by_the_batch = set(batchnorm_layers(self.model, with_statistics=False)).difference(batchnorm_layers(self.model))
         for name, module in self.model.named_modules():
             if type(module).__name__ in _WRAPPERS:

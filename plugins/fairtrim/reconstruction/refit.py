@@ -20,6 +20,7 @@ from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.preservation import (
     insist,
     preserved_attributes,
@@ -218,6 +219,8 @@ def reconstruct(
         network, original = ScoredNetwork(model, forward_fn), ScoredNetwork(dense, forward_fn)
         network.check()
         original.check()
+        require_whole(model)
+        require_whole(dense)
     with processes.together(), preserved_random_state(loader):
         share = -(-max_samples // processes.count)
         reading = read(loader, share, weigh_groups=weigh_groups, some=processes.count == 1, progress=progress)

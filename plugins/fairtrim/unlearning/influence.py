@@ -27,6 +27,7 @@ from fairtrim.measures.group_counts import GroupCounts, canonical_measure
 from fairtrim.measures.scores import label_probability, probabilities, two_or_more
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .conjugate_gradients import conjugate_gradients
@@ -170,6 +171,7 @@ def influence_on_bias(
     samples = IndexedSamples(loader)
     network = ScoredNetwork(model, forward_fn, output_transform)
     network.check()
+    require_whole(model)
     with preserved_model(model), preserved_random_state(loader):
         head = find_head(network, samples.first(network.device))
         people.check(None if measure == "counterfactual_bias" else measure, max(2, head.module.out_features))
@@ -266,6 +268,7 @@ def unlearn_samples(
     gone[rows.long()] = True
     if bool(gone.all()) and counterfactual is None:
         raise InputError(f"all {samples.n_samples} samples are to be unlearned; expected some to stay")
+    require_whole(model)
     repaired = copy.deepcopy(model)
     network = ScoredNetwork(repaired, forward_fn, output_transform)
     network.check()

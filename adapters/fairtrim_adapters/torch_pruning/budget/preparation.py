@@ -18,6 +18,7 @@ from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.preservation import preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.importances.damage_importances import MeanDamageImportance
@@ -127,6 +128,7 @@ def prepared(
         sensitive_names=options.get("sensitive_names"),
         progress=options.get("progress", True),
     )
+    require_whole(model)
     dense = reading.network(copy.deepcopy(model).eval())
     dense.check()
     with preserved_random_state(loader):

@@ -21,6 +21,7 @@ from fairtrim.arguments import did_you_mean
 from fairtrim.damage import CollectionOptions
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.processes import Processes
 from fairtrim.registry import Described
 from fairtrim.selection.ranking import Pool, Selection, break_ties, negative_columns, ranked
@@ -189,6 +190,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
         loader: Iterable[Any],
         options: Mapping[str, Any],
     ) -> None:
+        require_whole(graph.model)
         plan = planned()
         if not plan.groups:
             return

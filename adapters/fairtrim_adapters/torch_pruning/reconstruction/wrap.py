@@ -22,6 +22,7 @@ from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
+from fairtrim.placement import require_whole
 from fairtrim.preservation import insist, preserved_random_state, undisturbed
 from fairtrim.reconstruction import Reader, Reconstruction, reconstruct
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
@@ -211,6 +212,7 @@ def _checked(
         raise InputError(
             f"got a {type(pruner).__name__}; expected the pruner: with reconstructed(pruner, loader): pruner.step()"
         )
+    require_whole(pruner.model)
     require_known("reconstructed", options, ReconstructionOptions.__annotations__)
     for name, given in (("loader", loader), ("held_out", held_out)):
         if isinstance(given, Iterator):

@@ -1,0 +1,134 @@
+"""Activation checkpointing in eval mode: blocks are computed again in the backward pass, not kept from the forward one.
+
+Switches of other libraries, such as ``gradient_checkpointing_enable`` of Hugging Face, do nothing in eval mode, in which
+networks are scored.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fairtrim.arguments import did_you_mean, refuse_string
+from fairtrim.errors import InputError
+from fairtrim.preservation import insist
+
+__all__ = ["activation_checkpointing", "blocks_of", "is_checkpointed", "recomputing", "without_checkpoints"]
+
+_MARK = "fairtrim_checkpoint"
+_switched_off: ContextVar[bool] = ContextVar("switched_off", default=False)
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is under way, so that what runs now has run before: nothing is to be counted twice."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def blocks_of(model: nn.Module) -> list[str]:
+    """Names of the entries of a network's longest ``nn.ModuleList``; none where it has no list."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    longest = max(lists, key=lambda name: len(lists[name]), default="")
+    return [f"{longest}.{child}".lstrip(".") for child, _ in lists[longest].named_children()] if lists else []
+
+
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether the network runs inside of ``activation_checkpointing``."""
+    return any(hasattr(vars(module).get("forward"), _MARK) for module in model.modules())
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Switch ``activation_checkpointing`` off for a while, to see what would be kept."""
+    token = _switched_off.set(True)
+    try:
+        yield
+    finally:
+        _switched_off.reset(token)
+
+
+@contextmanager
+def activation_checkpointing(model: nn.Module, blocks: Sequence[str] | None = None) -> Iterator[None]:
+    """Keep of each block only what goes in, for the length of the block of code, and compute the rest again.
+
+    One more forward pass for every backward one, and memory for one block's activations in place of all. The numbers
+    are the same to the last bit where the network's operations are deterministic. Caches of keys and values are switched
+    off inside the blocks: a second pass would write into them again. Checkpoints are ``torch.utils.checkpoint``'s, not
+    re-entrant.
+
+    Args:
+        model: The network; its forward functions come back at the end.
+        blocks: Names of the modules that are computed again; default: the entries of its longest ``nn.ModuleList``,
+            such as the layers of a transformer.
+
+    Yields:
+        Nothing; whatever runs the network inside, such as ``collect_damage`` or ``importance.fit``, uses less memory.
+
+    Raises:
+        InputError: A name is not a module of the network, or lies inside another one's block, or there is no list.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(3))
+        ...     def forward(self, x):
+        ...         for layer in self.layers:
+        ...             x = layer(x)
+        ...         return x
+        >>> network, x = Net(), torch.ones(1, 2, requires_grad=True)
+        >>> (plain,) = torch.autograd.grad(network(x).sum(), x)
+        >>> with activation_checkpointing(network):
+        ...     (again,) = torch.autograd.grad(network(x).sum(), x)
+        >>> torch.equal(plain, again)
+        True
+    """
+    modules = dict(model.named_modules())
+    if blocks is None and not (blocks := blocks_of(model)):
+        raise InputError("the network has no nn.ModuleList of blocks; name them: blocks=['layer1', 'layer2', ...]")
+    refuse_string("blocks", blocks)
+    for name in blocks:
+        if name not in modules:
+            raise InputError(f"blocks names {name!r}, which is no module of the network{did_you_mean(name, modules)}")
+        if outer := next((other for other in blocks if name.startswith(f"{other}.")), ""):
+            raise InputError(f"{name!r} lies inside of {outer!r}; expected blocks of which none is part of another")
+    own = {name: vars(modules[name]).get("forward") for name in blocks}
+
+    def restore() -> None:
+        for name, forward in own.items():
+            vars(modules[name]).pop("forward", None)
+            if forward is not None:
+                modules[name].forward = forward
+
+    try:
+        for name in blocks:
+            modules[name].forward = _checkpointed(modules[name].forward)
+        yield
+    finally:
+        insist(restore)
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() or recomputing() or _switched_off.get():
+            return forward(*args, **kwargs)
+        args = tuple(None if _is_cache(value) else value for value in args)
+        kwargs = {key: None if _is_cache(value) else value for key, value in kwargs.items()}
+        if kwargs.get("use_cache"):
+            kwargs["use_cache"] = False
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    setattr(call, _MARK, True)
+    return call
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it is a cache of keys and values of transformers, which is known by its method."""
+    return hasattr(value, "get_seq_length") and hasattr(value, "update")
