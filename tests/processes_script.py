@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fairtrim import DamageTable, InputError, ProcessError, collect_damage, share_of_process
 from fairtrim.damage import sample_sketch as sketch_module
 from fairtrim.damage import scoring_run as streaming_module
+from fairtrim.damage.measured_change import measured_change
 from fairtrim.damage.weight_saliency import collect_weight_saliency, squared_gradients
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidenceImportance,
@@ -390,6 +392,30 @@ def gone(rank: int) -> None:
     assert not hasattr(importance, "selection_")
 
 
+def sharded(rank: int) -> None:
+    """A network of FSDP2, whose layers wait for each other: the table of one process, and loaders of one length."""
+    fsdp = importlib.import_module("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        return
+    case = CASES["mlp"]
+    x, y = case.batch(12)
+    model, groups = case.model(), case.plan(case.model()).groups
+    batches = [(x[a : a + 3], y[a : a + 3], ["a", "b", "a"]) for a in (0, 3, 6, 9)]
+    alone = collect_damage(model, batches, groups, distributed=False, progress=False)
+    fsdp.fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
+    mine = batches[rank::2]
+    table = collect_damage(model, mine, groups, progress=False)
+    _same(table, alone)
+    assert measured_change(model, mine, table, progress=False).change.abs().max() < 1e-12
+    for loader, options in ((mine[: 1 + rank], {}), (iter(mine), {"max_batches": 1})):
+        try:
+            collect_damage(model, loader, groups, progress=False, **options)
+        except InputError as error:
+            assert "expected loaders with a length" in str(error)
+        else:
+            raise AssertionError("shares of different lengths were not refused")
+
+
 TOGETHER: list[Callable[[int], None]] = [
     tables,
     hundreds_of_groups,
@@ -404,6 +430,7 @@ TOGETHER: list[Callable[[int], None]] = [
     other_features,
     nobody_has_samples,
     alone,
+    sharded,
 ]
 
 

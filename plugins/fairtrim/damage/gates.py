@@ -95,7 +95,8 @@ class Gates:
         if not torch.is_grad_enabled():
             raise UnsupportedModelError(
                 f"{site.module!r} runs under no_grad, so what its channels do can't be seen; let that part of the "
-                "network build a graph (freeze it with requires_grad_(False) instead), or add it to ignored_layers"
+                "network build a graph (freeze it with requires_grad_(False) instead; make checkpoints with "
+                "use_reentrant=False), or add it to ignored_layers"
             )
         for what, axis in (("channel_axis", site.channel_axis), ("sample_axis", site.sample_axis)):
             if activation.ndim >= 2 and not -activation.ndim <= axis < activation.ndim:

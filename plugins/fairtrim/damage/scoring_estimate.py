@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
 from fairtrim.arguments import require_number
-from fairtrim.data.batches import Batch, parts_of_batch, slice_samples, tensors_of
+from fairtrim.data.batches import Batch, map_tensors, parts_of_batch, slice_samples, tensors_of
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.network.activation_checkpointing import blocks_of, is_checkpointed, without_checkpoints
@@ -110,10 +110,8 @@ class ScoringEstimate:
 
     def line(self) -> str:
         """In one line."""
-        return (
-            f"scoring {self.n_channels:,} channels: {self._passes()}; about {_size(self.peak_bytes)} with batches of "
-            f"{self.batch_size} ({_size(self.weight_bytes)} of it weights)"
-        )
+        of_weights = f"{_size(self.weight_bytes)} of weights"
+        return f"{self.n_channels:,} channels: {self._passes()}; about {_size(self.peak_bytes)} ({of_weights})"
 
     def __str__(self) -> str:
         again = f"; {_size(self.checkpointed_bytes)} with activation_checkpointing" if self.checkpointed_bytes else ""
@@ -133,8 +131,8 @@ class ScoringEstimate:
 
     def _passes(self) -> str:
         if self.n_samples is None:
-            return f"1 forward and {self.directions} backward passes a batch"
-        return f"{self.forward_passes:,} forward and {self.backward_passes:,} backward passes"
+            return f"1 forward, {self.directions} backward passes a batch"
+        return f"{self.forward_passes:,} forward, {self.backward_passes:,} backward passes"
 
 
 def _size(n_bytes: int | None) -> str:
@@ -197,7 +195,8 @@ def estimate_scoring(
     inputs, target, _ = parts_of_batch(batch, 0)
     size, one = len(target), slice(0, 1)
     device = torch.device("meta") if holds_nothing(model) else network.device
-    single = Batch(to_device(slice_samples(inputs, one), device), target[one].to(device), None, 0)
+    sample = map_tensors(slice_samples(inputs, one), Tensor.clone)  # whose storage is not that of the batch
+    single = Batch(to_device(sample, device), target[one].to(device), None, 0)
     n_columns = sum(group.size for group in channel_groups)
     sites = channel_sites(model, channel_groups)
     kept = _Kept(model)
@@ -307,7 +306,7 @@ def _n_inputs(module: nn.Module) -> int:
 
 
 class _Kept:
-    """What autograd keeps of one forward pass, every storage once, without parameters and buffers; blocks told apart."""
+    """What autograd keeps of one forward pass: every storage once, no parameters and buffers, blocks told apart."""
 
     def __init__(self, model: nn.Module) -> None:
         self.blocks = blocks_of(model)

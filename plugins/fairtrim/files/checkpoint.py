@@ -27,6 +27,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError
+from fairtrim.placement import require_whole
 
 from .atomic_file import file_path, replacing
 from .module_settings import arrays_of, check_free, left_out, settings_of, settings_to_change
@@ -57,6 +58,7 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     Raises:
         InputError: There is no network, or it is wrapped, or holds something that is no ordinary tensor (quantised,
             not initialised yet, extra state); or the folder doesn't exist, or the path is that of a folder.
+        UnsupportedModelError: Its weights are offloaded or sharded.
 
     Example:
         >>> import tempfile
@@ -73,6 +75,7 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     for inner in ("_orig_mod", "module"):
         if type(model).__module__.startswith("torch.") and isinstance(getattr(model, inner, None), nn.Module):
             raise InputError(f"the network is wrapped in {type(model).__name__}; expected itself: model.{inner}")
+    require_whole(model)
     tensors, aliases, beside, kept = _tensors(model)
     if lost := [f"{name}.{key}" if name else key for name, module in model.named_modules() for key in left_out(module)]:
         warnings.warn(
@@ -182,6 +185,7 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         InputError: The file is missing, damaged, of another format or version, or of another network, such as one with
             another number of scores.
+        UnsupportedModelError: The network's weights are offloaded or sharded.
 
     Example:
         >>> import tempfile
@@ -193,6 +197,7 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected a fresh network: load_pruned(path, model)")
+    require_whole(model)
     header, tensors = _read(Path(path))
     tensors |= {alias: tensors[name] for alias, name in header["aliases"].items() if name in tensors}
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -1,7 +1,7 @@
-"""Activation checkpointing in eval mode: blocks are computed again in the backward pass, not kept from the forward one.
+"""Activation checkpointing in eval mode: blocks are computed again in the backward pass instead of being kept.
 
-Switches of other libraries, such as ``gradient_checkpointing_enable`` of Hugging Face, do nothing in eval mode, in which
-networks are scored.
+Switches of other libraries, such as ``gradient_checkpointing_enable`` of Hugging Face, do nothing in eval mode, in
+which networks are scored.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def activation_checkpointing(model: nn.Module, blocks: Sequence[str] | None = No
     """Keep of each block only what goes in, for the length of the block of code, and compute the rest again.
 
     One more forward pass for every backward one, and memory for one block's activations in place of all. The numbers
-    are the same to the last bit where the network's operations are deterministic. Caches of keys and values are switched
-    off inside the blocks: a second pass would write into them again. Checkpoints are ``torch.utils.checkpoint``'s, not
-    re-entrant.
+    are the same to the last bit where the network's operations are deterministic. Caches of keys and values are
+    switched off inside the blocks: a second pass would write into them again. Checkpoints are
+    ``torch.utils.checkpoint``'s, not re-entrant.
 
     Args:
         model: The network; its forward functions come back at the end.
@@ -102,13 +102,13 @@ def activation_checkpointing(model: nn.Module, blocks: Sequence[str] | None = No
 
     def restore() -> None:
         for name, forward in own.items():
-            vars(modules[name]).pop("forward", None)
+            del modules[name].forward  # the instance's, so that the class's shows again
             if forward is not None:
                 modules[name].forward = forward
 
+    for name in blocks:
+        modules[name].forward = _checkpointed(modules[name].forward)
     try:
-        for name in blocks:
-            modules[name].forward = _checkpointed(modules[name].forward)
         yield
     finally:
         insist(restore)
