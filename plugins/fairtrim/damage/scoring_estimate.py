@@ -66,6 +66,8 @@ class ScoringEstimate:
         moment_bytes: Of the inputs' moments of all layers at once, with ``compensated=True``; wider layers than 8,192
             inputs have none.
         largest_moment_bytes: Of the widest layer alone: what a refit keeps, one layer at a time.
+
+    Example: see ``estimate_scoring``.
     """
 
     n_channels: int
