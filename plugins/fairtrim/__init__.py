@@ -24,8 +24,8 @@ from .mining.given_confidence import GivenConfidence
 from .mining.mined_samples import MinedSamples
 from .mining.miner import MINERS, Miner
 from .mining.trained_miners import EpochEnsemble, GeneralizedCrossEntropyMiner, LossMiner, MisclassifiedMiner
-from .network.answer_scores import answer_scores
 from .network.activation_checkpointing import activation_checkpointing
+from .network.answer_scores import answer_scores
 from .network.fine_tuning import fine_tune
 from .network.pair_differences import pair_differences, pair_log_likelihoods
 from .network.recalibration import recalibrate_batchnorm, recalibrate_output
@@ -92,8 +92,8 @@ __all__ = [
     "ThresholdSelection",
     "UnsupportedModelError",
     "ValidationSet",
-    "answer_scores",
     "activation_checkpointing",
+    "answer_scores",
     "biased_attributes",
     "changed_samples",
     "collect_damage",
