@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from fairtrim.processes import Processes
 from .least_squares import MAX_ROWS, MAX_UNKNOWNS, Fit, Sums, sums_of
 from .readers import LayerRows
 from .residual_sums import Skip, input_of, norm_scale
-from .samples import Part, joined
+from .samples import Part, filled_up, joined
 
 __all__ = ["Layer", "Passes"]
 
@@ -56,6 +57,7 @@ class Layer:
     skip: Skip | None
     per_sample: int = 1
     positions: dict[int, Tensor] = field(default_factory=dict)
+    real: dict[int, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
     skipped: dict[int, Tensor] = field(default_factory=dict)
     spread: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -164,17 +166,27 @@ class Passes:
     def _positions(self, layer: Layer, number: int, output: Tensor) -> Tensor:
         """The positions of a part, (samples, r), drawn when they are first asked for."""
         if number not in layer.positions:
-            samples = self._samples(layer, number)
+            samples, real = self._samples(layer, number), self._parts[number].real
             count = layer.rows.count(output, len(self._parts[number])) or 1
+            # a layer that runs behind a pooling or on other positions has no padding
+            real = None if real is None or real.shape[1] != count else real[samples]
             if count > layer.per_sample:
-                drawn = [
-                    torch.rand(len(some), count, generator=self._generator).topk(layer.per_sample, 1).indices
-                    for some in torch.split(samples, max(1, _BLOCK // count))
-                ]
-                layer.positions[number] = torch.cat(drawn)
+                drawn = []
+                for block in torch.split(torch.arange(len(samples)), max(1, _BLOCK // count)):
+                    order = torch.rand(len(block), count, generator=self._generator)
+                    drawn.append((order if real is None else order + real[block]).topk(layer.per_sample, 1).indices)
+                positions = torch.cat(drawn)
             else:
-                layer.positions[number] = torch.arange(count).expand(len(samples), -1)
+                positions = torch.arange(count).expand(len(samples), -1)
+            layer.positions[number] = positions
+            layer.real[number] = (
+                torch.ones_like(positions, dtype=torch.bool) if real is None else real.gather(1, positions)
+            )
         return layer.positions[number]
+
+    def _weights(self, layer: Layer, number: int) -> Tensor:
+        """What each row of a part counts, (samples, r); 0 for padding."""
+        return self._parts[number].weight[self._samples(layer, number)][:, None] * layer.real[number]
 
     def _rows_of(self, layer: Layer, number: int, output: Tensor) -> Tensor:
         """Rows of an output, or of what is added to it, (samples, r, O)."""
@@ -193,9 +205,8 @@ class Passes:
         def noted(layer: Layer) -> Callable[[Tensor], None]:
             def note(output: Tensor) -> None:
                 target = self._rows_of(layer, number, output)[..., layer.kept.to(output.device)].to(self._device)
-                samples = self._samples(layer, number)
-                part = self._parts[number]
-                weight = (part.weight * part.held)[samples].repeat_interleave(target.shape[1])
+                held = self._parts[number].held[self._samples(layer, number)]
+                weight = (self._weights(layer, number) * held[:, None]).flatten()
                 values = target.flatten(0, 1).to(self._sums_device).double()
                 weight = weight.to(self._sums_device)
                 sums = torch.stack([weight @ values, weight @ values.square(), weight.sum().expand(values.shape[1])])
@@ -203,6 +214,8 @@ class Passes:
                 if layer.skip is not None:
                     target = target + waiting.pop(layer.name)
                 layer.targets[number] = target
+                if layer is self._layers[-1]:
+                    raise _Stop
 
             return note
 
@@ -223,7 +236,8 @@ class Passes:
                     handles.append(_listen(modules[layer.skip[0]], layer.skip[1], self._guarded(awaited(layer))))
             for number, part in enumerate(bar):
                 waiting.clear()
-                self._dense.output(to_device(part.inputs, device), index=number)
+                with suppress(_Stop):
+                    self._dense.output(to_device(part.inputs, device), index=number)
         finally:
             remove_hooks(handles)
 
@@ -246,10 +260,6 @@ class Passes:
         needed = _LIVE_TENSORS * bytes_a_sample * self._n_samples
         if len(self._parts) == 1 or needed > _MAX_ACTIVATION_BYTES or self._processes.count > 1:
             return
-        for layer in self._layers:
-            counts = {positions.shape[1] for positions in layer.positions.values()}
-            if len(counts) > 1:
-                return
         whole = joined(self._parts)
         if whole is None:
             return
@@ -257,8 +267,9 @@ class Passes:
         starts = [sum(lengths[:number]) for number in range(len(lengths))]
         numbers = range(len(lengths))
         for layer in self._layers:
-            layer.positions = {0: torch.cat([layer.positions[n] for n in numbers])}
-            layer.targets = {0: torch.cat([layer.targets.pop(n) for n in numbers])}
+            layer.positions = {0: torch.cat(filled_up([layer.positions[n] for n in numbers]))}
+            layer.real = {0: torch.cat(filled_up([layer.real[n] for n in numbers]))}
+            layer.targets = {0: torch.cat(filled_up([layer.targets.pop(n) for n in numbers]))}
         self._few = [torch.cat([few + start for few, start in zip(self._few, starts, strict=True)])]
         self._members = [torch.arange(sum(lengths))]
         self._parts = [whole]
@@ -330,16 +341,15 @@ class Passes:
                 if layer.skip is not None:
                     handles.append(_listen(modules[layer.skip[0]], layer.skip[1], self._guarded(passed(layer))))
                 handles.append(_listen(modules[layer.name], "input", self._guarded(reached(layer))))
-            self._network.output(to_device(self._parts[number].inputs, self._device), index=number)
-        except _Stop:
-            pass
+            with suppress(_Stop):
+                self._network.output(to_device(self._parts[number].inputs, self._device), index=number)
         finally:
             remove_hooks(handles)
 
     def _accumulate(self, layer: Layer, number: int, inputs: Tensor, sums: Sums) -> None:
         rows, part = layer.rows, self._parts[number]
         samples, positions, targets = self._samples(layer, number), layer.positions[number], layer.targets[number]
-        matrix, bias = rows.matrix().to(layer.dtype), rows.bias
+        matrix, bias, weights = rows.matrix().to(layer.dtype), rows.bias, self._weights(layer, number)
         r = positions.shape[1]
         size = max(1, _BLOCK // max(1, r * rows.groups * rows.width))
         skip = layer.skipped.pop(number, None)
@@ -354,9 +364,17 @@ class Passes:
             if bias is not None:
                 residuals = residuals - bias.detach().to(layer.dtype)
             residuals = residuals.view(len(residuals), rows.groups, -1) - torch.einsum("rgd,god->rgo", patches, matrix)
-            weight, held = part.weight[some].repeat_interleave(r), part.held[some].repeat_interleave(r)
-            device = self._sums_device
-            sums.add(patches.to(device), residuals.to(device), weight.to(device), held.to(device))
+            weight, held = weights[block].flatten(), part.held[some].repeat_interleave(r)
+            rows_of = (patches, residuals, weight, held)
+            if not bool(layer.real[number][block].all()):
+                counts = layer.real[number][block].flatten()
+                rows_of = (
+                    patches[counts.to(patches.device)],
+                    residuals[counts.to(residuals.device)],
+                    weight[counts],
+                    held[counts],
+                )
+            sums.add(*(rows.to(self._sums_device) for rows in rows_of))
         layer.targets.pop(number)
 
 

@@ -44,7 +44,7 @@ class Survey:
         calls: Inputs and output of each one's last run.
         norms: The BatchNorm with running statistics that takes each one's output, and nothing else does.
         skips: What is added to each one's output, behind the BatchNorm if there is one, and known before it runs.
-        largest: Bytes of the largest tensor.
+        largest: Bytes of the largest tensor until the last of them has run.
     """
 
     order: list[str] = field(default_factory=list)
@@ -91,6 +91,7 @@ class _Functions(TorchFunctionMode):
         self.additions: list[tuple[_Key, _Key]] = []
         self.taken: Counter[_Key] = Counter()
         self.listening = True
+        self.largest = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,7 +112,7 @@ class _Functions(TorchFunctionMode):
                 self._seen.weight_uses[name] += 1
         if adds:
             self.additions.append((keys[0], keys[1]))
-        self._seen.largest = max(self._seen.largest, *(t.numel() * t.element_size() for t in results))
+        self.largest = max(self.largest, *(t.numel() * t.element_size() for t in results))
         return result
 
 
@@ -174,6 +175,7 @@ class _Watch:
         inputs = input_of(args, kwargs)
         key = self._note(output, name, "output")
         if name in self._asked and name in self._copied:
+            self._seen.largest = self.functions.largest
             self._ends[key], self._first[name] = name, key
             with self._unheard():
                 self._seen.calls[name] = self._copied[name], output.detach().clone()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fairtrim.data.batches import iterate_batches, slice_samples, tensors_of
+from fairtrim.data.padding import real_tokens
 from fairtrim.data.sensitive_groups import SensitiveEncoder
 from fairtrim.errors import InputError
 from fairtrim.processes import Processes
 
-__all__ = ["Part", "Reading", "few_samples", "joined", "read"]
+__all__ = ["Part", "Reading", "few_samples", "filled_up", "joined", "read"]
 
 _HELD_OUT = 5  # one in so many samples
 
@@ -28,11 +30,13 @@ class Part:
         inputs: As the loader gave them.
         weight: Of each sample, (N,) float64, 1 on average over all parts.
         held: Which are held out, (N,).
+        real: Which positions are no padding, (N, P); None if all, or nothing says so.
     """
 
     inputs: Any
     weight: Tensor
     held: Tensor
+    real: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -51,11 +55,13 @@ class Reading:
         inputs: Of each batch.
         columns: Which sensitive group its samples are in, (N, groups seen so far).
         encoder: Knows the groups.
+        real: Which positions are no padding; see ``Part``.
     """
 
     inputs: list[Any]
     columns: list[Tensor]
     encoder: SensitiveEncoder
+    real: list[Tensor | None]
 
     def parts(self, processes: Processes, generator: torch.Generator) -> list[Part]:
         """Weigh the samples and draw those that are held out.
@@ -71,7 +77,7 @@ class Reading:
         weight = _sample_weights(self.columns, self.encoder, processes)
         held = torch.zeros(sum(lengths), dtype=torch.bool)
         held[torch.randperm(sum(lengths), generator=generator)[: sum(lengths) // _HELD_OUT]] = True
-        folds = zip(self.inputs, torch.split(weight, lengths), torch.split(held, lengths), strict=True)
+        folds = zip(self.inputs, torch.split(weight, lengths), torch.split(held, lengths), self.real, strict=True)
         return [Part(*fold) for fold in folds]
 
 
@@ -94,6 +100,7 @@ def read(loader: Iterable[Any], max_samples: int, *, weigh_groups: bool, some: b
     encoder = SensitiveEncoder()
     inputs: list[Any] = []
     columns: list[Tensor] = []
+    real: list[Tensor | None] = []
     n_samples = 0
     for batch in iterate_batches(loader, None, progress=progress, description="reading", allow_empty=not some):
         batch.check_length()
@@ -103,18 +110,21 @@ def read(loader: Iterable[Any], max_samples: int, *, weigh_groups: bool, some: b
                 "(inputs, target, sensitive), or weigh_groups=False"
             )
         column = encoder.encode(batch.sensitive if weigh_groups else None, len(batch), batch.index)
-        taken, room = batch.inputs, max_samples - n_samples
+        taken, tokens, room = batch.inputs, real_tokens(batch.inputs, batch.target), max_samples - n_samples
+        tokens = None if tokens is None or len(tokens) != len(batch) else tokens.flatten(1).cpu()
         if room < len(batch) and _by_sample(taken, len(batch)):
             taken, column = slice_samples(taken, slice(0, room)), column[:room]
+            tokens = None if tokens is None else tokens[:room]
         for tensor in tensors_of(taken):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"batch {batch.index}: the inputs hold NaN or infinity; expected finite numbers")
         inputs.append(taken)
         columns.append(column)
+        real.append(tokens)
         n_samples += len(column)
         if n_samples >= max_samples:
             break
-    return Reading(inputs, columns, encoder)
+    return Reading(inputs, columns, encoder, real)
 
 
 def _sample_weights(columns: Sequence[Tensor], encoder: SensitiveEncoder, processes: Processes) -> Tensor:
@@ -149,6 +159,8 @@ def few_samples(part: Part, number: int = 8) -> tuple[Any, int]:
 def joined(parts: Sequence[Part]) -> Part | None:
     """All parts as one, or None where their inputs can't be joined.
 
+    Sentences of several lengths are padded on the right where they have an ``attention_mask``, which is 0 there.
+
     Args:
         parts: At least one.
 
@@ -166,14 +178,16 @@ def joined(parts: Sequence[Part]) -> Part | None:
     leaves, form = flat[0]
     if not all(_by_sample(part.inputs, len(part)) for part in parts) or any(other != form for _, other in flat):
         return None
+    padded = all(isinstance(part.inputs, Mapping) and _is_mask(part.inputs.get("attention_mask")) for part in parts)
     whole: list[Any] = []
     for position, leaf in enumerate(leaves):
         others = [entries[position] for entries, _ in flat]
         if isinstance(leaf, Tensor):
-            alike = all(
-                isinstance(o, Tensor) and o.shape[1:] == leaf.shape[1:] and o.dtype == leaf.dtype for o in others
-            )
-            if not alike:
+            if not all(isinstance(o, Tensor) and o.ndim == leaf.ndim and o.dtype == leaf.dtype for o in others):
+                return None
+            if padded and leaf.ndim > 1:
+                others = filled_up(others)
+            if any(o.shape[1:] != others[0].shape[1:] for o in others):
                 return None
             whole.append(torch.cat(others))
         elif all(
@@ -182,5 +196,36 @@ def joined(parts: Sequence[Part]) -> Part | None:
             whole.append(leaf)
         else:
             return None
+    inputs = tree_unflatten(whole, form)
     weight, held = torch.cat([part.weight for part in parts]), torch.cat([part.held for part in parts])
-    return Part(tree_unflatten(whole, form), weight, held)
+    known = [part.real for part in parts]
+    if padded:
+        real = real_tokens(inputs)
+    elif all(tokens is None for tokens in known):
+        real = None
+    else:  # told by labels, and all of one length
+        width = next(tokens.shape[1] for tokens in known if tokens is not None)
+        whole_parts = (torch.ones(len(part), width, dtype=torch.bool) for part in parts)
+        real = torch.cat([w if t is None else t for t, w in zip(known, whole_parts, strict=True)])
+    return Part(inputs, weight, held, None if real is None else real.cpu())
+
+
+def filled_up(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors with zeros behind them along their second axis, until all are as long as the longest.
+
+    Args:
+        tensors: (N, P, ...) each.
+
+    Returns:
+        (N, largest P, ...) each.
+
+    Example:
+        >>> [tensor.tolist() for tensor in filled_up([torch.ones(1, 1), torch.ones(1, 2)])]
+        [[[1.0, 0.0]], [[1.0, 1.0]]]
+    """
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [F.pad(t, (0, 0) * (t.ndim - 2) + (0, longest - t.shape[1])) for t in tensors]
+
+
+def _is_mask(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_floating_point()

@@ -82,8 +82,15 @@ class CompensatedShares:
         self.each = torch.empty(n_columns, dtype=torch.float64)
         self._update(np.arange(n_columns))
 
-    def take(self, column: int) -> None:
-        """A channel goes, and those that are left take over what they can."""
+    def take(self, column: int) -> Tensor:
+        """A channel goes, and those that are left take over what they can.
+
+        Args:
+            column: Which.
+
+        Returns:
+            The channels whose η may be another one now.
+        """
         touched = set()
         for number, unit in self._units[column]:
             self._blocks[number][0].remove(unit)
@@ -100,6 +107,8 @@ class CompensatedShares:
             self._left[columns] += left - self._of_block[number]
             self._of_block[number] = left
             self._update(columns)
+        known = [self._blocks[number][1] for number in touched]
+        return torch.from_numpy(np.concatenate(known)) if known else torch.zeros(0, dtype=torch.int64)
 
     def _update(self, columns: Indices) -> None:
         share = np.maximum(self._left[columns], 0) / self._whole[columns]
@@ -186,6 +195,8 @@ def compensated_selection(
     costs = None if costs is None else costs.copy()
     mean = TIE_WEIGHT * table.shares
     current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
+    damage = second_order * shares.each
+    tie = mean @ damage
     order: list[int] = []
     change = torch.zeros(n_columns, dtype=torch.float64)
     at_turn = torch.ones(n_columns, dtype=torch.float64)
@@ -193,25 +204,29 @@ def compensated_selection(
     bar = tqdm(
         total=n_columns, desc="compensated selection", disable=not progress, leave=False, unit="channel", delay=2
     )
-    while len(order) < n_columns:
-        beyond = turns.beyond
-        damage = second_order * shares.each
+    while True:
         candidates = finite(value_of(current + damage))
-        ranked_by = candidates - value + mean @ damage
+        ranked_by = candidates - value + tie
         if costs is not None:
             ranked_by = ranked_by / costs.each
-        pick = int(torch.argmin(ranked_by.masked_fill(turns.closed(), torch.inf)))
-        change[pick] = float(candidates[pick]) - value
+        if turns.beyond or len(order) == n_columns:
+            break
+        pick = int(torch.argmin(ranked_by.masked_fill_(turns.closed(), torch.inf)))
+        change[pick] = candidates[pick] - value
         at_turn[pick] = shares.each[pick]
         value = float(candidates[pick])
         current = current + damage[:, pick : pick + 1]
         turns.take(pick)
         order.append(pick)
         bar.update()
-        if beyond:
-            continue  # only rounding may still ask for these
-        shares.take(pick)
+        touched = shares.take(pick)  # the damages of all others are what they were
+        damage[:, touched] = second_order[:, touched] * shares.each[touched]
+        tie[touched] = mean @ damage[:, touched]
         if costs is not None:
             costs.take(pick)
+    # only rounding may still ask for what is left
+    rest = list(turns.rest(ranked_by))
+    change[rest], at_turn[rest] = candidates[rest] - value, shares.each[rest]
+    order += rest
     bar.close()
     return Selection.of_order(order, change, at_turn)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fairtrim.damage.input_moments import ReaderMoments
 
@@ -86,9 +87,9 @@ class Elimination:
     def __init__(self, weight: Floats, moments: Floats, mean: Floats, units: Indices, ridge: float) -> None:
         n_outputs, n_inputs, self._taps = weight.shape
         dtype = np.float64 if n_inputs <= MAX_DOUBLE_INPUTS else np.float32
-        inverse = np.linalg.inv(moments + ridge * np.eye(n_inputs))
+        inverse = _inverse(moments + ridge * np.eye(n_inputs))
         flat = np.ascontiguousarray(weight.transpose(0, 2, 1)).reshape(n_outputs * self._taps, n_inputs)
-        matrices = inverse, inverse @ inverse, flat.T @ flat
+        matrices = inverse, inverse.T @ inverse, flat.T @ flat  # of a matrix and itself, half of it is computed
         self._units, self._ridge = units, ridge
         self._here = np.ones(len(units), dtype=bool)
         self._inputs = np.arange(n_inputs)  # those that the matrices still hold
@@ -98,7 +99,7 @@ class Elimination:
         self._corners = [matrix[at] for matrix in matrices]  # of every unit, (U, B, B) each
         of_units = moments[at] + mean[at[0]] * mean[at[1]]
         self.whole: Floats = (self._corners[2] * of_units).sum((1, 2))
-        self._inverse, self._square, self._products = (_Corrected(m.astype(dtype)) for m in matrices)
+        self._inverse, self._square, self._products = (_Corrected(m.astype(dtype, copy=False)) for m in matrices)
         self._weight = _Corrected(flat.astype(dtype))
 
     @property
@@ -173,6 +174,13 @@ class Elimination:
                 self._corners[number][:, 0, 0] -= (a[:, at] * b[:, at]).sum(0)
             else:
                 self._corners[number] -= np.einsum("pui,puj->uij", a[:, self._units], b[:, self._units])
+
+
+def _inverse(matrix: Floats) -> Floats:
+    """Of a symmetric matrix, by Cholesky where rounding leaves it positive definite: half of the work."""
+    factor, info = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
+    inverse: Floats = np.linalg.inv(matrix) if int(info) else torch.cholesky_inverse(factor).numpy()
+    return inverse
 
 
 def eliminations(reader: ReaderMoments, ridge: float) -> list[tuple[Elimination, Indices] | None]:

@@ -75,18 +75,22 @@ def joint_selection(
     value = value_of(current)
     candidates = finite(value_of(current + addition))
     bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
+    sketched = isinstance(table.interactions, SampleSketch)
     while len(order) < n_columns:
-        frozen = turns.beyond and isinstance(table.interactions, SampleSketch)
         cost = None if costs is None else costs.each
         ranked_by = candidates if cost is None else (candidates - value) / cost
+        if sketched and turns.beyond:
+            # only rounding may still ask for these, and rows of a sketch have to be computed
+            rest = list(turns.rest(ranked_by))
+            change[rest] = candidates[rest] - value
+            order += rest
+            break
         ranked_by = ranked_by.masked_fill(turns.closed(), torch.inf)
         pick = int(torch.argmin(ranked_by))
         change[pick] = candidates[pick] - value
         turns.take(pick)
         order.append(pick)
         bar.update()
-        if frozen:
-            continue  # only rounding may still ask for these, and rows of a sketch have to be computed
         row = rows.of(pick, current, addition, ranked_by, cost)
         value = candidates[pick : pick + 1]
         current = current + addition[:, pick : pick + 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class Turns:
         self._asked = [quota or 0 for quota in self._quotas]  # goes on counting where a quota is given up for a floor
         self._allowance = Allowance(columns, floors, tentative)
         self._gone = torch.zeros(len(columns), dtype=torch.bool)
-        self._closed = self._gone.clone()
-        self._close()
+        self._n_left, self._stage = len(columns), 0
+        self._open()
         self._go_on()
 
     @property
@@ -64,20 +64,45 @@ class Turns:
     def take(self, column: int) -> None:
         """Count a channel that goes."""
         self._gone[column] = self._closed[column] = True
+        self._n_left -= 1
+        self._n_open -= 1
         self._allowance.take(column)
         for columns in self._allowance.protected(column):
-            self._closed[columns] = True
+            self._shut(columns)
         pool = self._pool_of[column]
         self._asked[pool] = max(0, self._asked[pool] - 1)
         if (quota := self._quotas[pool]) is not None:
             self._quotas[pool] = quota - 1
             if quota == 1:
-                self._closed[self._columns_of[pool]] = True
+                self._shut(self._columns_of[pool])
         self._go_on()
+
+    def rest(self, ranked_by: Tensor) -> Iterator[int]:
+        """Take all that are left by values that don't change any more, smallest first, each in its turn.
+
+        Args:
+            ranked_by: (C,).
+
+        Yields:
+            Columns.
+        """
+        order = ranked_by.argsort(stable=True).tolist()
+        while self._n_left:
+            stage, stays = self._stage, []
+            for place, column in enumerate(order):
+                if self._closed[column]:
+                    stays.append(column)
+                    continue
+                self.take(column)
+                yield column
+                if self._stage != stage:  # some that had to wait are better than what comes next
+                    stays += order[place + 1 :]
+                    break
+            order = [column for column in stays if not self._gone[column]]
 
     def _go_on(self) -> None:
         """Where everything must wait, give up quotas that are met and floors, one after the other."""
-        while bool(self._closed.all()) and not bool(self._gone.all()):
+        while not self._n_open and self._n_left:
             # a quota that is still open outweighs a tentative floor
             if self._allowance.tentative and any(self._quotas):
                 self._allowance.lift()
@@ -86,13 +111,19 @@ class Turns:
                 if all(quota is None for quota in self._quotas):
                     self._allowance.lift()
                 self._quotas = [None] * len(self._quotas)
-            self._closed = self._gone.clone()
-            self._close()
+            self._open()
 
-    def _close(self) -> None:
+    def _open(self) -> None:
+        """Close what must wait, and nothing else."""
+        self._stage += 1
+        self._closed, self._n_open = self._gone.clone(), self._n_left
         full = (columns for columns, quota in zip(self._columns_of, self._quotas, strict=True) if quota == 0)
         for columns in (*full, *self._allowance.protected()):
-            self._closed[columns] = True
+            self._shut(columns)
+
+    def _shut(self, columns: Tensor) -> None:
+        self._n_open -= int((~self._closed[columns]).sum())
+        self._closed[columns] = True
 
 
 def _pools(columns: ChannelColumns, pools: Sequence[Pool] | None) -> tuple[list[int], list[Tensor], list[int | None]]:
