@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.arguments import RandomState, random_generator
+from fairtrim.data.padding import real_tokens
 from fairtrim.network.activation_checkpointing import recomputing
 from fairtrim.placement import stored_weight
 from fairtrim.preservation import remove_hooks
@@ -26,6 +27,10 @@ __all__ = ["InputMoments", "ReadInputs", "ReaderMoments", "input_moments"]
 
 ROWS_PER_SAMPLE = 64
 """Of more positions of a sample than this, as many are drawn."""
+
+TOKENS_PER_SAMPLE = 512
+"""The same of linear layers: tokens differ more than neighbouring places of an image, and a language model has few
+samples for its many inputs."""
 
 MAX_INPUTS = 8192
 """Of a wider layer no moments are kept: 512 MiB a matrix."""
@@ -97,12 +102,16 @@ class _Reader:
         self.sum = torch.zeros(self.blocks, size, dtype=torch.float64)
         self.squares = torch.zeros(self.blocks, size, size, dtype=torch.float64)
 
-    def add(self, read: Tensor, generator: torch.Generator) -> None:
+    def add(self, read: Tensor, generator: torch.Generator, tokens: Tensor | None) -> None:
         values = read.detach().movedim(self.site.channel_axis, -1)
+        n_samples = read.shape[self.site.sample_axis]
+        if tokens is not None and values.shape[:-1] == tokens.shape:
+            values = values[tokens.to(values.device)]  # padding is none of what the layer reads
         if self.positions > 1:
             values = values.reshape(*values.shape[:-1], -1, self.positions).movedim(-2, -1)
         shape = values.shape[:-1]
-        n_rows, wanted = shape.numel(), ROWS_PER_SAMPLE * read.shape[self.site.sample_axis]
+        each = TOKENS_PER_SAMPLE if _parameter(self.module).ndim == 2 else ROWS_PER_SAMPLE
+        n_rows, wanted = shape.numel(), each * n_samples
         if n_rows > wanted:
             drawn = torch.randint(n_rows, (wanted,), generator=generator).to(values.device)
             values = values[torch.unravel_index(drawn, shape)]
@@ -180,6 +189,7 @@ class InputMoments:
                 self._readers[site.module] = reader
         self._outputs = {name: _outputs(name, reader, channel_groups) for name, reader in self._readers.items()}
         self._given: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._tokens: Tensor | None = None
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -189,18 +199,23 @@ class InputMoments:
             for name, reader in self._readers.items():
                 handles.append(reader.module.register_forward_pre_hook(self._before(reader), with_kwargs=True))
                 handles.append(reader.module.register_forward_hook(self._after(name)))
+            handles.append(model.register_forward_pre_hook(self._padded, with_kwargs=True))
             norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
             handles.extend(module.register_forward_pre_hook(self._normalised) for module in norms)
             yield
         finally:
             remove_hooks(handles)
             self._given.clear()
+            self._tokens = None
+
+    def _padded(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._tokens = real_tokens(kwargs or next(iter(args), None))
 
     def _before(self, reader: _Reader) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             if read is not None and not recomputing():
-                reader.add(read, self._generator)
+                reader.add(read, self._generator, self._tokens)
 
         return hook
 
@@ -271,7 +286,8 @@ def input_moments(
 ) -> Iterator[InputMoments]:
     """Add up moments of what layers read while something else runs the network, such as ``collect_damage``.
 
-    Everybody counts alike, whatever the sensitive group. Of samples with many positions 64 a sample are drawn.
+    Everybody counts alike, whatever the sensitive group. Padding, which the network is told of by ``attention_mask``,
+    doesn't count. Of samples with many positions 64 a sample are drawn, of linear layers 512.
 
     Args:
         model: The network.

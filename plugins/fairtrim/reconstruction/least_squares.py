@@ -63,7 +63,8 @@ class Ridge:
 
 
 _STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
-RIDGES = (*(Ridge(s, "mean") for s in _STRENGTHS), *(Ridge(s, "own") for s in _STRENGTHS))
+_LARGE = (3.0, 10.0)  # of language models, whose tokens are few for their inputs
+RIDGES = (*(Ridge(s, "mean") for s in _STRENGTHS), *(Ridge(s, "own") for s in (*_STRENGTHS, *_LARGE)))
 
 
 @dataclass(frozen=True)

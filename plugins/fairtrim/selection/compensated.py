@@ -82,7 +82,7 @@ class CompensatedShares:
         self.each = torch.empty(n_columns, dtype=torch.float64)
         self._update(np.arange(n_columns))
 
-    def take(self, column: int) -> Tensor:
+    def take(self, column: int) -> torch.Tensor:
         """A channel goes, and those that are left take over what they can.
 
         Args:
