@@ -136,3 +136,10 @@ def test_a_layer_that_reads_only_zeros() -> None:
     assert found is not None
     found[0].remove(1)
     assert found[0].left_over().tolist() == [0.0] * 4
+
+
+def test_moments_that_rounding_left_indefinite() -> None:
+    """No Cholesky factor: the general inverse does as well."""
+    moments = np.array([[1.0, 1.5, 0.0], [1.5, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    elimination = Elimination(np.ones((1, 3, 1)), moments, np.zeros(3), np.arange(3)[:, None], 0.1)
+    np.testing.assert_allclose(elimination.inverse @ (moments + 0.1 * np.eye(3)), np.eye(3), atol=1e-12)

@@ -20,7 +20,7 @@ MAX_DOUBLE_INPUTS = 2048
 
 _WAITING = 64  # products of rank one that wait to be added up as one
 
-_SHARE_TO_KEEP = 0.7  # of fewer inputs left than this the matrices are made smaller
+_SHARE_TO_KEEP = 0.85  # of fewer inputs left than this the matrices are made smaller
 
 _FEWEST_INPUTS = 128  # below, smaller matrices save nothing
 
