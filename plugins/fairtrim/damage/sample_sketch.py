@@ -158,14 +158,13 @@ class SampleSketch:
             columns: Of the others, (d,); None for all C.
 
         Returns:
-            (G, b, d) float64.
+            (G, b, d), in the precision of the rows, or in float64 of mixtures.
         """
-        of_groups = torch.stack(
-            [(sums.T[rows] @ (sums if columns is None else sums.T[columns].T)).double() for sums in self.selection]
-        )
+        products = [sums.T[rows] @ (sums if columns is None else sums.T[columns].T) for sums in self.selection]
+        of_groups = products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
         if torch.equal(self.mixing, torch.eye(*self.mixing.shape, dtype=torch.float64)):
             return of_groups
-        return torch.einsum("hg,gbd->hbd", self.mixing, of_groups)
+        return torch.einsum("hg,gbd->hbd", self.mixing, of_groups.double())
 
     def square(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """E_g E_y[(Σ_c s_nc)²] over a set of channels, estimated on the held-out sketch.

@@ -156,7 +156,7 @@ class _Rows:
         if self._length == 1:
             return []
         n_best = math.isqrt(self._length * len(ranked_by) // 4)  # their pairs cost a quarter of the rows
-        best = ranked_by.argsort(stable=True)[:n_best].sort().values  # of equals the first is taken
+        best = ranked_by.topk(n_best, largest=False).indices.sort().values  # of equals the first is taken
         best = best[ranked_by[best].isfinite()]
         rows = self._table.interactions_between(best, best)
         addition, cost = addition[:, best], None if costs is None else costs[best]
