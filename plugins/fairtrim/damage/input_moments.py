@@ -209,7 +209,7 @@ class InputMoments:
             self._tokens = None
 
     def _padded(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tokens = real_tokens(kwargs or next(iter(args), None))
+        self._tokens = real_tokens(kwargs or (args[0] if args else None))
 
     def _before(self, reader: _Reader) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ def real_tokens(inputs: Any, target: Tensor | None = None) -> Tensor | None:
         (N, T) bool, or (N, 2, T) of pairs; None if nothing says so, or everything is a token.
 
     Example:
+        >>> import torch
         >>> real_tokens({"attention_mask": torch.tensor([[1, 1, 0], [0, 1, 1]])}).int().tolist()
         [[1, 1, 0], [0, 1, 1]]
         >>> real_tokens({"input_ids": torch.ones(1, 5)}, torch.tensor([[-100, 7, -100, 8, -100]])).int().tolist()
