@@ -1,7 +1,7 @@
 """Feed-forward channels of SmolLM2, a real language model, without training: perplexity as pruned, and refitted.
 
     see examples/language_model.py for what to install
-    python -m benchmarks.language_pruning            # about 12 CPU minutes a seed
+    python -m benchmarks.language_pruning            # about 20 CPU minutes a seed
     python -m benchmarks.language_pruning --quick    # one seed, few tokens, a quarter of the channels
 
 Sentences of Wikipedia about people of many professions, in an order of each seed, joined and cut into rows of 128
