@@ -446,7 +446,8 @@ def _finished(layer: Layer, sums: Sums, n_samples: int, processes: Processes) ->
     if not math.isfinite(fit.before):
         return LayerRefit(layer.name, inputs, rows, "", before, before, "its inputs or outputs are not finite")
     enough = math.ceil(n_samples * _ROWS * inputs / max(rows, 1)) if rows < _ROWS * inputs else 0
-    if fit.change is None:
+    rounding = inputs * torch.finfo(layer.rows.weight.dtype).eps ** 2  # of a sum of products: there is nothing to refit
+    if fit.change is None or before <= rounding:
         why = f"{_NOT_BETTER}: {rows} rows for {inputs} inputs" if enough else _NOT_BETTER
         return LayerRefit(layer.name, inputs, rows, "", before, before, why, enough)
     layer.write(fit)
