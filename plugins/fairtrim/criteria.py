@@ -19,6 +19,7 @@ from torch import Tensor
 from fairtrim.damage.table import DamageTable
 from fairtrim.data.sensitive_groups import EVERYONE, match_groups
 
+from .arguments import require_number
 from .errors import InputError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "GapDrivenDamage",
     "GroupSaliency",
     "MeanDamage",
+    "PairDamage",
     "TailRisk",
     "WorstGroup",
     "require_sensitive_groups",
@@ -239,3 +241,66 @@ class GapDrivenDamage(Criterion):
         scale = excess.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         weights = (1 + self.strength * excess / scale) / len(excess)
         return lambda damage: torch.tensordot(weights, damage, dims=1)
+
+
+@dataclass(frozen=True)
+class PairDamage(Criterion):
+    """Mean square of ΔLL over pairs of sentences, under a bound on the perplexity. Ours.
+
+    For a table of the groups ("pairs", fold) and ("texts", ...); see ``fairtrim.damage.side_by_side``. With L_k the mean
+    square of ΔLL in fold k of the pairs, Δ_k and Δ_t the predicted changes there and of the texts' mean cross-entropy,
+
+        q_a({Δ_k / L_k}) + price · Δ_t⁺ / ln(1 + ρ) + 100 · (Δ_t / ln(1 + ρ) − 1)⁺,
+
+    q_a the a-quantile over the folds: what at least the share a of them gains. Channels are many and pairs few, so that
+    the best mean over all pairs is mostly chance; a = 0.5 is a median of means, which single pairs can't move either.
+
+    Args:
+        perplexity_rise: ρ, by which the perplexity may rise: 0.05 is 5 %.
+        agreeing: a, in (0, 1].
+        price: What using all of the bound must be worth, as a share of the mean square.
+
+    Raises:
+        InputError: An argument is out of range.
+
+    Example:
+        >>> PairDamage(perplexity_rise=0.02).agreeing
+        0.75
+    """
+
+    needs_sensitive_groups: ClassVar[bool] = False
+    perplexity_rise: float = 0.05
+    agreeing: float = 0.75
+    price: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_number("perplexity_rise", self.perplexity_rise, above=0, remedy=", such as 0.05 for 5 %")
+        require_number("agreeing", self.agreeing, above=0, below=1 + 1e-9, remedy=", a share of the folds up to 1")
+        require_number("price", self.price, at_least=0)
+
+    def bind(self, table: DamageTable) -> BoundCriterion:
+        """Bind to the folds of pairs and to the texts; see ``Criterion.bind``."""
+        kinds = [group[0] if isinstance(group, tuple) else group for group in table.sensitive_groups]
+        pairs = [g for g, kind in enumerate(kinds) if kind == "pairs"]
+        texts = [g for g, kind in enumerate(kinds) if kind == "texts"]
+        if not pairs or not texts:
+            raise InputError(
+                f"PairDamage needs the groups of pairs and texts, and got {list(table.sensitive_groups)}; expected "
+                'side_by_side({"pairs": ..., "texts": ...})'
+            )
+        before = table.loss[pairs]
+        if not bool((before > 0).all()):
+            raise InputError("a fold of the pairs has ΔLL = 0 throughout; expected fewer folds, or pairs that differ")
+        shares = table.counts[texts] / table.counts[texts].sum()
+        bound = math.log1p(self.perplexity_rise)
+
+        def value(damage: Tensor) -> Tensor:
+            rise = torch.tensordot(shares, damage[texts], dims=1) / bound
+            relative = damage[pairs] / before.view(-1, *[1] * (damage.ndim - 1))
+            ordered = relative.sort(0).values  # torch.quantile refuses large tensors
+            place = self.agreeing * (len(pairs) - 1)
+            low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+            gain = low + (place - math.floor(place)) * (high - low)
+            return gain + self.price * rise.clamp_min(0) + 100 * (rise - 1).clamp_min(0)
+
+        return value

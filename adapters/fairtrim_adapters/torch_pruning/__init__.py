@@ -17,7 +17,7 @@ Example:
 
 from __future__ import annotations
 
-from .budget import BudgetOptions, PrunedToBudget, prune_to, smallest
+from .budget import BudgetOptions, PrunedForPairs, PrunedToBudget, prune_for_pairs, prune_to, smallest
 from .graph.layers import ParameterAxis, describe_layer, forget_layer
 from .graph.tracing import RecurrentPruner, RMSNormPruner, traceable
 from .importances.channel_importance import ChannelImportance, CollectOptions, ImportanceOptions
@@ -31,6 +31,7 @@ from .importances.damage_importances import (
     WorstGroupImportance,
 )
 from .importances.mined_importances import AccumulatedConfidenceImportance, ContrastiveImportance, GateTraining
+from .importances.pair_importance import PairDamageImportance
 from .importances.parity_importance import ParityGradientImportance
 from .importances.pruning_report import PruningReport
 from .importances.registry import IMPORTANCES, register, register_importance
@@ -55,8 +56,10 @@ __all__ = [
     "GroupSaliencyImportance",
     "ImportanceOptions",
     "MeanDamageImportance",
+    "PairDamageImportance",
     "ParameterAxis",
     "ParityGradientImportance",
+    "PrunedForPairs",
     "PrunedToBudget",
     "PruningReport",
     "RMSNormPruner",
@@ -74,6 +77,7 @@ __all__ = [
     "forget_layer",
     "gradual_channel_pruning",
     "prune_copy",
+    "prune_for_pairs",
     "prune_to",
     "reconstructed",
     "register",

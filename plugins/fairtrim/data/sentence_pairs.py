@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from fairtrim.arguments import require_number
 from fairtrim.errors import InputError
 
 from .token_rows import token_rows
@@ -96,6 +97,28 @@ class SentencePairs(Dataset[PairSample]):
         return SentencePairs(
             self.input_ids[numbers][..., :length], mask[..., :length], self.shared[numbers][..., :length], categories
         )
+
+    def in_folds(self, number: int = 8) -> SentencePairs:
+        """The same pairs, every second, third, ... of which belongs to one fold, as its category.
+
+        Args:
+            number: Folds; at most as many as there are pairs.
+
+        Returns:
+            The pairs, in the same order, with the categories ``"fold 1"``, ``"fold 2"``, ...
+
+        Raises:
+            InputError: There are fewer pairs than folds.
+
+        Example:
+            >>> pairs = SentencePairs.of_tokens([[1, 5]] * 3, [[2, 5]] * 3)
+            >>> pairs.in_folds(2).categories
+            ('fold 1', 'fold 2', 'fold 1')
+        """
+        require_number(
+            "number", number, at_least=1, below=len(self) + 1, whole=True, remedy=f", as there are {len(self)} pairs"
+        )
+        return replace(self, categories=tuple(f"fold {row % number + 1}" for row in range(len(self))))
 
     def loader(self, batch_size: int = 16) -> DataLoader[PairSample]:
         """Batches in the order of the pairs: ``({...: (B, 2, T)}, zeros (B, 1), categories)``.

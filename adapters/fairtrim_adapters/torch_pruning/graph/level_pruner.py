@@ -89,7 +89,7 @@ def _ignored(
         )
     tap = FeatureTap(network.model)
     with preserved_random_state(), preserved_model(network.model), torch.no_grad(), tap.attached():
-        head = tap.head(network.scores(batch))
+        head = tap.head(network.scores(batch, positions=True))
     return [modules[name] for name in dict.fromkeys([*asked, *([head] if head else [])])]
 
 
