@@ -247,8 +247,8 @@ class GapDrivenDamage(Criterion):
 class PairDamage(Criterion):
     """Mean square of ΔLL over pairs of sentences, under a bound on the perplexity. Ours.
 
-    For a table of the groups ("pairs", fold) and ("texts", ...); see ``fairtrim.damage.side_by_side``. With L_k the mean
-    square of ΔLL in fold k of the pairs, Δ_k and Δ_t the predicted changes there and of the texts' mean cross-entropy,
+    For a table of the groups ("pairs", fold) and ("texts", ...); see ``fairtrim.damage.side_by_side``. With L_k the
+    mean square of ΔLL in fold k, Δ_k and Δ_t the predicted changes there and of the texts' mean cross-entropy,
 
         q_a({Δ_k / L_k}) + price · Δ_t⁺ / ln(1 + ρ) + 100 · (Δ_t / ln(1 + ρ) − 1)⁺,
 

@@ -149,7 +149,7 @@ def test_refusals(model: Mirrored, pairs: SentencePairs) -> None:
         side_by_side({})
     with pytest.raises(InputError, match="the same channels"):
         side_by_side({"pairs": table, "texts": random_table({"hidden": 5})})
-    with pytest.raises(InputError, match="one interactions= for all"):
+    with pytest.raises(InputError, match=r"one interactions= for all"):
         side_by_side({"pairs": table, "texts": replace(table, interactions=None)})
     with pytest.raises(InputError, match="groups of pairs and texts"):
         joint_selection(table, PairDamage())
@@ -158,7 +158,7 @@ def test_refusals(model: Mirrored, pairs: SentencePairs) -> None:
         joint_selection(silent, PairDamage())
     with pytest.raises(InputError, match="perplexity_rise=0"):
         PairDamage(0)
-    with pytest.raises(InputError, match="agreeing=1.5"):
+    with pytest.raises(InputError, match=r"agreeing=1\.5"):
         PairDamage(agreeing=1.5)
     with pytest.raises(InputError, match="there are 11 pairs"):
         pairs.in_folds(12)

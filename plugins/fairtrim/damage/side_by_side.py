@@ -48,8 +48,8 @@ def side_by_side(tables: Mapping[str, DamageTable]) -> DamageTable:
     for name, table in tables.items():
         if dict(table.sizes) != dict(every[0].sizes):
             raise InputError(
-                f"table {name!r} has the channel groups {dict(table.sizes)} and another {dict(every[0].sizes)}; expected "
-                "tables of the same channels"
+                f"table {name!r} has the channel groups {dict(table.sizes)} and another {dict(every[0].sizes)}; "
+                "expected tables of the same channels"
             )
     groups = tuple((name, _told(group)) for name, table in tables.items() for group in table.sensitive_groups)
     return DamageTable(

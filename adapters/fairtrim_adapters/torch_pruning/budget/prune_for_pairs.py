@@ -239,10 +239,12 @@ def _rms_of(squares: Tensor, groups: Sequence[Any]) -> float:
 
 def _measured(network: ScoredNetwork, pairs: SentencePairs, texts: Iterable[Any]) -> _Figures:
     """One pass over the pairs and one over the texts, each token counted once."""
-    total, n_tokens, differences = 0.0, 0, []
+    total, n_tokens = 0.0, 0
     with preserved_model(network.model), torch.no_grad():
-        for batch in iterate_batches(pairs.loader(), network.device, progress=False):
-            differences.append(pair_differences(network.model, batch.inputs).flatten().double().cpu())
+        differences = [
+            pair_differences(network.model, batch.inputs).flatten().double().cpu()
+            for batch in iterate_batches(pairs.loader(), network.device, progress=False)
+        ]
         for batch in iterate_batches(texts, network.device, progress=False):
             scores = network.scores(batch, positions=True)
             labels = batch.target

@@ -92,7 +92,5 @@ class PairDamageImportance(ChannelImportance):
 
     def _negative(self) -> Tensor:
         table = self.pair_damage_
-        selection = joint_selection(
-            table, self.criterion, pools=(Pool(tuple(table.sizes)),), floors=self.plan_.floors
-        )
+        selection = joint_selection(table, self.criterion, pools=(Pool(tuple(table.sizes)),), floors=self.plan_.floors)
         return negative_columns(table.columns, selection, self.plan_.floors, joint=True)
