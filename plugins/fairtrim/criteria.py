@@ -301,6 +301,7 @@ class PairDamage(Criterion):
             place = self.agreeing * (len(pairs) - 1)
             low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
             gain = low + (place - math.floor(place)) * (high - low)
-            return gain + self.price * rise.clamp_min(0) + 100 * (rise - 1).clamp_min(0)
+            total: Tensor = gain + self.price * rise.clamp_min(0) + 100 * (rise - 1).clamp_min(0)
+            return total
 
         return value

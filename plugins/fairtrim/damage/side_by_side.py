@@ -90,7 +90,7 @@ def _interactions(tables: Sequence[DamageTable]) -> Tensor | SampleSketch | None
             held_out=tuple(rows for sketch in sketched for rows in sketch.held_out),
             n_rows=tuple(number for sketch in sketched for number in sketch.n_rows),
             diagonal=torch.cat([sketch.diagonal for sketch in sketched]),
-            mixing=torch.block_diag(*[sketch.mixing for sketch in sketched]),
+            mixing=torch.block_diag(*[sketch.mixing for sketch in sketched]),  # type: ignore[no-untyped-call]
         )
     if exact or sketched:
         raise InputError(
