@@ -100,7 +100,7 @@ class Measured:
     def closed(self, columns: Sequence[int]) -> Iterator[None]:
         gates = torch.ones(sum(group.size for group in self.groups))
         gates[list(columns)] = 0
-        parts = gates.split([group.size for group in self.groups])
+        parts = gates.split([group.size for group in self.groups])  # type: ignore[no-untyped-call]
         names = [group.name for group in self.groups]
         with explicit_gates(self.model, self.groups, dict(zip(names, parts, strict=True))), torch.no_grad():
             yield
@@ -122,7 +122,7 @@ class Measured:
         order = pairs.attention_mask.sum(2).amax(1).argsort()
         found = torch.zeros(len(pairs))
         with self.closed(columns):
-            for rows in order.split(8):
+            for rows in order.split(8):  # type: ignore[no-untyped-call]
                 batch, _, _ = next(iter(pairs.take(rows).loader(8)))
                 found[rows] = pair_differences(scaled, batch)[:, 0]  # type: ignore[arg-type]
         return found
@@ -137,12 +137,12 @@ def activation_gaps(model: Any, pairs: SentencePairs) -> Tensor:
     ]
     total: Any = 0.0
     with torch.no_grad():
-        for rows in pairs.attention_mask.sum(2).amax(1).argsort().split(8):
+        for rows in pairs.attention_mask.sum(2).amax(1).argsort().split(8):  # type: ignore[no-untyped-call]
             part = pairs.take(rows)
             model.model(part.input_ids.flatten(0, 1), part.attention_mask.flatten(0, 1), use_cache=False)
             weight = (part.shared.bool() & part.attention_mask.bool()).flatten(0, 1).float().unsqueeze(2)
             means = [(seen[k] * weight).sum(1) / weight.sum(1) for k in range(len(seen))]
-            sides = torch.cat(means, 1).unflatten(0, (-1, 2))
+            sides = torch.cat(means, 1).unflatten(0, (-1, 2))  # type: ignore[no-untyped-call]
             total = total + (sides[:, 0] - sides[:, 1]).abs().sum(0)
     for handle in handles:
         handle.remove()

@@ -197,7 +197,7 @@ def prune_for_pairs(
                 figures = _measured(network, held_out, held_out_texts)
             good = figures.rms < now.rms and figures.perplexity <= before.perplexity * (1 + perplexity_rise)
             change = table.predict(channels)
-            of_texts = [g for g, (kind, _) in enumerate(table.sensitive_groups) if kind == "texts"]
+            of_texts = [g for g, group in enumerate(table.sensitive_groups) if group[0] == "texts"]
             predicted = before.perplexity * math.exp(float(change[of_texts].mean()))
             rms = _rms_of(table.loss + change, table.sensitive_groups)
             rows.append(_row(len(tried), figures, predicted, rms, good))
@@ -233,7 +233,7 @@ def _channels(columns: Sequence[int], plan: PruningPlan) -> dict[str, list[int]]
 
 
 def _rms_of(squares: Tensor, groups: Sequence[Any]) -> float:
-    of_pairs = [g for g, (kind, _) in enumerate(groups) if kind == "pairs"]
+    of_pairs = [g for g, group in enumerate(groups) if group[0] == "pairs"]
     return math.sqrt(max(0.0, float(squares[of_pairs].mean())))
 
 
