@@ -8,7 +8,8 @@ Sentences of Wikipedia about people of many professions, in an order of each see
 tokens: 64 rows (8,192 tokens) score the channels and are what is refitted on, 32 others are measured. Perplexity over
 the dense model's on the same tokens. Rivals take the same share of every layer: the norm of a channel's weights, and
 that norm times the root mean square of what it carries (Wanda's, Sun and others, ICLR 2024, summed over a channel).
-Ours is ``MeanDamageImportance(compensated=True)`` over all layers, as a user gets it.
+Ours is ``MeanDamageImportance(compensated=True)`` over all layers, as a user gets it; so it chooses a tenth of the
+heads of keys and values, each with the query heads that share it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -33,8 +35,8 @@ from fairtrim.measures.log_likelihood import token_log_likelihoods
 from fairtrim_adapters.huggingface import example_inputs, next_token_labels, pruning_options, update_sizes
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, reconstructed
 
-LENGTH, BATCH = 128, 4
-OURS = "mean damage, compensated"
+LENGTH, BATCH, HEAD_RATIO = 128, 4, 0.1
+OURS, HEADS = "mean damage, compensated", "heads of keys and values"
 Scores = Mapping[str, Tensor]
 """What each channel of each layer that reads them is worth, by the layer's name."""
 
@@ -75,7 +77,7 @@ def batches_of(rows: Tensor) -> list[dict[str, Tensor]]:
     Returns:
         Batches.
     """
-    return [{"input_ids": part, "labels": next_token_labels(part)} for part in rows.split(BATCH)]
+    return [{"input_ids": part, "labels": next_token_labels(part)} for part in torch.split(rows, BATCH)]
 
 
 @torch.no_grad()
@@ -89,13 +91,13 @@ def loss_of(model: nn.Module, rows: Tensor) -> float:
     Returns:
         The loss; its exponential is the perplexity.
     """
-    parts = [token_log_likelihoods(model(input_ids=part).logits, part)[:, 1:] for part in rows.split(BATCH)]
+    parts = [token_log_likelihoods(model(input_ids=part).logits, part)[:, 1:] for part in torch.split(rows, BATCH)]
     return -float(torch.cat(parts).double().mean())
 
 
 def readers(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that read feed-forward channels, by name."""
-    return {name: layer for name, layer in model.named_modules() if name.endswith("mlp.down_proj")}  # type: ignore[misc]
+    return {name: layer for name, layer in model.named_modules() if name.endswith("mlp.down_proj")}
 
 
 @torch.no_grad()
@@ -115,7 +117,7 @@ def root_mean_squares(model: nn.Module, rows: Tensor) -> Scores:
         sums[name] += inputs[0].square().sum((0, 1))
 
     handles = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in readers(model).items()]
-    for part in rows.split(BATCH):
+    for part in torch.split(rows, BATCH):
         model(input_ids=part)
     for handle in handles:
         handle.remove()
@@ -185,6 +187,37 @@ def pruned(
     return model
 
 
+def without_heads(dense: nn.Module, scoring: list[dict[str, Tensor]], *, refit: bool) -> nn.Module:
+    """A copy without the tenth of its heads of keys and values that is worth least over all layers.
+
+    Args:
+        dense: The language model.
+        scoring: What scores them, and is refitted on.
+        refit: Whether what reads them is refitted.
+
+    Returns:
+        The copy.
+    """
+    model, importance = copy.deepcopy(dense), MeanDamageImportance(compensated=True)
+    options: Any = pruning_options(model, prune=["heads"])
+    pruner = tp.pruner.BasePruner(
+        model,
+        example_inputs(model),
+        importance=importance,
+        pruning_ratio=HEAD_RATIO,
+        head_pruning_ratio=HEAD_RATIO,
+        global_pruning=True,
+        **options,
+    )
+    importance.fit(pruner, scoring)
+    with reconstructed(pruner, scoring, measure=False) if refit else nullcontext():
+        pruner.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # layers keep different numbers, which the config can't say
+        update_sizes(model, pruner)
+    return model
+
+
 def run(seed: int, ratios: list[float], n_scoring: int, n_test: int, ways: list[str]) -> list[dict[str, Any]]:
     """Prune in every way.
 
@@ -217,7 +250,16 @@ def run(seed: int, ratios: list[float], n_scoring: int, n_test: int, ways: list[
         OURS: lambda: our_scores(dense, scoring, max(ratios)),
     }
     found = []
+    for refit in (False, True) if HEADS in ways else ():
+        model = without_heads(dense, scoring, refit=refit)
+        kept = [layer.out_features // 64 for name, layer in model.named_modules() if name.endswith("k_proj")]
+        cell = {"removed": f"{HEAD_RATIO:.0%}", "way": HEADS, "refit": "refitted" if refit else "as pruned"}
+        share = math.exp(loss_of(model, test) - before)
+        found.append({"seed": seed, **cell, "perplexity": share, "least kept": min(kept)})
+        print(f"{HEADS}, {cell['refit']}: {share:.3f} times dense, kept {kept}", flush=True)
     for way in ways:
+        if way == HEADS:
+            continue
         scores = criteria[way]()
         for ratio in ratios:
             for refit in (False, True):
@@ -234,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pruning-ratios", type=float, nargs="+", default=[0.1, 0.25])
-    parser.add_argument("--ways", nargs="+", default=["magnitude", "weights times input rms", OURS])
+    parser.add_argument("--ways", nargs="+", default=["magnitude", "weights times input rms", OURS, HEADS])
     parser.add_argument("--quick", action="store_true", help="one seed, 16 rows that score, 8 that are measured")
     add_rows(parser)
     arguments = parser.parse_args()

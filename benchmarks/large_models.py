@@ -49,7 +49,8 @@ def on_paper() -> None:
 
     sizes: Any = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **sizes)).bfloat16().eval()
+        model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **sizes))
+        model = model.bfloat16().eval()
         ids = torch.zeros(1, 2048, dtype=torch.long)
     batch = ({"input_ids": ids}, ids, ["a"])
     options: Any = {"n_samples": 512, "n_groups": 2}
