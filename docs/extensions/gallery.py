@@ -17,6 +17,7 @@ Every script runs from a clone, on data that come with a dependency: nothing is 
 
 NOT_RUN = {
     "huggingface_bert": "a package with pretrained weights",
+    "language_model": "packages with pretrained weights and texts, and some minutes",
     "several_processes": "torchrun",
 }
 """Scripts that are shown without being run, and what running them needs."""

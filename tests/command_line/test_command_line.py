@@ -305,13 +305,13 @@ def test_what_nobody_foresaw(folder: Path, capsys: pytest.CaptureFixture[str], m
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("something\nbroke")
 
-    monkeypatch.setattr("fairtrim_adapters.command_line.app.audit_rows", broken)
+    monkeypatch.setattr("fairtrim_adapters.command_line.app.audited", broken)
     assert run("audit", *WORK) == 3
     assert (
         capsys.readouterr().err.strip() == "fairtrim: not foreseen: RuntimeError: something broke; --debug shows where"
     )
     monkeypatch.setattr(
-        "fairtrim_adapters.command_line.app.audit_rows", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        "fairtrim_adapters.command_line.app.audited", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert run("audit", *WORK) == 130
 

@@ -215,7 +215,7 @@ def test_what_is_printed() -> None:
     row, times = found.overall.loc["pruned 0"], found.overall["times reference"]["pruned 0"]
     name = "stereotype preferred"
     assert f"{row[name]:.1f} [{row[f'{name} low']:.1f}, {row[f'{name} high']:.1f}]" in text
-    assert f"{row['perplexity']:.2f} (x{times:.2f})" in text
+    assert f"{row['perplexity']:.2f} (x{times:.2f} [{row['times reference low']:.2f}," in text
     assert f"{row['rms ΔLL']:.3f} ± {row['rms ΔLL error']:.3f}" in text
     change = text.splitlines()[[line.split("  ")[0] for line in text.splitlines()].index("change of preference")]
     assert change.split()[3] == "-"  # of the first network against itself

@@ -85,3 +85,25 @@ def test_example(example: dict[str, Any], capsys: pytest.CaptureFixture[str], mo
     assert 0.85 < dense <= 1 and worst_group > dense - 0.06
     if example["minilm_folder"]() is not None:
         assert worst_group > magnitude
+
+
+@pytest.mark.slow
+def test_language_model_example(
+    transformers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    example = runpy.run_path(str(ROOT / "examples" / "language_model.py"))
+    if not example["installed"]():
+        pytest.skip("needs the packages of examples/language_model.py")
+    folder, picture = tmp_path / "pruned", tmp_path / "picture.png"
+    monkeypatch.setattr(
+        sys, "argv", ["language_model.py", "--quick", "--folder", str(folder), "--picture", str(picture)]
+    )
+    example["main"]()
+    text = capsys.readouterr().out
+    assert re.search(r"^perplexity +\d+\.\d\d +\d+\.\d\d \(x1\.\d\d \[", text, re.M)
+    assert "American actresses" in text and "The actress said that" in text and max(map(len, text.splitlines())) < 150
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.intermediate_size == 1382 and picture.stat().st_size > 10_000
+    assert transformers.AutoTokenizer.from_pretrained(folder)("A word")["input_ids"]

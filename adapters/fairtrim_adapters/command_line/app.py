@@ -14,11 +14,14 @@ from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named_methods import DEFAULT_CRITERIA, post_processors_by_label
 from fairtrim_adapters.sweep.sweep_options import DEFAULT_PRUNING_RATIOS
 
+from .audits import audited
 from .bounds import Bound, judge, parse_bounds
 from .examples import example
 from .gate import flags_of, shut
+from .language import is_language, no_language
 from .methods import listing
 from .options import (
+    NETWORK,
     Bootstrap,
     Checkpoint,
     Checkpoints,
@@ -62,7 +65,10 @@ app = typer.Typer(
 
     MODULE:FUNCTION names a function of yours, in a module or a file (path/to/file.py:function). The one of --model
     gives a trained torch network, the one of --data fairtrim_adapters.sweep.DataSplits or a dict of loaders: test,
-    and scoring, validation, train where they are needed. A checkpoint is a file that prune or repair wrote.
+    and scoring, validation, train where they are needed. A checkpoint is what prune or repair wrote.
+
+    A causal language model may be given as a folder that save_pretrained wrote; its data are texts with the next
+    token at each as the label (fairtrim_adapters.huggingface.text_loader), and pairs of sentences.
 
     \b
     Exit codes:
@@ -147,9 +153,11 @@ def sweep(
     from fairtrim_adapters import sweep as sweeping
 
     objectives = objectives_of(objective)
+    splits = data_of(data)
+    no_language(model, splits, "sweep", "prune it several times, and compare with audit --checkpoint")
     table = sweeping.sweep(
         load_object(model, "--model"),
-        data_of(data),
+        splits,
         criterion or DEFAULT_CRITERIA,
         pruning_ratio or DEFAULT_PRUNING_RATIOS,
         seeds,
@@ -198,17 +206,17 @@ def audit(
 
     writable(output, "--json")
     splits = data_of(data)
-    rows = audit_rows(
-        networks_of(model, checkpoint or [], seed), splits, n_boot=bootstrap or None, seed=seed, progress=not quiet
-    )
-    typer.echo(audit_text(rows))
+    networks = networks_of(model, checkpoint or [], seed)
+    language = is_language(model, splits)
+    audit = audited(networks, splits, language=language, n_boot=bootstrap or None, seed=seed, progress=not quiet)
+    typer.echo(audit.text)
     if output is not None:
         content = {
             "format": "fairtrim-audit",
             "version": _AUDIT_VERSION,
             "data": splits.name,
             "versions": versions(),
-            "networks": rows,
+            "networks": audit.rows,
         }
         write_text(output, json.dumps(content, indent=2) + "\n")
         typer.echo(f"figures: {output}")
@@ -239,6 +247,7 @@ def repair(
     network_files(output, onnx)
     ((_, method),) = post_processors_by_label(post_processor).items()
     splits = data_of(data)
+    no_language(model, splits, "repair", "see docs/language_models.md for what can be done about pairs of sentences")
     validation = splits.need("validation", f"post-processor {post_processor!r}")
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
     done = method.set_params(random_state=seed).repair(
@@ -265,7 +274,7 @@ def report(
     output: Annotated[
         list[Path], typer.Option("--output", "-o", metavar="PATH", help=".html, .md or .json; may be repeated.")
     ],
-    model: Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="The dense network.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar=NETWORK, help="The dense network.")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="MODULE:FUNCTION", help="The data.")] = None,
     checkpoint: Checkpoints = None,
     sweep_folder: Annotated[
@@ -297,12 +306,16 @@ def report(
         raise InputError("nothing to report on; expected --model and --data, or --sweep FOLDER")
     elif objective:
         raise InputError("--objective is of a sweep's Pareto set; expected it with --sweep FOLDER")
+    elif is_language(model, splits := data_of(data)):
+        from fairtrim_adapters.report import report_language_models
+
+        made = report_language_models(networks_of(model, checkpoint or [], seed), splits, progress=not quiet, **named)
     else:
         from fairtrim_adapters.report import report_networks
 
         made = report_networks(
             networks_of(model, checkpoint or [], seed),
-            data_of(data),
+            splits,
             n_boot=bootstrap or None,
             random_state=seed,
             progress=not quiet,
@@ -315,7 +328,7 @@ def report(
 
 @app.command(epilog=example("check"))
 def check(
-    model: Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="The dense network.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar=NETWORK, help="The dense network.")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="MODULE:FUNCTION", help="The data.")] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="PATH", help="The network to check; default the dense one.")
@@ -358,7 +371,9 @@ def check(
     sensitive group is smaller than --min-people. Flags of the network are printed, too.
 
     Metrics are the figures of audit: accuracy, worst_group_accuracy, equalized_odds_difference and so on, or those
-    of one sensitive group: 'accuracy[Female]'. Drops and rises are measured from the dense network.
+    of one sensitive group: 'accuracy[Female]'. Drops and rises are measured from the dense network. Of language models
+    they are perplexity, perplexity_ratio (of a group of texts: 'perplexity_ratio[name]'), stereotype_preferred in per
+    cent, mean_difference and rms_difference of pairs.
     """
     bounds: list[Bound] = [
         *parse_bounds("max", maximum or []),
@@ -377,13 +392,12 @@ def check(
     elif model is None or data is None:
         raise InputError("nothing to check; expected --model and --data, or --audit PATH")
     else:
-        rows = audit_rows(
-            networks_of(model, [f"checked={checkpoint}"] if checkpoint else [], seed),
-            data_of(data),
-            n_boot=bootstrap or None,
-            seed=seed,
-            progress=not quiet,
-        )
+        splits = data_of(data)
+        networks = networks_of(model, [f"checked={checkpoint}"] if checkpoint else [], seed)
+        language = is_language(model, splits)
+        rows = audited(
+            networks, splits, language=language, n_boot=bootstrap or None, seed=seed, progress=not quiet
+        ).rows
     name = list(rows)[-1] if network is None else network
     if name not in rows:
         raise InputError(f"--network {name!r} is not in the figures; expected one of {list(rows)}")

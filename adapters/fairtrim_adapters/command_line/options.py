@@ -11,6 +11,8 @@ from torch import nn
 
 from fairtrim import InputError
 from fairtrim.devices import model_device
+from fairtrim_adapters.huggingface import pruning_options
+from fairtrim_adapters.huggingface.sizes import holds_transformers
 from fairtrim_adapters.pareto import Direction
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.torch_pruning.reconstruction.output import OutputRecalibration
@@ -18,6 +20,7 @@ from fairtrim_adapters.torch_pruning.reconstruction.output import OutputRecalibr
 from .targets import load_object
 
 __all__ = [
+    "NETWORK",
     "Bootstrap",
     "Checkpoint",
     "Checkpoints",
@@ -29,6 +32,7 @@ __all__ = [
     "Model",
     "Onnx",
     "Output",
+    "Prune",
     "PrunerSettings",
     "Quiet",
     "RecalibrateOutput",
@@ -38,11 +42,18 @@ __all__ = [
     "network_files",
     "objectives_of",
     "output_recalibration",
+    "pruner_options_for",
     "pruner_options_of",
     "writable",
 ]
 
-Model = Annotated[str, typer.Option("--model", metavar="MODULE:FUNCTION", help="Gives the trained, dense network.")]
+NETWORK = "MODULE:FUNCTION|FOLDER"
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar=NETWORK, help="Gives the trained, dense network; or a folder, of a language model."
+    ),
+]
 Data = Annotated[str, typer.Option("--data", metavar="MODULE:FUNCTION", help="Gives the data.")]
 Checkpoints = Annotated[
     list[str] | None,
@@ -54,7 +65,24 @@ Checkpoint = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 Bootstrap = Annotated[int, typer.Option("--bootstrap", help="Samples for the 95 % intervals; 0 for none.")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write the network.")]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="Where to write the network; of a folder, a name without suffix is a folder.",
+    ),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        "--prune",
+        metavar="PART[,PART...]",
+        help="Of a transformer of Hugging Face: intermediate (feed-forward channels), heads, head_dims, hidden.",
+        show_default="intermediate",
+    ),
+]
 Onnx = Annotated[Path | None, typer.Option("--onnx", metavar="PATH", help="Write it as ONNX, too.")]
 Ignore = Annotated[
     list[str] | None, typer.Option("--ignore", metavar="LAYER", help="A layer whose outputs stay; may be repeated.")
@@ -93,7 +121,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 def pruner_options_of(target: str | None, global_pruning: bool) -> Any:
-    """What the sweep and prune_copy take as options of Torch-Pruning's pruner.
+    """What the sweep takes as options of Torch-Pruning's pruner.
 
     Args:
         target: ``module:function`` of a function of the network, or None.
@@ -113,6 +141,46 @@ def pruner_options_of(target: str | None, global_pruning: bool) -> Any:
             f"--pruner-options {target!r} is a {type(function).__name__}; expected a function of the network"
         )
     return (lambda network: {**function(network), "global_pruning": True}) if global_pruning else function
+
+
+def pruner_options_for(
+    network: nn.Module,
+    target: str | None,
+    prune: str | None,
+    *,
+    global_pruning: bool,
+    local_pruning: bool,
+    head_ratio: float,
+) -> Any:
+    """Options of Torch-Pruning's pruner for one network; those of a transformer of Hugging Face come by themselves.
+
+    Args:
+        network: Of which a copy is pruned.
+        target: ``module:function`` of a function of the network that gives them, or None.
+        prune: The parts of a transformer that may go, as ``--prune`` has them, or None.
+        global_pruning: Whether the channels of all layers are ranked together.
+        local_pruning: Whether they must not be.
+        head_ratio: Share of the heads to remove, where heads may go.
+
+    Returns:
+        Options, or a function of the network that gives them.
+
+    Raises:
+        InputError: There is no such function, or nothing that ``--prune`` could be of.
+    """
+    local = {"global_pruning": False} if local_pruning else {}
+    if target is not None and prune is not None:
+        raise InputError("--prune and --pruner-options both say what may go; expected one of them")
+    if target is not None or not holds_transformers(network):
+        if prune is not None:
+            raise InputError(f"--prune {prune}: the network holds no transformer of Hugging Face; leave it out")
+        given = pruner_options_of(target, global_pruning)
+        return (lambda copied: {**given(copied), **local}) if callable(given) else {**given, **local}
+    parts: Any = ["intermediate"] if prune is None else [part.strip() for part in prune.split(",")]
+    pruning_options(network, prune=parts)  # refused before anything is read
+    heads = {"head_pruning_ratio": head_ratio} if "heads" in parts else {}
+    together = {"global_pruning": True} if global_pruning else local
+    return lambda copied: {**pruning_options(copied, prune=parts), **heads, **together}
 
 
 def output_recalibration(text: str | None) -> OutputRecalibration | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +16,12 @@ from fairtrim.data.batches import slice_samples
 from fairtrim.devices import model_device
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.sweep.named_methods import criteria_by_label
+from fairtrim_adapters.torch_pruning.budget.outcome import PrunedToBudget
 
+from .audits import audited
 from .bounds import parse_bounds
+from .language import is_language
+from .language_folders import check_new_folder, is_folder_output, write_folder
 from .options import (
     Bootstrap,
     Checkpoint,
@@ -27,6 +33,7 @@ from .options import (
     Model,
     Onnx,
     Output,
+    Prune,
     PrunerSettings,
     Quiet,
     RecalibrateOutput,
@@ -35,14 +42,15 @@ from .options import (
     exported,
     network_files,
     output_recalibration,
-    pruner_options_of,
+    pruner_options_for,
 )
-from .tables import audit_rows, audit_text
 from .targets import data_of, networks_of
 
 __all__ = ["prune", "smallest"]
 
 _DEFAULT = "mean-damage"
+_MOST_HEADS = 0.5  # of those that --prune names, within a budget
+_OF_TOKENS = ("loss", "accuracy")
 Criterion = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +81,7 @@ def prune(
     iterative_steps: IterativeSteps = 1,
     fine_tuning: FineTuning = 0,
     ignore: Ignore = None,
+    parts: Prune = None,
     global_pruning: Global = False,
     pruner_options: PrunerSettings = None,
     reconstruct: Reconstruct = None,
@@ -93,18 +102,27 @@ def prune(
     budget: Any = {n: v for n, v in (("macs", macs), ("parameters", parameters), ("latency", latency)) if v is not None}
     if budget:
         _stands_alone(f"--{next(iter(budget))}", pruning_ratio, fine_tuning or None, recalibrate_output)
-    network_files(output, onnx)
+    place = _Place.checked(model, output, onnx, global_pruning)
     if criterion is None and not budget:
         criterion = _DEFAULT if reconstruct is False else f"{_DEFAULT}:compensated=true"
     importance = _importance(criterion, seed)
     splits = data_of(data)
     if fine_tuning:
         splits.need("train", "--fine-tuning")
-    networks = _networks(model, checkpoint, splits, seed)
+    language = is_language(model, splits)
+    networks = _networks(model, checkpoint, splits, seed, language)
     network = list(networks.values())[-1]
+    ratio = 0.5 if pruning_ratio is None else pruning_ratio
     settings: Any = {
         "ignored_layers": ignore or [],
-        "pruner_options": pruner_options_of(pruner_options, global_pruning),
+        "pruner_options": pruner_options_for(
+            network,
+            pruner_options,
+            parts,
+            global_pruning=global_pruning,
+            local_pruning=place.is_folder,
+            head_ratio=_MOST_HEADS if budget else ratio,
+        ),
         "random_state": seed,
         "progress": not quiet,
     }
@@ -122,13 +140,13 @@ def prune(
             **_reading(splits),
         )
         pruned = result.model
-        typer.echo(f"{_who_judged(splits)}\n{result}\n")
+        typer.echo(f"{_who_judged(splits, language)}\n{_shown(result, language)}\n")
     else:
         pruned = prune_copy(
             network,
             importance,
             splits,
-            0.5 if pruning_ratio is None else pruning_ratio,
+            ratio,
             fine_tuning=fine_tuning,
             iterative_steps=iterative_steps,
             reconstruct=reconstruct,
@@ -136,8 +154,9 @@ def prune(
             **settings,
         )
         if hasattr(importance, "report"):
-            typer.echo(str(importance.report()) + "\n")
-    _written(pruned, networks, splits, output, onnx, bootstrap, seed, quiet)
+            # of a language model one more pass over the texts takes long, and others are measured below
+            typer.echo(f"{importance.report(measure=not language)}\n")
+    _written(pruned, place, networks, splits, language, bootstrap, seed, quiet)
     if budget and not result.within_budget:
         raise typer.Exit(1)
 
@@ -151,8 +170,8 @@ def smallest(
         typer.Option(
             "--max-drop",
             metavar="METRIC=VALUE",
-            help="No sensitive group loses more; may be repeated.",
-            show_default="accuracy=0.01",
+            help="No sensitive group loses more, of loss: no group's rises more; may be repeated.",
+            show_default="accuracy=0.01, of language models loss=0.05",
         ),
     ] = None,
     by: Annotated[str, typer.Option("--by", metavar="macs|parameters|latency", help="What should be small.")] = "macs",
@@ -163,6 +182,7 @@ def smallest(
     criterion: Criterion = None,
     checkpoint: Checkpoint = None,
     ignore: Ignore = None,
+    parts: Prune = None,
     global_pruning: Global = False,
     pruner_options: PrunerSettings = None,
     reconstruct: Reconstruct = None,
@@ -178,14 +198,20 @@ def smallest(
     """
     from fairtrim_adapters.torch_pruning import smallest as smallest_network
 
-    drops = {bound.metric: bound.value for bound in parse_bounds("max-drop", max_drop or ["accuracy=0.01"])}
+    drops = {bound.metric: bound.value for bound in parse_bounds("max-drop", max_drop or [])}
     for name in drops:
         if "[" in name:
             raise InputError(f"--max-drop {name!r} names a group; expected a metric, which no group may lose more of")
-    network_files(output, onnx)
+    place = _Place.checked(model, output, onnx, global_pruning)
     importance = _importance(criterion, seed)
     splits = data_of(data)
-    networks = _networks(model, checkpoint, splits, seed)
+    language = is_language(model, splits)
+    if language and (others := [name for name in drops if name not in _OF_TOKENS]):
+        raise InputError(
+            f"--max-drop {others[0]!r} is of decisions about people, and this is a language model; expected "
+            "loss=0.05, by which the mean loss of a token may rise in the texts of any group"
+        )
+    networks = _networks(model, checkpoint, splits, seed, language)
     network = list(networks.values())[-1]
     cost: Any = by
     result = smallest_network(
@@ -193,20 +219,27 @@ def smallest(
         splits.need("scoring", "smallest"),
         _example(network, splits),
         held_out=_judges(splits),
-        max_drop=drops,
+        max_drop=drops or ({"loss": 0.05} if language else {"accuracy": 0.01}),
         by=cost,
         importance=importance,
         confidence=confidence or None,
         grid=grid,
         ignored_layers=ignore or [],
-        pruner_options=pruner_options_of(pruner_options, global_pruning),
+        pruner_options=pruner_options_for(
+            network,
+            pruner_options,
+            parts,
+            global_pruning=global_pruning,
+            local_pruning=place.is_folder,
+            head_ratio=_MOST_HEADS,
+        ),
         reconstruct=reconstruct is not False,
         random_state=seed,
         progress=not quiet,
         **_reading(splits),
     )
-    typer.echo(f"{_who_judged(splits)}\n{result}\n")
-    _written(result.model, networks, splits, output, onnx, bootstrap, seed, quiet)
+    typer.echo(f"{_who_judged(splits, language)}\n{_shown(result, language)}\n")
+    _written(result.model, place, networks, splits, language, bootstrap, seed, quiet)
 
 
 def _stands_alone(budget: str, pruning_ratio: Any, fine_tuning: Any, recalibrate_output: Any) -> None:
@@ -227,10 +260,12 @@ def _importance(criterion: str | None, seed: int) -> Any:
     return make(seed)
 
 
-def _networks(model: str, checkpoint: str | None, splits: DataSplits, seed: int) -> dict[str, nn.Module]:
+def _networks(
+    model: str, checkpoint: str | None, splits: DataSplits, seed: int, language: bool
+) -> dict[str, nn.Module]:
     networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
-    # refuse scores that decide nothing before anything is written
-    predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
+    if not language:  # refuse scores that decide nothing before anything is written
+        predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
     return networks
 
 
@@ -242,10 +277,11 @@ def _judges(splits: DataSplits) -> Iterable[Any]:
     return splits.test if splits.validation is None else splits.validation
 
 
-def _who_judged(splits: DataSplits) -> str:
+def _who_judged(splits: DataSplits, language: bool) -> str:
+    who = "texts" if language else "people"
     if splits.validation is None:
-        return "Measured on the test people, for there is no validation split:"
-    return "Measured on the validation people:"
+        return f"Measured on the test {who}, for there is no validation split:"
+    return f"Measured on the validation {who}:"
 
 
 def _example(network: nn.Module, splits: DataSplits) -> Any:
@@ -253,20 +289,64 @@ def _example(network: nn.Module, splits: DataSplits) -> Any:
     return slice_samples(splits.first_batch("test", model_device(network)).inputs, slice(0, 1))
 
 
+def _shown(result: PrunedToBudget, language: bool) -> str:
+    """The result as text; of a language model the loss of the texts of each group, and no rates of labels."""
+    if not language:
+        return str(result)
+    sizes = f"{100 * result.parameters:.1f} % of the parameters, {100 * result.macs:.1f} % of the MACs"
+    table = result.measured[["sensitive_group", "people", "loss dense", "loss pruned", "loss change"]]
+    shown = table.rename(columns={"sensitive_group": "group", "people": "texts"})
+    shown["± standard error"] = result.measured["loss standard error"]
+    stopped = [] if result.stopped_by is None else [f"stopped by {result.stopped_by}"]
+    told = [textwrap.fill(line, 99) for line in (*stopped, *(f"! {flag}" for flag in result.flags))]
+    return "\n".join([sizes, shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"), *told])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a network is written: a file, or a folder as the one it came from, and ONNX."""
+
+    output: Path
+    source: Path | None
+    onnx: Path | None
+
+    @classmethod
+    def checked(cls, model: str, output: Path, onnx: Path | None, global_pruning: bool) -> _Place:
+        """Refuse before hours of work what can't be written afterwards."""
+        if not is_folder_output(model, output):
+            network_files(output, onnx)
+            return cls(output, None, onnx)
+        check_new_folder(output, Path(model), global_pruning=global_pruning)
+        if onnx is not None:
+            network_files(onnx.with_suffix(".safetensors"), onnx)
+        return cls(output, Path(model), onnx)
+
+    @property
+    def is_folder(self) -> bool:
+        return self.source is not None
+
+    def write(self, pruned: nn.Module) -> None:
+        if self.source is None:
+            save_pruned(self.output, pruned)
+        else:
+            write_folder(self.output, pruned, self.source)
+
+
 def _written(
     pruned: nn.Module,
+    place: _Place,
     networks: dict[str, nn.Module],
     splits: DataSplits,
-    output: Path,
-    onnx: Path | None,
+    language: bool,
     bootstrap: int,
     seed: int,
     quiet: bool,
 ) -> None:
     """Write the network, and say who pays among the test people."""
-    save_pruned(output, pruned)
+    place.write(pruned)
     networks["pruned"] = pruned
-    typer.echo("On the test people:")
-    typer.echo(audit_text(audit_rows(networks, splits, n_boot=bootstrap or None, seed=seed, progress=not quiet)))
-    typer.echo(f"network: {output}")
-    exported(onnx, pruned, splits)
+    typer.echo(f"On the test {'texts' if language else 'people'}:")
+    audit = audited(networks, splits, language=language, n_boot=bootstrap or None, seed=seed, progress=not quiet)
+    typer.echo(audit.text)
+    typer.echo(f"network: {place.output}")
+    exported(place.onnx, pruned, splits)

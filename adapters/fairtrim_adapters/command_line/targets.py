@@ -1,4 +1,4 @@
-"""What a command is told to work on: functions by ``module:function``, and checkpoints."""
+"""What a command is told to work on: functions by ``module:function``, folders with language models, checkpoints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from fairtrim import FairtrimError, InputError, load_pruned
 from fairtrim_adapters.sweep import DataSplits
+
+from .language_folders import read_folder
 
 __all__ = ["data_of", "load_object", "networks_of"]
 
@@ -40,6 +42,8 @@ def load_object(target: str, option: str) -> Any:
         3.0
     """
     place, colon, name = target.rpartition(":")
+    if Path(target).is_dir():
+        raise InputError(f"{option} {target!r} is a folder; expected module:function or path/to/file.py:function here")
     if not colon or not place or not name:
         raise InputError(f"{option} {target!r}: {_FORM}")
     module = _module(place, target, option)
@@ -105,7 +109,9 @@ def _called(target: str, option: str, **arguments: Any) -> Any:
 
 
 def _network_of(target: str, seed: int) -> nn.Module:
-    """The network that a function gives, called with ``seed=`` if it has a parameter of that name; or the network."""
+    """The network of a folder, or that a function gives, called with ``seed=`` if it has a parameter of that name."""
+    if Path(target).is_dir():
+        return read_folder(Path(target), "--model")
     network = _called(target, "--model", seed=seed)
     if not isinstance(network, nn.Module):
         raise InputError(f"--model {target!r} gave a {type(network).__name__}; expected a torch.nn.Module")
@@ -136,9 +142,9 @@ def networks_of(
     """The dense network and those of checkpoints, by name.
 
     Args:
-        model: ``module:function`` of the dense network.
-        checkpoints: ``path`` or ``name=path``, files that ``save_pruned``, ``fairtrim prune`` or ``fairtrim repair``
-            wrote.
+        model: ``module:function`` of the dense network, or a folder with a causal language model.
+        checkpoints: ``path`` or ``name=path``, files or folders that ``save_pruned``, ``save_pretrained``, ``fairtrim
+            prune`` or ``fairtrim repair`` wrote.
         seed: For the function.
         reference: Name of the dense network.
 
@@ -155,5 +161,8 @@ def networks_of(
             name, path = Path(text).stem, text
         if name in networks:
             raise InputError(f"--checkpoint {text!r}: the name {name!r} is taken; expected name=path with another name")
-        networks[name] = load_pruned(path, copy.deepcopy(networks[reference])).eval()
+        if Path(path).is_dir():
+            networks[name] = read_folder(Path(path), "--checkpoint")
+        else:
+            networks[name] = load_pruned(path, copy.deepcopy(networks[reference])).eval()
     return networks

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from fairlearn.metrics import MetricFrame
+from scipy.stats import norm
 from torch import nn
 
 from fairtrim import InputError, SentencePairs
@@ -27,7 +28,7 @@ from .stereotypes import StereoSetContext
 
 __all__ = ["LanguageComparison", "compare_language_models"]
 
-SHARE, SCORE, CHANGE = "stereotype preferred", "stereotype score", "change of preference"
+SHARE, SCORE, CHANGE, TIMES = "stereotype preferred", "stereotype score", "change of preference", "times reference"
 _WIDTH = 100
 _WORSE = 1.05
 """A perplexity so many times that of the reference is called worse."""
@@ -39,8 +40,26 @@ Metric = Callable[[npt.ArrayLike, npt.ArrayLike], float]
 
 
 def _perplexity(tokens: npt.ArrayLike, losses: npt.ArrayLike) -> float:
+    return float(np.exp(_mean_of_token(tokens, losses)))
+
+
+def _mean_of_token(tokens: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     total = float(np.sum(np.asarray(tokens)))
-    return float(np.exp(np.sum(np.asarray(losses)) / total)) if total else float("nan")
+    return float(np.sum(np.asarray(losses))) / total if total else float("nan")
+
+
+def _perplexity_end(sign: int) -> Metric:
+    """An end of the 95 % interval of exp of a token's mean loss, if texts are drawn: of a ratio of two sums."""
+
+    def end(tokens: npt.ArrayLike, losses: npt.ArrayLike) -> float:
+        mean, n = _mean_of_token(tokens, losses), len(np.asarray(tokens))
+        if n < 2 or np.isnan(mean):
+            return float("nan")
+        beyond = np.asarray(losses) - mean * np.asarray(tokens)
+        error = np.sqrt(np.square(beyond).sum() * n / (n - 1)) / np.sum(np.asarray(tokens))
+        return float(np.exp(mean + sign * norm.ppf(0.975) * error))
+
+    return end
 
 
 def _n_rows(_: npt.ArrayLike, rows: npt.ArrayLike) -> int:
@@ -108,7 +127,12 @@ def _flags_of(_: npt.ArrayLike, rows: npt.ArrayLike) -> Any:
     return np.asarray(rows)
 
 
-_TEXTS: dict[str, Metric] = {"texts": _n_rows, "tokens": _n_tokens, "perplexity": _perplexity}
+def _with_ends(name: str) -> dict[str, Metric]:
+    return {name: _perplexity, f"{name} low": _perplexity_end(-1), f"{name} high": _perplexity_end(1)}
+
+
+_TEXTS: dict[str, Metric] = {"texts": _n_rows, "tokens": _n_tokens, **_with_ends("perplexity")}
+_CHANGES: dict[str, Metric] = _with_ends(TIMES)  # of the differences of losses of the same texts
 _PAIRS: dict[str, Metric] = {
     "pairs": _n_rows,
     SHARE: _share,
@@ -135,13 +159,13 @@ class LanguageComparison:
 
     Attributes:
         reference: Name of the network that changes are measured from.
-        overall: Index model. Of texts: ``perplexity``, exp of the mean loss of a token, and ``times reference``. Of
-            pairs: ``stereotype preferred``, the share with LL(x) > LL(x̄), ideally 50, with Wilson's 95 % interval
-            (``… low``, ``… high``); ``change of preference`` against the reference, in points, with Agresti and Min's
-            interval of the same pairs; mean |ΔLL| and root mean square ΔLL, each with its standard error over pairs
-            (``… error``). Of contexts: StereoSet's ``language-model score``, ``stereotype score`` with its interval,
-            and ``ICAT``.
-        texts_by_group: Index (model, sensitive features …): texts, tokens, perplexity, ``times reference``.
+        overall: Index model. Of texts: ``perplexity``, exp of the mean loss of a token, and ``times reference``, with
+            the 95 % interval over texts of each (``… low``, ``… high``), of the latter of the same texts. Of pairs:
+            ``stereotype preferred``, the share with LL(x) > LL(x̄), ideally 50, with Wilson's 95 % interval; ``change of
+            preference`` against the reference, in points, with Agresti and Min's interval of the same pairs; mean |ΔLL|
+            and root mean square ΔLL, each with its standard error over pairs (``… error``). Of contexts: StereoSet's
+            ``language-model score``, ``stereotype score`` with its interval, and ``ICAT``.
+        texts_by_group: Index (model, sensitive features …): texts, tokens, and the figures of texts.
         pairs_by_category: Index (model, category): the figures of pairs.
         contexts_by_category: Index (model, category): the figures of contexts.
         flags: One row a finding: model, flag, detail.
@@ -184,7 +208,7 @@ class LanguageComparison:
 
     def _shown(self, figures: pd.DataFrame) -> pd.DataFrame:
         """Rows of figures with their intervals and errors beside them."""
-        hidden = ("texts", "tokens", "pairs", "contexts", "times reference")
+        hidden = ("texts", "tokens", "pairs", "contexts", TIMES)
         rows = [name for name in figures.index if name not in hidden and not name.endswith((" low", " high", " error"))]
         return pd.DataFrame({name: self._cells(self.overall, name) for name in rows}).T
 
@@ -194,7 +218,8 @@ class LanguageComparison:
             if np.isnan(value) or (figure == CHANGE and row.name == self.reference):
                 return "-"
             if figure == "perplexity":
-                times = f" (x{row['times reference']:.2f})" if row["times reference"] != 1 else ""
+                ends = f" [{row[f'{TIMES} low']:.2f}, {row[f'{TIMES} high']:.2f}]" if f"{TIMES} low" in row else ""
+                times = f" (x{row[TIMES]:.2f}{ends})" if row[TIMES] != 1 else ""
                 return f"{value:.2f}{times}"
             if f"{figure} low" in row:
                 sign = "+" if figure == CHANGE else ""
@@ -290,15 +315,9 @@ def compare_language_models(
     if texts is not None:
         found = text_losses(models, texts, sensitive_names=sensitive_names, progress=progress)
         frames[0] = _figures(overall, _TEXTS, dict.fromkeys(names, found.tokens), found.losses, found.sensitive)
-        for figures in overall.values():
-            figures["times reference"] = figures["perplexity"] / overall[reference]["perplexity"]
-        if len(frames[0]):
-            base = frames[0]["perplexity"].xs(reference, level="model")
-            frames[0]["times reference"] = (
-                frames[0]["perplexity"]
-                .groupby(level="model", group_keys=False)
-                .transform(lambda values: values.to_numpy() / base.to_numpy())
-            )
+        changes = {name: values - found.losses[reference] for name, values in found.losses.items()}
+        times = _figures(overall, _CHANGES, dict.fromkeys(names, found.tokens), changes, found.sensitive)
+        frames[0] = pd.concat([frames[0], times], axis=1)
     if pairs is not None:
         differences = differences_of_pairs(models, pairs, batch_size=batch_size, progress=progress)
         categories = {"category": list(pairs.categories)} if pairs.categories else {}
@@ -355,9 +374,9 @@ def _findings(overall: pd.DataFrame, frames: Sequence[pd.DataFrame], reference: 
                 )
                 found.append((str(name), "no proof", detail))
             nearer = abs(row[figure] - 50) < abs(overall[figure][reference] - 50)
-            if nearer and row.get("times reference", 1.0) > _WORSE:
+            if nearer and row.get(TIMES, 1.0) > _WORSE:
                 detail = (
-                    f"{figure} is nearer to 50 than that of {reference!r}, at {row['times reference']:.2f} times its "
+                    f"{figure} is nearer to 50 than that of {reference!r}, at {row[TIMES]:.2f} times its "
                     "perplexity: a model that knows less of the language prefers less of everything"
                 )
                 found.append((str(name), "worse language model", detail))

@@ -27,7 +27,7 @@ from fairtrim.preservation import preserved_model, preserved_random_state
 
 from .stereotypes import StereoSetContext
 
-__all__ = ["TextLosses", "context_scores", "differences_of_pairs", "text_losses"]
+__all__ = ["TextLosses", "check_next_tokens", "context_scores", "differences_of_pairs", "text_losses"]
 
 _SIDES = ("stereotype", "antistereotype", "unrelated")
 
@@ -75,7 +75,7 @@ def text_losses(
     sensitive: dict[str, list[str]] = {}
     with preserved_random_state(loader), _reading(models):
         for batch in iterate_batches(loader, None, progress=progress, description="perplexity"):
-            _check_labels(batch)
+            check_next_tokens(batch)
             tokens.append((batch.target >= 0).sum(1).cpu())
             for name, model in models.items():
                 losses[name].append(_losses(name, model, batch))
@@ -90,7 +90,8 @@ def text_losses(
     return TextLosses(counted, {name: torch.cat(parts).numpy() for name, parts in losses.items()}, sensitive)
 
 
-def _check_labels(batch: Batch) -> None:
+def check_next_tokens(batch: Batch) -> None:
+    """Refuse labels that are not one integer for each token, are at padding, or are the tokens themselves."""
     ids = batch.inputs.get("input_ids") if isinstance(batch.inputs, Mapping) else None
     target = batch.target
     if target.ndim != 2 or target.is_floating_point() or (isinstance(ids, Tensor) and ids.shape != target.shape):

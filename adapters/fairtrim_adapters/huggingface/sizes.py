@@ -17,7 +17,7 @@ from fairtrim_adapters.torch_pruning.graph.head_counts import after_step_of
 from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, widths
 from .refusals import read_from_gguf
 
-__all__ = ["update_sizes"]
+__all__ = ["holds_transformers", "update_sizes"]
 
 # what modules and configs of the families call the same thing
 _HEADS = ("num_attention_heads", "num_heads", "n_heads")
@@ -258,10 +258,15 @@ def _tie(transformer: Transformer) -> None:
         outputs.weight = inputs.weight
 
 
-def _known(model: nn.Module) -> bool:
-    """Whether the network holds transformers whose sizes are written here."""
+def holds_transformers(model: nn.Module) -> bool:
+    """Whether the network holds transformers whose sizes are written here.
+
+    Example:
+        >>> holds_transformers(nn.Linear(2, 2))
+        False
+    """
     inner = [module for module in model.modules() if hasattr(module, "base_model_prefix") and hasattr(module, "config")]
     return any(True for module in inner for _ in attentions_of(module))
 
 
-after_step_of(_known, update_sizes)
+after_step_of(holds_transformers, update_sizes)

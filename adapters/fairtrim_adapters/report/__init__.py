@@ -15,7 +15,8 @@ Example:
 from __future__ import annotations
 
 from .document import Report
+from .from_language_models import report_language_models
 from .from_networks import report_networks
 from .from_sweep import report_sweep
 
-__all__ = ["Report", "report_networks", "report_sweep"]
+__all__ = ["Report", "report_language_models", "report_networks", "report_sweep"]

@@ -99,6 +99,7 @@ class Data:
         classes: Names of the K classes; empty if not known.
         people: Number of people in each sensitive group.
         counts: Number of people of each class in each sensitive group, K each; empty if not known.
+        counted: What is counted: ``people``, or ``texts`` of language models.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Data:
     classes: tuple[str, ...]
     people: dict[str, int]
     counts: dict[str, tuple[int, ...]]
+    counted: str = "people"
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ class ReportContents:
         changed: Samples whose predicted label differs from the reference's, by network.
         pictures: The pictures.
         runs: Every run of a sweep; None for networks.
+        tables: Further tables: of language models, shares by category.
         limits: What the figures can't tell.
         not_measured: What is absent.
     """
@@ -302,5 +305,6 @@ class ReportContents:
     changed: tuple[Changed, ...] = ()
     pictures: tuple[Picture, ...]
     runs: Table | None = None
+    tables: tuple[Table, ...] = ()
     limits: tuple[str, ...] = ()
     not_measured: tuple[str, ...] = ()

@@ -82,6 +82,7 @@ def sections(report: ReportContents) -> list[Section]:
         Section("Flags", tuple(_flags(report))),
         Section("Networks compared", tuple(_overview(report))),
         Section("Sensitive groups", tuple(_by_group(report))),
+        Section("Pairs of sentences", tuple(map(_grid, report.tables))),
         Section("Changed predictions", tuple(_changed(report))),
         Section("Predicted damage", tuple(_images(report, "Predicted damage"))),
         Section("Method", tuple(_method(report))),
@@ -99,6 +100,9 @@ def _images(report: ReportContents, section: str) -> Iterator[Block]:
 
 
 def _flags(report: ReportContents) -> Iterator[Block]:
+    if not report.flags and report.data.counted == "texts":
+        yield Paragraph("Nothing was flagged: no share whose interval holds 50 %, and no category of few sentences.")
+        return
     if not report.flags:
         yield Paragraph(
             "Nothing was flagged. Looked for: constant classifiers, sensitive groups in which everybody is given one "
@@ -121,6 +125,8 @@ def _flags(report: ReportContents) -> Iterator[Block]:
 
 
 OVERALL = (
+    "perplexity",
+    "perplexity_ratio",
     "accuracy",
     "worst_group_accuracy",
     "accuracy_score_difference",
@@ -140,7 +146,7 @@ def _reading(report: ReportContents) -> str:
     if report.intervals:
         mean = ", means of the ends of the seeds' intervals" if several else ""
         number = "" if report.n_boot is None else f" ({report.n_boot} bootstrap samples, where it is resampled)"
-        parts.append(f"In brackets: 95 % interval over people{number}{mean}.")
+        parts.append(f"In brackets: 95 % interval over {report.data.counted}{number}{mean}.")
     parts.append(f"Δ: change against {report.reference!r}")
     parts[-1] += ", bold where its paired interval leaves out 0." if report.intervals else "."
     return " ".join(parts)
@@ -166,7 +172,9 @@ def _overview(report: ReportContents) -> Iterator[Block]:
             f"{len(report.networks)} networks than which no other is at least as good in every objective and better in "
             f"one. Objectives: {aims}."
         )
-    yield _overall_grid(report, networks, "Over everybody, with the gaps between sensitive groups")
+    texts = report.data.counted == "texts"
+    caption = "Over all texts and pairs" if texts else "Over everybody, with the gaps between sensitive groups"
+    yield _overall_grid(report, networks, caption)
     yield from _images(report, "Networks compared")
     others = [network for network in report.networks if network not in networks]
     if others:
@@ -251,6 +259,8 @@ def _share(ratio: float | None) -> tuple[tuple[str, bool], ...]:
 
 
 _RATES = {
+    "perplexity": "exp of the mean loss of a token",
+    "perplexity_ratio": "perplexity over that of the reference, on the same texts",
     "accuracy": "share of people whose predicted label is right",
     "true_positive_rate": "share of those labelled {positive} who are predicted so",
     "false_positive_rate": "share of those labelled {negative} who are predicted {positive}",
@@ -306,7 +316,8 @@ def _group_grid(report: ReportContents, networks: Sequence[Network], metric: str
         ]  # fmt: skip
 
     everybody = entries({network.name: network.overall.get(metric) for network in networks})
-    columns.append((Entry("everybody", ((f"n = {report.data.n_people:,}", False),)), everybody))
+    whole = "all texts" if report.data.counted == "texts" else "everybody"
+    columns.append((Entry(whole, ((f"n = {report.data.n_people:,}", False),)), everybody))
     for group in groups:
         of_group = entries({network.name: network.by_group.get(group, {}).get(metric) for network in networks})
         columns.append((Entry(group, ((f"n = {report.data.people[group]:,}", False),)), of_group))
@@ -322,7 +333,7 @@ def _group_grid(report: ReportContents, networks: Sequence[Network], metric: str
     return _turned(
         "Network",
         [_name(report, network) for network in networks],
-        "People",
+        report.data.counted.capitalize(),
         columns,
         caption,
         len(groups) > MOST_COLUMNS,
@@ -410,7 +421,8 @@ def _number(n: int, word: str) -> str:
 
 def _data(report: ReportContents) -> Iterator[Block]:
     data = report.data
-    yield Paragraph(f"{data.name}: {data.n_people:,} people by whom the networks are compared.")
+    by = "whom" if data.counted == "people" else "which"
+    yield Paragraph(f"{data.name}: {data.n_people:,} {data.counted} by {by} the networks are compared.")
     if data.description:
         yield Paragraph(data.description)
     if data.sensitive_features:
@@ -428,7 +440,9 @@ def _data(report: ReportContents) -> Iterator[Block]:
         yield Grid("People by sensitive group and label", header, tuple(rows))
     else:
         people = [(Entry(g), Entry(f"{n:,}", _share(n / total))) for g, n in data.people.items()]
-        yield Grid("People by sensitive group", (Entry("Sensitive group"), Entry("people")), tuple(people))
+        if people:
+            caption = f"{data.counted.capitalize()} by sensitive group"
+            yield Grid(caption, (Entry("Sensitive group"), Entry(data.counted)), tuple(people))
 
 
 def _provenance(report: ReportContents) -> Iterator[Block]:

@@ -30,7 +30,7 @@ def network_size(network: ScoredNetwork, batch: Batch) -> dict[str, int]:
     one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)
     counter = FlopCounterMode(display=False)
     with preserved_random_state(), preserved_model(network.model), torch.no_grad(), _nothing_fused(), counter:
-        network.scores(one, positions=True)
+        network.output(one.inputs, index=one.index)
     return {
         "parameters": sum(parameter.numel() for parameter in network.model.parameters()),
         "macs": counter.get_total_flops() // 2,

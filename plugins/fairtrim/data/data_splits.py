@@ -15,6 +15,7 @@ from fairtrim.preservation import preserved_random_state
 
 from .batches import Batch, ForwardFunction, LossFunction, iterate_batches
 from .sensitive_groups import SensitiveNames
+from .sentence_pairs import SentencePairs
 
 __all__ = ["DataSplits"]
 
@@ -40,9 +41,10 @@ class DataSplits:
         description: Where they come from, and what the label and the sensitive features are; for reports.
         feature_names: Names of the columns of tabular inputs, for tables of samples.
         class_names: Names of the K classes, for tables and pictures.
+        pairs: Pairs of sentences, by which language models are compared too.
 
     Raises:
-        InputError: A loader can be read only once.
+        InputError: A loader can be read only once, or the pairs are something else.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ class DataSplits:
     description: str = ""
     feature_names: Sequence[str] | None = None
     class_names: Sequence[str] | None = None
+    pairs: SentencePairs | None = None
 
     def __post_init__(self) -> None:
         for name in ("test", "scoring", "validation", "train"):
@@ -75,6 +78,10 @@ class DataSplits:
                 raise InputError(
                     f"{name} is a {type(loader).__name__}, which can be read only once; expected a DataLoader or a list"
                 )
+        if not isinstance(self.pairs, SentencePairs | None):
+            raise InputError(
+                f"pairs is a {type(self.pairs).__name__}; expected SentencePairs, e.g. SentencePairs.of_texts(...)"
+            )
 
     @classmethod
     def of(cls, value: Any) -> DataSplits:

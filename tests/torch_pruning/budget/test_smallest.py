@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch_pruning as tp
@@ -60,6 +61,42 @@ def test_drops_are_shares() -> None:
 
 def _plain_accuracy(labels: Any, predicted: Any) -> float:
     return float((labels == predicted).mean())
+
+
+def test_the_drop_of_the_loss_is_its_rise() -> None:
+    table = pd.DataFrame(
+        {
+            "sensitive_group": ["few", "one", "everybody"],
+            "people": [25.0, 1.0, 26.0],
+            "loss dense": [1.5, 2.0, 1.6],
+            "loss pruned": [1.75, 2.0, 1.8],
+            "loss standard error": [0.1, np.nan, 0.1],
+        }
+    )
+    nothing: Any = None
+    rows = drops(table, allowed_drops({"loss": 2.5}), nothing, nothing, [], Reading(), confidence=0.95)
+    assert rows["sensitive_group"].tolist() == ["few", "one"] and rows["allowed"].tolist() == [2.5, 2.5]
+    np.testing.assert_allclose(rows["drop"], [0.25, 0.0])
+    np.testing.assert_allclose(rows["upper"], [0.25 + norm.ppf(0.95) * 0.1, np.inf])
+    assert rows["passes"].tolist() == [True, False]  # of one person there is no error
+    rows = drops(table, allowed_drops({"loss": 0.25}), nothing, nothing, [], Reading(), confidence=None)
+    assert rows["passes"].tolist() == [True, True] and rows["least"].tolist() == [0, 0]
+
+
+def test_smallest_keeps_the_loss() -> None:
+    model, x, y, groups = _two_ways(2)
+    done = smallest(
+        model,
+        _people(x, y, groups, slice(0, 400)),
+        x[:1],
+        held_out=_people(x, y, groups, slice(400, 1200)),
+        max_drop={"loss": 0.01},
+        importance=WorstGroupImportance(compensated=True),
+        **QUIET,
+    )
+    assert set(done.model[0].weight.argmax(1).tolist()) >= {0, 1} and done.macs < 1
+    assert done.stopped_by is not None and ": loss rises by" in str(done.stopped_by)
+    assert bool((done.measured["loss change"] < 0.01).all())
 
 
 def test_duplicates_go_and_nothing_else() -> None:

@@ -19,15 +19,20 @@ from torch import nn
 from fairtrim.arguments import few_of, require_number
 from fairtrim.comparison.predictions import Predictions, predict
 from fairtrim.damage.reading_options import Reading
+from fairtrim.data.batches import iterate_batches
 from fairtrim.data.sensitive_groups import EVERYONE
 from fairtrim.errors import InputError
+from fairtrim.preservation import preserved_random_state
 from fairtrim_adapters.fairlearn.flags import model_flags
 from fairtrim_adapters.fairlearn.frames import build_frame
 from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.fairlearn.responses import Metric, check_responses
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
 
-__all__ = ["Allowed", "allowed_drops", "degenerate", "drops", "measured", "of_judges", "unjudged"]
+__all__ = ["LOSS", "Allowed", "allowed_drops", "degenerate", "drops", "measured", "of_judges", "unjudged"]
+
+LOSS = "loss"
+"""The one metric that may rise and not fall by so much; of it more than 1 makes sense."""
 
 _SAME = 1e-12
 
@@ -65,8 +70,12 @@ def degenerate(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], readi
         reading: How data are read and networks called.
 
     Returns:
-        Sentences; none where there are no labels or no sensitive groups.
+        Sentences; none where there are no labels, several to a sample, or no sensitive groups.
     """
+    with preserved_random_state(loader):
+        target = next(iter(iterate_batches(loader, None, max_batches=1, progress=False))).target
+    if target.ndim > 1 and target.shape[1] > 1:  # tokens, of whose scores there are far too many to keep
+        return []
     try:
         predictions = _predictions(dense, pruned, loader, reading)
     except InputError:  # no labels: then the losses are all there is
@@ -130,8 +139,8 @@ class Allowed:
 
     Attributes:
         name: Of the metric.
-        drop: At most.
-        metric: The function; None for accuracy, which is measured with the losses.
+        drop: At most; of the loss, its rise.
+        metric: The function; None for accuracy and loss, which are measured anyway.
     """
 
     name: str
@@ -143,8 +152,8 @@ def allowed_drops(max_drop: Mapping[Any, float]) -> tuple[Allowed, ...]:
     """The metrics and the drops that a caller names.
 
     Args:
-        max_drop: Drops by ``"accuracy"``, another metric of Fairlearn or scikit-learn by its name, or a function of
-            labels and predicted labels.
+        max_drop: Drops by ``"accuracy"``, ``"loss"``, another metric of Fairlearn or scikit-learn by its name, or a
+            function of labels and predicted labels.
 
     Returns:
         One entry for each.
@@ -162,7 +171,7 @@ def allowed_drops(max_drop: Mapping[Any, float]) -> tuple[Allowed, ...]:
     for key, drop in max_drop.items():
         name, metric = (str(getattr(key, "__name__", key)), key) if callable(key) else _by_name(key)
         require_number(f"max_drop[{name!r}]", drop, at_least=0, remedy=", the largest fall that is accepted")
-        if isinstance(key, str) and drop > 1:
+        if isinstance(key, str) and drop > 1 and name != LOSS:
             raise InputError(f"max_drop[{name!r}] is {drop:g}; expected a share: {drop / 100:g} for {drop:g} points")
         if name in _FALL or name.endswith(_WORSE_IF_LARGER):
             raise InputError(f"max_drop names {name!r}, of which less is better; expected a metric that should be high")
@@ -176,13 +185,15 @@ def _by_name(key: Any) -> tuple[str, Metric | None]:
     name = str(key).strip().replace(" ", "_").replace("-", "_")
     if name in ("accuracy", "accuracy_score"):
         return "accuracy", None
+    if name == LOSS:
+        return LOSS, None
     for module in (sklearn.metrics, fairlearn.metrics):
         for full in (name, f"{name}_score"):
             if callable(metric := getattr(module, full, None)):
                 return name, metric
     raise InputError(
-        f"max_drop names {key!r}, which neither Fairlearn nor scikit-learn has; expected 'accuracy', 'balanced "
-        "accuracy', 'recall', 'f1', ..., or a function of (labels, predicted labels)"
+        f"max_drop names {key!r}, which neither Fairlearn nor scikit-learn has; expected 'accuracy', 'loss', "
+        "'balanced accuracy', 'recall', 'f1', ..., or a function of (labels, predicted labels)"
     )
 
 
@@ -200,7 +211,8 @@ def drops(
 
     The error of a drop is that of the paired differences; of other metrics than accuracy, the jackknife's, which leaves
     out each person in turn, for both networks. Beside it stands what one person can make, so that a group of few can't
-    pass because nobody of it happened to change.
+    pass because nobody of it happened to change; of the loss, which changes for everybody and knows no most, not. The
+    drop of the loss is its rise.
 
     Args:
         table: From ``measured``.
@@ -225,8 +237,11 @@ def drops(
     for entry in allowed:
         if entry.metric is None:
             for _, group in groups.iterrows():
-                values = (group["accuracy dense"], group["accuracy pruned"], group["accuracy standard error"])
-                rows.append(_row(entry, group["sensitive_group"], group["people"], *values, 1 / group["people"], z))
+                before, after, error = (group[f"{entry.name} {what}"] for what in ("dense", "pruned", "standard error"))
+                one = 1 / group["people"]
+                if entry.name == LOSS:
+                    one = 0.0 if group["people"] > 1 else math.inf  # of one person there is no error
+                rows.append(_row(entry, group["sensitive_group"], group["people"], before, after, error, one, z))
             continue
         if predictions is None:
             predictions = _predictions(dense, pruned, loader, reading)
@@ -237,7 +252,7 @@ def drops(
 def _row(
     entry: Allowed, group: str, people: float, before: float, after: float, error: float, one_person: float, z: float
 ) -> dict[str, Any]:
-    drop = before - after
+    drop = after - before if entry.name == LOSS else before - after
     upper = drop + z * float(_with_one_person(error, one_person)) if z else drop
     return {
         "metric": entry.name,
@@ -247,7 +262,7 @@ def _row(
         "after": after,
         "drop": drop,
         "upper": upper,
-        "least": z * one_person,
+        "least": z * one_person if z else 0.0,
         "allowed": entry.drop,
         "passes": bool(upper <= entry.drop + _SAME),  # not where it is undefined
     }

@@ -13,6 +13,7 @@ from torch import nn
 
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
+from .measuring import LOSS
 from .sizes import COSTS, Budget
 
 __all__ = ["PrunedToBudget", "Stop"]
@@ -44,8 +45,9 @@ class Stop:
 
     def __str__(self) -> str:
         perhaps = f", perhaps by {self.upper:.3f}," if self.upper > self.drop else ""
+        moves = "rises" if self.metric == LOSS else "falls"
         return (
-            f"{self.sensitive_group}: {self.metric} falls by {self.drop:.3f}{perhaps} at {_percent(self.share)}; "
+            f"{self.sensitive_group}: {self.metric} {moves} by {self.drop:.3f}{perhaps} at {_percent(self.share)}; "
             f"allowed are {self.allowed:g}"
         )
 

@@ -20,7 +20,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
 
 from .candidates import Candidates
-from .measuring import Allowed, allowed_drops, degenerate, drops, measured, of_judges, unjudged
+from .measuring import LOSS, Allowed, allowed_drops, degenerate, drops, measured, of_judges, unjudged
 from .outcome import PrunedToBudget, Stop
 from .preparation import BudgetOptions, Prepared, prepared
 from .prune_to import flags_of, history_of, worse_than_told
@@ -79,7 +79,7 @@ def smallest(
         held_out: Who judges; other people than those of the loader.
         max_drop: How far each metric may fall, by its name (``"accuracy"``, ``"balanced accuracy"``, ``"recall"``, any
             other of Fairlearn or scikit-learn of which more is better) or as a function of labels and predicted labels;
-            default ``{"accuracy": 0.01}``.
+            ``"loss"``, the mean of ``loss_fn``, may rise so much. Default ``{"accuracy": 0.01}``.
         by: What should be small: ``"macs"``, ``"parameters"`` or ``"latency"``.
         importance: As for ``prune_to``.
         confidence: Of the interval, in (0.5, 1); None takes drops as measured.
@@ -147,11 +147,12 @@ class _Search:
         z = 0.0 if self._confidence is None else float(norm.ppf(self._confidence))
         few = []
         for _, row in found[~found["passes"]].iterrows():
-            needed = math.inf if not row["allowed"] else math.ceil(row["people"] * row["least"] / row["allowed"])
+            needed = row["people"] * row["least"] / row["allowed"] if row["allowed"] else math.inf
+            needed = 2 if row["metric"] == LOSS else needed
             if pd.isna(row["drop"]):
                 few.append(f"{row['metric']} is not defined for {row['sensitive_group']}")
                 continue
-            takes = f"about {needed:,}" if math.isfinite(needed) and z else "no number would do"
+            takes = f"about {math.ceil(needed):,}" if math.isfinite(needed) and z else "no number would do"
             few.append(
                 f"{row['sensitive_group']} ({row['people']:g}; {takes} for {row['metric']} within {row['allowed']:g})"
             )
@@ -233,7 +234,11 @@ class _Search:
         flags = (*flags, *unjudged(tried.drop_duplicates("sensitive_group"), figures))
         if stopping is not None and stopping.shares.of(self._cost) >= 1:
             flags = (*flags, f"the smaller network that was tried has no lower {COSTS[self._cost]}")
-        flags += tuple(f"max_drop: all of {a.name} may go; one point is 0.01" for a in self._allowed if a.drop == 1)
+        flags += tuple(
+            f"max_drop: all of {a.name} may go; one point is 0.01"
+            for a in self._allowed
+            if a.drop == 1 and a.name != LOSS
+        )
         if best is not None and stopping is None:
             flags = (*flags, "the smallest network that there is passes: every layer keeps a tenth of its channels")
         if len(self._points) > 1:

@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import InputError, UnsupportedModelError
-from fairtrim.data.batches import Batch
+from fairtrim.data.batches import Batch, slice_samples
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
@@ -45,7 +45,8 @@ def pruner_of_levels(
         tracing |= {name: options.pop(name) for name in tracing if name in options}
     check_pruner_options(options)
     ignored = _ignored(network, batch, modules, ignored_layers, options.pop("ignored_layers", ()))
-    inputs = batch.inputs[:2] if isinstance(batch.inputs, Tensor) else batch.inputs
+    few = isinstance(batch.inputs, Tensor | Mapping)  # the graph of a trace keeps the activations of every sample
+    inputs = slice_samples(batch.inputs, slice(0, 2)) if few else batch.inputs
     with preserved_random_state(), preserved_model(model):
         model.requires_grad_(True)  # or the trace has no graph; the flags come back with preserved_model
         pruner = tp.pruner.BasePruner(
