@@ -44,6 +44,7 @@ from .unlearning.column_erasure import ColumnErasure
 from .unlearning.counterfactual_unlearning import CounterfactualUnlearning
 from .unlearning.identification import AttributeBias, biased_attributes
 from .unlearning.influence import BiasInfluence, influence_on_bias, unlearn_samples
+from .unlearning.sentence_repair import SentenceFigures, SentenceRepair
 
 __version__ = "0.1.0"
 
@@ -87,7 +88,9 @@ __all__ = [
     "Repair",
     "ScoringEstimate",
     "SensitiveBins",
+    "SentenceFigures",
     "SentencePairs",
+    "SentenceRepair",
     "StaleTableError",
     "ThresholdSelection",
     "UnsupportedModelError",

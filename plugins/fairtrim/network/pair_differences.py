@@ -12,7 +12,54 @@ from fairtrim.measures.log_likelihood import token_log_likelihoods
 
 from .scored_network import call_of
 
-__all__ = ["pair_differences", "pair_log_likelihoods"]
+__all__ = ["next_token_scores", "pair_differences", "pair_log_likelihoods", "shared_log_likelihoods"]
+
+
+def next_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Scores of the next token at each place of some sentences, (M, T, K).
+
+    Args:
+        model: A causal language model that takes ``input_ids`` and ``attention_mask``, (M, T) each, and gives scores of
+            the next token (M, T, K), alone or as ``logits``.
+        input_ids: Tokens.
+        attention_mask: 1 at tokens, 0 at padding.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InputError: What the network returns is nothing of the kind.
+    """
+    output = call_of(model, {"input_ids": input_ids, "attention_mask": attention_mask})()
+    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(scores, Tensor):
+        raise InputError(
+            f"the network returned a {type(output).__name__}; expected scores of the next token (M, T, K), alone or as "
+            "logits, as causal language models give them"
+        )
+    return scores
+
+
+def shared_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Log-likelihood of each token that both sentences of its pair share, 0 elsewhere, (N, 2, T) in nats.
+
+    Args:
+        model: As of ``pair_log_likelihoods``.
+        inputs: As of ``pair_log_likelihoods``.
+
+    Returns:
+        The log-likelihoods.
+
+    Raises:
+        InputError: As of ``pair_log_likelihoods``.
+    """
+    wanted = ("input_ids", "attention_mask", "shared")
+    if not isinstance(inputs, Mapping) or any(name not in inputs for name in wanted) or inputs["input_ids"].ndim != 3:
+        told = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise InputError(f"got the inputs {told}; expected those of SentencePairs: {list(wanted)}, (N, 2, T) each")
+    ids, mask, shared = (inputs[name].flatten(0, 1) for name in wanted)
+    likelihoods = token_log_likelihoods(next_token_scores(model, ids, mask), ids)
+    return (likelihoods * (shared.bool() & mask.bool())).view(inputs["input_ids"].shape)
 
 
 def pair_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -38,21 +85,7 @@ def pair_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         >>> (pair_log_likelihoods(uniform, batch) / torch.tensor(3.0).log()).round(decimals=4).tolist()
         [[-2.0, -2.0]]
     """
-    wanted = ("input_ids", "attention_mask", "shared")
-    if not isinstance(inputs, Mapping) or any(name not in inputs for name in wanted) or inputs["input_ids"].ndim != 3:
-        told = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
-        raise InputError(f"got the inputs {told}; expected those of SentencePairs: {list(wanted)}, (N, 2, T) each")
-    ids, mask, shared = (inputs[name].flatten(0, 1) for name in wanted)
-    output = call_of(model, {"input_ids": ids, "attention_mask": mask})()
-    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(scores, Tensor):
-        raise InputError(
-            f"the network returned a {type(output).__name__}; expected scores of the next token (M, T, K), alone or as "
-            "logits, as causal language models give them"
-        )
-    likelihoods = token_log_likelihoods(scores, ids)
-    sums: Tensor = (likelihoods * (shared.bool() & mask.bool())).sum(1)
-    return sums.view(-1, 2)
+    return shared_log_likelihoods(model, inputs).sum(2)
 
 
 def pair_differences(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

@@ -4,12 +4,15 @@ from .column_erasure import ColumnErasure
 from .counterfactual_unlearning import CounterfactualUnlearning
 from .identification import AttributeBias, biased_attributes
 from .influence import BiasInfluence, influence_on_bias, unlearn_samples
+from .sentence_repair import SentenceFigures, SentenceRepair
 
 __all__ = [
     "AttributeBias",
     "BiasInfluence",
     "ColumnErasure",
     "CounterfactualUnlearning",
+    "SentenceFigures",
+    "SentenceRepair",
     "biased_attributes",
     "influence_on_bias",
     "unlearn_samples",

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fairtrim.arguments import random_generator, require_number
+from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.data.sentence_pairs import SentencePairs
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.devices import map_tensors
 from fairtrim.errors import InputError
-from fairtrim.measures.counterfactual_bias import CounterfactualBias, counterfactual_bias
-from fairtrim.measures.differentiable_bias import balancing_weights
-from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Decisions, Objective
-from fairtrim.measures.scores import centred, label_losses, labels_of
+from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
+from fairtrim.measures.scores import centred, label_losses
+from fairtrim.network.scored_network import OutputTransform
 from fairtrim.registry import Standing
 from fairtrim.repair.candidates import Candidates
-from fairtrim.repair.judging import GroupJudge
 from fairtrim.repair.post_processor import PostProcessor
 from fairtrim.repair.repaired_network import Repair
 from fairtrim.repair.working_copy import WorkingCopy
 
 from .conjugate_gradients import Solution
 from .output_layer_problem import OutputLayerProblem, centred_rows, damped_cholesky
+from .pair_judge import PairJudge
+from .sentence_repair import SentenceRepair
+from .sentence_unlearning import SentenceSettings, unlearn_sentences
 from .unlearned import note_unlearned
 
 __all__ = ["CounterfactualUnlearning"]
-
-_TIE = 1e-9  # of the relative change, in flips: less than a single one
 
 
 @dataclass(kw_only=True)
@@ -56,6 +59,15 @@ class CounterfactualUnlearning(PostProcessor):
     scores wins. The decision threshold stays the network's own. For a measure of ``BIAS_MEASURES`` candidate and
     threshold are selected by φ, as by the other post-processors.
 
+    **Of a causal language model** the pairs are ``SentencePairs``, and ``repair(model, pairs, texts=loader)`` gives a
+    ``SentenceRepair`` (ours; FMD's paper speaks of language models, and gives no formula). B is the mean of |ΔLL|, ΔLL
+    the difference of the log-likelihoods of what both sentences share. ``layers="output"`` edits the layers that write
+    what the last ``n_blocks`` blocks add (a head that is tied to the embeddings is left), linearised once, with K-FAC's
+    H of the KL divergence on the texts: ``published`` is −s H⁻¹ ∇B, ``consistency`` the minimum of the KL + ½ λ E y² /
+    (E y² before), y ΔLL and sums of its tokens' parts with random signs. ``layers="all"`` fine-tunes with the same
+    loss. The candidate with the least mean |ΔLL| on held-out pairs wins among those whose perplexity on held-out texts
+    rises by at most ``max_perplexity_rise`` and whose |ΔLL| falls relative to the spread of LL as well.
+
     Args:
         measure: ``counterfactual_flips``, the share of decisions that change with the attribute;
             ``counterfactual_bias``, the mean change of the label's probability; or a measure that compares groups,
@@ -71,11 +83,15 @@ class CounterfactualUnlearning(PostProcessor):
         strengths: λ or s of the candidates; None for a path that suits the form.
         damping: Added to the Hessian's diagonal, in units of its mean; more if that is not enough. None for 0.1
             (consistency) or 0.01 (published).
-        epochs: For ``all``: passes over the edit pairs for each strength.
-        learning_rate: For ``all``: of Adam.
-        training_batch_size: For ``all``: pairs a step.
+        epochs: For ``all``: passes over the edit pairs for each strength; None for 30, of sentences 3.
+        learning_rate: For ``all``: of Adam; None for 1e-3, of sentences 3e-5.
+        training_batch_size: For ``all``: pairs a step; None for 64, of sentences 8.
         max_performance_loss: In the performance measure.
         max_cross_entropy_rise: In nats.
+        edited_layers: Of sentences, for ``output``: names of linear layers to edit; None for the one that each of the
+            last blocks calls last.
+        n_blocks: Of sentences, for ``output``: how many of the last blocks those are.
+        max_perplexity_rise: Of sentences: of held-out texts, as a share.
 
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -102,11 +118,14 @@ class CounterfactualUnlearning(PostProcessor):
     layers: str = "output"
     strengths: Sequence[float] | None = None
     damping: float | None = None
-    epochs: int = 30
-    learning_rate: float = 1e-3
-    training_batch_size: int = 64
+    epochs: int | None = None
+    learning_rate: float | None = None
+    training_batch_size: int | None = None
     max_performance_loss: float = 0.01
     max_cross_entropy_rise: float = 0.02
+    edited_layers: Sequence[str] | None = None
+    n_blocks: int = 6
+    max_perplexity_rise: float = 0.02
 
     multiclass: ClassVar[bool] = True
 
@@ -122,24 +141,146 @@ class CounterfactualUnlearning(PostProcessor):
             raise InputError("form='published' edits the output layer; expected layers='output', or form='consistency'")
         if self.strengths is not None and (not len(self.strengths) or min(self.strengths) < 0):
             raise InputError(f"strengths={self.strengths}; expected at least one, none negative")
-        damping = 1.0 if self.damping is None else self.damping
-        if min(self.epochs, self.training_batch_size) < 1 or not min(self.learning_rate, damping) > 0:
+        chosen = [self.epochs, self.training_batch_size, self.learning_rate, self.damping]
+        if not all(value is None or value > 0 for value in chosen):
             raise InputError(
                 f"epochs={self.epochs}, training_batch_size={self.training_batch_size}, "
                 f"learning_rate={self.learning_rate}, damping={self.damping}; expected positive numbers"
             )
+        require_number("n_blocks", self.n_blocks, at_least=1, whole=True)
+        require_number("max_perplexity_rise", self.max_perplexity_rise, at_least=0)
         if not (self.max_performance_loss >= 0 and self.max_cross_entropy_rise >= 0):
             raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
         if self.layers == "output":
             self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
         else:
-            self._refuse_idle(["damping"], "expected layers='output' with it")
+            self._refuse_idle(["damping", "edited_layers", "n_blocks"], "expected layers='output' with it")
         if self._compares_groups():
             limits = ["max_performance_loss", "max_cross_entropy_rise"]
             self._refuse_idle(limits, f"measure={self.measure!r} selects by φ; they belong to counterfactual measures")
         else:
             idle = ["privileged", "confidence", "min_people"]
             self._refuse_idle(idle, f"measure={self.measure!r} compares no groups")
+
+    @overload
+    def repair(
+        self,
+        model: nn.Module,
+        loader: SentencePairs,
+        *,
+        texts: Iterable[Any],
+        selection_loader: SentencePairs | None = None,
+        inplace: bool = False,
+        progress: bool = True,
+    ) -> SentenceRepair: ...
+
+    @overload
+    def repair(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any] | ValidationSet,
+        *,
+        selection_loader: Iterable[Any] | ValidationSet | None = None,
+        sensitive_names: SensitiveNames | None = None,
+        forward_fn: ForwardFunction | None = None,
+        output_transform: OutputTransform | None = None,
+        inplace: bool = False,
+        progress: bool = True,
+    ) -> Repair: ...
+
+    def repair(self, model: nn.Module, loader: Any, *, texts: Any = None, **options: Any) -> Any:
+        """Repair a trained network; see ``PostProcessor.repair``, and for pairs of sentences below.
+
+        Args:
+            model: The trained network; of pairs of sentences a causal language model, called with ``input_ids`` and
+                ``attention_mask``.
+            loader: Validation people, or ``SentencePairs``: half of what differs between the sides is no bias, so look
+                at them.
+            texts: With ``SentencePairs``: a loader of ``{"input_ids", "attention_mask"}``, (N, T) each, alone or first
+                in a tuple. On half of the sentences the model is kept as it is, of the other half the perplexity is.
+            options: Of ``PostProcessor.repair``; of pairs of sentences ``selection_loader`` (other ``SentencePairs``),
+                ``inplace`` and ``progress``.
+
+        Returns:
+            The repair; a ``SentenceRepair`` of pairs of sentences.
+
+        Raises:
+            InputError: The data or settings don't allow it. The network is as before.
+            UnsupportedModelError: The network has no layers that can be edited. The network is as before.
+        """
+        if isinstance(loader, SentencePairs):
+            return self._repair_sentences(model, loader, texts, **options)
+        if texts is not None:
+            raise InputError(
+                f"texts= with a {type(loader).__name__}; expected it with SentencePairs only, to keep a language model"
+            )
+        idle = ["edited_layers", "n_blocks", "max_perplexity_rise"]
+        self._refuse_idle(idle, "expected SentencePairs with it")
+        return super().repair(model, loader, **options)
+
+    def _repair_sentences(
+        self,
+        model: nn.Module,
+        pairs: SentencePairs,
+        texts: Any,
+        *,
+        selection_loader: Any = None,
+        inplace: bool = False,
+        progress: bool = True,
+        **others: Any,
+    ) -> SentenceRepair:
+        self.check()
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        if others:
+            raise InputError(
+                f"{sorted(others)} with SentencePairs; expected a causal language model as it is, and texts="
+            )
+        idle = [
+            "measure",
+            "epsilon",
+            "margin",
+            "performance",
+            "privileged",
+            "confidence",
+            "min_people",
+            "counterfactual",
+        ]
+        idle += ["max_performance_loss", "max_cross_entropy_rise"]
+        self._refuse_idle(idle, "of pairs of sentences B is the mean |ΔLL|, bounded by max_perplexity_rise")
+        if selection_loader is not None:
+            if not isinstance(selection_loader, SentencePairs):
+                raise InputError(f"selection_loader is a {type(selection_loader).__name__}; expected SentencePairs")
+            self._refuse_idle(
+                ["selection_share"], "selection_loader= says which pairs select; leave one of the two out"
+            )
+        batch_size = next(entry.default for entry in fields(self) if entry.name == "batch_size")
+        settings = SentenceSettings(
+            form=self.form,
+            layers=self.layers,
+            edited_layers=self.edited_layers,
+            n_blocks=self.n_blocks,
+            strengths=self.strengths,
+            damping=0.1 if self.damping is None else self.damping,
+            epochs=3 if self.epochs is None else self.epochs,
+            learning_rate=3e-5 if self.learning_rate is None else self.learning_rate,
+            training_batch_size=8 if self.training_batch_size is None else self.training_batch_size,
+            selection_share=0.3 if self.selection_share is None else self.selection_share,
+            max_perplexity_rise=self.max_perplexity_rise,
+            max_seconds=self.max_seconds,
+            patience=self.patience,
+            batch_size=16 if self.batch_size == batch_size else self.batch_size,
+        )
+        return unlearn_sentences(
+            model,
+            pairs,
+            texts,
+            settings,
+            random_generator(self.random_state),
+            selection=selection_loader,
+            inplace=inplace,
+            progress=progress,
+        )
 
     def objective(self) -> Objective:
         """The objective that these settings describe."""
@@ -167,7 +308,14 @@ class CounterfactualUnlearning(PostProcessor):
     def _set_up(self, working: WorkingCopy, candidates: Candidates) -> None:
         if self._compares_groups():
             return
-        judge = _PairJudge(self, working, candidates)
+        judge = PairJudge(
+            working,
+            candidates,
+            performance=self.performance,
+            min_people=self.min_people,
+            max_performance_loss=self.max_performance_loss,
+            max_cross_entropy_rise=self.max_cross_entropy_rise,
+        )
         candidates.judge = judge
         candidates.performance_floor = 0.0
 
@@ -200,7 +348,7 @@ class CounterfactualUnlearning(PostProcessor):
             if chosen.margin_threshold:
                 what = "nothing was unlearned, only the threshold was moved"
             candidates.flags.append(f"{what}: {self._why_not(candidates)}")
-        if isinstance(candidates.judge, _PairJudge) and candidates.judge.blind:
+        if isinstance(candidates.judge, PairJudge) and candidates.judge.blind:
             candidates.flags.append(
                 f"none of the {len(candidates.selection)} selection pairs changes its decision with the attribute, so "
                 "that flips can't choose: the candidate whose scores change least did; take more pairs to see flips"
@@ -211,12 +359,12 @@ class CounterfactualUnlearning(PostProcessor):
         given, *others = candidates.history
         judge = candidates.judge
         n_judged = sum(not math.isnan(entry["bias"]) for entry in others)
-        reasons = iter(judge.reasons[len(judge.reasons) - n_judged :] if isinstance(judge, _PairJudge) else ())
+        reasons = iter(judge.reasons[len(judge.reasons) - n_judged :] if isinstance(judge, PairJudge) else ())
         refused: dict[str, list[float]] = {}
         for entry in others:
             if math.isnan(entry["bias"]):
                 why = "scores that are not finite"
-            elif isinstance(judge, _PairJudge):
+            elif isinstance(judge, PairJudge):
                 why = next(reasons) or f"a {self.measure} of no less than {given['bias']:.4g}"
             else:
                 why = "no better figures by the objective"
@@ -228,7 +376,7 @@ class CounterfactualUnlearning(PostProcessor):
             + "; ".join(
                 f"{why} (strength {', '.join(f'{strength:g}' for strength in which)})" for why, which in refused.items()
             )
-            + (judge.beyond_limits() if isinstance(judge, _PairJudge) else "")
+            + (judge.beyond_limits() if isinstance(judge, PairJudge) else "")
         )
 
     def _solve(self, working: WorkingCopy, candidates: Candidates) -> None:
@@ -314,12 +462,18 @@ class CounterfactualUnlearning(PostProcessor):
             own = working.scores(people)
         mass = people.mass / people.mass.sum()
         spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
-        training = working.training(self._path(), self.epochs, self.learning_rate, "counterfactual unlearning")
+        epochs = 30 if self.epochs is None else self.epochs
+        training = working.training(
+            self._path(),
+            epochs,
+            1e-3 if self.learning_rate is None else self.learning_rate,
+            "counterfactual unlearning",
+        )
         for strength, epoch, step in training:
             if candidates.exhausted():
                 return
             order = torch.randperm(len(people), generator=working.generator)
-            for rows in torch.split(order, self.training_batch_size):
+            for rows in torch.split(order, self.training_batch_size or 64):
                 chosen = (side.take(rows) for side in (people, flipped))
                 sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]
                 here, there = (working.network.scores(side) for side in sides)
@@ -330,88 +484,5 @@ class CounterfactualUnlearning(PostProcessor):
                 share = share / share.sum().clamp(min=1e-12)
                 gap = share @ (centred(here) - centred(there)).square().mean(1)
                 step(share @ losses + strength * gap / spread.to(here))
-            if epoch == self.epochs - 1:
+            if epoch == epochs - 1:
                 candidates.offer(strength=strength)
-
-
-class _PairJudge:
-    """Judges a candidate by the selection pairs at the network's own threshold, and keeps the reasons against it."""
-
-    def __init__(self, method: CounterfactualUnlearning, working: WorkingCopy, candidates: Candidates) -> None:
-        self.method, self.working, self.objective = method, working, candidates.objective
-        self.people, self.flipped = candidates.selection, candidates.selection.flipped()
-        self.given: tuple[CounterfactualBias, float, Tensor] | None = None
-        self.reasons: list[str] = []
-        self.over: list[tuple[float, float, float]] = []
-        weight = self.people.mass
-        if method.performance == "balanced_accuracy":
-            weight = balancing_weights(self.people.target, working.n_classes, weight)
-        self.share = weight / weight.sum()
-        self.performance = GroupJudge(self.objective, self.people, method.min_people)
-
-    @property
-    def blind(self) -> bool:
-        """Whether flips are to choose, and the selection pairs of the given network hold none."""
-        return self.method.measure == "counterfactual_flips" and self.given is not None and not self.given[0].flips
-
-    def beyond_limits(self) -> str:
-        """What the mildest of the candidates that the limits alone keep out would give; nothing without any."""
-        if not self.over:
-            return ""
-        rise, loss, size = min(self.over)
-        return (
-            f"; wider limits (max_cross_entropy_rise, max_performance_loss) allow a {self.method.measure} of "
-            f"{size:.3f} at a cross-entropy {rise:+.3f} and a {self.method.performance} {-loss:+.3f}, or less at more"
-        )
-
-    def __call__(self, scores: Tensor, *, own: bool = True) -> Decisions:
-        method, people = self.method, self.people
-        judged = self.performance(scores, own=True)
-        flipped = self.working.scores(self.flipped)
-        if not bool(torch.isfinite(flipped).all()):
-            if self.given is None:
-                raise InputError(
-                    "scores of the counterfactuals are not finite; look at what the flip makes of the inputs"
-                )
-            # a candidate that went too far is left out
-            self.reasons.append("scores of the counterfactuals that are not finite")
-            worst = torch.ones(1, dtype=torch.float64)
-            never = torch.zeros(1, dtype=torch.bool)
-            return replace(judged, bias=worst, size=worst, within=never, eligible=never)
-        figures = counterfactual_bias(scores, flipped, people.target, people.weight)
-        useful = float(judged.performance[0])
-        right = (labels_of(scores) == people.target).double()
-        if self.given is None:
-            self.given = figures, useful, right
-        given, useful_before, right_before = self.given
-        # one person's changed decision moves the performance of a hundred by a point: count what is beyond chance
-        chance = float((self.share * (right - right_before)).square().sum().sqrt())
-        reasons = []
-        if not useful >= useful_before - method.max_performance_loss - chance - 1e-12:
-            reasons.append(
-                f"a {method.performance} that fell by more than {method.max_performance_loss:g} beyond chance"
-            )
-        if not figures.cross_entropy <= given.cross_entropy + method.max_cross_entropy_rise:
-            reasons.append(f"a cross-entropy that rose by more than {method.max_cross_entropy_rise:g}")
-        n_limits = len(reasons)
-        # shrinking all logits lowers the measure, even at a better cross-entropy
-        if (
-            method.measure == "counterfactual_bias"
-            and figures is not given
-            and not figures.relative_change < given.relative_change * (1 - 1e-6)
-        ):
-            reasons.append("a change relative to the spread of the scores that is no smaller")
-        if not bool(judged.eligible[0]):
-            reasons.append("the same label for everybody")
-        self.reasons.append(" and ".join(reasons))
-        by_flips = method.measure == "counterfactual_flips"
-        found = torch.tensor([figures.flips if by_flips else figures.mean_change], dtype=torch.float64)
-        before = given.flips if by_flips else given.mean_change
-        if 0 < n_limits == len(reasons) and float(found) < before:  # the limits alone keep it out
-            rise = figures.cross_entropy - given.cross_entropy
-            self.over.append((rise, useful_before - useful, float(found)))
-        size = found
-        if self.blind:  # how far scores still move tells candidates apart
-            size = found + _TIE * figures.relative_change
-        within = found < self.objective.bound
-        return replace(judged, bias=found, size=size, within=within, eligible=judged.eligible & (not reasons))

@@ -1,0 +1,185 @@
+"""The last blocks of a network that is a stack of blocks: which layers write them, and running from there on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.preservation import remove_hooks
+
+__all__ = ["LateBlocks", "is_linear", "stack_of_blocks"]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is torch's linear layer, or Hugging Face's Conv1D, whose weight is (inputs, outputs)."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def stack_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The longest list of modules that all hold linear layers, as transformers have; empty without any.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Name and module of each.
+
+    Example:
+        >>> network = nn.Sequential(nn.Embedding(5, 2), nn.ModuleList([nn.Sequential(nn.Linear(2, 2))] * 3))
+        >>> [name for name, _ in stack_of_blocks(network)]
+        ['1.0', '1.1', '1.2']
+    """
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        longer = isinstance(module, nn.ModuleList) and len(module) > len(found)
+        if longer and all(any(map(is_linear, block.modules())) for block in module.children()):
+            found = [(f"{name}.{number}", block) for number, block in module.named_children()]
+    return found
+
+
+class LateBlocks:
+    """Some linear layers late in a network, and what the blocks before them gave, kept for each batch.
+
+    Only for a copy: while a batch runs from what was kept, the blocks before are passed over.
+
+    Args:
+        model: The network, in eval mode.
+        layers: Names of the layers to edit; None for the linear layer that each of the last blocks calls last, with
+            which transformers write what their block adds.
+        n_blocks: How many blocks ``None`` stands for, at most.
+        run: Runs the network once.
+
+    Attributes:
+        layers: Name -> layer, in the order of computation.
+
+    Raises:
+        InputError: A name is not that of a linear layer, or of one whose weight is used elsewhere.
+        UnsupportedModelError: There is no stack of blocks, and no names.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str] | None, n_blocks: int, run: Callable[[], object]
+    ) -> None:
+        self._model = model
+        blocks = stack_of_blocks(model)
+        linear = {name: module for name, module in model.named_modules() if is_linear(module)}
+        order = _called(linear, run)
+        if layers is None:
+            if not blocks:
+                raise UnsupportedModelError(
+                    "the network holds no list of blocks with linear layers; expected edited_layers=, the names of "
+                    f"those to edit, some of {list(linear)}, or layers='all'"
+                )
+            late = [[name for name in order if name.startswith(f"{block}.")][-1:] for block, _ in blocks[-n_blocks:]]
+            layers = [name for names in late for name in names]
+        owners: dict[int, int] = {}
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        for name in layers:
+            if name not in linear or name not in order:
+                raise InputError(f"edited_layers has {name!r}; expected linear layers that run: some of {order}")
+            if owners[id(linear[name].weight)] > 1:
+                raise InputError(
+                    f"the weight of {name!r} is used elsewhere as well, as that of a head tied to the embeddings is: "
+                    "editing the one would edit the other; expected other layers, e.g. edited_layers=None"
+                )
+        self.layers = {name: linear[name] for name in order if name in layers}
+        within = [k for k, (block, _) in enumerate(blocks) if any(name.startswith(f"{block}.") for name in layers)]
+        outside = [name for name in layers if not any(name.startswith(f"{block}.") for block, _ in blocks)]
+        start = 0 if outside or not within else min(within)
+        self._before = [block for _, block in blocks[:start]]
+        if any("forward" in vars(block) for block in self._before):  # wrapped by somebody, and not to be undone
+            self._before = []
+        self._proven = False
+
+    def scores(self, run: Callable[[], Tensor], kept: dict[str, Any]) -> Tensor:
+        """What the network gives for a batch: from its beginning the first time, then from what was kept.
+
+        Args:
+            run: Runs the network on the batch.
+            kept: Of this batch; empty at first, and filled.
+
+        Returns:
+            What the run gives.
+        """
+        if not self._before:
+            return run()
+        if "output" in kept:
+            with self._passed_over(kept["output"]):
+                return run()
+        seen: list[Any] = []
+        handle = self._before[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+        try:
+            result = run()
+        finally:
+            remove_hooks([handle])
+        if len(seen) == 1 and not self._proven:
+            with torch.no_grad(), self._passed_over(seen[0]):
+                again = run()
+            self._proven = torch.allclose(again, result.detach(), rtol=1e-4, atol=1e-4)
+        if len(seen) == 1 and self._proven:
+            kept["output"] = seen[0]
+        else:
+            self._before = []  # blocks that are no plain stack: everything runs each time
+        return result
+
+    @contextmanager
+    def _passed_over(self, output: Any) -> Iterator[None]:
+        try:
+            for block in self._before:
+                block.forward = lambda *args, **kwargs: output  # type: ignore[method-assign]
+            yield
+        finally:
+            for block in self._before:
+                vars(block).pop("forward", None)
+
+    @contextmanager
+    def noted(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """While it is open, inputs of each layer, (..., D), and a zero that is added to its outputs, (..., O).
+
+        The gradient by the zero is that by the layer's outputs.
+        """
+        notes: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def noting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                zero = torch.zeros_like(output, requires_grad=True)
+                notes[name] = args[0].detach(), zero
+                return output + zero
+
+            return hook
+
+        handles = [module.register_forward_hook(noting(name)) for name, module in self.layers.items()]
+        try:
+            yield notes
+        finally:
+            remove_hooks(handles)
+
+    def weight(self, name: str) -> Tensor:
+        """Weight of a layer, (O, D): a view, to read and to write."""
+        layer = self.layers[name]
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T
+
+
+def _called(linear: dict[str, nn.Module], run: Callable[[], object]) -> list[str]:
+    """Names of the layers that run, in the order of computation."""
+    order: list[str] = []
+    names = {module: name for name, module in linear.items()}
+    handles = [
+        module.register_forward_hook(lambda module, args, output: order.append(names[module]))
+        for module in linear.values()
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        remove_hooks(handles)
+    return list(dict.fromkeys(order))

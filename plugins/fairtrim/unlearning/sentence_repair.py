@@ -1,0 +1,183 @@
+"""A language model repaired on pairs of sentences: what changed, measured on pairs and texts held out from the edit."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["SentenceFigures", "SentenceRepair"]
+
+_WIDTH = 99
+
+
+@dataclass(frozen=True)
+class SentenceFigures:
+    """What a language model makes of pairs and texts.
+
+    Attributes:
+        bias: Mean |ΔLL| over pairs, ΔLL = LL(x) − LL(x̄) of shared tokens, in nats.
+        rms: Root of the mean of (ΔLL)².
+        relative: Mean |ΔLL| over the standard deviation of LL over all sentences of the pairs.
+        preferred: Share of pairs with LL(x) > LL(x̄).
+        perplexity: Of the texts.
+        differences: ΔLL of each pair, (N,).
+
+    Example:
+        >>> import torch
+        >>> figures = SentenceFigures.of(torch.tensor([[-3.0, -4.0], [-8.0, -5.0]]), perplexity=20.0)
+        >>> figures.bias, figures.preferred
+        (2.0, 0.5)
+    """
+
+    bias: float
+    rms: float
+    relative: float
+    preferred: float
+    perplexity: float
+    differences: Tensor
+
+    @classmethod
+    def of(cls, likelihoods: Tensor, perplexity: float) -> SentenceFigures:
+        """From LL of both sides of each pair.
+
+        Args:
+            likelihoods: (N, 2).
+            perplexity: Of the texts.
+
+        Returns:
+            The figures.
+        """
+        change = likelihoods[:, 0] - likelihoods[:, 1]
+        bias = float(change.abs().mean())
+        return cls(
+            bias,
+            float(change.square().mean().sqrt()),
+            bias / max(float(likelihoods.std(correction=0)), 1e-12),
+            float((change > 0).double().mean()),
+            perplexity,
+            change,
+        )
+
+    def is_finite(self) -> bool:
+        """Whether all figures are numbers.
+
+        Returns:
+            Whether they are.
+        """
+        return all(math.isfinite(value) for value in self.told().values())
+
+    def told(self) -> dict[str, float]:
+        """The figures by name.
+
+        Returns:
+            All but the differences.
+        """
+        names = ("bias", "rms", "relative", "preferred", "perplexity")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class SentenceRepair:
+    """A language model after ``CounterfactualUnlearning.repair(model, pairs, texts=...)``.
+
+    Attributes:
+        model: The repaired model; a copy unless ``inplace``, and as it was given where no candidate was better.
+        candidate: Number of the candidate in the history; 0 is the model as it was given.
+        before: Figures of the given model on the held-out pairs and texts.
+        after: The same of the repaired model.
+        edited_layers: Names of the layers whose weights were edited; empty for all layers.
+        flags: What a user should know.
+        history: One entry a candidate: its number, strength and figures.
+        edit_rows: Rows of the pairs that were edited on.
+        selection_rows: Rows that selected; none where other pairs did.
+        n_texts: Sentences of the texts that were edited on, and that the perplexity is of.
+
+    Example:
+        >>> import torch
+        >>> before = SentenceFigures.of(torch.tensor([[-3.0, -5.0], [-8.0, -5.0]]), perplexity=20.0)
+        >>> after = SentenceFigures.of(torch.tensor([[-3.0, -4.0], [-8.0, -6.0]]), perplexity=20.2)
+        >>> rows = torch.arange(2)
+        >>> repair = SentenceRepair(nn.Identity(), 1, before, after, ("down",), (), (), rows, rows, (9, 9))
+        >>> repair.bias_before, repair.bias
+        (2.5, 1.5)
+        >>> print(str(repair).splitlines()[1])
+        mean |ΔLL|, nats            2.500      1.500  -40.0 % (-1.00 ± 0.00, 95 %)
+    """
+
+    model: nn.Module
+    candidate: int
+    before: SentenceFigures
+    after: SentenceFigures
+    edited_layers: tuple[str, ...]
+    flags: tuple[str, ...]
+    history: tuple[dict[str, Any], ...]
+    edit_rows: Tensor
+    selection_rows: Tensor
+    n_texts: tuple[int, int]
+
+    @property
+    def bias(self) -> float:
+        """Mean |ΔLL| of the repaired model over the held-out pairs.
+
+        Returns:
+            In nats.
+        """
+        return self.after.bias
+
+    @property
+    def bias_before(self) -> float:
+        """The same of the given model.
+
+        Returns:
+            In nats.
+        """
+        return self.before.bias
+
+    @property
+    def perplexity(self) -> float:
+        """Of the repaired model, on the held-out texts.
+
+        Returns:
+            The perplexity.
+        """
+        return self.after.perplexity
+
+    @property
+    def perplexity_before(self) -> float:
+        """The same of the given model.
+
+        Returns:
+            The perplexity.
+        """
+        return self.before.perplexity
+
+    def __str__(self) -> str:
+        before, after = self.before, self.after
+        change = after.differences.abs() - before.differences.abs()
+        error = 1.96 * float(change.std(correction=0)) / math.sqrt(len(change))
+        shown = [
+            ("mean |ΔLL|, nats", before.bias, after.bias, f" ({float(change.mean()):+.2f} ± {error:.2f}, 95 %)"),
+            ("rms ΔLL, nats", before.rms, after.rms, ""),
+            ("mean |ΔLL| / spread of LL", before.relative, after.relative, ""),
+            ("perplexity of texts", before.perplexity, after.perplexity, ""),
+        ]
+        lines = [f"{'':24} {'before':>8}   {'after':>8}"]
+        lines += [
+            f"{name:24} {one:>8.3f}   {other:>8.3f}  {100 * (other / one - 1):+.1f} %{more}"
+            for name, one, other, more in shown
+        ]
+        lines.append(f"x preferred to x̄         {before.preferred:>7.1%}    {after.preferred:>7.1%}")
+        selected = f"{len(self.selection_rows)} others" if len(self.selection_rows) else "pairs of their own"
+        lines.append(
+            f"candidate {self.candidate} of {len(self.history)}; edited on {len(self.edit_rows)} pairs, selected on "
+            f"{selected}; texts {self.n_texts[0]} and {self.n_texts[1]}"
+        )
+        if self.edited_layers:
+            lines += textwrap.wrap(f"layers: {', '.join(self.edited_layers)}", _WIDTH, subsequent_indent="  ")
+        for flag in self.flags:
+            lines += textwrap.wrap(f"! {flag}", _WIDTH, subsequent_indent="  ")
+        return "\n".join(lines)

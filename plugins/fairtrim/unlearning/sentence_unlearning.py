@@ -1,0 +1,455 @@
+"""Bias between sentences that differ in whom they name, unlearned from a causal language model.
+
+Ours: the paper on fast model debiasing speaks of experiments with language models, and gives no formula for them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm.auto import tqdm
+
+from fairtrim.data.sentence_pairs import SentencePairs
+from fairtrim.devices import model_device
+from fairtrim.errors import InputError, UnsupportedModelError
+from fairtrim.measures.log_likelihood import token_log_likelihoods
+from fairtrim.network.copied_network import copied_network
+from fairtrim.network.late_blocks import LateBlocks
+from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
+from fairtrim.preservation import every_module_in_eval_mode, preserved_model, preserved_random_state
+
+from .linearised_pairs import LinearisedPairs
+from .sentence_repair import SentenceFigures, SentenceRepair
+from .unlearned import note_unlearned
+
+__all__ = ["SentenceSettings", "unlearn_sentences"]
+
+_CONSISTENCY = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_ALL_LAYERS = (0.3, 1.0)
+_STEPS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
+"""Of the published form, in units of the step that would bring B to 0 if nothing bent."""
+_SIGNS = 3
+"""Sums of differences over the tokens of a pair that are pushed to 0: the plain one, and with random signs."""
+
+
+class SentenceSettings(NamedTuple):
+    """What ``CounterfactualUnlearning`` says of sentences."""
+
+    form: str
+    layers: str
+    edited_layers: Sequence[str] | None
+    n_blocks: int
+    strengths: Sequence[float] | None
+    damping: float
+    epochs: int
+    learning_rate: float
+    training_batch_size: int
+    selection_share: float
+    max_perplexity_rise: float
+    max_seconds: float | None
+    patience: int | None
+    batch_size: int
+
+
+@dataclass
+class _Batch:
+    """Sentences or pairs of similar length, and what the blocks before the edit gave for them."""
+
+    inputs: dict[str, Tensor]
+    kept: dict[str, Any]
+
+
+class _Sentences:
+    """A copy of a language model, with pairs and texts to edit on and others to judge by."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pairs: tuple[SentencePairs, SentencePairs],
+        texts: tuple[list[Tensor], list[Tensor]],
+        settings: SentenceSettings,
+        generator: Generator,
+    ) -> None:
+        self.settings, self.generator = settings, generator
+        self.model = copied_network(model)
+        every_module_in_eval_mode(self.model)
+        self.flags = [parameter.requires_grad for parameter in self.model.parameters()]
+        device = model_device(self.model)
+        self.device = device
+        size = settings.batch_size
+        self.pairs = tuple(_pair_batches(part, size, device) for part in pairs)
+        self.texts = tuple(_text_batches(part, 2 * size, device) for part in texts)
+        inputs = self.texts[0][0].inputs
+
+        def run() -> Tensor:
+            return next_token_scores(self.model, inputs["input_ids"], inputs["attention_mask"])
+
+        if settings.layers == "all":
+            self.late = None
+            named = dict(self.model.named_parameters())
+            self.given = {name: value.detach().clone() for name, value in named.items()}
+        else:
+            self.model.requires_grad_(False)
+            self.late = LateBlocks(self.model, settings.edited_layers, settings.n_blocks, run)
+            self.given = {name: self.late.weight(name).clone() for name in self.late.layers}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are edited: views, to be written."""
+        if self.late is None:
+            return {name: value.detach() for name, value in self.model.named_parameters()}
+        return {name: self.late.weight(name) for name in self.late.layers}
+
+    def write(self, weights: dict[str, Tensor]) -> None:
+        for name, weight in self.weights().items():
+            weight.copy_(weights[name])
+
+    def shared(self, batch: _Batch) -> Tensor:
+        """Log-likelihoods of shared tokens, (N, 2, T)."""
+        return self._run(batch, shared_log_likelihoods_of)
+
+    def scores(self, batch: _Batch) -> Tensor:
+        """Scores at each token of texts, (N, T, K)."""
+        return self._run(batch, lambda scores, inputs: scores)
+
+    def _run(self, batch: _Batch, figure: Any) -> Tensor:
+        ids, mask = (batch.inputs[name].flatten(0, -2) for name in ("input_ids", "attention_mask"))
+
+        def run() -> Tensor:
+            return next_token_scores(self.model, ids, mask)
+
+        scores = run() if self.late is None else self.late.scores(run, batch.kept)
+        found: Tensor = figure(scores, batch.inputs)
+        return found
+
+    def figures(self) -> SentenceFigures:
+        """Of the held-out pairs and texts."""
+        with torch.no_grad():
+            sums = torch.cat([self.shared(batch).double().sum(2).cpu() for batch in self.pairs[1]])
+            total, number = 0.0, 0
+            for batch in self.texts[1]:
+                losses, counted = text_losses(self.scores(batch), batch.inputs)
+                total, number = total + float(losses.double().sum()), number + int(counted.sum())
+        return SentenceFigures.of(sums, math.exp(min(total / number, 700.0)))
+
+
+def shared_log_likelihoods_of(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """``shared_log_likelihoods`` of scores that are there, (N, 2, T)."""
+    return shared_log_likelihoods(lambda input_ids, attention_mask: scores, inputs)  # type: ignore[arg-type]
+
+
+def text_losses(scores: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each token given those before it, 0 where it doesn't count, (N, T), and where it does."""
+    counted = inputs["attention_mask"].bool().clone()
+    counted[:, 0] = False
+    return -token_log_likelihoods(scores, inputs["input_ids"]) * counted, counted
+
+
+def _pair_batches(pairs: SentencePairs, size: int, device: torch.device) -> list[_Batch]:
+    order = pairs.attention_mask.sum((1, 2)).argsort(stable=True)
+    parts = [pairs.take(rows) for rows in order.split(size)]
+    return [
+        _Batch(
+            {name: getattr(part, name).to(device) for name in ("input_ids", "attention_mask", "shared")},
+            {},
+        )
+        for part in parts
+    ]
+
+
+def _text_batches(texts: list[Tensor], size: int, device: torch.device) -> list[_Batch]:
+    texts = sorted(texts, key=len)
+    found = []
+    for start in range(0, len(texts), size):
+        rows = texts[start : start + size]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        found.append(_Batch({"input_ids": ids.to(device), "attention_mask": mask.to(device)}, {}))
+    return found
+
+
+def sentences_of(texts: Iterable[Any] | None) -> list[Tensor]:
+    """The tokens of each sentence that a loader gives, without its padding.
+
+    Args:
+        texts: Batches of ``{"input_ids", "attention_mask"}``, (N, T) each, alone or first in a tuple.
+
+    Returns:
+        Sentences of at least two tokens.
+
+    Raises:
+        InputError: There are fewer than two, or a batch is none.
+    """
+    if texts is None:
+        raise InputError(
+            "texts is None; expected texts=, a loader of {'input_ids', 'attention_mask'}: what the model says of them "
+            "is kept, and its perplexity on some of them bounds the repair"
+        )
+    found: list[Tensor] = []
+    for number, batch in enumerate(texts):
+        inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        try:
+            ids, mask = (torch.as_tensor(inputs[name]) for name in ("input_ids", "attention_mask"))
+        except (TypeError, KeyError, IndexError, ValueError):
+            raise InputError(
+                f"batch {number} of texts is a {type(inputs).__name__}; expected {{'input_ids', 'attention_mask'}}, "
+                "(N, T) each, as a tokenizer gives them with padding=True, return_tensors='pt'"
+            ) from None
+        if ids.ndim != 2 or ids.shape != mask.shape:
+            raise InputError(
+                f"batch {number} of texts has input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "
+                "expected (N, T) both"
+            )
+        found += [row[kept.bool()].cpu() for row, kept in zip(ids, mask, strict=True)]
+    found = [row for row in found if len(row) >= 2]
+    if len(found) < 2:
+        raise InputError(f"texts hold {len(found)} sentences of two tokens or more; expected at least two, better 200")
+    return found
+
+
+def unlearn_sentences(
+    model: nn.Module,
+    pairs: SentencePairs,
+    texts: Iterable[Any] | None,
+    settings: SentenceSettings,
+    generator: Generator,
+    *,
+    selection: SentencePairs | None = None,
+    inplace: bool = False,
+    progress: bool = True,
+) -> SentenceRepair:
+    """What ``CounterfactualUnlearning.repair`` does with pairs of sentences; see there.
+
+    Args:
+        model: The causal language model.
+        pairs: Pairs to edit on, and to select with if no others do.
+        texts: Texts on which the model is kept as it is.
+        settings: How.
+        generator: Source of randomness.
+        selection: Pairs that select.
+        inplace: Write the repair into the model, at the very end.
+        progress: Show a progress bar.
+
+    Returns:
+        The repair.
+
+    Raises:
+        InputError: Pairs or texts are too few, or what the model says of them is not finite.
+        UnsupportedModelError: The network has no layers to edit.
+    """
+    if selection is None and len(pairs) < 2:
+        raise InputError("there is one pair; expected at least two, one to edit on and one to select with")
+    sentences = sentences_of(texts)
+    order, rows = (torch.randperm(len(part), generator=generator) for part in (pairs, sentences))
+    n_selected = (
+        0 if selection is not None else min(len(pairs) - 1, max(1, round(settings.selection_share * len(pairs))))
+    )
+    edit_rows, selection_rows = order[n_selected:], order[:n_selected]
+    parts = pairs.take(edit_rows), pairs.take(selection_rows) if selection is None else selection
+    half = len(sentences) // 2
+    split = [sentences[int(row)] for row in rows[:half]], [sentences[int(row)] for row in rows[half:]]
+    with preserved_random_state(), preserved_model(model), torch.inference_mode(False):
+        working = _Sentences(model, parts, split, settings, generator)
+        search = _Search(working, progress)
+        if settings.layers == "all":
+            _fine_tune(working, search, model)
+        else:
+            _solve(working, search)
+        search.close()
+    chosen, before, after = search.chosen, search.entries[0], search.entries[search.chosen]
+    working.write(search.best)
+    if not chosen:
+        search.flags.insert(0, f"the network is returned as it was given: {search.why_not()}")
+    repaired = working.model
+    for parameter, flag in zip(repaired.parameters(), working.flags, strict=True):
+        parameter.requires_grad_(flag)
+        parameter.grad = None
+    for module, own in zip(repaired.modules(), model.modules(), strict=True):
+        module.training = own.training
+    if inplace:
+        with torch.no_grad():
+            for own_parameter, parameter in zip(model.parameters(), repaired.parameters(), strict=True):
+                if not torch.equal(own_parameter, parameter):
+                    own_parameter.copy_(parameter)
+        repaired = model
+    if chosen:
+        note_unlearned(repaired)
+    return SentenceRepair(
+        model=repaired,
+        candidate=chosen,
+        before=before,
+        after=after,
+        edited_layers=tuple(working.given) if settings.layers == "output" else (),
+        flags=tuple(search.flags),
+        history=tuple(search.history),
+        edit_rows=edit_rows,
+        selection_rows=selection_rows,
+        n_texts=(len(split[0]), len(split[1])),
+    )
+
+
+class _Search:
+    """Judges candidates on held-out pairs and texts, and keeps the best."""
+
+    def __init__(self, working: _Sentences, progress: bool) -> None:
+        self.working, self.flags = working, list[str]()
+        self.began, self.stale = time.monotonic(), 0
+        self.bar = tqdm(desc="unlearning from sentences", leave=False, disable=not progress, unit="candidate")
+        given = working.figures()
+        if not given.is_finite():
+            raise InputError(
+                "log-likelihoods of the pairs or the texts are not finite; the network itself gives them: look at its "
+                "weights and the tokens"
+            )
+        if not given.bias:
+            raise InputError(
+                "the held-out pairs have the same log-likelihood on both sides, so that there is nothing to unlearn; "
+                "expected pairs whose shared tokens come after what differs"
+            )
+        self.entries, self.chosen, self.best = [given], 0, working.given
+        self.history: list[dict[str, Any]] = [{"candidate": 0, "step": "as given", **given.told()}]
+        self.reasons: list[str] = []
+
+    @property
+    def bound(self) -> float:
+        """The largest perplexity that is allowed."""
+        return self.entries[0].perplexity * (1 + self.working.settings.max_perplexity_rise)
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def over(self) -> bool:
+        """Whether time or patience is spent."""
+        settings = self.working.settings
+        spent = settings.max_seconds is not None and time.monotonic() - self.began > settings.max_seconds
+        if spent:
+            self.flags.append(f"stopped after {len(self.entries)} candidates by max_seconds={settings.max_seconds:g}")
+        return spent or (settings.patience is not None and self.stale >= settings.patience)
+
+    def offer(self, strength: float, **details: Any) -> SentenceFigures:
+        """Judge the copy as it is."""
+        found, given = self.working.figures(), self.entries[0]
+        number, reasons = len(self.entries), []
+        if not found.is_finite():
+            reasons.append("figures that are not finite")
+        else:
+            if found.perplexity > self.bound:
+                reasons.append(f"a perplexity that rose by more than {self.working.settings.max_perplexity_rise:.1%}")
+            if not found.bias < given.bias:
+                reasons.append(f"a mean |ΔLL| of no less than {given.bias:.3f}")
+            elif not found.relative < given.relative:
+                reasons.append("a |ΔLL| relative to the spread of LL that is no smaller")
+        self.entries.append(found)
+        self.history.append({"candidate": number, "strength": strength, **details, **found.told()})
+        self.reasons.append(" and ".join(reasons))
+        self.stale += 1
+        if not reasons and found.bias < self.entries[self.chosen].bias:
+            self.chosen, self.stale = number, 0
+            self.best = {name: weight.clone() for name, weight in self.working.weights().items()}
+        self.bar.update()
+        return found
+
+    def why_not(self) -> str:
+        if not self.reasons:
+            return "no other candidate was tried"
+        told: dict[str, list[str]] = {}
+        for why, entry in zip(self.reasons, self.history[1:], strict=True):
+            told.setdefault(why, []).append(f"{entry['strength']:g}")
+        return "the others had " + "; ".join(f"{why} (strength {', '.join(s)})" for why, s in told.items())
+
+
+def _solve(working: _Sentences, search: _Search) -> None:
+    """Both forms on some late layers, by one linearisation of the pairs."""
+    settings, late = working.settings, working.late
+    assert late is not None
+    problem = LinearisedPairs(list(late.layers))
+    for batch in working.texts[0]:
+        with late.noted() as notes:
+            scores = working.scores(batch)
+            problem.add_text(scores, predicting(batch.inputs["attention_mask"]), notes, working.generator)
+    for batch in working.pairs[0]:
+        with late.noted() as notes:
+            problem.add_pairs(working.shared(batch), batch.inputs["shared"].bool(), notes, working.generator, _SIGNS)
+    path: Sequence[float] = _CONSISTENCY
+    if settings.form == "consistency":
+        solve = problem.consistent(settings.damping)
+    else:
+        solve, whole = problem.published(settings.damping)
+        path = [share * whole for share in _STEPS]
+    beyond = 0
+    for strength in path if settings.strengths is None else settings.strengths:
+        if search.over() or beyond > 1:
+            return
+        step = solve(strength)
+        working.write({name: weight + step[name].to(weight) for name, weight in working.given.items()})
+        found = search.offer(strength)
+        if settings.strengths is None:  # the path goes up: nothing behind two that cost too much will do
+            beyond = 0 if found.perplexity <= search.bound else beyond + 1
+
+
+def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
+    """All layers: KL to the given model on texts + λ E Σ (Δℓ)² / its given value."""
+    settings = working.settings
+    parameters = [parameter for parameter in working.model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True to edit")
+    with torch.no_grad():
+        squares = [_squares(working.shared(batch), batch.inputs["shared"].bool()) for batch in working.pairs[0]]
+    scale = torch.cat(squares).mean().clamp(min=1e-12)
+    for strength in _ALL_LAYERS if settings.strengths is None else settings.strengths:
+        working.write(working.given)
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        for epoch in range(settings.epochs):
+            batches = [
+                _Batch({name: tensor[part] for name, tensor in batch.inputs.items()}, {})
+                for batch in working.pairs[0]
+                for part in torch.arange(len(batch.inputs["shared"])).split(settings.training_batch_size)
+            ]
+            texts = [
+                {name: tensor[part] for name, tensor in batch.inputs.items()}
+                for batch in working.texts[0]
+                for part in torch.arange(len(batch.inputs["input_ids"])).split(2 * settings.training_batch_size)
+            ]
+            text_order = torch.randperm(len(texts), generator=working.generator).tolist()
+            for step, row in enumerate(torch.randperm(len(batches), generator=working.generator).tolist()):
+                batch, text = batches[row], texts[text_order[step % len(texts)]]
+                with torch.enable_grad():
+                    penalty = _squares(working.shared(batch), batch.inputs["shared"].bool()).mean() / scale
+                    loss = divergence(working.model, given, text) + strength * penalty
+                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+            search.offer(strength, epoch=epoch)
+            if search.over():
+                return
+
+
+def predicting(attention_mask: Tensor) -> Tensor:
+    """Where a next token is there to be predicted, (N, T) bool, of texts padded on the right."""
+    return nn.functional.pad(attention_mask[:, 1:].bool(), (0, 1))
+
+
+def divergence(model: nn.Module, given: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Mean over tokens of KL(p_given ‖ p), p the distribution of the next token."""
+    counted = predicting(inputs["attention_mask"])
+    with torch.no_grad():
+        own = next_token_scores(given, inputs["input_ids"], inputs["attention_mask"])[counted].float().log_softmax(1)
+    now = next_token_scores(model, inputs["input_ids"], inputs["attention_mask"])[counted].float().log_softmax(1)
+    return nn.functional.kl_div(now, own, reduction="batchmean", log_target=True)
+
+
+def _squares(shared: Tensor, mask: Tensor) -> Tensor:
+    """Σ over the shared tokens of a pair of (Δℓ)², (N,)."""
+    sides = aligned(shared, mask)
+    return torch.stack([(one - other).square().sum() for one, other in sides])
+
+
+def aligned(shared: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Values of the shared tokens of both sides of each pair, in the order in which they stand."""
+    return [(values[0][kept[0]], values[1][kept[1]]) for values, kept in zip(shared, mask, strict=True)]
