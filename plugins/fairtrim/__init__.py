@@ -44,6 +44,7 @@ from .unlearning.column_erasure import ColumnErasure
 from .unlearning.counterfactual_unlearning import CounterfactualUnlearning
 from .unlearning.identification import AttributeBias, biased_attributes
 from .unlearning.influence import BiasInfluence, influence_on_bias, unlearn_samples
+from .unlearning.sentence_influence import influence_of_sentences
 from .unlearning.sentence_repair import SentenceFigures, SentenceRepair
 
 __version__ = "0.1.0"
@@ -103,6 +104,7 @@ __all__ = [
     "counterfactual_bias",
     "estimate_scoring",
     "fine_tune",
+    "influence_of_sentences",
     "influence_on_bias",
     "load_pruned",
     "measure_latency",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairtrim import CounterfactualUnlearning, InputError, SentencePairs, UnsupportedModelError, pair_differences
 from fairtrim.network.late_blocks import LateBlocks
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
+from fairtrim.unlearning import influence_of_sentences
 from fairtrim.unlearning.linearised_pairs import LinearisedPairs
 from fairtrim.unlearning.unlearned import was_unlearned
 from tests.snapshot import Snapshot
@@ -116,9 +117,9 @@ def _linearised(model: nn.Module, n_signs: int = 1) -> tuple[LinearisedPairs, di
     return problem, pairs
 
 
-def _hessian(model: nn.Module, damping: float) -> Tensor:
+def _hessian(model: nn.Module, damping: float, text: dict[str, Tensor] | None = None) -> Tensor:
     """(G + d) ⊗ (A + d) of both layers on the diagonal, one token at a time, drawn by the same uniform numbers."""
-    text, generator = _texts()[0], torch.Generator().manual_seed(6)
+    text, generator = text or _texts()[0], torch.Generator().manual_seed(6)
     ids, mask = text["input_ids"], text["attention_mask"]
     inputs: dict[str, Tensor] = {}
     zeros = {name: torch.zeros(*ids.shape, 3, dtype=torch.float64, requires_grad=True) for name in NAMES}
@@ -420,3 +421,52 @@ def test_refused_of_people_and_of_networks(model: nn.Module) -> None:
     nothing = SentencePairs.of_tokens([[4, 5, 1], [6, 7, 1]], [[4, 5, 2], [6, 7, 2]])
     with pytest.raises(InputError, match="same log-likelihood on both sides"):
         _repair(model, nothing)
+
+
+def test_influence_is_that_of_a_small_step_on_each_sentence(model: nn.Module) -> None:
+    """Against the dense matrix, and against B after a step that gives a sentence a little more weight."""
+    text, pairs = _texts()[0], _pairs(6)
+    inputs = next(iter(pairs.loader()))[0]
+    before = Snapshot(model)
+    order = torch.tensor([1, 4, 0, 2, 3, 5])  # from short to long, as texts are drawn for H
+    shuffled = {name: value[order] for name, value in text.items()}
+    influence = influence_of_sentences(
+        model, [shuffled], pairs, n_blocks=2, damping=0.2, random_state=6, progress=False
+    )
+    before.assert_unchanged()
+    hessian = _hessian(model, 0.2, shuffled)
+
+    def losses() -> Tensor:
+        found = []
+        for ids, mask in zip(shuffled["input_ids"], shuffled["attention_mask"], strict=True):
+            own = ids[mask.bool()][None]
+            scores = model(own, None)[0, :-1]
+            found.append(nn.functional.cross_entropy(scores, own[0, 1:]))
+        return torch.stack(found)
+
+    def bias() -> float:
+        with torch.no_grad():
+            return float(pair_differences(model, inputs).abs().mean())
+
+    model.requires_grad_(False)
+    gradients = _slopes(model, losses)
+    slope = _slopes(model, lambda: pair_differences(model, inputs).abs().mean().view(1))[0]
+    torch.testing.assert_close(influence.scores, -gradients @ torch.linalg.solve(hessian, slope), rtol=1e-5, atol=1e-7)
+    assert influence.bias == pytest.approx(bias())
+    for sentence in range(6):
+        step = -1e-5 * torch.linalg.solve(hessian, gradients[sentence])
+        moved = copy.deepcopy(model)
+        for name, part in zip(NAMES, step.split(15), strict=True):
+            moved.get_submodule(name).weight.data += part.view(3, 5)  # type: ignore[operator]
+        with torch.no_grad():
+            change = float(pair_differences(moved, inputs).abs().mean()) - bias()
+        assert change / 1e-5 == pytest.approx(float(influence.scores[sentence]), rel=1e-2, abs=1e-3)
+
+
+def test_influence_refuses_sentences_without_a_loss(model: nn.Module) -> None:
+    text = {"input_ids": torch.ones(3, 4).long(), "attention_mask": torch.ones(3, 4).long()}
+    text["attention_mask"][1, 1:] = 0
+    with pytest.raises(InputError, match="sentence 1 of the texts has 1 tokens; expected at least two"):
+        influence_of_sentences(model, [text], _pairs(3))
+    with pytest.raises(InputError, match="pairs is a list; expected SentencePairs"):
+        influence_of_sentences(model, [text], [])  # type: ignore[arg-type]

@@ -36,9 +36,9 @@ def stack_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
-        longer = isinstance(module, nn.ModuleList) and len(module) > len(found)
-        if longer and all(any(map(is_linear, block.modules())) for block in module.children()):
-            found = [(f"{name}.{number}", block) for number, block in module.named_children()]
+        blocks = list(module) if isinstance(module, nn.ModuleList) else []
+        if len(blocks) > len(found) and all(any(map(is_linear, block.modules())) for block in blocks):
+            found = [(f"{name}.{number}", block) for number, block in enumerate(blocks)]
     return found
 
 
@@ -52,7 +52,7 @@ class LateBlocks:
         layers: Names of the layers to edit; None for the linear layer that each of the last blocks calls last, with
             which transformers write what their block adds.
         n_blocks: How many blocks ``None`` stands for, at most.
-        run: Runs the network once.
+        run: Runs the network on a batch.
 
     Attributes:
         layers: Name -> layer, in the order of computation.
@@ -63,7 +63,7 @@ class LateBlocks:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str] | None, n_blocks: int, run: Callable[[], object]
+        self, model: nn.Module, layers: Sequence[str] | None, n_blocks: int, run: Callable[[], Tensor]
     ) -> None:
         self._model = model
         blocks = stack_of_blocks(model)
@@ -75,7 +75,7 @@ class LateBlocks:
                     "the network holds no list of blocks with linear layers; expected edited_layers=, the names of "
                     f"those to edit, some of {list(linear)}, or layers='all'"
                 )
-            late = [[name for name in order if name.startswith(f"{block}.")][-1:] for block, _ in blocks[-n_blocks:]]
+            late = [[name for name in order if _within(name, block)][-1:] for block, _ in blocks[-n_blocks:]]
             layers = [name for names in late for name in names]
         owners: dict[int, int] = {}
         for module in model.modules():
@@ -90,13 +90,14 @@ class LateBlocks:
                     "editing the one would edit the other; expected other layers, e.g. edited_layers=None"
                 )
         self.layers = {name: linear[name] for name in order if name in layers}
-        within = [k for k, (block, _) in enumerate(blocks) if any(name.startswith(f"{block}.") for name in layers)]
-        outside = [name for name in layers if not any(name.startswith(f"{block}.") for block, _ in blocks)]
+        within = [k for k, (block, _) in enumerate(blocks) if any(_within(name, block) for name in layers)]
+        outside = [name for name in layers if not any(_within(name, block) for block, _ in blocks)]
         start = 0 if outside or not within else min(within)
         self._before = [block for _, block in blocks[:start]]
         if any("forward" in vars(block) for block in self._before):  # wrapped by somebody, and not to be undone
             self._before = []
-        self._proven = False
+        if self._before and not self._is_a_plain_stack(run):  # then everything runs each time
+            self._before = []
 
     def scores(self, run: Callable[[], Tensor], kept: dict[str, Any]) -> Tensor:
         """What the network gives for a batch: from its beginning the first time, then from what was kept.
@@ -119,15 +120,15 @@ class LateBlocks:
             result = run()
         finally:
             remove_hooks([handle])
-        if len(seen) == 1 and not self._proven:
-            with torch.no_grad(), self._passed_over(seen[0]):
-                again = run()
-            self._proven = torch.allclose(again, result.detach(), rtol=1e-4, atol=1e-4)
-        if len(seen) == 1 and self._proven:
-            kept["output"] = seen[0]
-        else:
-            self._before = []  # blocks that are no plain stack: everything runs each time
+        kept["output"] = seen[-1]
         return result
+
+    def _is_a_plain_stack(self, run: Callable[[], Tensor]) -> bool:
+        """Whether the late blocks need nothing but what the one before them gives."""
+        kept: dict[str, Any] = {}
+        with torch.no_grad():
+            whole, late = self.scores(run, kept), self.scores(run, kept)
+        return torch.allclose(whole, late, rtol=1e-4, atol=1e-4)
 
     @contextmanager
     def _passed_over(self, output: Any) -> Iterator[None]:
@@ -167,6 +168,10 @@ class LateBlocks:
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T
+
+
+def _within(name: str, block: str) -> bool:
+    return f"{name}.".startswith(f"{block}.")
 
 
 def _called(linear: dict[str, nn.Module], run: Callable[[], object]) -> list[str]:

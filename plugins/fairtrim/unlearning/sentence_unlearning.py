@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +17,13 @@ from tqdm.auto import tqdm
 from fairtrim.data.sentence_pairs import SentencePairs
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
-from fairtrim.measures.log_likelihood import token_log_likelihoods
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.late_blocks import LateBlocks
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
 from fairtrim.preservation import every_module_in_eval_mode, preserved_model, preserved_random_state
 
 from .linearised_pairs import LinearisedPairs
+from .sentence_batches import SentenceBatch, pair_batches, predicting, sentences_of, text_batches, text_losses
 from .sentence_repair import SentenceFigures, SentenceRepair
 from .unlearned import note_unlearned
 
@@ -57,14 +56,6 @@ class SentenceSettings(NamedTuple):
     batch_size: int
 
 
-@dataclass
-class _Batch:
-    """Sentences or pairs of similar length, and what the blocks before the edit gave for them."""
-
-    inputs: dict[str, Tensor]
-    kept: dict[str, Any]
-
-
 class _Sentences:
     """A copy of a language model, with pairs and texts to edit on and others to judge by."""
 
@@ -83,8 +74,8 @@ class _Sentences:
         device = model_device(self.model)
         self.device = device
         size = settings.batch_size
-        self.pairs = tuple(_pair_batches(part, size, device) for part in pairs)
-        self.texts = tuple(_text_batches(part, 2 * size, device) for part in texts)
+        self.pairs = tuple(pair_batches(part, size, device) for part in pairs)
+        self.texts = tuple(text_batches(part, 2 * size, device) for part in texts)
         inputs = self.texts[0][0].inputs
 
         def run() -> Tensor:
@@ -109,15 +100,15 @@ class _Sentences:
         for name, weight in self.weights().items():
             weight.copy_(weights[name])
 
-    def shared(self, batch: _Batch) -> Tensor:
+    def shared(self, batch: SentenceBatch) -> Tensor:
         """Log-likelihoods of shared tokens, (N, 2, T)."""
         return self._run(batch, shared_log_likelihoods_of)
 
-    def scores(self, batch: _Batch) -> Tensor:
+    def scores(self, batch: SentenceBatch) -> Tensor:
         """Scores at each token of texts, (N, T, K)."""
         return self._run(batch, lambda scores, inputs: scores)
 
-    def _run(self, batch: _Batch, figure: Any) -> Tensor:
+    def _run(self, batch: SentenceBatch, figure: Any) -> Tensor:
         ids, mask = (batch.inputs[name].flatten(0, -2) for name in ("input_ids", "attention_mask"))
 
         def run() -> Tensor:
@@ -141,75 +132,6 @@ class _Sentences:
 def shared_log_likelihoods_of(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """``shared_log_likelihoods`` of scores that are there, (N, 2, T)."""
     return shared_log_likelihoods(lambda input_ids, attention_mask: scores, inputs)  # type: ignore[arg-type]
-
-
-def text_losses(scores: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token given those before it, 0 where it doesn't count, (N, T), and where it does."""
-    counted = inputs["attention_mask"].bool().clone()
-    counted[:, 0] = False
-    return -token_log_likelihoods(scores, inputs["input_ids"]) * counted, counted
-
-
-def _pair_batches(pairs: SentencePairs, size: int, device: torch.device) -> list[_Batch]:
-    order = pairs.attention_mask.sum((1, 2)).argsort(stable=True)
-    parts = [pairs.take(rows) for rows in order.split(size)]
-    return [
-        _Batch(
-            {name: getattr(part, name).to(device) for name in ("input_ids", "attention_mask", "shared")},
-            {},
-        )
-        for part in parts
-    ]
-
-
-def _text_batches(texts: list[Tensor], size: int, device: torch.device) -> list[_Batch]:
-    texts = sorted(texts, key=len)
-    found = []
-    for start in range(0, len(texts), size):
-        rows = texts[start : start + size]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        found.append(_Batch({"input_ids": ids.to(device), "attention_mask": mask.to(device)}, {}))
-    return found
-
-
-def sentences_of(texts: Iterable[Any] | None) -> list[Tensor]:
-    """The tokens of each sentence that a loader gives, without its padding.
-
-    Args:
-        texts: Batches of ``{"input_ids", "attention_mask"}``, (N, T) each, alone or first in a tuple.
-
-    Returns:
-        Sentences of at least two tokens.
-
-    Raises:
-        InputError: There are fewer than two, or a batch is none.
-    """
-    if texts is None:
-        raise InputError(
-            "texts is None; expected texts=, a loader of {'input_ids', 'attention_mask'}: what the model says of them "
-            "is kept, and its perplexity on some of them bounds the repair"
-        )
-    found: list[Tensor] = []
-    for number, batch in enumerate(texts):
-        inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-        try:
-            ids, mask = (torch.as_tensor(inputs[name]) for name in ("input_ids", "attention_mask"))
-        except (TypeError, KeyError, IndexError, ValueError):
-            raise InputError(
-                f"batch {number} of texts is a {type(inputs).__name__}; expected {{'input_ids', 'attention_mask'}}, "
-                "(N, T) each, as a tokenizer gives them with padding=True, return_tensors='pt'"
-            ) from None
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise InputError(
-                f"batch {number} of texts has input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "
-                "expected (N, T) both"
-            )
-        found += [row[kept.bool()].cpu() for row, kept in zip(ids, mask, strict=True)]
-    found = [row for row in found if len(row) >= 2]
-    if len(found) < 2:
-        raise InputError(f"texts hold {len(found)} sentences of two tokens or more; expected at least two, better 200")
-    return found
 
 
 def unlearn_sentences(
@@ -406,7 +328,7 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
         optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
         for epoch in range(settings.epochs):
             batches = [
-                _Batch({name: tensor[part] for name, tensor in batch.inputs.items()}, {})
+                SentenceBatch({name: tensor[part] for name, tensor in batch.inputs.items()}, {})
                 for batch in working.pairs[0]
                 for part in torch.arange(len(batch.inputs["shared"])).split(settings.training_batch_size)
             ]
@@ -428,11 +350,6 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
             search.offer(strength, epoch=epoch)
             if search.over():
                 return
-
-
-def predicting(attention_mask: Tensor) -> Tensor:
-    """Where a next token is there to be predicted, (N, T) bool, of texts padded on the right."""
-    return nn.functional.pad(attention_mask[:, 1:].bool(), (0, 1))
 
 
 def divergence(model: nn.Module, given: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
