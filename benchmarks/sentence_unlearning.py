@@ -34,7 +34,7 @@ from fairtrim.unlearning import SentenceFigures
 METHODS: dict[str, dict[str, Any]] = {
     "published, line search": {"form": "published"},
     "consistency": {},
-    "consistency, all layers": {"layers": "all", "strengths": (1.0,), "epochs": 2},
+    "consistency, all layers": {"layers": "all", "strengths": (1.0,), "epochs": 1, "learning_rate": 1e-4},
 }
 DATA = ("both", "CrowS-Pairs", "StereoSet")
 

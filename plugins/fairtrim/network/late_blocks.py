@@ -134,7 +134,7 @@ class LateBlocks:
     def _passed_over(self, output: Any) -> Iterator[None]:
         try:
             for block in self._before:
-                block.forward = lambda *args, **kwargs: output  # type: ignore[method-assign]
+                block.forward = lambda *args, **kwargs: output
             yield
         finally:
             for block in self._before:

@@ -82,7 +82,7 @@ class CounterfactualUnlearning(PostProcessor):
         layers: ``output``, or ``all`` for ``consistency``.
         strengths: λ or s of the candidates; None for a path that suits the form.
         damping: Added to the Hessian's diagonal, in units of its mean; more if that is not enough. None for 0.1
-            (consistency) or 0.01 (published).
+            (consistency) or 0.01 (published), of sentences 1.
         epochs: For ``all``: passes over the edit pairs for each strength; None for 30, of sentences 3.
         learning_rate: For ``all``: of Adam; None for 1e-3, of sentences 3e-5.
         training_batch_size: For ``all``: pairs a step; None for 64, of sentences 8.
@@ -124,7 +124,7 @@ class CounterfactualUnlearning(PostProcessor):
     max_performance_loss: float = 0.01
     max_cross_entropy_rise: float = 0.02
     edited_layers: Sequence[str] | None = None
-    n_blocks: int = 6
+    n_blocks: int = 1
     max_perplexity_rise: float = 0.02
 
     multiclass: ClassVar[bool] = True
@@ -261,7 +261,7 @@ class CounterfactualUnlearning(PostProcessor):
             edited_layers=self.edited_layers,
             n_blocks=self.n_blocks,
             strengths=self.strengths,
-            damping=0.1 if self.damping is None else self.damping,
+            damping=1.0 if self.damping is None else self.damping,
             epochs=3 if self.epochs is None else self.epochs,
             learning_rate=3e-5 if self.learning_rate is None else self.learning_rate,
             training_batch_size=8 if self.training_batch_size is None else self.training_batch_size,

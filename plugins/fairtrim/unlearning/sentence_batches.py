@@ -34,7 +34,7 @@ def text_losses(scores: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tens
 def pair_batches(pairs: SentencePairs, size: int, device: torch.device) -> list[SentenceBatch]:
     """Pairs from short to long, ``size`` a batch."""
     order = pairs.attention_mask.sum((1, 2)).argsort(stable=True)
-    parts = [pairs.take(rows) for rows in order.split(size)]
+    parts = [pairs.take(rows) for rows in torch.split(order, size)]
     return [
         SentenceBatch(
             {name: getattr(part, name).to(device) for name in ("input_ids", "attention_mask", "shared")},

@@ -29,11 +29,11 @@ from .unlearned import note_unlearned
 
 __all__ = ["SentenceSettings", "unlearn_sentences"]
 
-_CONSISTENCY = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_CONSISTENCY = (0.03, 0.3, 3.0, 30.0, 100.0)
 _ALL_LAYERS = (0.3, 1.0)
 _STEPS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 """Of the published form, in units of the step that would bring B to 0 if nothing bent."""
-_SIGNS = 3
+_SIGNS = 8
 """Sums of differences over the tokens of a pair that are pushed to 0: the plain one, and with random signs."""
 
 
@@ -294,9 +294,10 @@ def _solve(working: _Sentences, search: _Search) -> None:
         with late.noted() as notes:
             scores = working.scores(batch)
             problem.add_text(scores, predicting(batch.inputs["attention_mask"]), notes, working.generator)
+    n_signs = _SIGNS if settings.form == "consistency" else 1
     for batch in working.pairs[0]:
         with late.noted() as notes:
-            problem.add_pairs(working.shared(batch), batch.inputs["shared"].bool(), notes, working.generator, _SIGNS)
+            problem.add_pairs(working.shared(batch), batch.inputs["shared"].bool(), notes, working.generator, n_signs)
     path: Sequence[float] = _CONSISTENCY
     if settings.form == "consistency":
         solve = problem.consistent(settings.damping)
