@@ -74,7 +74,7 @@ def figures(model: nn.Module, pairs: SentencePairs, texts: list[dict[str, Tensor
     """Of pairs and texts that no method has seen."""
     order = pairs.attention_mask.sum((1, 2)).argsort()
     with torch.no_grad():
-        sums = [pair_log_likelihoods(model, next(iter(pairs.take(r).loader(16)))[0]) for r in order.split(16)]
+        sums = [pair_log_likelihoods(model, next(iter(pairs.take(r).loader(16)))[0]) for r in torch.split(order, 16)]
         total, number = 0.0, 0
         for batch in texts:
             mask = batch["attention_mask"][:, 1:].bool()
@@ -97,7 +97,7 @@ def run(
         learned += [(first[row], second[row]) for row in order[:n_learned]]
         rows = order[n_learned:][:n_test]
         tests[name] = SentencePairs.of_texts([first[row] for row in rows], [second[row] for row in rows], tokenizer)
-    pairs = SentencePairs.of_texts(*map(list, zip(*learned, strict=True)), tokenizer)  # type: ignore[arg-type]
+    pairs = SentencePairs.of_texts([pair[0] for pair in learned], [pair[1] for pair in learned], tokenizer)
     texts = [text for group in wikipedia("gender").values() for text in group if 60 <= len(text) <= 180]
     texts = draw.sample(texts, 2 * n_texts)
     given, test_texts = batches(texts[:n_texts], tokenizer), batches(texts[n_texts:][: n_texts // 2], tokenizer)
@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, default="both")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS)[:2])
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--test", type=int, default=60, help="pairs of each data set to test on")
-    parser.add_argument("--texts", type=int, default=160, help="sentences to edit and select on; half as many test")
+    parser.add_argument("--test", type=int, default=40, help="pairs of each data set to test on")
+    parser.add_argument("--texts", type=int, default=120, help="sentences to edit and select on; half as many test")
     add_rows(parser)
     options = parser.parse_args()
     settings = {"data": options.data, "methods": options.methods, "n_test": options.test, "n_texts": options.texts}

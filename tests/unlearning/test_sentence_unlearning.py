@@ -298,6 +298,10 @@ def test_figures_are_those_of_the_repaired_model(form: str, model: nn.Module) ->
     allowed = [h for h in repair.history[1:] if h["perplexity"] <= 1.3 * repair.perplexity_before]
     allowed = [h for h in allowed if h["relative"] < repair.before.relative and h["bias"] < repair.bias_before]
     assert repair.candidate and repair.bias == min(h["bias"] for h in allowed)
+    falls = [abs(b) - abs(a) for a, b in zip(repair.before.differences, repair.after.differences, strict=True)]
+    mean = float(sum(falls) / 6)
+    half = 1.96 * math.sqrt(sum((float(f) - mean) ** 2 for f in falls) / 6) / math.sqrt(6)
+    assert any("within its error on 6 held-out pairs" in flag for flag in repair.flags) == (mean + half >= 0)
     assert was_unlearned(repair.model) and not was_unlearned(model)
     assert max(map(len, str(repair).splitlines())) <= 100
 

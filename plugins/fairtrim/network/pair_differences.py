@@ -59,7 +59,8 @@ def shared_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tenso
         raise InputError(f"got the inputs {told}; expected those of SentencePairs: {list(wanted)}, (N, 2, T) each")
     ids, mask, shared = (inputs[name].flatten(0, 1) for name in wanted)
     likelihoods = token_log_likelihoods(next_token_scores(model, ids, mask), ids)
-    return (likelihoods * (shared.bool() & mask.bool())).view(inputs["input_ids"].shape)
+    counted: Tensor = likelihoods * (shared.bool() & mask.bool())
+    return counted.view(-1, 2, ids.shape[1])
 
 
 def pair_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

@@ -70,6 +70,30 @@ class SentenceFigures:
         """
         return all(math.isfinite(value) for value in self.told().values())
 
+    def change_from(self, before: SentenceFigures) -> tuple[float, float]:
+        """Change of the mean |ΔLL| of the same pairs.
+
+        Args:
+            before: The earlier figures.
+
+        Returns:
+            The change, and the half-width of its 95 % interval, in nats.
+        """
+        change = self.differences.abs() - before.differences.abs()
+        return float(change.mean()), 1.96 * float(change.std(correction=0)) / math.sqrt(len(change))
+
+    def falls_beyond_chance(self, before: SentenceFigures) -> bool:
+        """Whether the mean |ΔLL| of the same pairs fell by more than its 95 % interval allows for none.
+
+        Args:
+            before: The earlier figures.
+
+        Returns:
+            Whether it did.
+        """
+        change, half = self.change_from(before)
+        return change + half < 0
+
     def told(self) -> dict[str, float]:
         """The figures by name.
 
@@ -157,10 +181,9 @@ class SentenceRepair:
 
     def __str__(self) -> str:
         before, after = self.before, self.after
-        change = after.differences.abs() - before.differences.abs()
-        error = 1.96 * float(change.std(correction=0)) / math.sqrt(len(change))
+        change, error = after.change_from(before)
         shown = [
-            ("mean |ΔLL|, nats", before.bias, after.bias, f" ({float(change.mean()):+.2f} ± {error:.2f}, 95 %)"),
+            ("mean |ΔLL|, nats", before.bias, after.bias, f" ({change:+.2f} ± {error:.2f}, 95 %)"),
             ("rms ΔLL, nats", before.rms, after.rms, ""),
             ("mean |ΔLL| / spread of LL", before.relative, after.relative, ""),
             ("perplexity of texts", before.perplexity, after.perplexity, ""),

@@ -187,6 +187,11 @@ def unlearn_sentences(
     working.write(search.best)
     if not chosen:
         search.flags.insert(0, f"the network is returned as it was given: {search.why_not()}")
+    elif not after.falls_beyond_chance(before):
+        search.flags.append(
+            f"the fall of the mean |ΔLL| is within its error on {len(after.differences)} held-out pairs; take more "
+            "pairs to tell it from chance"
+        )
     repaired = working.model
     for parameter, flag in zip(repaired.parameters(), working.flags, strict=True):
         parameter.requires_grad_(flag)
@@ -331,12 +336,12 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
             batches = [
                 SentenceBatch({name: tensor[part] for name, tensor in batch.inputs.items()}, {})
                 for batch in working.pairs[0]
-                for part in torch.arange(len(batch.inputs["shared"])).split(settings.training_batch_size)
+                for part in torch.split(torch.arange(len(batch.inputs["shared"])), settings.training_batch_size)
             ]
             texts = [
                 {name: tensor[part] for name, tensor in batch.inputs.items()}
                 for batch in working.texts[0]
-                for part in torch.arange(len(batch.inputs["input_ids"])).split(2 * settings.training_batch_size)
+                for part in torch.split(torch.arange(len(batch.inputs["input_ids"])), 2 * settings.training_batch_size)
             ]
             text_order = torch.randperm(len(texts), generator=working.generator).tolist()
             for step, row in enumerate(torch.randperm(len(batches), generator=working.generator).tolist()):
