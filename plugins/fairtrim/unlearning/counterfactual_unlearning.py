@@ -194,8 +194,7 @@ class CounterfactualUnlearning(PostProcessor):
         Args:
             model: The trained network; of pairs of sentences a causal language model, called with ``input_ids`` and
                 ``attention_mask``.
-            loader: Validation people, or ``SentencePairs``: half of what differs between the sides is no bias, so look
-                at them.
+            loader: Validation people, or ``SentencePairs``.
             texts: With ``SentencePairs``: a loader of ``{"input_ids", "attention_mask"}``, (N, T) each, alone or first
                 in a tuple. On half of the sentences the model is kept as it is, of the other half the perplexity is.
             options: Of ``PostProcessor.repair``; of pairs of sentences ``selection_loader`` (other ``SentencePairs``),
