@@ -97,6 +97,36 @@ def test_alignment_of_texts() -> None:
     ]
 
 
+class _Starting:
+    """A tokenizer of letters that names a token for the start, and puts it before texts or doesn't."""
+
+    bos_token_id = 6
+
+    def __init__(self, adds: bool) -> None:
+        self.adds = adds
+
+    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[6] * self.adds + ["abcde".index(letter) for letter in text] for text in texts]}
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_token_starts_both_sentences(adds: bool) -> None:
+    torch.manual_seed(4)
+    model, tokenizer = _Bigrams(), _Starting(adds)
+    started = SentencePairs.of_texts(["acd", "ab"], ["abcd", "ac"], tokenizer)
+    assert started.input_ids[0].tolist() == [[6, 0, 2, 3, 0], [6, 0, 1, 2, 3]]
+    assert started.shared.int()[0].tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 1, 1]]
+    found = pair_differences(model, next(iter(started.loader()))[0])[0, 0]
+    wanted = _plain(model, [6, 0, 2, 3], [0, 1, 1, 1]) - _plain(model, [6, 0, 1, 2, 3], [0, 1, 0, 1, 1])
+    torch.testing.assert_close(found, torch.tensor(wanted).double())
+    other = SentencePairs.of_texts(["acd"], ["abcd"], _Starting(False), start=5)
+    assert other.input_ids[0].tolist() == [[5, 0, 2, 3, 0], [5, 0, 1, 2, 3]]
+    plain = SentencePairs.of_texts(["acd"], ["abcd"], _Starting(False), start=None)
+    assert plain.input_ids[0].tolist() == [[0, 2, 3, 0], [0, 1, 2, 3]]
+    with pytest.raises(InputError, match="pair 0 shares 0 tokens"):  # the start is no shared token
+        SentencePairs.of_texts(["ab"], ["cd"], tokenizer)
+
+
 def test_likelihoods_of_half_precision_are_summed_in_single() -> None:
     scores = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0))
     tokens = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(1))
@@ -114,6 +144,7 @@ def test_likelihoods_of_half_precision_are_summed_in_single() -> None:
         (lambda: SentencePairs.of_tokens([[1, 2]], [[1, 4]], shared=[([1, 1], [1, 0])]), "2 tokens on one side and 1"),
         (lambda: SentencePairs.of_tokens([[1, 2]], [[1, 4]], shared=[([1], [1, 0])]), "1 or 0 for every token"),
         (lambda: SentencePairs.of_tokens([], []), "at least one"),
+        (lambda: SentencePairs.of_texts(["a"], ["b"], dict, start="bos"), "start='bos'; expected"),  # type: ignore[arg-type]
         (lambda: SentencePairs.of_tokens([[1, 2]], [[1, 4]], categories=["a", "b"]), "expected one each"),
         (lambda: pair_differences(nn.Identity(), {"input_ids": torch.ones(2, 3)}), "those of SentencePairs"),
     ],

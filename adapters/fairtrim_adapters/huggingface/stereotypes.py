@@ -167,6 +167,7 @@ def sentence_pairs(
     tokenizer: Callable[[list[str]], Any],
     *,
     by: str = "category",
+    start: int | Literal["auto"] | None = "auto",
 ) -> SentencePairs:
     """Records as pairs of token sequences, the stereotypical sentence first.
 
@@ -178,6 +179,7 @@ def sentence_pairs(
         records: Of ``crows_pairs``, or of ``stereo_set`` within sentences.
         tokenizer: Texts -> their tokens, under ``input_ids``, as those of Hugging Face give them.
         by: The attribute that becomes the pairs' category, such as ``"direction"`` or ``"target"``.
+        start: The token before both sentences, by default that of the tokenizer; see ``SentencePairs.of_texts``.
 
     Returns:
         The pairs.
@@ -205,6 +207,7 @@ def sentence_pairs(
         [record.antistereotype for record in records],
         tokenizer,
         categories=[getattr(record, by) for record in records],
+        start=start,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -193,26 +193,53 @@ class SentencePairs(Dataset[PairSample]):
         tokenizer: Callable[[list[str]], Any],
         *,
         categories: Sequence[str] = (),
+        start: int | Literal["auto"] | None = "auto",
     ) -> SentencePairs:
         """From texts; what both sentences share is found by aligning their tokens, as CrowS-Pairs does.
+
+        A token that starts texts goes before both sentences, as is usual for models like GPT-2. It counts for neither,
+        but with it the first word is predicted as well, and isn't the one that attention falls on where nothing else
+        is to be read: names in its place would differ in that.
 
         Args:
             first: x of each pair, for data on stereotypes the stereotypical sentence.
             second: x̄ of each.
             tokenizer: Texts -> their tokens, under ``input_ids``, as those of Hugging Face give them.
             categories: What each pair is about.
+            start: The token before both sentences; ``"auto"`` for ``tokenizer.bos_token_id``, if it has one. It is not
+                doubled where the tokenizer puts it there. None for the sentences alone.
 
         Returns:
             The pairs.
 
         Raises:
             InputError: There are not as many second as first sentences, or a pair shares no token.
+
+        Example:
+            >>> tokens = lambda texts: {"input_ids": [[ord(letter) - 96 for letter in text] for text in texts]}
+            >>> pairs = SentencePairs.of_texts(["acd"], ["bcd"], tokens, start=0)
+            >>> pairs.input_ids.tolist(), pairs.shared.int().tolist()
+            ([[[0, 1, 3, 4], [0, 2, 3, 4]]], [[[0, 0, 1, 1], [0, 0, 1, 1]]])
         """
         if len(first) != len(second):
             raise InputError(f"{len(first)} first and {len(second)} second sentences; expected pairs")
-        sides = [token_rows(texts, tokenizer) for texts in (first, second)]
+        if start == "auto":
+            start = getattr(tokenizer, "bos_token_id", None)
+        before: list[int] = []
+        if start is not None:
+            require_number("start", start, at_least=0, whole=True, remedy=", the number of a token, 'auto' or None")
+            before = [int(start)]
+        sides = [
+            [row[1:] if before and row[:1] == before else row for row in token_rows(texts, tokenizer)]
+            for texts in (first, second)
+        ]
         marks = [_aligned(one, other) for one, other in zip(*sides, strict=True)]
-        return cls.of_tokens(sides[0], sides[1], shared=marks, categories=categories)
+        hidden = [0] * len(before)
+        return cls.of_tokens(
+            *([before + row for row in side] for side in sides),
+            shared=[(hidden + one, hidden + other) for one, other in marks],
+            categories=categories,
+        )
 
 
 def _aligned(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
