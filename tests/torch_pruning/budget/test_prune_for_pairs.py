@@ -121,7 +121,7 @@ def test_llama(transformers: Any) -> None:
     config = transformers.LlamaConfig(
         vocab_size=WORDS,
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=21,
@@ -150,7 +150,6 @@ def test_llama(transformers: Any) -> None:
     last = done.history.iloc[-1]
     assert last["rms"] == pytest.approx(_rms(done.model, pairs), rel=1e-4)
     assert last["rms"] == pytest.approx(done.history[done.history["kept"]]["rms"].iloc[-2], rel=1e-3)
-    assert done.model.generate(input_ids=torch.tensor([[2, 5]]), max_new_tokens=2, do_sample=False).shape == (1, 4)
 
 
 def test_refusals() -> None:
