@@ -1,10 +1,11 @@
 """Pair damage on a language model: which removed channels lower |ΔLL| of pairs of sentences, at equal perplexity.
 
     pip install -e '.[huggingface]'  # and the packages that examples/language_model.py names
-    python -m benchmarks.pair_damage --splits 0 1 2   # about ten CPU minutes a split
+    python -m benchmarks.pair_damage --splits 0 1 2   # about eight CPU minutes a split
+    python -m benchmarks.pair_damage --starts         # five, the dense network
 
 SmolLM2-135M, all 46,080 feed-forward channels and 270 query heads, chosen by one half of CrowS-Pairs' pairs on gender
-and 100 sentences of Wikipedia; every method closes as many of its order as 80 other sentences allow at a
+and 100 sentences of Wikipedia; every method closes as many of its order as 50 other sentences allow at a
 perplexity of at most +5 %, and is measured on the other half and on StereoSet's pairs on gender, which nothing was
 chosen by. ``halves`` is the correlation of the channels' first-order gains between two halves of the pairs.
 """
@@ -164,6 +165,25 @@ def agreement(pairs: DamageTable) -> tuple[float, float]:
     return channels, heads
 
 
+def tell_starts(model: Any, tokenizer: Any, groups: list[ChannelGroup]) -> None:
+    """What a token before both sentences changes: ΔLL of all pairs, and how far halves of them agree."""
+    for name in (None, "<|im_start|>", "<|endoftext|>"):
+        start = None if name is None else tokenizer.convert_tokens_to_ids(name)
+        pairs = sentence_pairs(crows_pairs(categories=["gender"]), tokenizer, start=start)
+        found = Measured(model, groups).differences(pairs)
+        table = pair_table(model, pairs, groups)
+        line = f"{name or 'no start':15} rms ΔLL {float(found.square().mean().sqrt()):.2f}, preferred "
+        line += f"{100 * float((found > 0).float().mean()):.1f} %, halves "
+        print(line + "{:+.3f}, heads {:+.3f}".format(*agreement(table)), flush=True)
+
+
+def pair_table(model: Any, pairs: SentencePairs, groups: list[ChannelGroup]) -> DamageTable:
+    """The quadratic of ΔLL in folds."""
+    loader = pairs.in_folds(FOLDS).loader(8)
+    calling: Any = {"forward_fn": pair_differences, "loss_fn": F.mse_loss, "interactions": True, "progress": False}
+    return collect_damage(model, loader, groups, **calling)
+
+
 def told(name: str, size: str, rise: float, found: Sequence[Tensor], dense: Sequence[Tensor]) -> str:
     line = f"{name:36}{size:>8}{100 * math.expm1(rise):>+8.1f} %"
     for now, before in zip(found, dense, strict=True):
@@ -176,10 +196,14 @@ def told(name: str, size: str, rise: float, found: Sequence[Tensor], dense: Sequ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, nargs="+", default=[0], help="which splits; default 0")
-    splits = parser.parse_args().splits
+    parser.add_argument("--starts", action="store_true", help="only the dense network, by what starts sentences")
+    arguments = parser.parse_args()
     model, tokenizer = smollm2()
     model.requires_grad_(False)
     groups = channels_of(model)
+    if arguments.starts:
+        tell_starts(model, tokenizer, groups)
+        return
     network = Measured(model, groups)
     crows = sentence_pairs(crows_pairs(categories=["gender"]), tokenizer)
     stereo = sentence_pairs(stereo_set(categories=["gender"]), tokenizer)
@@ -187,7 +211,7 @@ def main() -> None:
     print(f"{'':54}{'CrowS-Pairs':>23}{'StereoSet':>23}")
     figures = f"{'rms ΔLL':>10}{'preferred':>13}"
     print(f"{'split, method':36}{'closed':>8}{'perpl.':>10}{figures}{figures}")
-    for split in splits:
+    for split in arguments.splits:
         draws = torch.Generator().manual_seed(split)
         rows = torch.randperm(len(crows), generator=draws)
         scoring, test = crows.take(rows[: len(rows) // 2]), crows.take(rows[len(rows) // 2 :])
@@ -196,15 +220,7 @@ def main() -> None:
         scoring_texts, judges = (
             text_loader(some, tokenizer, batch_size=8, max_length=48) for some in (drawn[:100], drawn[100:])
         )
-        pairs = collect_damage(
-            model,
-            scoring.in_folds(FOLDS).loader(8),
-            groups,
-            forward_fn=pair_differences,
-            loss_fn=F.mse_loss,
-            interactions=True,
-            progress=False,
-        )
+        pairs = pair_table(model, scoring, groups)
         texts = collect_damage(model, scoring_texts, groups, interactions=True, progress=False)
         before = network.log_perplexity(judges)
         dense = [network.differences(some) for some in (test, other)]
