@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import (
     LayerwiseOptimization,
+    SentencePairs,
     UnsupportedModelError,
     collect_damage,
     fine_tune,
@@ -36,7 +37,7 @@ from fairtrim.devices import model_device
 from fairtrim.files.resumption import fingerprint
 from fairtrim.reconstruction import Reader, reconstruct
 from fairtrim_adapters.sweep import sweep
-from fairtrim_adapters.torch_pruning import MeanDamageImportance, prune_copy, prune_to, reconstructed
+from fairtrim_adapters.torch_pruning import MeanDamageImportance, prune_copy, prune_for_pairs, prune_to, reconstructed
 from tests.large_cases import feed_forward, llama, offload, texts
 from tests.networks import CASES
 
@@ -115,6 +116,7 @@ def _reconstructed(model: nn.Module) -> None:
         pruner.step()
 
 
+PAIRS = SentencePairs.of_tokens([[1, 2]] * 3, [[3, 2]] * 3)
 SPLITS = DataSplits(test=PEOPLE, scoring=PEOPLE)
 CHANGES: dict[str, Callable[[Any], object]] = {
     "saliency": lambda m: squared_gradients(offload(m), PEOPLE, progress=False),
@@ -131,6 +133,9 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "self-collecting": _self_collecting,
     "reconstructed": _reconstructed,
     "pruned copy": lambda m: prune_copy(offload(m), MeanDamageImportance(progress=False), SPLITS, 0.5, progress=False),
+    "pairs": lambda m: prune_for_pairs(
+        offload(m), PAIRS, PEOPLE, held_out=PAIRS, held_out_texts=PEOPLE, progress=False
+    ),
     "budget": lambda m: prune_to(offload(m), PEOPLE, PEOPLE[0][0][:1], parameters=0.5, progress=False),
     "sweep": lambda m: sweep(offload(m), SPLITS, ["mean-damage"], [0.5], seeds=1, progress=False),
 }

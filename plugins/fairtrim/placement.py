@@ -124,5 +124,8 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def stored_weight(module: nn.Module) -> Tensor:
-    """The weight of a layer, from where it lies."""
-    return StoredTensors(module)["weight"]
+    """The weight of a layer, from where it lies; of one that is computed from others, what comes out."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    elsewhere = weight.device.type == "meta" or _is_shard(weight)
+    return StoredTensors(module)["weight"] if elsewhere else weight

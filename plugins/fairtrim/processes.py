@@ -125,13 +125,12 @@ class Processes:
         )
 
 
-def check_calls_in_step(model: nn.Module, loader: Any, max_batches: int | None) -> None:
+def check_calls_in_step(model: nn.Module, n_batches: int | None) -> None:
     """Refuse shares of different lengths for a sharded network, whose layers wait for all processes at every call.
 
     Args:
         model: The network.
-        loader: Of this process.
-        max_batches: Read no more than these.
+        n_batches: That this process will read; None if that isn't known.
 
     Raises:
         InputError: The processes would call the network differently often, or it isn't known how often.
@@ -139,10 +138,7 @@ def check_calls_in_step(model: nn.Module, loader: Any, max_batches: int | None) 
     processes = Processes()
     if processes.count == 1 or not is_sharded(model):
         return
-    length = len(loader) if hasattr(loader, "__len__") else None
-    if length is not None and max_batches is not None:
-        length = min(length, max_batches)
-    told = processes.exchange(length)
+    told = processes.exchange(n_batches)
     if None in told or len(set(told)) > 1:
         raise InputError(
             f"the processes have {told} batches, and the network is sharded (fully_shard): every call waits for all of "

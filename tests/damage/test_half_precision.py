@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim import SentencePairs, collect_damage, pair_differences
+from fairtrim import ChannelGroup, ChannelPlace, SentencePairs, collect_damage, pair_differences
 from fairtrim.damage.measured_change import measured_change
 from fairtrim.damage.weight_saliency import collect_weight_saliency
 from fairtrim.reconstruction import Reader, reconstruct
@@ -68,6 +68,19 @@ def test_small_slopes_in_float16(transformers: Any) -> None:
     table = collect_damage(model, texts(), groups, **options)
     small = collect_damage(model, texts(), groups, loss_fn=partial(_scaled, factor=factor), **options)
     torch.testing.assert_close(small.slope / factor, table.slope, rtol=1e-6, atol=1e-12)
+
+
+def test_slopes_that_single_precision_hardly_holds_in_float16() -> None:
+    """Scores 95 apart: the loss's gradient is some 1e-41, which no power of two of single precision brings to 1."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).half()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.25)
+        model[1].bias.copy_(torch.tensor([95.0, 0.0]))
+    hidden = ChannelGroup("0", 3, (ChannelPlace("1", "input", range(3), range(3), channel_axis=-1),))
+    people = [(torch.ones(4, 2).half(), torch.zeros(4, dtype=torch.long))]
+    table = collect_damage(model, people, [hidden], curvature="empirical", progress=False)
+    assert bool(table.slope.isfinite().all()) and float(table.slope.abs().max()) < 1e-30
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -112,6 +112,18 @@ def test_linear_layers_whose_weights_are_turned() -> None:
     assert told_nothing.unmixed.tolist() == [True] * 3
 
 
+def test_a_weight_that_is_computed_from_others() -> None:
+    """Weight normalisation keeps two parameters and no weight; what comes out of them is the layer's matrix."""
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    hidden = ChannelGroup("0", 4, (ChannelPlace("1", "input", range(4), range(4), channel_axis=-1),))
+    model = nn.Sequential(nn.Linear(2, 4), layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+    with input_moments(model, [hidden]) as moments:
+        model(torch.ones(5, 2))
+    torch.testing.assert_close(moments.read().readers[0].weight[0, :, :, 0], layer.weight.detach().double())
+
+
 def test_layers_that_cannot_make_up_for_a_channel() -> None:
     """A norm, a recurrent layer, a depthwise one, one that isn't called as a module, one that is too wide."""
 

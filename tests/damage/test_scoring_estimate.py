@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from fairtrim import InputError, activation_checkpointing, collect_damage, estimate_scoring
 from fairtrim.damage import scoring_estimate
+from fairtrim.damage.channel_costs import weight_uses
 from fairtrim.damage.channel_groups import ChannelGroup, ChannelPlace
+from fairtrim.damage.input_moments import input_moments
 from tests.large_cases import feed_forward, llama, texts
 from tests.networks import CASES
 from tests.snapshot import Snapshot
@@ -91,6 +94,48 @@ def test_told_before_it_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "1 forward, 2 backward passes a batch" in capsys.readouterr().err
     collect_damage(model, [_batch()], [HIDDEN], progress=False)
     assert not capsys.readouterr().err
+
+
+class _Stream(IterableDataset[Any]):
+    """Samples of which nobody knows how many."""
+
+    def __iter__(self) -> Any:
+        x, y, _ = _batch()
+        return zip(x, y, strict=True)
+
+
+def test_a_stream_has_no_length(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scoring_estimate, "LARGE", 1)
+    collect_damage(_mlp(), DataLoader(_Stream(), batch_size=2), [HIDDEN])
+    assert "1 forward, 2 backward passes a batch" in capsys.readouterr().err
+
+
+def test_the_pass_of_the_estimate_is_counted_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added up beside the table is that of the samples, whether the estimate is told or not."""
+    monkeypatch.setattr(scoring_estimate, "LARGE", 1)
+    found = []
+    for progress in (True, False):
+        model = _mlp()
+        with input_moments(model, [HIDDEN]) as moments, weight_uses(model) as uses:
+            collect_damage(model, [_batch(), _batch(3)], [HIDDEN], progress=progress)
+        found.append((moments.read().readers[0].n_rows, uses.per_sample(7)))
+    assert found[0] == found[1] and found[0][0] == 7
+
+
+class _Transposed(nn.Module):
+    """A linear layer whose weight is (inputs, outputs), as GPT-2's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(7, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_moments_of_inputs_on_the_first_axis() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), _Transposed())
+    assert estimate_scoring(model, _batch(), [HIDDEN]).moment_bytes == 8 * 7**2
 
 
 _MEASURED = """

@@ -292,6 +292,7 @@ def test_refused() -> None:
         (lambda: compare_language_models(MODELS, [(inputs, ids * 0 - 100)]), "no token of any text"),
         (lambda: compare_language_models({"bad": broken}, text_loader(TEXTS, _Tokenizer())), "not finite in batch 0"),
         (lambda: compare_language_models(MODELS, text_loader(TEXTS, _Tokenizer()), batch_size=0), "batch_size"),
+        (lambda: compare_language_models(MODELS, pairs=[("a", "b")]), "pairs is a list; expected SentencePairs"),
     ]
     for make, told in cases:
         with pytest.raises(InputError, match=told):

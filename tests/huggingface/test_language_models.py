@@ -360,6 +360,22 @@ def test_heads_without_a_ratio_for_channels(transformers: Any) -> None:
     assert _attentions(model)[0].o_proj.in_features == 48  # so it is
 
 
+def test_forward_functions_of_the_instance_come_back(transformers: Any) -> None:
+    """As accelerate's hooks put them on modules; the trace has its own while it runs."""
+    model = GROUPED["llama"].model(transformers)
+    module, calls = _attentions(model)[0], []
+    own = module.forward
+
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    module.forward = hooked
+    make_pruner(model, None, "heads")
+    assert vars(module)["forward"] is hooked and not calls
+    assert not any("forward" in vars(other) for other in _attentions(model)[1:])
+
+
 def test_norms_over_all_heads(transformers: Any) -> None:
     model = GROUPED["qwen3"].model(transformers)
     module = _attentions(model)[1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -38,6 +41,17 @@ def test_every_text_once_with_its_features(batch_size: int) -> None:
     assert _rows(loader) == wanted
     assert [len(labels) for _, labels, _ in loader] == {1: [1] * 7, 3: [1, 3, 3], 50: [7]}[batch_size]
     assert _rows(text_loader(TEXTS, _tokenizer)) == {text: (labels, None) for text, (labels, _) in wanted.items()}
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda values: pd.Series(values, index=values)])
+def test_features_are_taken_by_place(kind: Callable[[list[int]], Any]) -> None:
+    """A column of a frame that was shuffled keeps its labels, by which it would be asked for."""
+    numbers = [3, 0, 6, 1, 5, 2, 4]
+    wanted = dict(zip(TEXTS, numbers, strict=True))
+    for features in (kind(numbers), {"number": kind(numbers)}):
+        loader = text_loader(TEXTS, _tokenizer, features, batch_size=3)
+        found = {text: own for text, (_, own) in _rows(loader).items()}
+        assert found == (wanted if not isinstance(features, dict) else {t: {"number": n} for t, n in wanted.items()})
 
 
 def test_batches_hold_texts_of_like_length_and_come_in_order() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fairtrim import InputError
+from fairtrim.data.padding import NOT_LABELLED
 
 __all__ = ["next_token_labels"]
 
@@ -39,11 +40,11 @@ def next_token_labels(labels: Tensor, attention_mask: Tensor | None = None) -> T
     if labels.ndim != 2 or labels.is_floating_point():
         raise InputError(f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected integers (N, T)")
     if attention_mask is None:
-        return pad(labels[:, 1:], (0, 1), value=-100)
+        return pad(labels[:, 1:], (0, 1), value=NOT_LABELLED)
     if attention_mask.shape != labels.shape:
         raise InputError(
             f"attention_mask has shape {tuple(attention_mask.shape)} and the labels {tuple(labels.shape)}; expected "
             "the same (N, T)"
         )
     known = attention_mask.bool() & pad(attention_mask[:, 1:].bool(), (0, 1))
-    return pad(labels[:, 1:], (0, 1), value=-100).masked_fill(~known, -100)
+    return pad(labels[:, 1:], (0, 1), value=NOT_LABELLED).masked_fill(~known, NOT_LABELLED)

@@ -306,6 +306,8 @@ def compare_language_models(
     require_number("batch_size", batch_size, at_least=1, whole=True)
     if texts is None and pairs is None and contexts is None:
         raise InputError("nothing to compare on; expected texts, pairs= or contexts=, any of them")
+    if not isinstance(pairs, SentencePairs | None):
+        raise InputError(f"pairs is a {type(pairs).__name__}; expected SentencePairs: sentence_pairs(..., tokenizer)")
     if contexts is not None and (tokenizer is None or not contexts):
         raise InputError(
             f"{len(contexts)} contexts and tokenizer={tokenizer}; expected contexts, and tokenizer= with them"

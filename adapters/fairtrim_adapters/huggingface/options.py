@@ -235,13 +235,16 @@ def _stand_ins(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
     Torch-Pruning's walk does not end on the slices of rotary positions, and it does not see that GPT-2's split at axis
     2 is one of channels.
     """
+    own = {module: vars(module).get("forward") for module in forwards}  # as a hook of accelerate's
     try:
         for module, forward in forwards.items():
             module.forward = forward
         yield
     finally:
-        for module in forwards:
+        for module, forward in own.items():
             vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
 
 
 def _stand_in(attention: Attention, together: bool) -> Callable[..., tuple[Tensor, None]]:

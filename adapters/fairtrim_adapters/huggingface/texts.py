@@ -58,9 +58,10 @@ def text_loader(
     if max_length is not None:
         require_number("max_length", max_length, at_least=2, whole=True)
     by_name = isinstance(sensitive_features, Mapping)
-    features = dict(sensitive_features) if isinstance(sensitive_features, Mapping) else {"": sensitive_features}
+    given = sensitive_features if isinstance(sensitive_features, Mapping) else {"": sensitive_features}
+    features = {name: list(values) for name, values in given.items() if values is not None}  # by place, not by a label
     for name, values in features.items():
-        if values is not None and len(values) != len(texts):
+        if len(values) != len(texts):
             raise InputError(
                 f"sensitive_features{f'[{name!r}]' if name else ''} has {len(values)} values and there are "
                 f"{len(texts)} texts; expected as many"
@@ -80,7 +81,7 @@ def text_loader(
         labels = next_token_labels(ids, mask)
         if sensitive_features is None:
             return inputs, labels
-        columns = {name: [values[number] for number in numbers] for name, values in features.items() if values}
+        columns = {name: [values[number] for number in numbers] for name, values in features.items()}
         return inputs, labels, columns if by_name else columns[""]
 
     return [batch(numbers) for numbers in batches]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairtrim.arguments import require_choice
 from fairtrim.errors import InputError
-from fairtrim.network.activation_checkpointing import recomputing
+from fairtrim.network.activation_checkpointing import uncounted
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
@@ -48,8 +48,8 @@ class WeightUses:
         self._positions: dict[str, float] = {}
 
     def note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Count one call of a layer, but for one in a backward pass, which a checkpoint makes again."""
-        if recomputing():
+        """Count one call of a layer, but for one that a checkpoint makes again, or a trial."""
+        if uncounted():
             return
         read = next((value for value in args if isinstance(value, Tensor)), None)
         given = output if isinstance(output, Tensor) else next((v for v in output if isinstance(v, Tensor)), None)

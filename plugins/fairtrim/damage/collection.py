@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch
+from fairtrim.data.batches import Batch, n_batches_of
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described
@@ -101,7 +101,7 @@ def collect_damage(
         }
         run = ScoringRun(folder, settings, processes)
     processes.agree(settings)
-    check_calls_in_step(model, loader, reading.max_batches)
+    check_calls_in_step(model, n_batches_of(loader, reading.max_batches))
     with processes.together():
         run.restore(moments, encoder)
     with (

@@ -171,7 +171,7 @@ class Gates:
 def _scale_of_float16(direction: Tensor) -> Tensor:
     """A power of two for each sample, (N,), that brings its direction to about 1: below 6e-8 float16 has nothing."""
     largest = direction.detach().float().abs().flatten(1).amax(1)
-    return torch.exp2(-largest.where(largest > 0, 1.0).log2().floor())
+    return torch.exp2(-largest.where(largest > 0, 1.0).log2().floor().clamp_min(-100))  # beyond 127 it is infinite
 
 
 def _multiply(activation: Tensor, gate: Tensor, site: Site) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.arguments import RandomState, random_generator
 from fairtrim.data.padding import real_tokens
-from fairtrim.network.activation_checkpointing import recomputing
+from fairtrim.network.activation_checkpointing import uncounted
 from fairtrim.placement import stored_weight
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
@@ -214,7 +214,7 @@ class InputMoments:
     def _before(self, reader: _Reader) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if read is not None and not recomputing():
+            if read is not None and not uncounted():
                 reader.add(read, self._generator, self._tokens)
 
         return hook

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch, slice_samples, tensors_of
+from fairtrim.data.batches import Batch, n_batches_of, slice_samples, tensors_of
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.network.sample_loss import SampleLoss
@@ -102,7 +102,7 @@ def measured_change(
     reading = Reading.of(options, "measured_change")
     network, sample_loss, encoder = reading.network(model), reading.sample_loss(), reading.encoder()
     device = network.device
-    check_calls_in_step(model, loader, reading.max_batches)
+    check_calls_in_step(model, n_batches_of(loader, reading.max_batches))
     stride = max(1, -(-len(before) // max_samples))
     losses, units, positions, belongs = [], [], [], []
     order, n_read = b"", 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -16,15 +16,15 @@ from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
 from fairtrim.arguments import require_number
-from fairtrim.data.batches import Batch, map_tensors, parts_of_batch, slice_samples, tensors_of
+from fairtrim.data.batches import Batch, map_tensors, n_batches_of, parts_of_batch, slice_samples, tensors_of
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
-from fairtrim.network.activation_checkpointing import blocks_of, is_checkpointed, without_checkpoints
+from fairtrim.network.activation_checkpointing import blocks_of, is_checkpointed, trial_pass
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import holds_nothing, is_sharded
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
 
-from .channel_groups import ChannelGroup, channel_sites
+from .channel_groups import ChannelGroup, Site, channel_sites
 from .gates import hooked_gates
 from .input_moments import MAX_INPUTS
 from .loss_expansion import MAX_EXACT_CLASSES, Curvature
@@ -206,7 +206,7 @@ def estimate_scoring(
         preserved_random_state(),
         preserved_model(model),
         torch.enable_grad(),
-        without_checkpoints(),
+        trial_pass(),
         hooked_gates(model, sites, n_columns) as gates,
         kept.counting(model),
         _FusedAttention() if device.type == "meta" else nullcontext(),
@@ -235,7 +235,7 @@ def estimate_scoring(
         "sketched": n_groups * n_columns * width * sketch_rows,
     }[pairs]
     modules = dict(model.named_modules(remove_duplicate=False))
-    widths = {s.module: _n_inputs(modules[s.module]) for s in sites if s.side == "input"}
+    widths = {s.module: _n_inputs(modules[s.module], s) for s in sites if s.side == "input"}
     return ScoringEstimate(
         n_channels=n_columns,
         n_parameters=sum(p.numel() for p in model.parameters()),
@@ -282,9 +282,7 @@ def tell_large(
     model = network.model
     if not reading.progress or sum(p.numel() for p in model.parameters()) < LARGE or is_sharded(model):
         return
-    n_batches = len(loader) if isinstance(loader, Sized) else None
-    if n_batches is not None and reading.max_batches is not None:
-        n_batches = min(n_batches, reading.max_batches)
+    n_batches = n_batches_of(loader, reading.max_batches)
     estimate = estimate_scoring(
         model,
         (batch.inputs, batch.target),
@@ -299,12 +297,16 @@ def tell_large(
     tqdm.write(estimate.line(), file=sys.stderr)
 
 
-def _n_inputs(module: nn.Module) -> int:
+def _n_inputs(module: nn.Module, site: Site) -> int:
     """E, of a layer that mixes its inputs; 0 elsewhere."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.in_channels // module.groups
+    if isinstance(module, nn.Linear):
+        return module.in_features
     weight = getattr(module, "weight", None)
-    return int(weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim == 2 else 0
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        return 0
+    return min((n for n in weight.shape if n > int(site.channels.max())), default=0)  # on whichever axis they lie
 
 
 class _Kept:

@@ -21,6 +21,7 @@ __all__ = [
     "LossFunction",
     "iterate_batches",
     "map_tensors",
+    "n_batches_of",
     "parts_of_batch",
     "slice_samples",
     "tensors_of",
@@ -145,6 +146,15 @@ def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
     return inputs, target, sensitive
 
 
+def n_batches_of(loader: Iterable[Any], max_batches: int | None) -> int | None:
+    """How many batches will be read of a loader; None if it doesn't say."""
+    try:
+        total = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over a stream, or a bar around a generator, has a length only by name
+        return None
+    return total if total is None or max_batches is None else min(total, max_batches)
+
+
 def iterate_batches(
     loader: Iterable[Any],
     device: torch.device | None,
@@ -165,15 +175,14 @@ def iterate_batches(
         raise InputError(
             f"the loader is a {type(loader).__name__}; expected a DataLoader or another iterable of batches"
         )
-    try:
-        total = len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader over a stream, or a bar around a generator, has a length only by name
-        total = None
-    if total is not None and max_batches is not None:
-        total = min(total, max_batches)
     empty = True
     bar = tqdm(
-        islice(loader, max_batches), total=total, desc=description, disable=not progress, leave=False, unit="batch"
+        islice(loader, max_batches),
+        total=n_batches_of(loader, max_batches),
+        desc=description,
+        disable=not progress,
+        leave=False,
+        unit="batch",
     )
     for index, entry in enumerate(bar):
         inputs, target, sensitive = parts_of_batch(entry, index)

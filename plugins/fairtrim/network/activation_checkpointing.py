@@ -20,15 +20,15 @@ from fairtrim.arguments import did_you_mean, refuse_string
 from fairtrim.errors import InputError
 from fairtrim.preservation import insist
 
-__all__ = ["activation_checkpointing", "blocks_of", "is_checkpointed", "recomputing", "without_checkpoints"]
+__all__ = ["activation_checkpointing", "blocks_of", "is_checkpointed", "trial_pass", "uncounted"]
 
 _MARK = "fairtrim_checkpoint"
-_switched_off: ContextVar[bool] = ContextVar("switched_off", default=False)
+_on_trial: ContextVar[bool] = ContextVar("on_trial", default=False)
 
 
-def recomputing() -> bool:
-    """Whether a backward pass is under way, so that what runs now has run before: nothing is to be counted twice."""
-    return bool(torch._C._current_graph_task_id() != -1)
+def uncounted() -> bool:
+    """Whether what runs now is not to be added up: it runs again, in a backward pass, or on trial."""
+    return bool(torch._C._current_graph_task_id() != -1) or _on_trial.get()
 
 
 def blocks_of(model: nn.Module) -> list[str]:
@@ -44,13 +44,13 @@ def is_checkpointed(model: nn.Module) -> bool:
 
 
 @contextmanager
-def without_checkpoints() -> Iterator[None]:
-    """Switch ``activation_checkpointing`` off for a while, to see what would be kept."""
-    token = _switched_off.set(True)
+def trial_pass() -> Iterator[None]:
+    """Run a network only to see what it would keep: without ``activation_checkpointing``, and counted by nobody."""
+    token = _on_trial.set(True)
     try:
         yield
     finally:
-        _switched_off.reset(token)
+        _on_trial.reset(token)
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def activation_checkpointing(model: nn.Module, blocks: Sequence[str] | None = No
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() or recomputing() or _switched_off.get():
+        if not torch.is_grad_enabled() or uncounted():
             return forward(*args, **kwargs)
         args = tuple(None if _is_cache(value) else value for value in args)
         kwargs = {key: None if _is_cache(value) else value for key, value in kwargs.items()}

@@ -13,7 +13,7 @@ from fairtrim.arguments import require_number
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.errors import InputError
 
-from .scored_network import call_of
+from .scored_network import call_of, logits_of
 
 __all__ = ["answer_scores"]
 
@@ -60,7 +60,7 @@ def answer_scores(tokens: Sequence[int]) -> ForwardFunction:
         if takes_positions:
             given.setdefault("position_ids", (mask.cumsum(1) - 1).clamp_min(0))
         output = call_of(model, given)()
-        scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        scores = logits_of(output)
         if not isinstance(scores, Tensor) or scores.shape[:2] != ids.shape or max(chosen) >= scores.shape[2]:
             told = f"scores {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(output).__name__}"
             raise InputError(

@@ -20,7 +20,7 @@ from fairtrim.placement import holds_nothing
 
 from .batchnorm import batchnorm_layers
 
-__all__ = ["OutputTransform", "ScoredNetwork", "call_of"]
+__all__ = ["OutputTransform", "ScoredNetwork", "call_of", "logits_of"]
 
 OutputTransform = Callable[[Any], Tensor]
 """Finds the scores (N, K) in what the network returns."""
@@ -126,12 +126,7 @@ class ScoredNetwork:
         With ``positions`` scores (N, T, K) for a target (N, T), a label for each of T tokens, will do as well.
         """
         output = self.output(batch.inputs, index=batch.index)
-        if self.output_transform is not None:
-            output = self.output_transform(output)
-        elif isinstance(output, Mapping) and "logits" in output:
-            output = output["logits"]
-        elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-            output = output.logits
+        output = logits_of(output) if self.output_transform is None else self.output_transform(output)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"the network returned a {type(output).__name__}; expected a tensor of scores (N, K): "
@@ -152,6 +147,13 @@ class ScoredNetwork:
                 "to select or reshape them"
             )
         return scores
+
+
+def logits_of(output: Any) -> Any:
+    """The scores in what a network returns: its ``logits``, as an attribute or in a dict; else all of it."""
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
 def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:

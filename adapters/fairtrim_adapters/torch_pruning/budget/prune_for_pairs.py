@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,8 @@ from fairtrim import InputError, SentencePairs, pair_differences
 from fairtrim.arguments import require_number
 from fairtrim.damage.gates import explicit_gates
 from fairtrim.data.batches import iterate_batches
+from fairtrim.data.padding import NOT_LABELLED
+from fairtrim.network.copied_network import copied_network
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.selection import Selection
@@ -135,7 +136,7 @@ def prune_for_pairs(
 
     Raises:
         InputError: An argument or the data is wrong, or nothing can be pruned.
-        UnsupportedModelError: The network can't be scored or pruned.
+        UnsupportedModelError: The network can't be scored, copied or pruned.
 
     Example:
         >>> class Bigrams(nn.Module):
@@ -165,7 +166,7 @@ def prune_for_pairs(
     importance = PairDamageImportance(
         pairs, perplexity_rise=perplexity_rise, agreeing=agreeing, folds=min(8, len(pairs)), after_step=after_step
     )
-    network = ScoredNetwork(copy.deepcopy(model).eval(), None, None)
+    network = ScoredNetwork(copied_network(model).eval())
     with preserved_random_state(texts), preserved_random_state(held_out_texts):
         before = _measured(network, held_out, held_out_texts)
         batch = next(iter(iterate_batches(texts, network.device, max_batches=1, progress=False)))
@@ -198,7 +199,7 @@ def prune_for_pairs(
             good = figures.rms < now.rms and figures.perplexity <= before.perplexity * (1 + perplexity_rise)
             change = table.predict(channels)
             of_texts = [g for g, group in enumerate(table.sensitive_groups) if group[0] == "texts"]
-            predicted = before.perplexity * math.exp(float(change[of_texts].mean()))
+            predicted = before.perplexity * _perplexity(float(change[of_texts].mean()))
             rms = _rms_of(table.loss + change, table.sensitive_groups)
             rows.append(_row(len(tried), figures, predicted, rms, good))
             if good:
@@ -249,10 +250,15 @@ def _measured(network: ScoredNetwork, pairs: SentencePairs, texts: Iterable[Any]
             scores = network.scores(batch, positions=True)
             labels = batch.target
             total += float(F.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
-            n_tokens += int((labels != -100).sum())
+            n_tokens += int((labels != NOT_LABELLED).sum())
     if not n_tokens:
         raise InputError("held_out_texts hold no labelled token; expected texts of two tokens or more")
-    return _Figures(math.exp(total / n_tokens), torch.cat(differences))
+    return _Figures(_perplexity(total / n_tokens), torch.cat(differences))
+
+
+def _perplexity(loss: float) -> float:
+    """Of a token's mean loss; infinite where that is beyond all numbers, as in a network that closing broke."""
+    return float(torch.tensor(loss, dtype=torch.float64).exp())
 
 
 def _row(removed: int, figures: _Figures, perplexity: float, rms: float, kept: bool) -> dict[str, Any]:
