@@ -97,6 +97,16 @@ def test_alignment_of_texts() -> None:
     ]
 
 
+def test_a_first_token_that_is_not_first_on_the_other_side_counts_on_neither() -> None:
+    def tokenizer(texts: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    alone = SentencePairs.of_texts(["abc"], ["xabc"], tokenizer)
+    assert alone.shared.int().tolist() == [[[0, 1, 1, 0], [0, 0, 1, 1]]]
+    started = SentencePairs.of_texts(["abc"], ["xabc"], tokenizer, start=0)
+    assert started.shared.int().tolist() == [[[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]]
+
+
 class _Starting:
     """A tokenizer of letters that names a token for the start, and puts it before texts or doesn't."""
 

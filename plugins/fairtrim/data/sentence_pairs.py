@@ -233,7 +233,7 @@ class SentencePairs(Dataset[PairSample]):
             [row[1:] if before and row[:1] == before else row for row in token_rows(texts, tokenizer)]
             for texts in (first, second)
         ]
-        marks = [_aligned(one, other) for one, other in zip(*sides, strict=True)]
+        marks = [_aligned(one, other, has_first=bool(before)) for one, other in zip(*sides, strict=True)]
         hidden = [0] * len(before)
         return cls.of_tokens(
             *([before + row for row in side] for side in sides),
@@ -242,10 +242,12 @@ class SentencePairs(Dataset[PairSample]):
         )
 
 
-def _aligned(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
-    """1 at the tokens of the longest common runs of two sentences."""
+def _aligned(one: Sequence[int], other: Sequence[int], *, has_first: bool) -> tuple[list[int], list[int]]:
+    """1 at the tokens of the longest common runs of two sentences; whether the first of a side has a likelihood."""
     marks = [0] * len(one), [0] * len(other)
     for block in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
-        marks[0][block.a : block.a + block.size] = [1] * block.size
-        marks[1][block.b : block.b + block.size] = [1] * block.size
+        skipped = int(not has_first and (block.a == 0) != (block.b == 0))  # it has a likelihood on one side alone
+        size = max(0, block.size - skipped)
+        marks[0][block.a + skipped : block.a + skipped + size] = [1] * size
+        marks[1][block.b + skipped : block.b + skipped + size] = [1] * size
     return marks
