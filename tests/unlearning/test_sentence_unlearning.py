@@ -92,10 +92,8 @@ def model() -> _Tokens:
 
 
 def _repair(model: nn.Module, pairs: SentencePairs | None = None, **settings: Any) -> Any:
-    options = {"n_blocks": 2, "max_perplexity_rise": 0.3, **settings}
-    if options.get("layers") == "all":
-        del options["n_blocks"]
-    method = CounterfactualUnlearning(**options)
+    n_blocks = None if settings.get("layers") == "all" else 2
+    method = CounterfactualUnlearning(**{"n_blocks": n_blocks, "max_perplexity_rise": 0.3, **settings})
     return method.repair(model, pairs or _pairs(20), texts=_texts(), progress=False)
 
 
@@ -257,6 +255,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "consistency": {},
     "published": {"form": "published"},
     "all": {"layers": "all", "epochs": 2, "learning_rate": 3e-3, "strengths": (1.0,)},
+    "late": {"layers": "all", "n_blocks": 2, "epochs": 2, "learning_rate": 3e-3, "strengths": (1.0,)},
 }
 
 
@@ -331,6 +330,62 @@ def test_batches_of_one_and_another_state(model: nn.Module) -> None:
     assert not torch.equal(_repair(model, random_state=1).edit_rows, repair.edit_rows)
 
 
+@pytest.mark.parametrize(("n_blocks", "skip"), [(1, False), (2, False), (2, True), (3, False)])
+def test_late_blocks_are_fine_tuned_as_by_a_plain_loop(model: nn.Module, n_blocks: int, skip: bool) -> None:
+    """One epoch of Adam on the last blocks, everything run from the beginning; all other weights as they were."""
+    model.skip = skip  # type: ignore[assignment]
+    model.blocks[-1].up.bias.requires_grad_(False)  # type: ignore[union-attr,index]
+    before, pairs, rate = Snapshot(model), _pairs(9), 1e-3
+    options: dict[str, Any] = {"layers": "all", "epochs": 1, "learning_rate": rate, "strengths": (0.7,)}
+    options |= {"training_batch_size": 3, "n_blocks": n_blocks, "max_perplexity_rise": 9.0}
+    method = CounterfactualUnlearning(random_state=2, **options)
+    repair = method.repair(model, pairs, texts=_texts(), selection_loader=pairs, progress=False)
+    before.assert_unchanged()
+    assert repair.candidate == 1 and repair.edited_layers == tuple(f"blocks.{k}" for k in range(3 - n_blocks, 3))
+    assert [p.requires_grad for p in repair.model.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert all(p.grad is None for p in repair.model.parameters())
+
+    generator = torch.Generator().manual_seed(2)
+    edited = torch.randperm(9, generator=generator)
+    sentences = [ids[m.bool()] for b in _texts() for ids, m in zip(b["input_ids"], b["attention_mask"], strict=True)]
+    texts = sorted([sentences[int(row)] for row in torch.randperm(12, generator=generator)[:6]], key=len)
+    parts = torch.split(edited[pairs.attention_mask[edited].sum((1, 2)).argsort(stable=True)], 3)
+
+    def penalty(rows: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for row in rows:
+            sides = []
+            for ids, kept, own in zip(pairs.input_ids[row], pairs.shared[row], pairs.attention_mask[row], strict=True):
+                scores = copied(ids[own.bool()][None], None)[0].log_softmax(1)
+                places = [t for t in range(1, int(own.sum())) if kept[t]]
+                sides.append(torch.stack([scores[t - 1, ids[t]] for t in places]))
+            total = total + (sides[0] - sides[1]).square().sum()
+        return total / len(rows)
+
+    copied = copy.deepcopy(model)
+    wanted = {
+        name: p
+        for name, p in copied.named_parameters()
+        if any(name.startswith(block + ".") for block in repair.edited_layers) and p.requires_grad
+    }
+    optimizer, scale = torch.optim.Adam(wanted.values(), lr=rate), float(penalty(edited).detach())
+    torch.randperm(1, generator=generator)  # six texts make one part
+    for part in torch.randperm(3, generator=generator).tolist():
+        divergences = []
+        for ids in texts:
+            now, own = (network(ids[None], None)[0, :-1].log_softmax(1) for network in (copied, model))
+            divergences.append((own.detach().exp() * (own.detach() - now)).sum(1))
+        optimizer.zero_grad()
+        (torch.cat(divergences).mean() + 0.7 * penalty(parts[part]) / scale).backward()
+        optimizer.step()
+    for name, value in repair.model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(value, wanted[name], rtol=1e-6, atol=1e-9)
+            assert not torch.equal(value, before.tensors[name])
+        else:
+            assert torch.equal(value, before.tensors[name])
+
+
 def test_pairs_of_their_own_select_and_the_model_is_written_in_place(model: nn.Module) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pairs = _pairs(20)
@@ -391,7 +446,14 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] 
     ),
     "bound": ({"max_perplexity_rise": -0.1}, {}, InputError, r"max_perplexity_rise=-0\.1; expected at least 0"),
     "blocks": ({"n_blocks": 0}, {}, InputError, "n_blocks=0; expected at least 1"),
-    "idle": ({"layers": "all", "n_blocks": 3}, {}, InputError, "n_blocks=3 would have no effect"),
+    "more": (
+        {"layers": "all", "n_blocks": 4},
+        {},
+        InputError,
+        "n_blocks=4, of a network of 3 blocks; expected at most",
+    ),
+    "more written": ({"n_blocks": 4}, {}, InputError, "n_blocks=4, of a network of 3 blocks; expected at most as many"),
+    "idle": ({"layers": "all", "damping": 0.3}, {}, InputError, r"damping=0\.3 would have no effect"),
 }
 
 
@@ -415,8 +477,9 @@ def test_refused_of_people_and_of_networks(model: nn.Module) -> None:
         _repair(copy.deepcopy(model).requires_grad_(False), layers="all")
     bare = nn.Sequential(nn.Embedding(VOCABULARY, 3), nn.Linear(3, VOCABULARY))
     bare.forward = lambda input_ids, attention_mask: bare[1](bare[0](input_ids))  # type: ignore[method-assign]
-    with pytest.raises(UnsupportedModelError, match="the network holds no list of blocks"):
-        _repair(bare)
+    for settings in ({}, {"layers": "all", "n_blocks": 1}):
+        with pytest.raises(UnsupportedModelError, match="the network holds no list of blocks"):
+            _repair(bare, **settings)
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.norm.weight[0] = math.nan  # type: ignore[union-attr,operator,index]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.preservation import remove_hooks
 
-__all__ = ["LateBlocks", "is_linear", "stack_of_blocks"]
+__all__ = ["LateBlocks", "is_linear", "last_blocks", "late_parameters", "stack_of_blocks"]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -42,6 +42,64 @@ def stack_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def last_blocks(model: nn.Module, n_blocks: int) -> list[tuple[str, nn.Module]]:
+    """The last blocks of ``stack_of_blocks``.
+
+    Args:
+        model: The network.
+        n_blocks: How many.
+
+    Returns:
+        Name and module of each, in the order of computation.
+
+    Raises:
+        InputError: There are fewer.
+        UnsupportedModelError: There is no stack of blocks.
+
+    Example:
+        >>> network = nn.Sequential(nn.Embedding(5, 2), nn.ModuleList([nn.Sequential(nn.Linear(2, 2))] * 3))
+        >>> [name for name, _ in last_blocks(network, 2)]
+        ['1.1', '1.2']
+    """
+    blocks = stack_of_blocks(model)
+    if not blocks:
+        linear = [name for name, module in model.named_modules() if is_linear(module)]
+        raise UnsupportedModelError(
+            "the network holds no list of blocks with linear layers; expected edited_layers=, the names of those to "
+            f"edit, some of {linear}, or layers='all' without n_blocks"
+        )
+    if n_blocks > len(blocks):
+        raise InputError(f"n_blocks={n_blocks}, of a network of {len(blocks)} blocks; expected at most as many")
+    return blocks[-n_blocks:]
+
+
+def late_parameters(model: nn.Module, n_blocks: int) -> dict[str, nn.Parameter]:
+    """The parameters of the last blocks, without those that are used elsewhere as well.
+
+    Args:
+        model: The network.
+        n_blocks: How many blocks.
+
+    Returns:
+        Name -> parameter.
+
+    Raises:
+        InputError: There are fewer blocks.
+        UnsupportedModelError: There is no stack of blocks.
+
+    Example:
+        >>> blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(3))
+        >>> list(late_parameters(nn.Sequential(nn.Embedding(5, 2), blocks), 1))
+        ['1.2.0.weight', '1.2.0.bias']
+    """
+    late, owners = last_blocks(model, n_blocks), _owners(model)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if owners[id(parameter)] == 1 and any(_within(name, block) for block, _ in late)
+    }
+
+
 class LateBlocks:
     """Some linear layers late in a network, and what the blocks before them gave, kept for each batch.
 
@@ -51,14 +109,15 @@ class LateBlocks:
         model: The network, in eval mode.
         layers: Names of the layers to edit; None for the linear layer that each of the last blocks calls last, with
             which transformers write what their block adds.
-        n_blocks: How many blocks ``None`` stands for, at most.
+        n_blocks: How many blocks ``None`` stands for.
         run: Runs the network on a batch.
 
     Attributes:
         layers: Name -> layer, in the order of computation.
 
     Raises:
-        InputError: A name is not that of a linear layer, or of one whose weight is used elsewhere.
+        InputError: A name is not that of a linear layer, or of one whose weight is used elsewhere, or there are fewer
+            blocks.
         UnsupportedModelError: There is no stack of blocks, and no names.
     """
 
@@ -69,18 +128,11 @@ class LateBlocks:
         blocks = stack_of_blocks(model)
         linear = {name: module for name, module in model.named_modules() if is_linear(module)}
         order = _called(linear, run)
+        whole = layers is None
         if layers is None:
-            if not blocks:
-                raise UnsupportedModelError(
-                    "the network holds no list of blocks with linear layers; expected edited_layers=, the names of "
-                    f"those to edit, some of {list(linear)}, or layers='all'"
-                )
-            late = [[name for name in order if _within(name, block)][-1:] for block, _ in blocks[-n_blocks:]]
+            late = [[name for name in order if _within(name, block)][-1:] for block, _ in last_blocks(model, n_blocks)]
             layers = [name for names in late for name in names]
-        owners: dict[int, int] = {}
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        owners = _owners(model)
         for name in layers:
             if name not in linear or name not in order:
                 raise InputError(f"edited_layers has {name!r}; expected linear layers that run: some of {order}")
@@ -92,7 +144,7 @@ class LateBlocks:
         self.layers = {name: linear[name] for name in order if name in layers}
         within = [k for k, (block, _) in enumerate(blocks) if any(_within(name, block) for name in layers)]
         outside = [name for name in layers if not any(_within(name, block) for block, _ in blocks)]
-        start = 0 if outside or not within else min(within)
+        start = len(blocks) - n_blocks if whole else 0 if outside or not within else min(within)
         self._before = [block for _, block in blocks[:start]]
         if any("forward" in vars(block) for block in self._before):  # wrapped by somebody, and not to be undone
             self._before = []
@@ -168,6 +220,15 @@ class LateBlocks:
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T
+
+
+def _owners(model: nn.Module) -> dict[int, int]:
+    """Identity of each parameter -> number of modules that hold it."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return owners
 
 
 def _within(name: str, block: str) -> bool:

@@ -90,7 +90,7 @@ class CounterfactualUnlearning(PostProcessor):
         max_cross_entropy_rise: In nats.
         edited_layers: Of sentences, for ``output``: names of linear layers to edit; None for the one that each of the
             last blocks calls last.
-        n_blocks: Of sentences, for ``output``: how many of the last blocks those are.
+        n_blocks: Of sentences: how many of the last blocks are edited; None for 1, for ``all`` for the whole network.
         max_perplexity_rise: Of sentences: of held-out texts, as a share.
 
     Example:
@@ -124,7 +124,7 @@ class CounterfactualUnlearning(PostProcessor):
     max_performance_loss: float = 0.01
     max_cross_entropy_rise: float = 0.02
     edited_layers: Sequence[str] | None = None
-    n_blocks: int = 1
+    n_blocks: int | None = None
     max_perplexity_rise: float = 0.02
 
     multiclass: ClassVar[bool] = True
@@ -147,14 +147,15 @@ class CounterfactualUnlearning(PostProcessor):
                 f"epochs={self.epochs}, training_batch_size={self.training_batch_size}, "
                 f"learning_rate={self.learning_rate}, damping={self.damping}; expected positive numbers"
             )
-        require_number("n_blocks", self.n_blocks, at_least=1, whole=True)
+        if self.n_blocks is not None:
+            require_number("n_blocks", self.n_blocks, at_least=1, whole=True)
         require_number("max_perplexity_rise", self.max_perplexity_rise, at_least=0)
         if not (self.max_performance_loss >= 0 and self.max_cross_entropy_rise >= 0):
             raise InputError("max_performance_loss or max_cross_entropy_rise is negative; expected at least 0")
         if self.layers == "output":
             self._refuse_idle(["epochs", "learning_rate", "training_batch_size"], "expected layers='all' with it")
         else:
-            self._refuse_idle(["damping", "edited_layers", "n_blocks"], "expected layers='output' with it")
+            self._refuse_idle(["damping", "edited_layers"], "expected layers='output' with it")
         if self._compares_groups():
             limits = ["max_performance_loss", "max_cross_entropy_rise"]
             self._refuse_idle(limits, f"measure={self.measure!r} selects by φ; they belong to counterfactual measures")

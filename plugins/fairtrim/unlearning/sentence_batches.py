@@ -23,6 +23,11 @@ class SentenceBatch:
     inputs: dict[str, Tensor]
     kept: dict[str, Any]
 
+    def split(self, size: int) -> list[SentenceBatch]:
+        """Smaller batches of the same."""
+        parts = zip(*(torch.split(tensor, size) for tensor in self.inputs.values()), strict=True)
+        return [SentenceBatch(dict(zip(self.inputs, part, strict=True)), {}) for part in parts]
+
 
 def text_losses(scores: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each token given those before it, 0 where it doesn't count, (N, T), and where it does."""

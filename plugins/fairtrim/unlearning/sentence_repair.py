@@ -113,7 +113,7 @@ class SentenceRepair:
         candidate: Number of the candidate in the history; 0 is the model as it was given.
         before: Figures of the given model on the held-out pairs and texts.
         after: The same of the repaired model.
-        edited_layers: Names of the layers whose weights were edited; empty for all layers.
+        edited_layers: Names of the layers whose weights were edited, or of the blocks; empty for the whole network.
         flags: What a user should know.
         history: One entry a candidate: its number, strength and figures.
         edit_rows: Rows of the pairs that were edited on.

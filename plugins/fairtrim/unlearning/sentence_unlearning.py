@@ -18,7 +18,7 @@ from fairtrim.data.sentence_pairs import SentencePairs
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.network.copied_network import copied_network
-from fairtrim.network.late_blocks import LateBlocks
+from fairtrim.network.late_blocks import LateBlocks, last_blocks, late_parameters
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
 from fairtrim.preservation import every_module_in_eval_mode, preserved_model, preserved_random_state
 
@@ -43,7 +43,7 @@ class SentenceSettings(NamedTuple):
     form: str
     layers: str
     edited_layers: Sequence[str] | None
-    n_blocks: int
+    n_blocks: int | None
     strengths: Sequence[float] | None
     damping: float
     epochs: int
@@ -81,24 +81,29 @@ class _Sentences:
         def run() -> Tensor:
             return next_token_scores(self.model, inputs["input_ids"], inputs["attention_mask"])
 
-        if settings.layers == "all":
-            self.late = None
-            named = dict(self.model.named_parameters())
-            self.given = {name: value.detach().clone() for name, value in named.items()}
-        else:
+        self.late: LateBlocks | None = None
+        self.edited: tuple[str, ...] = ()
+        named = dict(self.model.named_parameters())
+        if settings.layers == "all" and settings.n_blocks is not None:
+            named = late_parameters(self.model, settings.n_blocks)
+            self.edited = tuple(name for name, _ in last_blocks(self.model, settings.n_blocks))
+        self.trained = [parameter for parameter in named.values() if parameter.requires_grad]
+        if settings.layers == "output" or self.edited:  # no graph for the others
             self.model.requires_grad_(False)
-            self.late = LateBlocks(self.model, settings.edited_layers, settings.n_blocks, run)
-            self.given = {name: self.late.weight(name).clone() for name in self.late.layers}
-
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that are edited: views, to be written."""
-        if self.late is None:
-            return {name: value.detach() for name, value in self.model.named_parameters()}
-        return {name: self.late.weight(name) for name in self.late.layers}
+            self.late = LateBlocks(self.model, settings.edited_layers, settings.n_blocks or 1, run)
+        if self.late is not None and settings.layers == "output":
+            self.edited = tuple(self.late.layers)
+            self.views = {name: self.late.weight(name) for name in self.late.layers}
+        else:
+            self.views = {name: parameter.detach() for name, parameter in named.items()}
+            for parameter in self.trained:
+                parameter.requires_grad_(True)
+        self.given = {name: view.clone() for name, view in self.views.items()}
 
     def write(self, weights: dict[str, Tensor]) -> None:
-        for name, weight in self.weights().items():
-            weight.copy_(weights[name])
+        """Set the weights that are edited."""
+        for name, view in self.views.items():
+            view.copy_(weights[name])
 
     def shared(self, batch: SentenceBatch) -> Tensor:
         """Log-likelihoods of shared tokens, (N, 2, T)."""
@@ -211,7 +216,7 @@ def unlearn_sentences(
         candidate=chosen,
         before=before,
         after=after,
-        edited_layers=tuple(working.given) if settings.layers == "output" else (),
+        edited_layers=working.edited,
         flags=tuple(search.flags),
         history=tuple(search.history),
         edit_rows=edit_rows,
@@ -277,7 +282,7 @@ class _Search:
         self.stale += 1
         if not reasons and found.bias < self.entries[self.chosen].bias:
             self.chosen, self.stale = number, 0
-            self.best = {name: weight.clone() for name, weight in self.working.weights().items()}
+            self.best = {name: weight.clone() for name, weight in self.working.views.items()}
         self.bar.update()
         return found
 
@@ -321,36 +326,29 @@ def _solve(working: _Sentences, search: _Search) -> None:
 
 
 def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
-    """All layers: KL to the given model on texts + λ E Σ (Δℓ)² / its given value."""
-    settings = working.settings
-    parameters = [parameter for parameter in working.model.parameters() if parameter.requires_grad]
-    if not parameters:
+    """All layers, or those of the last blocks: KL to the given model on texts + λ E Σ (Δℓ)² / its given value."""
+    settings, size = working.settings, working.settings.training_batch_size
+    if not working.trained:
         raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True to edit")
     with torch.no_grad():
         squares = [_squares(working.shared(batch), batch.inputs["shared"].bool()) for batch in working.pairs[0]]
     scale = torch.cat(squares).mean().clamp(min=1e-12)
+    batches = [part for batch in working.pairs[0] for part in batch.split(size)]
+    texts = [part for batch in working.texts[0] for part in batch.split(2 * size)]
     for strength in _ALL_LAYERS if settings.strengths is None else settings.strengths:
         working.write(working.given)
-        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        optimizer = torch.optim.Adam(working.trained, lr=settings.learning_rate)
         for epoch in range(settings.epochs):
-            batches = [
-                SentenceBatch({name: tensor[part] for name, tensor in batch.inputs.items()}, {})
-                for batch in working.pairs[0]
-                for part in torch.split(torch.arange(len(batch.inputs["shared"])), settings.training_batch_size)
-            ]
-            texts = [
-                {name: tensor[part] for name, tensor in batch.inputs.items()}
-                for batch in working.texts[0]
-                for part in torch.split(torch.arange(len(batch.inputs["input_ids"])), 2 * settings.training_batch_size)
-            ]
             text_order = torch.randperm(len(texts), generator=working.generator).tolist()
             for step, row in enumerate(torch.randperm(len(batches), generator=working.generator).tolist()):
                 batch, text = batches[row], texts[text_order[step % len(texts)]]
+                with torch.no_grad():
+                    own = next_token_scores(given, **text.inputs)
                 with torch.enable_grad():
                     penalty = _squares(working.shared(batch), batch.inputs["shared"].bool()).mean() / scale
-                    loss = divergence(working.model, given, text) + strength * penalty
-                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    loss = _divergence(working.scores(text), own, text) + strength * penalty
+                    gradients = torch.autograd.grad(loss, working.trained, allow_unused=True)
+                for parameter, gradient in zip(working.trained, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
             search.offer(strength, epoch=epoch)
@@ -358,13 +356,11 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
                 return
 
 
-def divergence(model: nn.Module, given: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _divergence(scores: Tensor, own: Tensor, text: SentenceBatch) -> Tensor:
     """Mean over tokens of KL(p_given ‖ p), p the distribution of the next token."""
-    counted = predicting(inputs["attention_mask"])
-    with torch.no_grad():
-        own = next_token_scores(given, inputs["input_ids"], inputs["attention_mask"])[counted].float().log_softmax(1)
-    now = next_token_scores(model, inputs["input_ids"], inputs["attention_mask"])[counted].float().log_softmax(1)
-    return nn.functional.kl_div(now, own, reduction="batchmean", log_target=True)
+    counted = predicting(text.inputs["attention_mask"])
+    now, before = (part[counted].float().log_softmax(1) for part in (scores, own))
+    return nn.functional.kl_div(now, before, reduction="batchmean", log_target=True)
 
 
 def _squares(shared: Tensor, mask: Tensor) -> Tensor:
