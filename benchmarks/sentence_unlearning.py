@@ -34,7 +34,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "published, line search": {"form": "published"},
     "consistency": {},
     "consistency, all layers": {"layers": "all", "strengths": (1.0,), "epochs": 1, "learning_rate": 1e-4},
-    "consistency, last six blocks": {"layers": "all", "n_blocks": 6},
+    "consistency, last six blocks": {
+        "layers": "all",
+        "n_blocks": 6,
+        "strengths": (1.0,),
+        "epochs": 1,
+        "learning_rate": 1e-4,
+    },
 }
 DATA = ("both", "CrowS-Pairs", "StereoSet")
 

@@ -65,8 +65,9 @@ class CounterfactualUnlearning(PostProcessor):
     what the last ``n_blocks`` blocks add (a head that is tied to the embeddings is left), linearised once, with K-FAC's
     H of the KL divergence on the texts: ``published`` is −s H⁻¹ ∇B, ``consistency`` the minimum of the KL + ½ λ E y² /
     (E y² before), y ΔLL and sums of its tokens' parts with random signs. ``layers="all"`` fine-tunes with the same
-    loss. The candidate with the least mean |ΔLL| on held-out pairs wins among those whose perplexity on held-out texts
-    rises by at most ``max_perplexity_rise`` and whose |ΔLL| falls relative to the spread of LL as well.
+    loss, with ``n_blocks`` the last blocks only. The candidate with the least mean |ΔLL| on held-out pairs wins among
+    those whose perplexity on held-out texts rises by at most ``max_perplexity_rise`` and whose |ΔLL| falls relative to
+    the spread of LL as well.
 
     Args:
         measure: ``counterfactual_flips``, the share of decisions that change with the attribute;
@@ -84,7 +85,7 @@ class CounterfactualUnlearning(PostProcessor):
         damping: Added to the Hessian's diagonal, in units of its mean; more if that is not enough. None for 0.1
             (consistency) or 0.01 (published), of sentences 1.
         epochs: For ``all``: passes over the edit pairs for each strength; None for 30, of sentences 3.
-        learning_rate: For ``all``: of Adam; None for 1e-3, of sentences 3e-5.
+        learning_rate: For ``all``: of Adam; None for 1e-3, of sentences 3e-5, of their ``n_blocks`` 1e-4.
         training_batch_size: For ``all``: pairs a step; None for 64, of sentences 8.
         max_performance_loss: In the performance measure.
         max_cross_entropy_rise: In nats.
@@ -263,7 +264,7 @@ class CounterfactualUnlearning(PostProcessor):
             strengths=self.strengths,
             damping=1.0 if self.damping is None else self.damping,
             epochs=3 if self.epochs is None else self.epochs,
-            learning_rate=3e-5 if self.learning_rate is None else self.learning_rate,
+            learning_rate=self.learning_rate or (3e-5 if self.n_blocks is None else 1e-4),
             training_batch_size=8 if self.training_batch_size is None else self.training_batch_size,
             selection_share=0.3 if self.selection_share is None else self.selection_share,
             max_perplexity_rise=self.max_perplexity_rise,
