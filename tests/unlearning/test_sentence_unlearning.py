@@ -386,6 +386,11 @@ def test_late_blocks_are_fine_tuned_as_by_a_plain_loop(model: nn.Module, n_block
             assert torch.equal(value, before.tensors[name])
 
 
+def test_defaults_of_late_blocks(model: nn.Module) -> None:
+    repair = _repair(model, layers="all", n_blocks=1)
+    assert [(entry["strength"], entry["epoch"]) for entry in repair.history[1:]] == [(1.0, 0), (1.0, 1), (1.0, 2)]
+
+
 def test_pairs_of_their_own_select_and_the_model_is_written_in_place(model: nn.Module) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pairs = _pairs(20)

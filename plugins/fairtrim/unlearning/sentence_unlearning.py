@@ -31,6 +31,7 @@ __all__ = ["SentenceSettings", "unlearn_sentences"]
 
 _CONSISTENCY = (0.03, 0.3, 3.0, 30.0, 100.0)
 _ALL_LAYERS = (0.3, 1.0)
+_LATE_BLOCKS = (1.0,)
 _STEPS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 """Of the published form, in units of the step that would bring B to 0 if nothing bent."""
 _SIGNS = 8
@@ -335,7 +336,8 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
     scale = torch.cat(squares).mean().clamp(min=1e-12)
     batches = [part for batch in working.pairs[0] for part in batch.split(size)]
     texts = [part for batch in working.texts[0] for part in batch.split(2 * size)]
-    for strength in _ALL_LAYERS if settings.strengths is None else settings.strengths:
+    path = _ALL_LAYERS if settings.n_blocks is None else _LATE_BLOCKS
+    for strength in path if settings.strengths is None else settings.strengths:
         working.write(working.given)
         optimizer = torch.optim.Adam(working.trained, lr=settings.learning_rate)
         for epoch in range(settings.epochs):
