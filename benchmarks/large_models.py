@@ -10,6 +10,7 @@ memory beside what was there before; SmolLM2 in bfloat16 beside float32 on eight
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 import time
@@ -134,6 +135,7 @@ def in_bfloat16(model: nn.Module, tokenizer: Any) -> None:
 
 def main() -> None:
     """Everything."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     on_paper()
     if not installed():
         print("\nSmolLM2 is not installed: see the first lines of this file")

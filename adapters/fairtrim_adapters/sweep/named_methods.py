@@ -73,6 +73,10 @@ def parse_named(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), settings
 
 
+_FROM_PYTHON = {"mined": "mined samples", "pairs": "pairs of sentences"}
+"""Arguments of constructors that no text can give."""
+
+
 def _checked(kind: str, text: str, cls: type[Any], settings: Mapping[str, Any]) -> None:
     """Refuse settings that the constructor doesn't have, and those that are missing."""
     parameters = inspect.signature(cls).parameters
@@ -81,14 +85,19 @@ def _checked(kind: str, text: str, cls: type[Any], settings: Mapping[str, Any]) 
     if unknown:
         meant = did_you_mean(unknown[0], known)
         raise InputError(f"{kind} {text!r} has no setting {unknown[0]!r}{meant}; expected some of {known}")
-    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in settings]
-    if "mined" in missing:
+    missing = [name for name in known if _required(parameters[name]) and name not in settings]
+    given = next((name for name in missing if name in _FROM_PYTHON), None)
+    if given is not None:
         raise InputError(
-            f"{kind} {text!r} needs the mined samples, which a name can't give; in Python pass a function: "
-            f"criteria={{{text!r}: lambda: {cls.__name__}(mined)}}"
+            f"{kind} {text!r} needs the {_FROM_PYTHON[given]}, which a name can't give; in Python pass a function: "
+            f"criteria={{{text!r}: lambda: {cls.__name__}({given})}}"
         )
     if missing:
         raise InputError(f"{kind} {text!r} needs {missing[0]}; write '{text.partition(':')[0]}:{missing[0]}=...'")
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty
 
 
 def _made(kind: str, text: str, cls: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
@@ -165,9 +174,9 @@ def what_methods_do(kind: str) -> dict[str, str]:
 
 
 def _what_it_does(method: Any) -> str:
-    mined = inspect.signature(method).parameters.get("mined") if isinstance(method, type) else None
-    from_python = " (needs mined samples: from Python)" if mined and mined.default is inspect.Parameter.empty else ""
-    return str(getattr(method, "does", "")) + from_python
+    parameters = inspect.signature(method).parameters if isinstance(method, type) else {}
+    needed = [what for name, what in _FROM_PYTHON.items() if name in parameters and _required(parameters[name])]
+    return str(getattr(method, "does", "")) + "".join(f" (needs {what}: from Python)" for what in needed)
 
 
 def _registries(kind: str) -> tuple[Mapping[str, Any], ...]:

@@ -217,7 +217,8 @@ ONE_PASS: dict[str, Run] = {
     ).curvature.flatten(),
     "predict": lambda s: _flat([predict(s.model, _batches(s), progress=False, **s.options).scores["model"]]),
     "recalibrate_batchnorm": _recalibrate,
-    **{f"fit of {name}": _fit(name) for name in sorted(IMPORTANCES)},
+    # pair damage goes over pairs of sentences and over texts, which only language models have
+    **{f"fit of {name}": _fit(name) for name in sorted(IMPORTANCES) if name != "pair-damage"},
 }
 SMALL_STEPS: dict[str, Any] = {"epochs": 1, "epsilon": 0.5}
 REPAIRS: dict[str, Any] = {
