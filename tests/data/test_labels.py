@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fairtrim import InputError
-from fairtrim.data.labels import require_labels, whole_labels
+from fairtrim.data.labels import require_labels, require_labels_of_tokens, whole_labels
 
 
 @pytest.mark.parametrize("made", [torch.tensor, np.array], ids=["tensor", "array"])
@@ -30,3 +30,18 @@ def test_whole_labels_of_any_type() -> None:
     for wrong in (torch.eye(2), torch.tensor([0.5, 1.0])):
         with pytest.raises(InputError, match="batch 7: the target has shape"):
             whole_labels(wrong, 7)
+
+
+def test_labels_of_tokens() -> None:
+    ids, mask = torch.tensor([[5, 5, 7, 0], [4, 4, 4, 4]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    moved = torch.tensor([[5, 7, -100, -100], [4, 4, 4, -100]])
+    for labels in (moved, moved.int(), moved[:, :3], torch.tensor([1, 0]), torch.full_like(ids, -100)):
+        require_labels_of_tokens(inputs, labels, 0)
+    one = {"input_ids": ids[1:]}, moved[1:]  # whose next tokens are the tokens
+    require_labels_of_tokens(*one, 0)
+    require_labels_of_tokens(ids, ids, 0)  # no text, as far as anybody knows
+    with pytest.raises(InputError, match="batch 2: the labels are the tokens themselves"):
+        require_labels_of_tokens(inputs, ids.masked_fill(mask == 0, -100), 2)
+    with pytest.raises(InputError, match="batch 3: padding, which the attention mask hides, has labels"):
+        require_labels_of_tokens(inputs, moved.masked_fill(mask == 0, 0), 3)

@@ -154,6 +154,8 @@ def test_likelihoods_of_half_precision_are_summed_in_single() -> None:
         (lambda: SentencePairs.of_tokens([[1, 2]], [[1, 4]], shared=[([1, 1], [1, 0])]), "2 tokens on one side and 1"),
         (lambda: SentencePairs.of_tokens([[1, 2]], [[1, 4]], shared=[([1], [1, 0])]), "1 or 0 for every token"),
         (lambda: SentencePairs.of_tokens([], []), "at least one"),
+        (lambda: SentencePairs.of_tokens([[], []], [[], []]), "pair 0 shares 0 tokens"),
+        (lambda: SentencePairs.of_texts(["a"], ["b"], None), "the tokenizer is a NoneType"),  # type: ignore[arg-type]
         (lambda: SentencePairs.of_texts(["a"], ["b"], dict, start="bos"), "start='bos'; expected"),  # type: ignore[arg-type]
         (lambda: SentencePairs.of_tokens([[1, 2]], [[1, 4]], categories=["a", "b"]), "expected one each"),
         (lambda: pair_differences(nn.Identity(), {"input_ids": torch.ones(2, 3)}), "those of SentencePairs"),

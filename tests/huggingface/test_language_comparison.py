@@ -271,7 +271,24 @@ def test_a_worse_model_nearer_to_50_is_told() -> None:
     assert times > 1.05 and f"{times:.2f} times its" in flags["worse language model"]
 
 
+class _BothSides(nn.Module):
+    """As a masked language model, which sees what comes later."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return nn.functional.one_hot(input_ids.flip(1), len(LETTERS)).double()
+
+
+def test_a_text_of_one_token_all_over() -> None:
+    """Its next tokens are the tokens themselves."""
+    found = compare_language_models(MODELS, text_loader(["aaa"], _Tokenizer()), progress=False)
+    assert found.overall["tokens"].tolist() == [2] * len(MODELS)
+
+
 def test_refused() -> None:
+    small = _Bigrams(3)
+    small.embedding = nn.Embedding(5, 4).double()
+    others = {**MODELS, "small": small}  # whose tokens are fewer
+    pairs = SentencePairs.of_texts(FIRST, SECOND, _Tokenizer())
     inputs = {"input_ids": torch.tensor([[1, 2, 3], [0, 4, 5]]), "attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}
     ids = inputs["input_ids"]
     broken = _Bigrams(3)
@@ -290,6 +307,11 @@ def test_refused() -> None:
         ),
         (lambda: compare_language_models(MODELS, [(inputs, torch.tensor([0, 1]))]), "the next token at each"),
         (lambda: compare_language_models(MODELS, [(inputs, ids * 0 - 100)]), "no token of any text"),
+        (
+            lambda: compare_language_models(others, text_loader(TEXTS, _Tokenizer())),
+            "'small': .* have 5 rows, and the inputs",
+        ),
+        (lambda: compare_language_models({"all": _BothSides()}, pairs=pairs), "'all' is a _BothSides, whose scores at"),
         (lambda: compare_language_models({"bad": broken}, text_loader(TEXTS, _Tokenizer())), "not finite in batch 0"),
         (lambda: compare_language_models(MODELS, text_loader(TEXTS, _Tokenizer()), batch_size=0), "batch_size"),
         (lambda: compare_language_models(MODELS, pairs=[("a", "b")]), "pairs is a list; expected SentencePairs"),

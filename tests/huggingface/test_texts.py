@@ -91,6 +91,10 @@ def test_labels_beside_padding_on_either_side() -> None:
         (lambda: text_loader("abc", _tokenizer), "is the string 'abc'"),
         (lambda: text_loader(["abc", "d"], _tokenizer), "text 1, 'd', has 1 tokens"),
         (lambda: text_loader([], _tokenizer), "there are none"),
+        (
+            lambda: text_loader(["abc"], lambda texts: [[1, 2]]),
+            "the tokenizer gave a list; expected a function of a list",
+        ),
         (lambda: text_loader(["abc"], _tokenizer, ["x", "y"]), "2 values and there are 1 texts"),
         (lambda: text_loader(["abc"], _tokenizer, {"sex": []}), r"sensitive_features\['sex'\] has 0"),
         (lambda: text_loader(["abc"], _tokenizer, batch_size=0), "batch_size"),

@@ -62,14 +62,18 @@ def _collected(model: nn.Module) -> tuple[Any, Any, dict[str, float]]:
     return table, moments.read(), uses.per_sample(11)
 
 
-@pytest.mark.parametrize("how", ["context", "names", "own"])
+@pytest.mark.parametrize("how", ["context", "names", "own", "nested", "inside"])
 def test_same_numbers_and_nothing_counted_twice(how: str) -> None:
     plain, model = Stack(), Stack(reentrant=False if how == "own" else None)
     expected, moments, uses = _collected(plain)
     if how == "own":
         table, again, used = _collected(model)
     else:
-        with activation_checkpointing(model, ["blocks.0", "blocks.2"] if how == "names" else None):
+        inner = {"nested": None, "inside": ["blocks.0.1", "blocks.1.2"]}.get(how, [])
+        with (
+            activation_checkpointing(model, ["blocks.0", "blocks.2"] if how == "names" else None),
+            activation_checkpointing(model, inner),
+        ):
             table, again, used = _collected(model)
     assert model.calls > plain.calls  # it did run again
     for name in ("loss", "slope", "curvature", "interactions", "standard_error"):

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from fairtrim import InputError, SentencePairs, pair_differences
 from fairtrim.data.batches import Batch, iterate_batches
+from fairtrim.data.labels import require_labels_of_tokens
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
 from fairtrim.data.token_rows import token_rows
 from fairtrim.devices import model_device, to_device
@@ -50,6 +51,34 @@ class TextLosses:
 
 
 @contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which of several networks is the one that can't read the texts."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"network {name!r}: {error}") from error
+
+
+def _require_causal(models: Mapping[str, nn.Module], tokens: Sequence[int]) -> None:
+    """Refuse networks whose scores change with tokens that come later, as those of masked language models do.
+
+    They would be asked for tokens that they see. ``tokens`` are two or more that all networks know.
+    """
+    with preserved_random_state(), _reading(models):
+        for name, model in models.items():
+            ids = torch.tensor([[tokens[0], token] for token in dict.fromkeys(tokens[:8])], device=model_device(model))
+            batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids, None, 0)
+            with _named(name):
+                first = ScoredNetwork(model).scores(batch, positions=True)[:, 0].float()
+            if bool(((first - first[0]).abs() > 1e-2 * (1 + first[0].abs())).any()):
+                raise InputError(
+                    f"network {name!r} is a {type(model).__name__}, whose scores at a token change with the token "
+                    "after it, as those of a masked language model do; expected causal language models, which predict "
+                    "each token from those before it"
+                )
+
+
+@contextmanager
 def _reading(models: Mapping[str, nn.Module]) -> Iterator[None]:
     """All networks in eval mode, and as they were afterwards."""
     with ExitStack() as stack, torch.no_grad():
@@ -76,6 +105,8 @@ def text_losses(
     with preserved_random_state(loader), _reading(models):
         for batch in iterate_batches(loader, None, progress=progress, description="perplexity"):
             check_next_tokens(batch)
+            if not tokens and (ids := _tokens_of(batch)):
+                _require_causal(models, ids)
             tokens.append((batch.target >= 0).sum(1).cpu())
             for name, model in models.items():
                 losses[name].append(_losses(name, model, batch))
@@ -90,6 +121,13 @@ def text_losses(
     return TextLosses(counted, {name: torch.cat(parts).numpy() for name, parts in losses.items()}, sensitive)
 
 
+def _tokens_of(batch: Batch) -> list[int]:
+    """Those of the first text, if the batch is one of tokens with their mask."""
+    inputs = batch.inputs if isinstance(batch.inputs, Mapping) else {}
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    return ids[0][mask[0].bool()].tolist() if isinstance(ids, Tensor) and isinstance(mask, Tensor) else []
+
+
 def check_next_tokens(batch: Batch) -> None:
     """Refuse labels that are not one integer for each token, are at padding, or are the tokens themselves."""
     ids = batch.inputs.get("input_ids") if isinstance(batch.inputs, Mapping) else None
@@ -99,19 +137,7 @@ def check_next_tokens(batch: Batch) -> None:
             f"batch {batch.index}: the labels have shape {tuple(target.shape)} and type {target.dtype}; expected the "
             "next token at each of the tokens, (N, T) integers, as text_loader and next_token_labels make them"
         )
-    if isinstance(ids, Tensor) and bool((target >= 0).any()):
-        labelled = (target >= 0).to(ids.device)
-        mask = batch.inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and bool((labelled & (mask == 0)).any()):
-            raise InputError(
-                f"batch {batch.index}: padding, which the attention mask hides, has labels; expected −100 there: "
-                "next_token_labels(input_ids, attention_mask)"
-            )
-        if torch.equal(ids[labelled], target.to(ids.device)[labelled]):
-            raise InputError(
-                f"batch {batch.index}: the labels are the tokens themselves, of which the scores would be those of "
-                "repeating the input; expected the next ones: next_token_labels(labels)"
-            )
+    require_labels_of_tokens(batch.inputs, target, batch.index)
 
 
 def _losses(name: str, model: nn.Module, batch: Batch) -> Tensor:
@@ -119,7 +145,8 @@ def _losses(name: str, model: nn.Module, batch: Batch) -> Tensor:
     device = model_device(model)
     target = batch.target.to(device)
     moved = Batch(to_device(batch.inputs, device), target, None, batch.index)
-    scores = ScoredNetwork(model).scores(moved, positions=True)
+    with _named(name):
+        scores = ScoredNetwork(model).scores(moved, positions=True)
     precision = torch.promote_types(scores.dtype, torch.float32)
     sums = [
         F.cross_entropy(row[labels >= 0].to(precision), labels[labels >= 0].long(), reduction="none").double().sum()
@@ -139,6 +166,7 @@ def differences_of_pairs(
     models: Mapping[str, nn.Module], pairs: SentencePairs, *, batch_size: int, progress: bool = True
 ) -> dict[str, Floats]:
     """ΔLL of each pair by each network, (N,), those of similar length in a batch."""
+    _require_causal(models, pairs.input_ids[0, 0][pairs.attention_mask[0, 0].bool()].tolist())
     lengths = pairs.attention_mask.sum(2).amax(1)
 
     def found(name: str, model: nn.Module, rows: list[int]) -> Tensor:
@@ -179,6 +207,7 @@ def context_scores(
         likelihoods = token_log_likelihoods(ScoredNetwork(model).scores(batch, positions=True), ids)
         return ((likelihoods * counted).sum(1) / counted.sum(1)).view(-1, 3)
 
+    _require_causal(models, rows[0])
     longest = [max(map(len, rows[3 * n : 3 * n + 3])) for n in range(len(contexts))]
     return _by_length(models, longest, found, batch_size=batch_size, what="contexts", progress=progress)
 
@@ -220,7 +249,8 @@ def _by_length(
         for name, model in models.items():
             parts = []
             for numbers in batches:
-                parts.append(found(name, model, numbers).double().cpu())
+                with _named(name):
+                    parts.append(found(name, model, numbers).double().cpu())
                 _check_finite(name, parts[-1], "log-likelihoods", f"the {what}")
                 bar.update()
             values[name] = torch.cat(parts)[back].numpy()

@@ -81,6 +81,9 @@ module that holds one
             f"the hidden states of this {type(model).__name__} are its output, so its hidden size can't be pruned; "
             "leave 'hidden' out of prune=, or pass the network that has the classifier"
         )
+    if "hidden" in wanted:
+        for transformer in transformers:
+            _check_tied(transformer, types)
     kept = [layer for t in transformers for layer, parts in t.layers(types) if not parts & wanted]
     return {
         "num_heads": {layer: n for t in transformers for a in t.attentions for layer, n in a.heads(evenly).items()},
@@ -100,6 +103,22 @@ module that holds one
         "in_channel_groups": {},
         "out_channel_groups": {layer: 2 for t in transformers for layer in t.fused_intermediate},
     }
+
+
+def _check_tied(transformer: Transformer, types: tuple[type[nn.Module], ...]) -> None:
+    """Refuse embeddings whose weight is that of an output layer that doesn't read the hidden states themselves."""
+    inputs, outputs = transformer.module.get_input_embeddings(), transformer.module.get_output_embeddings()
+    if outputs is None or outputs.weight is not inputs.weight:
+        return
+    inside = set(transformer.base.modules())
+    for name, layer in transformer.module.named_modules():
+        if isinstance(layer, types) and layer not in inside and layer is not outputs:
+            raise UnsupportedModelError(
+                f"the embeddings of {type(transformer.module).__name__} share their weight with its output layer, "
+                f"which reads {name!r} and not the hidden states, so that it would keep what they lose; leave 'hidden' "
+                "out of prune=, or untie them: model.config.tie_word_embeddings = False, and give the output layer a "
+                "weight of its own, nn.Parameter(weight.detach().clone())"
+            )
 
 
 def example_inputs(model: nn.Module, *, batch_size: int = 2) -> dict[str, Tensor]:
@@ -208,10 +227,23 @@ def _traced_forward(model: nn.Module, inputs: Any, *, together: bool) -> Any:
     correct_traced_graph()
     attentions = [a for _, module in outermost(model) for a in attentions_of(module.base_model)]
     forwards = {a.module: _stand_in(a, together) for a in attentions if a.rotary or a.fused}
-    with _stand_ins(forwards), _no_cache(model):
+    with _stand_ins(forwards), _no_cache(model), _unhooked_if_it_fails(model):
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+@contextmanager
+def _unhooked_if_it_fails(model: nn.Module) -> Iterator[None]:
+    """Torch-Pruning leaves the hooks of its trace where the network is interrupted."""
+    try:
+        yield
+    except BaseException:
+        for module in model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__name__", "") == "_record_grad_fn":
+                    del module._forward_hooks[key]
+        raise
 
 
 @contextmanager

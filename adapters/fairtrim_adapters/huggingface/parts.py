@@ -86,6 +86,12 @@ def widths(layer: Any) -> tuple[int, int]:
     return (rows, columns) if is_conv1d(layer) else (columns, rows)
 
 
+def _n_outputs(layer: Any) -> int:
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim
+    return int(layer.out_channels) if hasattr(layer, "out_channels") else widths(layer)[1]
+
+
 def outermost(model: nn.Module) -> list[tuple[str, Any]]:
     """Networks of Hugging Face in a module that lie in no other one; refused with adapters or quantised weights."""
     refuse_adapters(model)
@@ -272,6 +278,14 @@ class Transformer:
 
     def check(self, wanted: set[Part]) -> None:
         """Refuse what can't be pruned here."""
+        experts = next((name for name, _ in self.base.named_modules() if name.endswith(".experts")), "")
+        of_experts = sorted(wanted & ({"hidden"} if self.intermediate else {"hidden", "intermediate"}))
+        if experts and of_experts:
+            raise UnsupportedModelError(
+                f"{type(self.base).__name__} is a mixture of experts, whose weights lie together in {experts!r}, where "
+                f"Torch-Pruning can't take channels out; leave {' and '.join(map(repr, of_experts))} out of prune=, "
+                "e.g. prune=['heads']"
+            )
         if "intermediate" in wanted and not self.intermediate:
             raise UnsupportedModelError(
                 f"{type(self.base).__name__} has no feed-forward layer whose name ends in one of {_INTERMEDIATE}; "
@@ -300,7 +314,7 @@ class Transformer:
     def layers(self, types: tuple[type[nn.Module], ...]) -> Iterator[tuple[nn.Module, set[Part]]]:
         """Layers of these types, and embeddings, with the parts that their outputs belong to."""
         of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
-        widening = set(self.intermediate.values())
+        widening, hidden = set(self.intermediate.values()), getattr(self.config, "hidden_size", None)
         layer: nn.Module
         for name, layer in self.base.named_modules():
             if not isinstance(layer, (*types, nn.Embedding)):
@@ -309,5 +323,7 @@ class Transformer:
                 yield layer, set()
             elif layer in of_heads:
                 yield layer, {"heads", "query_heads", "head_dims"}
-            else:
-                yield layer, {"intermediate" if layer in widening else "hidden"}
+            elif layer in widening:
+                yield layer, {"intermediate"}
+            else:  # what doesn't give hidden states belongs to no part, such as layers inside of unknown modules
+                yield layer, {"hidden"} if _n_outputs(layer) == hidden else set()

@@ -33,7 +33,8 @@ def refuse_adapters(model: nn.Module) -> None:
         if adapter or (hasattr(module, "peft_config") and hasattr(module, "merge_and_unload")):
             raise UnsupportedModelError(
                 f"{name or type(module).__name__!r} is a {type(module).__name__}: an adapter beside the weights, which "
-                "would keep the sizes of before. Merge it first: model = model.merge_and_unload()"
+                "would keep the sizes of before. Merge it: model = model.merge_and_unload().requires_grad_(True): "
+                "PEFT leaves weights frozen, which Torch-Pruning doesn't see"
             )
 
 

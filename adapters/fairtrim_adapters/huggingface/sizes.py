@@ -12,6 +12,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import UnsupportedModelError
+from fairtrim.preservation import preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.head_counts import after_step_of
 
 from .parts import HEAD_SIZE, Attention, Transformer, attentions_of, outermost, widths
@@ -78,6 +79,8 @@ def _updated(transformer: Transformer, pruner: tp.pruner.BasePruner | None) -> l
     _update_intermediate(transformer, unsaid)
     unsaid.extend(_refusal(config))
     _tie(transformer)
+    if not unsaid:
+        unsaid.extend(_misread(transformer))
     return unsaid
 
 
@@ -247,6 +250,23 @@ def _refusal(config: Any) -> Iterator[str]:
         config.validate()
     except StrictDataclassError as error:
         yield f"these sizes are right (it refuses them: {str(error).splitlines()[-1].strip()})"
+
+
+def _misread(transformer: Transformer) -> Iterator[str]:
+    """What a network built from the config has in another size: not all families read all that their config holds."""
+    try:
+        with preserved_random_state(), torch.device("meta"):
+            built = type(transformer.base)(copy.deepcopy(transformer.config))
+    except TypeError:  # a class of one's own, whose arguments nobody knows
+        return
+    except ValueError as error:
+        yield f"these sizes are right (a network built from it refuses them: {error})"
+        return
+    sizes = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
+    for name, parameter in transformer.base.named_parameters():
+        if sizes.get(name, tuple(parameter.shape)) != tuple(parameter.shape):
+            yield f"{name} is {tuple(parameter.shape)} (a network built from it has {sizes[name]})"
+            return
 
 
 def _tie(transformer: Transformer) -> None:

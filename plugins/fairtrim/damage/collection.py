@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch, n_batches_of
+from fairtrim.data.labels import require_labels_of_tokens
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described
@@ -112,15 +113,17 @@ def collect_damage(
         hooked_gates(model, sites, n_columns) as gates,
     ):
         batches = reading.batches(loader, None, "damage table", allow_empty=processes.count > 1)
-        checked = told = False
+        checked = told = labelled = False
         for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
                 refuse_nobody(batch)
+            require_labels_of_tokens(batch.inputs, batch.target, batch.index)
             if not told:
                 tell_large(network, loader, batch, channel_groups, reading, curvature=curvature, interactions=pairs)
                 told = True
             gates.start(len(batch))
             scores = network.scores(batch, positions=True)
+            labelled = labelled or scores.ndim < 3 or bool(sample_loss.labelled(scores, batch.target).any())
             with torch.autocast(device.type, enabled=False):  # the caller's is for the network
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
                 weights = encoder.encode(batch.sensitive, len(batch), batch.index)
@@ -134,6 +137,10 @@ def collect_damage(
                 moments.weigh(expansion.weight)
             del scores, expansion, slope, rows  # of many classes they would stand beside the next batch's activations
             run.save(moments, encoder)
+        if not labelled and processes.count == 1 and folder is None:
+            raise InputError(
+                f"no position of any sample has a label: all are {sample_loss.ignore_index}; expected some that count"
+            )
     places = encoder.share(processes)
     total = moments.merged(processes, places, len(encoder.groups))
     run.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from fairtrim.errors import InputError
 
-__all__ = ["require_labels", "whole_labels"]
+from .padding import real_tokens
+
+__all__ = ["require_labels", "require_labels_of_tokens", "whole_labels"]
 
 
 def whole_labels(target: Tensor, batch_index: int) -> Tensor:
@@ -38,3 +41,39 @@ def require_labels(target: Any, n_scores: int, *, what: str = "labels", unit: st
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= n_classes:
         raise InputError(f"{what} reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} {unit}")
+
+
+def require_labels_of_tokens(inputs: Any, target: Tensor, batch_index: int) -> None:
+    """Refuse labels, (N, T), of padding, or that are the tokens at their own places, as causal models are often given.
+
+    Labels moved to the left can't be, unless a text is one token all over, which passes. Other labels than those
+    of tokens, under ``input_ids``, pass.
+
+    Example:
+        >>> require_labels_of_tokens({"input_ids": torch.tensor([[5, 5]])}, torch.tensor([[5, -100]]), 0)
+        >>> require_labels_of_tokens({"input_ids": torch.tensor([[5, 6]])}, torch.tensor([[5, 6]]), 0)
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: batch 0: the labels are the tokens themselves, of which the scores would be those \
+of repeating the input; expected the next ones, fairtrim_adapters.huggingface.next_token_labels(labels, attention_mask)
+    """
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    if not isinstance(ids, Tensor) or target.ndim != 2 or ids.shape != target.shape or target.is_floating_point():
+        return
+    target = target.to(ids.device)
+    labelled = target >= 0
+    real = real_tokens({"attention_mask": inputs.get("attention_mask")})
+    if real is not None and real.shape == labelled.shape and bool((labelled & ~real).any()):
+        raise InputError(
+            f"batch {batch_index}: padding, which the attention mask hides, has labels; expected −100 there: "
+            "fairtrim_adapters.huggingface.next_token_labels(input_ids, attention_mask)"
+        )
+    if not torch.equal(ids[labelled].long(), target[labelled].long()):
+        return
+    high = target.masked_fill(~labelled, -1).amax(1)
+    low = target.where(labelled, high[:, None]).amin(1)
+    if bool((low < high).any()):
+        raise InputError(
+            f"batch {batch_index}: the labels are the tokens themselves, of which the scores would be those of "
+            "repeating the input; expected the next ones, "
+            "fairtrim_adapters.huggingface.next_token_labels(labels, attention_mask)"
+        )

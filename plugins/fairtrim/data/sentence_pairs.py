@@ -182,7 +182,7 @@ class SentencePairs(Dataset[PairSample]):
         ids = pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, dtype=torch.long)
         mask_of_all = pad_sequence([torch.as_tensor(list(m)).bool() for m in marks], batch_first=True) if rows else ids
         present = (torch.arange(ids.shape[1]) < lengths[:, None]).long() if rows else ids
-        shape = (-1, 2, ids.shape[1]) if rows else (0, 2, 0)
+        shape = len(first), 2, ids.shape[1]
         return cls(ids.view(shape), present.view(shape), mask_of_all.view(shape), tuple(categories))
 
     @classmethod

@@ -24,6 +24,7 @@ __all__ = ["activation_checkpointing", "blocks_of", "is_checkpointed", "trial_pa
 
 _MARK = "fairtrim_checkpoint"
 _on_trial: ContextVar[bool] = ContextVar("on_trial", default=False)
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 def uncounted() -> bool:
@@ -115,15 +116,22 @@ def activation_checkpointing(model: nn.Module, blocks: Sequence[str] | None = No
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        token = _inside.set(True)  # blocks inside have no checkpoints: in the second pass they have none either
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            _inside.reset(token)
+
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() or uncounted():
+        if not torch.is_grad_enabled() or uncounted() or _inside.get():
             return forward(*args, **kwargs)
         args = tuple(None if _is_cache(value) else value for value in args)
         kwargs = {key: None if _is_cache(value) else value for key, value in kwargs.items()}
         if kwargs.get("use_cache"):
             kwargs["use_cache"] = False
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(whole, *args, use_reentrant=False, **kwargs)
 
     setattr(call, _MARK, True)
     return call

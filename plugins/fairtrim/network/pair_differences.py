@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fairtrim.errors import InputError
 from fairtrim.measures.log_likelihood import token_log_likelihoods
 
-from .scored_network import call_of, logits_of
+from .scored_network import call_of, explained_indices, logits_of
 
 __all__ = ["next_token_scores", "pair_differences", "pair_log_likelihoods", "shared_log_likelihoods"]
 
@@ -30,7 +30,8 @@ def next_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
     Raises:
         InputError: What the network returns is nothing of the kind.
     """
-    output = call_of(model, {"input_ids": input_ids, "attention_mask": attention_mask})()
+    with explained_indices(model, input_ids):
+        output = call_of(model, {"input_ids": input_ids, "attention_mask": attention_mask})()
     scores = logits_of(output)
     if not isinstance(scores, Tensor):
         raise InputError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from fairtrim.placement import holds_nothing
 
 from .batchnorm import batchnorm_layers
 
-__all__ = ["OutputTransform", "ScoredNetwork", "call_of", "logits_of"]
+__all__ = ["OutputTransform", "ScoredNetwork", "call_of", "explained_indices", "logits_of"]
 
 OutputTransform = Callable[[Any], Tensor]
 """Finds the scores (N, K) in what the network returns."""
@@ -109,13 +110,15 @@ class ScoredNetwork:
         Refused: names that the network doesn't take, and another floating-point type than its own.
         """
         if self.forward_fn is not None:
-            return self.forward_fn(self.model, inputs)
+            with explained_indices(self.model, inputs):
+                return self.forward_fn(self.model, inputs)
         if tree_any(_is_array, inputs):
             inputs = _tensors(self.model, inputs)
         if isinstance(inputs, Mapping):
             _check_names(self.model, inputs)
         try:
-            return call_of(self.model, inputs)()
+            with explained_indices(self.model, inputs):
+                return call_of(self.model, inputs)()
         except RuntimeError as error:
             _explain_types(self.model, inputs, index, error)
             raise
@@ -206,6 +209,35 @@ def call_of(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None = 
     if isinstance(inputs, Mapping):
         return partial(model, **inputs)
     return partial(model, *inputs) if isinstance(inputs, tuple | list) else partial(model, inputs)
+
+
+@contextmanager
+def explained_indices(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Say of a row that an embedding doesn't have which whole numbers there are, and which rows.
+
+    Example:
+        >>> with explained_indices(nn.Embedding(3, 2), torch.tensor([[1, 7]])):
+        ...     nn.Embedding(3, 2)(torch.tensor([[1, 7]]))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: the network looks up a row that its embeddings don't have: they have 3 rows, and \
+the inputs hold whole numbers from 1 to 7, 2 in a row; expected tokens of its own tokenizer, in texts no longer than \
+the positions that it knows
+    """
+    try:
+        yield
+    except IndexError as error:
+        numbers = [t for t in tensors_of(inputs) if not t.is_floating_point() and not t.is_complex() and t.numel()]
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        rows = sorted({module.num_embeddings for module in modules if isinstance(module, nn.Embedding)})
+        if not numbers or not rows:
+            raise
+        length = max((t.shape[-1] for t in numbers if t.ndim), default=1)
+        low, high = min(int(t.min()) for t in numbers), max(int(t.max()) for t in numbers)
+        raise InputError(
+            f"the network looks up a row that its embeddings don't have: they have {', '.join(map(str, rows))} rows, "
+            f"and the inputs hold whole numbers from {low} to {high}, {length} in a "
+            "row; expected tokens of its own tokenizer, in texts no longer than the positions that it knows"
+        ) from error
 
 
 def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:

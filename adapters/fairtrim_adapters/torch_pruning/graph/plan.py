@@ -232,7 +232,7 @@ def _plan(
     if not scored:
         raise InputError(
             "nothing in this network can be pruned: Torch-Pruning finds no dependency group that it may touch; check "
-            "ignored_layers, root_module_types and max_pruning_ratio"
+            "ignored_layers, root_module_types and max_pruning_ratio" + (_frozen(pruner.model) if pruner else "")
         )
     return PruningPlan(
         groups=tuple(channel_group for _, channel_group in scored),
@@ -256,6 +256,16 @@ def _unreached(group: tp.Group, pruner: tp.pruner.BasePruner | None, step: int) 
     return (
         "Torch-Pruning removes no heads where pruning_ratio is 0, whatever head_pruning_ratio is; give it any ratio "
         "above, and leave what shall stay out of prune=, or add it to ignored_layers"
+    )
+
+
+def _frozen(model: nn.Module) -> str:
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not frozen:
+        return ""
+    return (
+        f". Torch-Pruning doesn't see what is frozen, as {len(frozen)} parameters are, such as {frozen[0]!r} (adapters "
+        "of PEFT leave them so): call model.requires_grad_(True) before the pruner is made"
     )
 
 

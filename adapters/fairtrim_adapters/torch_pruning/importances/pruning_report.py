@@ -180,7 +180,7 @@ def pruning_report(
     )
     layers["kept"] = layers["before"] - layers["removed"]
     layers["skipped"] = ((layers["asked"] > 0) & (layers["removed"] == 0) & bool(history)).fillna(False).astype(bool)
-    flags = _collapsed(layers, plan)
+    flags = (*_emptied(layers), *_collapsed(layers, plan))
     if table is None:
         return PruningReport(layers, pd.DataFrame(), plan.unscored, flags)
     change, error = predicted_change(table, removed, selection.shares)
@@ -211,6 +211,15 @@ def pruning_report(
         flags = (*flags, _GO_BY_MEASUREMENT if refitted else _NOT_REFITTED)
     flags = (*flags, *_few_people(table, names))
     return PruningReport(layers, pd.DataFrame(predicted), plan.unscored, flags, told)
+
+
+def _emptied(layers: pd.DataFrame) -> Iterator[str]:
+    whole = layers.loc[((layers["asked"] >= layers["before"]) & (layers["removed"] == 0)).fillna(False), "layer"]
+    if len(whole):
+        yield (
+            f"all channels are asked of {', '.join(whole)}: Torch-Pruning takes none from a layer that would lose all, "
+            "without a word; lower the ratio, or set max_pruning_ratio"
+        )
 
 
 def predicted_change(
