@@ -185,3 +185,16 @@ def test_against_what_it_takes(transformers: Any) -> None:
     figures = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert len(figures) == 2
     assert all(0.5 * measured < told < 2 * measured for told, measured in figures), figures
+
+
+def test_told_of_gates_behind_layers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of queries and keys are: explicit products, which need to know how many samples there are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    group = ChannelGroup("0", 4, (ChannelPlace("0", "output", range(4), range(4), channel_axis=-1),))
+    people = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]), ["a", "b", "a", "b", "b"])]
+    quiet = collect_damage(model, people, [group], progress=False)
+    monkeypatch.setattr(scoring_estimate, "LARGE", 1)
+    told = collect_damage(model, people, [group], progress=True)
+    assert "4 channels" in capsys.readouterr().err
+    assert torch.equal(told.slope, quiet.slope) and torch.equal(told.curvature, quiet.curvature)

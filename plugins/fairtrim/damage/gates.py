@@ -85,7 +85,12 @@ class Gates:
         return {(self._sites[number].module, self._sites[number].side) for number in self._connected}
 
     def apply(self, number: int, activation: Any) -> Tensor:
-        """Put the gate of a site on an activation; a module that is called twice has one gate."""
+        """Put the gate of a site on an activation; a module that is called twice has one gate.
+
+        Before ``start`` there are none: what runs then is no batch of theirs.
+        """
+        if not self._n_samples:
+            return activation  # type: ignore[no-any-return]
         site = self._sites[number]
         if not isinstance(activation, Tensor):
             raise UnsupportedModelError(
