@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -22,7 +21,7 @@ from fairtrim.data.labels import require_labels_of_tokens
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
 from fairtrim.data.token_rows import token_rows
 from fairtrim.devices import model_device, to_device
-from fairtrim.measures.log_likelihood import token_log_likelihoods
+from fairtrim.measures.log_likelihood import sums_of_token_losses, token_log_likelihoods
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 
@@ -141,18 +140,13 @@ def check_next_tokens(batch: Batch) -> None:
 
 
 def _losses(name: str, model: nn.Module, batch: Batch) -> Tensor:
-    """(N,) float64; one text at a time, so that the scores are not held twice."""
+    """(N,) float64."""
     device = model_device(model)
     target = batch.target.to(device)
     moved = Batch(to_device(batch.inputs, device), target, None, batch.index)
     with _named(name):
         scores = ScoredNetwork(model).scores(moved, positions=True)
-    precision = torch.promote_types(scores.dtype, torch.float32)
-    sums = [
-        F.cross_entropy(row[labels >= 0].to(precision), labels[labels >= 0].long(), reduction="none").double().sum()
-        for row, labels in zip(scores, target, strict=True)
-    ]
-    found = torch.stack(sums).cpu()
+    found = sums_of_token_losses(scores, target, target >= 0)
     _check_finite(name, found, "losses", f"batch {batch.index}")
     return found
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairtrim.errors import InputError
 
-__all__ = ["token_log_likelihoods"]
+__all__ = ["sums_of_token_losses", "token_log_likelihoods"]
 
 
 def token_log_likelihoods(scores: Tensor, tokens: Tensor) -> Tensor:
@@ -36,3 +37,29 @@ def token_log_likelihoods(scores: Tensor, tokens: Tensor) -> Tensor:
     scores = scores[:, :-1].to(torch.promote_types(scores.dtype, torch.float32))
     chosen = scores.gather(2, tokens[:, 1:, None]).squeeze(2) - scores.logsumexp(2)
     return torch.cat([chosen.new_zeros(len(chosen), 1), chosen], 1)
+
+
+def sums_of_token_losses(scores: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    """Cross-entropy of the next token, summed over the places of each text that count.
+
+    One text at a time, so that the scores of all are not held twice.
+
+    Args:
+        scores: f at each position, (N, T, K).
+        labels: The token that comes next at each, (N, T).
+        counted: Where one counts, (N, T) bool.
+
+    Returns:
+        (N,) float64 on the CPU, in nats. Half precision is taken as float32.
+
+    Example:
+        >>> labels = torch.tensor([[1, 0, -100]])
+        >>> sums_of_token_losses(torch.zeros(1, 3, 2), labels, labels >= 0).exp().round().tolist()
+        [4.0]
+    """
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    sums = [
+        F.cross_entropy(row[kept].to(precision), own[kept].long(), reduction="none").cpu().double().sum()
+        for row, own, kept in zip(scores, labels, counted, strict=True)
+    ]
+    return torch.stack(sums)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim import InputError, SentencePairs, pair_differences
@@ -19,6 +18,7 @@ from fairtrim.arguments import require_number
 from fairtrim.damage.gates import explicit_gates
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.padding import NOT_LABELLED
+from fairtrim.measures.log_likelihood import sums_of_token_losses
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
@@ -248,9 +248,9 @@ def _measured(network: ScoredNetwork, pairs: SentencePairs, texts: Iterable[Any]
         ]
         for batch in iterate_batches(texts, network.device, progress=False):
             scores = network.scores(batch, positions=True)
-            labels = batch.target
-            total += float(F.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
-            n_tokens += int((labels != NOT_LABELLED).sum())
+            counted = batch.target != NOT_LABELLED
+            total += float(sums_of_token_losses(scores, batch.target, counted).sum())
+            n_tokens += int(counted.sum())
     if not n_tokens:
         raise InputError("held_out_texts hold no labelled token; expected texts of two tokens or more")
     return _Figures(_perplexity(total / n_tokens), torch.cat(differences))
