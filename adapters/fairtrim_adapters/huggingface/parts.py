@@ -315,6 +315,7 @@ class Transformer:
         """Layers of these types, and embeddings, with the parts that their outputs belong to."""
         of_heads = {layer for attention in self.attentions for layer in attention.outputs()}
         widening, hidden = set(self.intermediate.values()), getattr(self.config, "hidden_size", None)
+        pooler = getattr(getattr(self.base, "pooler", None), "dense", None)
         layer: nn.Module
         for name, layer in self.base.named_modules():
             if not isinstance(layer, (*types, nn.Embedding)):
@@ -325,5 +326,7 @@ class Transformer:
                 yield layer, {"heads", "query_heads", "head_dims"}
             elif layer in widening:
                 yield layer, {"intermediate"}
-            else:  # what doesn't give hidden states belongs to no part, such as layers inside of unknown modules
-                yield layer, {"hidden"} if _n_outputs(layer) == hidden else set()
+            elif layer is pooler or _n_outputs(layer) == hidden:
+                yield layer, {"hidden"}
+            else:  # belongs to no part, such as layers inside of unknown modules
+                yield layer, set()
