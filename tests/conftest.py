@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import HealthCheck
+
+from tests.pretend_accelerator import Accelerator, PretendAccelerator, registered
 
 # The networks are tiny, and more threads cost them more than they give: on a busy machine, ten times as much.
 # Said in the environment too, for the processes that tests start; OMP_NUM_THREADS=2 in front of pytest overrides it.
@@ -59,3 +61,23 @@ def transformers() -> Any:
     except (ImportError, RuntimeError):
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     return pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def pretend() -> Iterator[PretendAccelerator]:
+    """A device other than the CPU that keeps its manners and counts waits and copies."""
+    if not registered():
+        pytest.skip("needs a torch with a Python backend for other devices")
+    with PretendAccelerator().running() as device:
+        yield device
+
+
+@pytest.fixture(params=["pretend", pytest.param("cuda", marks=pytest.mark.cuda)])
+def accelerator(request: pytest.FixtureRequest) -> Accelerator:
+    """The pretend device, and a real one where there is one."""
+    if request.param == "pretend":
+        device: Accelerator = request.getfixturevalue("pretend")
+        return device
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return Accelerator(torch.device("cuda", torch.cuda.current_device()))
