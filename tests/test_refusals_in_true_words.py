@@ -254,9 +254,9 @@ def test_only_those_who_are_measured_go_to_the_device(monkeypatch: pytest.Monkey
     table = collect_damage(model, loader, [GROUP], progress=False)
     moved: list[int] = []
 
-    def counted(inputs: Any, device: torch.device) -> Any:
-        moved.append(len(inputs))
-        return to_device(inputs, device)
+    def counted(inputs_and_target: Any, device: torch.device) -> Any:
+        moved.append(len(inputs_and_target[0]))
+        return to_device(inputs_and_target, device)
 
     monkeypatch.setattr(sys.modules["fairtrim.data.batches"], "to_device", counted)
     monkeypatch.setattr(sys.modules["fairtrim.damage.measured_change"], "to_device", counted)

@@ -133,8 +133,9 @@ class Example:
         """Another order of the samples, and other signs."""
         order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(draw))
         sketches = Sketches(self.rows.shape[1], 2**30, rank=draw)
-        weights = nn.functional.one_hot(self.member, len(self.counts)).double()
-        sketches.add(self.rows[order], weights[order])
+        sketches.grow(len(self.counts))
+        for g in range(len(self.counts)):
+            sketches.add(g, self.rows[order][self.member[order] == g])
         curvature = torch.diagonal(self.exact, dim1=1, dim2=2)
         return sketches.sketch(list(range(len(self.counts))), self.counts, curvature)
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch, n_batches_of
-from fairtrim.data.labels import require_labels_of_tokens
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described
@@ -117,7 +116,6 @@ def collect_damage(
         for batch in run.unread(batches, device):
             if require_sensitive and batch.sensitive is None:
                 refuse_nobody(batch)
-            require_labels_of_tokens(batch.inputs, batch.target, batch.index)
             if not told:
                 tell_large(network, loader, batch, channel_groups, reading, curvature=curvature, interactions=pairs)
                 told = True
@@ -133,8 +131,7 @@ def collect_damage(
                 if not checked:
                     check_connected(gates, channel_groups)
                 checked = checked or len(batch) > 1
-                moments.add(weights, expansion.loss, slope, rows)
-                moments.weigh(expansion.weight)
+                moments.add(weights, expansion.loss, slope, rows, expansion.weight)
             del scores, expansion, slope, rows  # of many classes they would stand beside the next batch's activations
             run.save(moments, encoder)
         if not labelled and processes.count == 1 and folder is None:

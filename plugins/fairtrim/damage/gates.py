@@ -9,8 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -21,6 +24,9 @@ from fairtrim.preservation import remove_hooks
 from .channel_groups import ChannelGroup, Site
 
 __all__ = ["Gates", "explicit_gates", "hooked_gates", "map_consumed"]
+
+
+_Indices = tuple[Tensor, Tensor, list[tuple[slice, Tensor]]]
 
 
 def _samples_first(tensor: Tensor, site: Site, n_samples: int) -> Tensor:
@@ -72,6 +78,7 @@ class Gates:
         self._n_samples = 0
         self._gates: dict[int, Tensor] = {}
         self._connected: set[int] = set()
+        self._indices: dict[tuple[int, torch.device, torch.dtype], _Indices] = {}
 
     def start(self, n_samples: int) -> None:
         """Forget the last forward pass and get ready for one of N samples."""
@@ -165,12 +172,34 @@ class Gates:
             if gradient is None:
                 continue
             self._connected.add(number)
-            site = self._sites[number]
-            values = gradient.to(total)
-            channels, columns = (torch.as_tensor(a, device=values.device) for a in (site.channels, site.columns))
-            weights = torch.as_tensor(site.weights, device=values.device, dtype=dtype)
-            total.index_add_(1, columns, values[:, channels] * weights)
+            channels, weights, rounds = self._indices_of(number, total)
+            values = gradient.to(total)[:, channels] * weights
+            for part, columns in rounds:
+                total.index_add_(1, columns, values[:, part])
         return total if scale is None else total / scale.unsqueeze(1)
+
+    def _indices_of(self, number: int, total: Tensor) -> _Indices:
+        """Channels of a site, (P,), their weights and, in slices of them, the columns they add to: uploaded once."""
+        key = number, total.device, total.dtype
+        if key not in self._indices:
+            site, device = self._sites[number], total.device
+            order, ends = np.arange(len(site.columns)), [len(site.columns)]
+            if device.type != "cpu":  # where one sum adds a column twice, its order is left to chance
+                order, ends = _without_repeats(site.columns)
+            channels, columns = (torch.as_tensor(a[order], device=device) for a in (site.channels, site.columns))
+            parts = [slice(start, end) for start, end in pairwise([0, *ends])]
+            weights = torch.as_tensor(site.weights[order], dtype=total.dtype).to(device)
+            self._indices[key] = channels, weights, [(part, columns[part]) for part in parts]
+        return self._indices[key]
+
+
+def _without_repeats(columns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """An order of the columns, and the ends of runs in it that hold none twice; equal ones stay in their order."""
+    order = np.argsort(columns, kind="stable")
+    starts = np.flatnonzero(np.diff(columns[order], prepend=-1))
+    occurrence = np.empty_like(columns)
+    occurrence[order] = np.arange(len(columns)) - np.repeat(starts, np.diff([*starts, len(columns)]))
+    return np.argsort(occurrence, kind="stable"), np.cumsum(np.bincount(occurrence)).tolist()
 
 
 def _scale_of_float16(direction: Tensor) -> Tensor:
@@ -248,13 +277,19 @@ def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapp
     modules = dict(model.named_modules(remove_duplicate=False))
     handles: list[RemovableHandle] = []
 
+    indices: dict[tuple[str, int, torch.device], Tensor] = {}  # of each place, uploaded once
+
     def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
-        place = group.places[number]
+        place, key = group.places[number], (group.name, number, tensor.device)
+        if key not in indices:
+            numbers = torch.tensor([list(place.group_channels), list(place.channels)])
+            indices[key] = numbers.to(tensor.device)
+        of_group, channels = indices[key]
         factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)
-        of_place = gates[group.name].to(tensor.device, tensor.dtype)[list(place.group_channels)]
+        of_place = gates[group.name].to(tensor.dtype).to(tensor.device)[of_group]
         if place.weight != 1:  # the slope at an open gate, also at a closed one, where that of a root is infinite
             of_place = of_place.detach() ** place.weight + place.weight * (of_place - of_place.detach())
-        factors = factors.index_put((torch.tensor(list(place.channels), device=tensor.device),), of_place)
+        factors = factors.index_put((channels,), of_place)
         shape = [1] * tensor.ndim
         shape[place.channel_axis] = -1
         return tensor * factors.view(shape)

@@ -16,12 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.arguments import RandomState, random_generator
 from fairtrim.data.padding import real_tokens
+from fairtrim.devices import to_device
 from fairtrim.network.activation_checkpointing import uncounted
 from fairtrim.placement import stored_weight
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
 from .channel_groups import ChannelGroup, Site, channel_sites
+from .running_sums import ON_DEVICE_BYTES, RunningSums
 
 __all__ = ["InputMoments", "ReadInputs", "ReaderMoments", "input_moments"]
 
@@ -99,31 +101,35 @@ class _Reader:
         size = 0 if self.too_wide else size
         self.takes_constants = getattr(module, "bias", None) is not None
         self.count = 0
-        self.sum = torch.zeros(self.blocks, size, dtype=torch.float64)
-        self.squares = torch.zeros(self.blocks, size, size, dtype=torch.float64)
+        self.sum, self.squares = RunningSums(size), RunningSums(size, size)
+
+    @property
+    def n_squares(self) -> int:
+        """B·E²."""
+        return self.blocks * self.columns.shape[1] ** 2
 
     def add(self, read: Tensor, generator: torch.Generator, tokens: Tensor | None) -> None:
         values = read.detach().movedim(self.site.channel_axis, -1)
         n_samples = read.shape[self.site.sample_axis]
         if tokens is not None and values.shape[:-1] == tokens.shape:
-            values = values[tokens.to(values.device)]  # padding is none of what the layer reads
+            values = values[to_device(tokens, values.device)]  # padding is none of what the layer reads
         if self.positions > 1:
             values = values.reshape(*values.shape[:-1], -1, self.positions).movedim(-2, -1)
         shape = values.shape[:-1]
         each = TOKENS_PER_SAMPLE if _parameter(self.module).ndim == 2 else ROWS_PER_SAMPLE
         n_rows, wanted = shape.numel(), each * n_samples
         if n_rows > wanted:
-            drawn = torch.randint(n_rows, (wanted,), generator=generator).to(values.device)
-            values = values[torch.unravel_index(drawn, shape)]
+            drawn = torch.randint(n_rows, (wanted,), generator=generator, device=generator.device)
+            values = values[torch.unravel_index(to_device(drawn, values.device), shape)]
         rows = values.reshape(-1, self.blocks, values.shape[-1] // self.blocks).transpose(0, 1)
         rows = rows.to(torch.promote_types(torch.float32, rows.dtype))
         with torch.autocast(rows.device.type, enabled=False):
-            self.squares += (rows.transpose(1, 2) @ rows).double().cpu()
-        self.sum += rows.sum(1).double().cpu()
+            self.squares.add(rows.transpose(1, 2) @ rows)
+        self.sum.add(rows.sum(1))
         self.count += rows.shape[1]
 
     def matrix(self) -> Tensor:
-        weight = stored_weight(self.module).detach().double().cpu()
+        weight = stored_weight(self.module).detach().cpu().double()
         weight = weight.transpose(0, 1) if self.flipped else weight
         if self.positions > 1:
             return weight.reshape(1, weight.shape[0], -1, self.positions)
@@ -187,6 +193,9 @@ class InputMoments:
                 self._unmixed[site.columns] = True
             else:
                 self._readers[site.module] = reader
+        room = ON_DEVICE_BYTES / max(1, sum(reader.n_squares for reader in self._readers.values()))
+        for reader in self._readers.values():  # of all together there may be gigabytes
+            reader.squares.max_bytes = room * reader.n_squares
         self._outputs = {name: _outputs(name, reader, channel_groups) for name, reader in self._readers.items()}
         self._given: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._tokens: Tensor | None = None
@@ -237,7 +246,8 @@ class InputMoments:
             known = torch.tensor([reader.count, float(reader.takes_constants)], dtype=torch.float64)
             count, constants = processes.sum(known).tolist()
             reader.count, reader.takes_constants = int(count), constants > 0
-            reader.sum, reader.squares = processes.sum(reader.sum), processes.sum(reader.squares)
+            for sums in (reader.sum, reader.squares):
+                sums.replace(processes.sum(sums.total(reader.blocks)))
 
     def read(self) -> ReadInputs:
         """The moments, with the weights as they are now."""
@@ -247,7 +257,7 @@ class InputMoments:
             if not reader.count:  # not called as a module
                 unmixed[reader.columns[reader.columns >= 0]] = True
                 continue
-            moments, mean = reader.squares / reader.count, reader.sum / reader.count
+            moments, mean = (sums.total(reader.blocks) / reader.count for sums in (reader.squares, reader.sum))
             mean = mean * reader.takes_constants
             moments = moments - mean.unsqueeze(2) * mean.unsqueeze(1)
             outputs = self._outputs[name]

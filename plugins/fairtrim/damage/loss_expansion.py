@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairtrim.errors import InputError
-from fairtrim.network.sample_loss import SampleLoss
+from fairtrim.network.sample_loss import SampleLoss, require_finite_losses
 
 __all__ = ["Curvature", "OutputExpansion", "expand_outputs", "softmax_factor"]
 
@@ -70,12 +70,20 @@ def softmax_factor(probabilities: Tensor) -> Tensor:
         True
     """
     smallest = torch.finfo(probabilities.dtype).tiny
-    tail = probabilities.flip(1).cumsum(1).flip(1).clamp_min(smallest)
+    tail = _tail_sums(probabilities).clamp_min(smallest)
     here, after, p = tail[:, :-1], tail[:, 1:], probabilities[:, :-1]
     # ratios lie in [0, 1] whatever underflows, so no 0/0 reaches the products
     below = -p.unsqueeze(2) * (p / here).clamp(0, 1).sqrt().unsqueeze(1) / after.sqrt().unsqueeze(1)
     diagonal = (p * (after / here).clamp(0, 1)).sqrt()
     return below.tril(-1) + torch.diag_embed(diagonal)
+
+
+def _tail_sums(probabilities: Tensor) -> Tensor:
+    """q_j = Σ_{i≥j} p_i, (N, K)."""
+    if probabilities.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():  # CUDA refuses cumsum then
+        n_classes = probabilities.shape[1]
+        return (probabilities.unsqueeze(2) * probabilities.new_ones(n_classes, n_classes).tril()).sum(1)
+    return probabilities.flip(1).cumsum(1).flip(1)
 
 
 def _unit_directions(scores: Tensor, shift_invariant: bool) -> tuple[Tensor, ...]:
@@ -126,22 +134,20 @@ def expand_outputs(
         The expansion.
 
     Raises:
-        InputError: The curvature has another name, or the loss or scores are not finite.
+        InputError: The curvature has another name, the scores are not finite, or the loss is not. Cross-entropy that
+            overflows is left to ``Moments.add``, which reads it anyway.
     """
     if curvature not in ("exact", "empirical", "auto"):
         raise InputError(f"curvature={curvature!r}; expected 'exact', 'empirical' or 'auto'")
     scores = scores.detach()
-    if not bool(torch.isfinite(scores).all()):
-        raise InputError("the network's scores are not finite; check the inputs and the weights for NaN")
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     exact = curvature == "exact" or (curvature == "auto" and scores[0].numel() <= MAX_EXACT_CLASSES)
     leaf = scores.clone().requires_grad_()
     with torch.enable_grad():
-        loss, weight = sample_loss.weighted(leaf, target)
-        if not bool(torch.isfinite(loss).all()):
-            bad = int((~torch.isfinite(loss)).nonzero()[0])
-            raise InputError(f"the loss of sample {bad} of the batch is {loss[bad].item()}; expected finite losses")
+        loss, weight = sample_loss.weighted(leaf, target, finite=True)
+        if not sample_loss.is_cross_entropy:  # of finite scores cross-entropy is, but where scores overflow
+            require_finite_losses(loss.detach())
         (gradient,) = torch.autograd.grad(loss.sum(), leaf, create_graph=exact and not sample_loss.is_cross_entropy)
     if not exact:
         ones = torch.ones_like(loss.detach()).unsqueeze(1)

@@ -115,7 +115,8 @@ def measured_change(
             if chosen is None:
                 continue
             part, places = chosen
-            part = Batch(to_device(part.inputs, device), part.target.to(device), None, part.index)
+            inputs, target = to_device([part.inputs, part.target], device)
+            part = Batch(inputs, target, None, part.index)
             _, of_samples, of_loss = losses_of(network, sample_loss, part)
             losses.append(of_samples)
             units.append(of_loss)
@@ -150,7 +151,8 @@ def losses_of(network: ScoredNetwork, sample_loss: SampleLoss, batch: Batch) -> 
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     with torch.autocast(network.device.type, enabled=False):
         losses, units = sample_loss.weighted(scores, batch.target)
-    return scores, losses.double().cpu(), units.double().cpu()
+    of_samples, of_loss = torch.cat([losses, units.to(losses.device)]).cpu().double().chunk(2)
+    return scores, of_samples, of_loss
 
 
 def _every(batch: Batch, before: int, stride: int) -> tuple[Batch, slice] | None:

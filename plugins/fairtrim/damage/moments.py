@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
+from fairtrim.network.sample_loss import require_finite_losses
 from fairtrim.processes import Processes
 
+from .running_sums import RunningSums
 from .sample_sketch import SampleSketch, Sketches
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "Interactions",
     "Moments",
     "group_sums",
+    "members_of",
     "read_order",
     "resolved_interactions",
     "spread",
@@ -52,6 +56,8 @@ SUMS = (
     "gram",
 )
 """What is added up over samples, and kept where a run may be taken up again."""
+
+_SMALL_SUMS = SUMS[:-1]  # on the CPU
 
 
 def resolved_interactions(interactions: bool | Interactions, n_columns: int) -> Interactions | None:
@@ -96,6 +102,26 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
     samples, groups = members.unbind(1)
     weighted = values[samples] * weights[groups, samples].view(-1, *[1] * (values.ndim - 1))
     return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
+
+
+def members_of(weights: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+    """Which samples have a weight in each group, in their order; nobody waits for a device to count them.
+
+    Args:
+        weights: w, (G, N).
+        numbers: How many samples have one, for each of the G groups.
+
+    Returns:
+        Positions of these, G tensors.
+
+    Example:
+        >>> [members.tolist() for members in members_of(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]), [2, 1])]
+        [[0, 2], [1]]
+    """
+    if weights.device.type == "cpu":
+        return [of_group.nonzero().squeeze(1) for of_group in weights]
+    order = (weights == 0).float().argsort(dim=1, stable=True)
+    return [order[g, :number] for g, number in enumerate(numbers)]
 
 
 def read_order(so_far: bytes, weights: Tensor) -> bytes:
@@ -148,16 +174,6 @@ def spread(sums: Tensor, places: Sequence[int], n_groups: int) -> Tensor:
     return total
 
 
-def _check_room(n_groups: int, n_columns: int) -> None:
-    needed = n_groups * n_columns**2 * 8
-    if needed > MAX_INTERACTION_BYTES:
-        raise InputError(
-            f"joint selection over {n_columns} channels and {n_groups} sensitive groups needs {needed / 2**30:.1f} GiB "
-            f"for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); use interactions='sketched', "
-            "selection='single' (interactions=False), fewer sensitive groups or more ignored_layers"
-        )
-
-
 class Moments:
     """Weighted sums over samples.
 
@@ -177,12 +193,17 @@ class Moments:
         self.squared_weights = torch.zeros(0, dtype=torch.float64)
         self.squared_damage = torch.zeros(0, n_columns, dtype=torch.float64)
         self.squared_second_order = torch.zeros(0, n_columns, dtype=torch.float64)
-        self.gram = torch.zeros(0, n_columns, n_columns, dtype=torch.float64) if interactions == "exact" else None
+        self._gram = RunningSums(n_columns, n_columns) if interactions == "exact" else None
         self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
         self._loss_weight = torch.zeros(2, dtype=torch.float64)  # of all samples, and their number
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, weights, and how many have one in each group
         self._sample_losses: list[Tensor] = []
         self._read_order = b""
+
+    @property
+    def gram(self) -> Tensor | None:
+        """Σ_n w_gn Σ_r rows_nr rows_nrᵀ, (G, C, C), if it is kept."""
+        return None if self._gram is None else self._gram.total(len(self.counts))
 
     @property
     def mean_weight(self) -> float:
@@ -204,76 +225,98 @@ class Moments:
         """
         self._loss_weight += torch.tensor([float(weight.cpu().double().sum()), len(weight)], dtype=torch.float64)
 
-    def _kept(self, n_groups: int) -> Iterator[tuple[str, Tensor]]:
-        """The sums that are kept, by name; for so many groups there has to be room."""
-        for name in SUMS:
-            if (sums := getattr(self, name)) is not None:
-                if name == "gram":
-                    _check_room(n_groups, sums.shape[1])
-                yield name, sums
+    def _check_room(self, n_groups: int) -> None:
+        n_columns = self.slope.shape[1]
+        needed = 0 if self._gram is None else n_groups * n_columns**2 * 8
+        if needed > MAX_INTERACTION_BYTES:
+            raise InputError(
+                f"joint selection over {n_columns} channels and {n_groups} sensitive groups needs "
+                f"{needed / 2**30:.1f} GiB for its Gram matrices (limit {MAX_INTERACTION_BYTES / 2**30:.0f} GiB); use "
+                "interactions='sketched', selection='single' (interactions=False), fewer sensitive groups or more "
+                "ignored_layers"
+            )
 
     def _grow(self, n_groups: int) -> None:
         missing = n_groups - len(self.counts)
         if missing <= 0:
             return
-        for name, sums in self._kept(n_groups):
+        self._check_room(n_groups)
+        for name in _SMALL_SUMS:
+            sums = getattr(self, name)
             setattr(self, name, torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])]))
 
-    def add(self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor) -> None:
-        """Add the samples of one batch.
+    def add(
+        self, weights: Tensor, loss: Tensor, slope: Tensor, rows: Tensor, loss_weight: Tensor | None = None
+    ) -> None:
+        """Add the samples of one batch; what lies on a device comes to the CPU at once, in one copy.
 
         Args:
             weights: One column for each sensitive group, (N, G) float64 on the CPU.
             loss: ℓ_n, (N,).
             slope: s_nc under the true label, (N, C).
             rows: (N, R, C) with Σ_r rows_nrc rows_nrd = E_y[s_nc(y) s_nd(y)].
+            loss_weight: w_n, (N,), for ``weigh``.
+
+        Raises:
+            InputError: A loss is not finite.
         """
+        of_groups = weights.T.to(slope.dtype)
+        on_device = to_device(of_groups, slope.device)
+        curvature = rows.square().sum(1)
+        second_order = 0.5 * curvature
+        # in one product: what each sample adds to the means, and the squares that say how far they can be off
+        values = torch.cat([curvature, (second_order - slope).square(), second_order.square()], 1)
+        sums = group_sums(on_device, slope), group_sums(on_device, values)
+        of_samples = [part.to(slope.device) for part in (loss, loss_weight) if part is not None]
+        parts = [*of_samples, *(part.flatten() for part in sums)]
+        *of_samples, slopes, others = torch.cat(parts).cpu().split([len(part) for part in parts])
+        loss = of_samples[0].to(torch.float64, copy=True)  # a part would keep the whole
+        require_finite_losses(loss)
         self._grow(weights.shape[1])
         self.counts += weights.sum(0)
-        loss = loss.double().cpu()
         self._sample_losses.append(loss)
         self._read_order = read_order(self._read_order, weights)
         self.loss += weights.T @ loss
         self.negative_loss += weights.T @ loss.clamp_max(0)
         self.squared_loss += weights.T @ loss.square()
-        on_device = weights.T.to(slope.device, slope.dtype)
-        self.slope += group_sums(on_device, slope).double().cpu()
+        self.slope += slopes.double().view_as(sums[0])
         self.squared_weights += weights.square().sum(0)
-        curvature = rows.square().sum(1)
-        second_order = 0.5 * curvature
-        # in one product: what each sample adds to the means, and the squares that say how far they can be off
-        values = torch.cat([curvature, (second_order - slope).square(), second_order.square()], 1)
-        for name, sums in zip(
+        for name, part in zip(
             ("curvature", "squared_damage", "squared_second_order"),
-            group_sums(on_device, values).double().cpu().tensor_split(3, 1),
+            others.double().view(sums[1].shape).tensor_split(3, 1),
             strict=True,
         ):
-            getattr(self, name).add_(sums)
-        if self.gram is not None or self.sketches is not None:
-            self._waiting.append((rows.flatten(0, 1), on_device.T.repeat_interleave(rows.shape[1], 0)))
+            getattr(self, name).add_(part)
+        if loss_weight is not None:
+            self.weigh(of_samples[1])
+        if self._gram is not None or self.sketches is not None:
+            numbers = rows.shape[1] * (of_groups != 0).sum(1)
+            self._waiting.append((rows.flatten(0, 1), on_device.repeat_interleave(rows.shape[1], 1), numbers))
             enough = ROWS_PER_PRODUCT
-            if self.gram is not None:
+            if self._gram is not None:
                 enough = max(enough, _ROWS_PER_GROUP * len(self.counts))
-            if sum(len(waiting) for waiting, _ in self._waiting) >= enough:
+            if sum(len(waiting) for waiting, _, _ in self._waiting) >= enough:
                 self.flush()
 
     def flush(self) -> None:
         """Work off the rows that wait: one product for each sensitive group, or one sum in the sketch."""
         if not self._waiting:
             return
-        n_groups = max(weights.shape[1] for _, weights in self._waiting)
-        rows = torch.cat([rows for rows, _ in self._waiting])
-        weights = torch.cat([F.pad(weights, (0, n_groups - weights.shape[1])) for _, weights in self._waiting])
+        n_groups = max(len(weights) for _, weights, _ in self._waiting)
+        rows = torch.cat([rows for rows, _, _ in self._waiting])
+        weights = torch.cat([F.pad(weights, (0, 0, 0, n_groups - len(weights))) for _, weights, _ in self._waiting], 1)
+        numbers = torch.stack([F.pad(number, (0, n_groups - len(number))) for _, _, number in self._waiting]).sum(0)
         self._waiting = []
         if self.sketches is not None:
-            self.sketches.add(rows, weights)
-        if self.gram is None:
-            return
-        for g in range(n_groups):
-            members = weights[:, g].nonzero().squeeze(1)
-            if len(members):
-                weighted = rows[members] * weights[members, g].sqrt().unsqueeze(1)
-                self.gram[g] += (weighted.T @ weighted).double().cpu()
+            self.sketches.grow(n_groups)
+        for g, members in enumerate(members_of(weights, numbers.tolist())):
+            if not len(members):
+                continue
+            weighted = rows[members] * weights[g, members].sqrt().unsqueeze(1)
+            if self.sketches is not None:
+                self.sketches.add(g, weighted)
+            if self._gram is not None:
+                self._gram.add((weighted.T @ weighted).unsqueeze(0), first=g)
 
     def merged(self, processes: Processes, places: Sequence[int], n_groups: int) -> Moments:
         """The sums over the samples of all processes.
@@ -290,14 +333,15 @@ class Moments:
         if processes.count == 1:
             return self
         total = Moments(self.slope.shape[1])
-        for name, sums in self._kept(n_groups):
-            if name == "gram":
-                # one group at a time: together they may be gigabytes
-                here = dict(zip(places, sums, strict=True))
-                blank = sums.new_zeros(sums.shape[1:])
-                total.gram = torch.stack([processes.sum(here.get(g, blank)) for g in range(n_groups)])
-            else:
-                setattr(total, name, processes.sum(spread(sums, places, n_groups)))
+        self._check_room(n_groups)
+        for name in _SMALL_SUMS:
+            setattr(total, name, processes.sum(spread(getattr(self, name), places, n_groups)))
+        if (gram := self.gram) is not None:
+            # one group at a time: together they may be gigabytes
+            here = dict(zip(places, gram, strict=True))
+            blank = gram.new_zeros(gram.shape[1:])
+            total._gram = RunningSums(*blank.shape)
+            total._gram.replace(torch.stack([processes.sum(here.get(g, blank)) for g in range(n_groups)]))
         if self.sketches is not None:
             total.sketches = self.sketches.merged(processes, places, n_groups)
         total._loss_weight = processes.sum(self._loss_weight)
@@ -323,9 +367,11 @@ class Moments:
         Args:
             state: The tensors.
         """
-        for name in SUMS:
+        for name in _SMALL_SUMS:
             if name in state:
                 setattr(self, name, state[name])
+        if self._gram is not None:
+            self._gram.replace(state["gram"])
         self._loss_weight = state.get("loss_weight", self._loss_weight)
         self._sample_losses, self._read_order = [state["sample_losses"]], bytes(state["read_order"].tolist())
         if self.sketches is not None:
@@ -370,8 +416,8 @@ class Moments:
             )
         }
         interactions: Tensor | SampleSketch | None = None
-        if self.gram is not None:
-            interactions = self.gram if order == list(range(len(order))) else self.gram[order]
+        if (gram := self.gram) is not None:
+            interactions = gram if order == list(range(len(order))) else gram[order]
             interactions /= divisor.view(-1, 1, 1)
         elif self.sketches is not None:
             interactions = self.sketches.sketch(order, divisor, means["curvature"])

@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairtrim.data.batches import Batch
-from fairtrim.data.labels import require_labels, whole_labels
+from fairtrim.data.labels import whole_labels
 from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, match_groups
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import GroupCounts, canonical_measure, rates
 from fairtrim.measures.scores import probabilities
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
+from fairtrim.network.sample_loss import require_scores_and_labels
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.processes import Processes
 
@@ -122,15 +123,15 @@ def parity_gradient(
                 refuse_nobody(batch)
             gates.start(len(batch))
             scores = network.scores(batch)
-            if not bool(torch.isfinite(scores).all()):
-                raise InputError("the network's scores are not finite; check the inputs and the weights for NaN")
+            target = whole_labels(batch.target, batch.index)
+            require_scores_and_labels(torch.isfinite(scores.detach()).all(), target, scores.shape[1])
             seen.add(scores)
             if seen.shares:
                 refuse_shares("the network")
             with torch.autocast(network.device.type, enabled=False):  # the caller's is for the network
                 if not checked and len(batch) > 1:
                     check_independence(gates, scores, batch)
-                sums.add(gates, scores, batch, encoder)
+                sums.add(gates, scores, target, encoder.encode(batch.sensitive, len(batch), batch.index))
                 if not checked:
                     check_connected(gates, channel_groups)
                 checked = checked or len(batch) > 1
@@ -156,23 +157,27 @@ class _Sums:
         self.counts = torch.zeros(0, 4, 1, dtype=torch.float64)
         self.slopes = torch.zeros(0, 2, 1, n_columns, dtype=torch.float64)
 
-    def add(self, gates: Gates, scores: Tensor, batch: Batch, encoder: SensitiveEncoder) -> None:
-        """Add the samples of one batch."""
-        target = whole_labels(batch.target, batch.index)
-        require_labels(target, scores.shape[1])
+    def add(self, gates: Gates, scores: Tensor, target: Tensor, weights: Tensor) -> None:
+        """Add the samples of one batch: labels, (N,), and weights, (N, G) on the CPU."""
         leaf = scores.detach().to(torch.promote_types(torch.float32, scores.dtype)).requires_grad_()
         given = probabilities(leaf)
         n_labels = given.shape[1]
-        member = encoder.encode(batch.sensitive, len(batch), batch.index).to(leaf)
+        of_groups = weights.to(leaf.dtype)
+        member = to_device(of_groups, leaf.device)
         of_label = (target == 1)[:, None] if n_labels == 1 else F.one_hot(target, n_labels)
         cells = torch.stack([of_label.to(leaf), 1 - of_label.to(leaf)], 1)  # (N, 2, K)
-        self._grow(member.shape[1], n_labels)
         values = torch.cat([cells * given.detach()[:, None], cells], 1)
-        self.counts += torch.einsum("ng,npk->gpk", member.double(), values.double()).cpu()
-        for label, slope in enumerate(self._slopes(gates, scores, leaf, given)):
-            for part in range(2):
-                weights = (member * cells[:, part, label, None]).T.to(slope)
-                self.slopes[:, part, label] += group_sums(weights, slope).double().cpu()
+        slopes = [
+            group_sums((member * cells[:, part, label, None]).T.to(slope), slope)
+            for label, slope in enumerate(self._slopes(gates, scores, leaf, given))
+            for part in range(2)
+        ]
+        parts = [part.flatten() for part in (values, torch.stack(slopes))]
+        of_samples, of_gates = torch.cat(parts).cpu().double().split([len(part) for part in parts])
+        self._grow(member.shape[1], n_labels)
+        self.counts += torch.einsum("ng,npk->gpk", of_groups.double(), of_samples.view(values.shape))
+        for place, slope in enumerate(of_gates.view(-1, *slopes[0].shape)):
+            self.slopes[:, place % 2, place // 2] += slope
 
     @staticmethod
     def _slopes(gates: Gates, scores: Tensor, leaf: Tensor, given: Tensor) -> list[Tensor]:

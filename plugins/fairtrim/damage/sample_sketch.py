@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.processes import Processes
 
@@ -60,7 +61,8 @@ class SketchedRows:
         # signs depend on how many rows went before only, not on how they were cut into batches
         first = max(0, self._n_sums - self.n_rows)
         if first < len(rows):
-            signs = self._signs(self._name, self.n_rows + first, len(rows) - first).to(rows)
+            signs = self._signs(self._name, self.n_rows + first, len(rows) - first).to(rows.dtype)
+            signs = to_device(signs, rows.device)
             rows = rows * torch.cat([signs.new_ones(first), signs])[:, None]
         start = self.n_rows % self._n_sums
         self.n_rows += len(rows)
@@ -231,14 +233,10 @@ class Sketches:
                 (SketchedRows(SELECTION_ROWS, f"{name}/selection"), SketchedRows(HELD_OUT_ROWS, f"{name}/held out"))
             )
 
-    def add(self, rows: Tensor, weights: Tensor) -> None:
-        """Add the rows of a batch, (rows, C), by the weight of each row in each group, (rows, G)."""
-        self.grow(weights.shape[1])
-        for g in weights.any(0).nonzero().flatten().tolist():
-            members = weights[:, g].nonzero().squeeze(1)
-            weighted = rows[members] * weights[members, g].sqrt().unsqueeze(1)
-            for sketch in self.groups[g]:
-                sketch.add(weighted)
+    def add(self, group: int, rows: Tensor) -> None:
+        """Add rows of one group, (rows, C), times the roots of their weights."""
+        for sketch in self.groups[group]:
+            sketch.add(rows)
         needed = sum(s.sums.numel() * s.sums.element_size() for pair in self.groups for s in pair if s.sums is not None)
         if needed > self._max_bytes:
             raise InputError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fairtrim.data.batches import Batch
+from fairtrim.data.labels import require_labels_of_tokens
 from fairtrim.data.sensitive_groups import SensitiveEncoder
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
@@ -81,7 +82,9 @@ class ScoringRun:
                     self._read.update(_content(leaf))
             self._n_read += 1
             if self._n_read > self._n_done:
-                yield replace(batch, inputs=to_device(batch.inputs, device), target=batch.target.to(device))
+                require_labels_of_tokens(batch.inputs, batch.target, batch.index)  # here nobody waits for a device
+                inputs, target = to_device([batch.inputs, batch.target], device)
+                yield replace(batch, inputs=inputs, target=target)
             elif self._n_read == self._n_done:
                 self._check()
         if self._n_read < self._n_done:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.network.scored_network import ScoredNetwork
@@ -26,9 +27,10 @@ from fairtrim.processes import Processes
 
 from .channel_groups import ChannelGroup
 from .loss_expansion import Curvature, expand_outputs
-from .moments import Moments, group_sums, spread
+from .moments import Moments, group_sums, members_of, spread
 from .per_sample_gradients import CHUNK_BYTES, PerSampleSquares
 from .reading_options import Reading, ReadingOptions
+from .running_sums import ON_DEVICE_BYTES, RunningSums
 from .table import DamageTable
 
 __all__ = ["collect_weight_saliency", "squared_gradients"]
@@ -80,7 +82,8 @@ def squared_gradients(
         wanted = dict(model.named_parameters())
         if parameters is not None:
             wanted = {name: p for name, p in wanted.items() if name in set(parameters)}
-        sums: dict[str, Tensor] = {name: p.new_zeros(0, *p.shape, dtype=torch.float64) for name, p in wanted.items()}
+        room = ON_DEVICE_BYTES / max(1, sum(p.numel() for p in wanted.values()))
+        sums = {name: RunningSums(*p.shape, max_bytes=room * p.numel()) for name, p in wanted.items()}
         names = {id(p): name for name, p in wanted.items()}
         closed = _closed_form_layers(model, names)
         per_sample = PerSampleSquares(network)
@@ -100,36 +103,28 @@ def squared_gradients(
                 expansion = expand_outputs(scores, batch.target, sample_loss, curvature)
                 weights = encoder.encode(batch.sensitive, len(batch), batch.index)
                 empty = scores.new_zeros(len(batch), 0)
-                moments.add(weights, expansion.loss, empty, empty.unsqueeze(1))
-                moments.weigh(expansion.weight)
+                moments.add(weights, expansion.loss, empty, empty.unsqueeze(1), expansion.weight)
                 directions = expansion.factor_directions()
-                on_device = weights.T.to(device, torch.promote_types(torch.float32, scores.dtype))
+                of_groups = weights.T.to(torch.promote_types(torch.float32, scores.dtype))
+                on_device = to_device(of_groups, device)
+                members = members_of(on_device, (of_groups != 0).sum(1).tolist())
                 for r, direction in enumerate(directions):
                     for parameter, square in _closed_form_squares(
-                        calls, scores, direction, on_device, r < len(directions) - 1
+                        calls, scores, direction, on_device, members, r < len(directions) - 1
                     ):
                         if parameter in names:
-                            sums[names[parameter]] = _added(sums[names[parameter]], square.double().cpu())
+                            sums[names[parameter]].add(square)
             for direction in directions if others else []:
                 for name, square in per_sample.squares(others, batch, direction, on_device).items():
-                    sums[name] = _added(sums[name], square.double().cpu())
+                    sums[name].add(square)
     places = encoder.share(processes)
     n_groups = len(encoder.groups)
     merged = moments.merged(processes, places, n_groups)
     table = DamageTable(sizes={}, **merged.means(encoder))
     divisor = table.counts * merged.mean_weight
     order = [encoder.groups.index(name) for name in table.sensitive_groups]
-    total = {name: processes.sum(spread(value.cpu(), places, n_groups)) for name, value in sums.items()}
+    total = {name: processes.sum(spread(of.total(len(places)), places, n_groups)) for name, of in sums.items()}
     return table, {name: value[order] / divisor.view(-1, *[1] * (value.ndim - 1)) for name, value in total.items()}
-
-
-def _added(total: Tensor, new: Tensor) -> Tensor:
-    """Sum of two (G, ...) tensors, the shorter one filled up with groups of zeros."""
-    total = total.cpu()
-    if len(new) > len(total):
-        total = torch.cat([total, total.new_zeros(len(new) - len(total), *total.shape[1:])])
-    total[: len(new)] += new
-    return total
 
 
 def collect_weight_saliency(
@@ -176,7 +171,7 @@ def collect_weight_saliency(
     for group in channel_groups:
         saliency = torch.zeros(n_groups, group.size, dtype=torch.float64)
         for place in group.parameters:
-            parameter = parameters[place.parameter].detach().double().cpu()
+            parameter = parameters[place.parameter].detach().cpu().double()
             of_weights = parameter.square() * squares[place.parameter]
             of_channels = of_weights.movedim(place.axis % parameter.ndim + 1, 1)
             of_channels = of_channels.reshape(*of_channels.shape[:2], -1).sum(2)
@@ -237,17 +232,18 @@ def _layers_of_agreement(network: ScoredNetwork, layers: Sequence[nn.Module], ba
                 found[key] = found[key] + piece.sum(0) if key in found else piece.sum(0)
     tolerance = 0.05 if scores.dtype in (torch.float16, torch.bfloat16) else 1e-3
 
-    def agrees(layer: nn.Module) -> bool:
-        scale, difference = 0.0, 0.0
+    def agrees(layer: nn.Module) -> Tensor:
+        scales, differences = [], []
         for parameter in layer.parameters(recurse=False):
             gradient, sum_of_samples = expected[id(parameter)], found.get(id(parameter))
             if gradient is None or sum_of_samples is None:
-                return gradient is None and sum_of_samples is None
-            scale = max(scale, float(gradient.abs().max()))
-            difference = max(difference, float((gradient.to(dtype) - sum_of_samples).abs().max()))
-        return difference <= tolerance * scale
+                return torch.tensor(gradient is None and sum_of_samples is None, device=scores.device)
+            scales.append(gradient.to(dtype).abs().max())
+            differences.append((gradient.to(dtype) - sum_of_samples).abs().max())
+        return torch.stack(differences).max() <= tolerance * torch.stack(scales).max()
 
-    return [layer for layer in layers if agrees(layer)]
+    agreeing = torch.stack([agrees(layer) for layer in layers]).tolist()
+    return [layer for layer, agreed in zip(layers, agreeing, strict=True) if agreed]
 
 
 def _has_closed_form(module: nn.Module) -> bool:
@@ -279,6 +275,7 @@ def _closed_form_squares(
     scores: Tensor,
     direction: Tensor,
     weights: Tensor,
+    members: Sequence[Tensor],
     keep_graph: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """(id of parameter, Σ_n w_gn (∂ direction_n · f_n / ∂θ)²), (G, *shape) each."""
@@ -288,7 +285,6 @@ def _closed_form_squares(
         if single_linear and len(of_module[0][0]) == n_samples:
             value, gradient = (t.to(weights.dtype).square() for t in of_module[0])
             # (g_o a_i)² = g_o² a_i²: one product for each sensitive group, no per-sample matrices
-            members = [w.nonzero().squeeze(1) for w in weights]
             products = [(gradient[m] * w[m].unsqueeze(1)).T @ value[m] for w, m in zip(weights, members, strict=True)]
             yield id(module.weight), torch.stack(products)
             if module.bias is not None:

@@ -190,7 +190,7 @@ def iterate_batches(
             continue
         empty = False
         if device is not None:
-            inputs, target = to_device(inputs, device), target.to(device)
+            inputs, target = to_device((inputs, target), device)
         yield Batch(inputs, target, sensitive, index)
     if empty and not allow_empty:
         raise InputError("the loader gave no sample; pass a loader with at least one batch (an iterator runs dry)")

@@ -12,7 +12,7 @@ from fairtrim.errors import InputError
 
 from .padding import real_tokens
 
-__all__ = ["require_labels", "require_labels_of_tokens", "whole_labels"]
+__all__ = ["refuse_range", "require_labels", "require_labels_of_tokens", "whole_labels"]
 
 
 def whole_labels(target: Tensor, batch_index: int) -> Tensor:
@@ -35,10 +35,15 @@ def require_labels(target: Any, n_scores: int, *, what: str = "labels", unit: st
         Traceback (most recent call last):
         fairtrim.errors.InputError: labels reach from 0 to 3; expected 0 to 2 for 3 classes
     """
-    if not len(target):
-        return
-    n_classes = max(n_scores, 2)
-    low, high = int(target.min()), int(target.max())
+    if len(target):
+        ends = target.min(), target.max()
+        low, high = torch.stack(ends).tolist() if isinstance(target, Tensor) else ends
+        refuse_range(low, high, n_scores, what=what, unit=unit)
+
+
+def refuse_range(low: float, high: float, n_scores: int, *, what: str = "labels", unit: str = "classes") -> None:
+    """Refuse labels of which the smallest or the largest belongs to none of K scores; see ``require_labels``."""
+    low, high, n_classes = int(low), int(high), max(n_scores, 2)
     if low < 0 or high >= n_classes:
         raise InputError(f"{what} reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} {unit}")
 
@@ -59,19 +64,22 @@ of repeating the input; expected the next ones, fairtrim_adapters.huggingface.ne
     ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
     if not isinstance(ids, Tensor) or target.ndim != 2 or ids.shape != target.shape or target.is_floating_point():
         return
-    target = target.to(ids.device)
+    target = target.to(ids.device).long()
     labelled = target >= 0
     real = real_tokens({"attention_mask": inputs.get("attention_mask")})
-    if real is not None and real.shape == labelled.shape and bool((labelled & ~real).any()):
+    masked = labelled & ~real if real is not None and real.shape == labelled.shape else torch.zeros_like(labelled)
+    high = target.masked_fill(~labelled, -1).amax(1)
+    low = target.where(labelled, high[:, None]).amin(1)
+    # read together: on an accelerator each one would wait
+    of_padding, same, differ = torch.stack(
+        [masked.any(), ((ids.long() == target) | ~labelled).all(), (low < high).any()]
+    ).tolist()
+    if of_padding:
         raise InputError(
             f"batch {batch_index}: padding, which the attention mask hides, has labels; expected −100 there: "
             "fairtrim_adapters.huggingface.next_token_labels(input_ids, attention_mask)"
         )
-    if not torch.equal(ids[labelled].long(), target[labelled].long()):
-        return
-    high = target.masked_fill(~labelled, -1).amax(1)
-    low = target.where(labelled, high[:, None]).amin(1)
-    if bool((low < high).any()):
+    if same and differ:
         raise InputError(
             f"batch {batch_index}: the labels are the tokens themselves, of which the scores would be those of "
             "repeating the input; expected the next ones, "

@@ -102,6 +102,7 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
         columns = {str(name): _column(values) for name, values in sensitive.items()}
     else:
         if isinstance(sensitive, Tensor | np.ndarray):
+            sensitive = sensitive.cpu() if isinstance(sensitive, Tensor) else sensitive  # once for all columns
             if sensitive.ndim not in (1, 2):
                 raise InputError(
                     f"the sensitive features have shape {tuple(sensitive.shape)} for {n_samples} samples; expected "

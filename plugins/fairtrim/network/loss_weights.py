@@ -94,11 +94,15 @@ class LossWeights:
         if self.kind is None:
             return True  # no sample has a slope, so there is nothing to weigh
         with torch.no_grad():
-            whole = self._loss_fn(scores.detach(), target).cpu().double()
-        losses, weights = losses.detach().cpu().double(), weights.cpu().double()
+            whole = self._loss_fn(scores.detach(), target)
+        n = len(scores)
+        parts = [losses.detach(), weights, scores.detach().abs().max().reshape(1), whole.reshape(-1)]
+        read = torch.cat([part.to(scores.device) for part in parts]).cpu().double()
+        losses, weights, rounding = read[:n], read[n : 2 * n], self._rounding(float(read[2 * n]))
+        whole = read[2 * n + 1 :].reshape(whole.shape)
         if self.kind == "none":
             whole = whole.reshape(len(scores), -1).mean(1)
-            wrong = (whole - losses).abs() > _AGREE * losses.abs() + self._rounding(scores)
+            wrong = (whole - losses).abs() > _AGREE * losses.abs() + rounding
             if bool(wrong.any()):
                 n = int(wrong.nonzero()[0])
                 _refuse(f"{float(whole[n]):.6g} for sample {n} among {len(scores)}", f"{float(losses[n]):.6g}")
@@ -106,7 +110,7 @@ class LossWeights:
         total = weights.sum() if self.kind == "mean" else torch.ones_like(weights.sum())
         expected, size = losses.sum() / total, losses.abs().sum() / total
         number = 1 if self.kind == "mean" else len(scores)
-        if not bool((whole.sum() - expected).abs() > _AGREE * size + number * self._rounding(scores)):
+        if not bool((whole.sum() - expected).abs() > _AGREE * size + number * rounding):
             return True
         if self.kind != "mean" or self._thorough:
             _refuse(
@@ -116,9 +120,9 @@ class LossWeights:
         self._thorough = True
         return False
 
-    def _rounding(self, scores: Tensor) -> float:
-        """What the last digits of the scores are worth in the loss of one sample."""
-        return float(_SAME * (1 + scores.detach().abs().max()) * self._slope.abs().max())
+    def _rounding(self, largest: float) -> float:
+        """What the last digits of the scores, the largest of which is known, are worth in the loss of one sample."""
+        return _SAME * (1 + largest) * float(self._slope.abs().max())
 
     def _find_reference(self, scores: Tensor, target: Tensor) -> None:
         """The sample with the largest slope, and what the loss makes of two of it.
@@ -182,7 +186,8 @@ class LossWeights:
         own = 1 - share if self.kind == "mean" else 1.0
         alone, alone_slope = self._alone(row, target)
         expected = own * float(alone.sum()) + share * self._value
-        off = _AGREE * (own * abs(float(alone.sum())) + share * abs(self._value)) + 2 * self._rounding(row)
+        rounding = 2 * self._rounding(float(row.abs().max()))
+        off = _AGREE * (own * abs(float(alone.sum())) + share * abs(self._value)) + rounding
         if not abs(float(value.sum()) - expected) <= off:
             _refuse(f"{float(value.sum()):.6g} for two samples together", f"{expected:.6g}")
         steepest = max(float(self._slope.abs().max()), float(alone_slope.abs().max()))

@@ -148,9 +148,10 @@ def contrastive_loss(
     attract = b.expand(len(z), -1) if positives == "conflicting" else b.unsqueeze(0) | b.unsqueeze(1)
     attract = attract & others & (target.unsqueeze(0) == target.unsqueeze(1))
     n_positives = attract.sum(1)
-    if not bool(n_positives.any()):
+    anchors = n_positives.nonzero().squeeze(1)
+    if not len(anchors):
         return z.sum() * 0
     similarity = (z @ z.T / temperature).masked_fill(~others, -torch.inf)
     log_share = similarity - similarity.logsumexp(1, keepdim=True)
     of_anchor = log_share.masked_fill(~attract, 0).sum(1) / n_positives.clamp_min(1)
-    return -of_anchor[n_positives > 0].mean()
+    return -of_anchor[anchors].mean()

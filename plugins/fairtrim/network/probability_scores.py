@@ -79,21 +79,23 @@ class ProbabilityScores:
         if not (self._shares or self._unit) or not scores.numel():
             return
         rows = scores.detach().reshape(-1, scores.shape[-1])
-        low, high = (float(end) for end in rows.aminmax())
+        low, high = (float(end) for end in torch.stack(rows.aminmax()).tolist())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._unit = self._unit and low >= 0 and high <= 1
         self._n_scores += rows.numel()
-        self._n_inside += int(((rows > 0) & (rows < 1)).sum()) if self._unit else 0
         self._n_columns = rows.shape[1]
-        if not self._shares or rows.shape[1] < 2 or not self._unit:
-            self._shares = False
+        self._shares = self._shares and self._unit and rows.shape[1] > 1
+        if not self._unit:
             return
         tolerance = max(1e-4, 2 * float(torch.finfo(rows.dtype).eps))
-        self._shares = bool(
-            ((rows.to(torch.promote_types(torch.float32, rows.dtype)).sum(1) - 1).abs() <= tolerance).all()
-        )
+        sums = rows.to(torch.promote_types(torch.float32, rows.dtype)).sum(1)
+        inside, beyond, below_one = torch.stack(
+            [((rows > 0) & (rows < 1)).sum(), ((sums - 1).abs() > tolerance).sum(), (rows.amax(1) < 1).sum()]
+        ).tolist()
+        self._n_inside += inside
+        self._shares = self._shares and not beyond
         # 1 and zeros may as well be somebody's features
-        self._n_rows += int((rows.amax(1) < 1).sum())
+        self._n_rows += below_one if self._shares else 0
 
     def check_single(self, name: str) -> None:
         """Refuse single scores that have turned out to be probabilities."""

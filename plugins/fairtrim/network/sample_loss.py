@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim.data.batches import LossFunction
-from fairtrim.data.labels import require_labels
+from fairtrim.data.labels import refuse_range, require_labels
 from fairtrim.errors import InputError
 
 from .loss_weights import LossWeights
 from .probability_scores import ProbabilityScores, refuse_shares, refuse_sigmoid
 
-__all__ = ["SampleLoss"]
+__all__ = ["SampleLoss", "require_finite_losses", "require_scores_and_labels"]
 
 
 class SampleLoss:
@@ -79,14 +79,22 @@ class SampleLoss:
         """Loss of every sample, (N,), times its weight if the loss is a weighted mean; scores (N, K) or (N, T, K)."""
         return self.weighted(scores, target)[0]
 
-    def weighted(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """w_n ℓ_n, (N,), differentiable in the scores, and w_n, (N,), 1 unless the loss is a weighted mean."""
+    def weighted(self, scores: Tensor, target: Tensor, *, finite: bool = False) -> tuple[Tensor, Tensor]:
+        """w_n ℓ_n, (N,), differentiable in the scores, and w_n, (N,), 1 unless the loss is a weighted mean.
+
+        ``finite`` refuses scores that are not, without a wait of its own where labels are checked. At positions the
+        sums of a sample are made in any order on CUDA, unless ``torch.use_deterministic_algorithms(True)``.
+        """
+        are_finite = torch.isfinite(scores.detach()).all() if finite else None
+        if are_finite is not None and not self.is_cross_entropy:
+            _require_finite_scores(bool(are_finite))
         if scores.ndim == 2:
-            return self._of_rows(scores, target)
+            return self._of_rows(scores, target, are_finite)
         labelled = self.labelled(scores, target)
+        rows = labelled.flatten().nonzero().squeeze(1)
         # a loss may refuse what has no label, or make NaN of it, which no factor 0 takes away
         try:
-            losses, weights = self._of_rows(scores[labelled], target[labelled])
+            losses, weights = self._of_rows(scores.flatten(0, 1)[rows], target.flatten(0, 1)[rows], are_finite)
         except InputError as error:
             if self.is_cross_entropy:
                 raise
@@ -94,7 +102,7 @@ class SampleLoss:
                 f"{error}. Of scores at positions, (N, T, K), loss_fn gets a row for each that has a label, (R, K) and "
                 "(R,): pass torch.nn.functional.cross_entropy itself, or a loss of such rows"
             ) from error
-        places = labelled.flatten().nonzero().squeeze(1) // labelled.shape[1]
+        places = rows // labelled.shape[1]
         number = labelled.sum(1).clamp_min(1)
         total, mass = (x.new_zeros(len(scores)).index_add(0, places, x) / number for x in (losses, weights))
         return total, mass.where(labelled.any(1), 1.0)
@@ -113,12 +121,12 @@ class SampleLoss:
             return each * self.labelled(scores, target).sum(1).clamp_min(1)
         return torch.full((len(scores),), each, device=scores.device)
 
-    def _of_rows(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_rows(self, scores: Tensor, target: Tensor, are_finite: Tensor | None) -> tuple[Tensor, Tensor]:
         """Losses of rows of scores and their weights, (rows,) each."""
         self._check_scores(scores)
         self._check_lengths(scores)
         if self.is_cross_entropy:
-            _check_labels(scores, target)
+            _check_labels(scores, target, are_finite)
             target = target.long()
         elif scores.shape[1] == 1 and target.ndim == 1 and len(scores):
             if self._as_column is None:
@@ -260,7 +268,43 @@ def _takes_reduction(loss_fn: Callable[..., Any]) -> bool:
         return False
 
 
-def _check_labels(scores: Tensor, target: Tensor) -> None:
+def require_finite_losses(losses: Tensor) -> None:
+    """Refuse losses of samples, (N,), that are NaN or infinite.
+
+    Example:
+        >>> require_finite_losses(torch.tensor([0.5, torch.nan]))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: the loss of sample 1 of the batch is nan; expected finite losses
+    """
+    if not bool(torch.isfinite(losses).all()):
+        bad = int((~torch.isfinite(losses)).nonzero()[0])
+        raise InputError(f"the loss of sample {bad} of the batch is {losses[bad].item()}; expected finite losses")
+
+
+def _require_finite_scores(are_finite: bool) -> None:
+    if not are_finite:
+        raise InputError("the network's scores are not finite; check the inputs and the weights for NaN")
+
+
+def require_scores_and_labels(are_finite: Tensor, target: Tensor, n_scores: int, *, unit: str = "classes") -> None:
+    """Refuse scores that are not finite, and labels that none of K scores belongs to, in one wait for a device.
+
+    ``are_finite`` is one bool; ``unit`` as for ``require_labels``.
+
+    Example:
+        >>> scores, target = torch.zeros(2, 3), torch.tensor([0, 3])
+        >>> require_scores_and_labels(torch.isfinite(scores).all(), target, 3)
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: labels reach from 0 to 3; expected 0 to 2 for 3 classes
+    """
+    ends = [target.min(), target.max()] if len(target) else []
+    *limits, finite = torch.stack([*(end.long() for end in ends), are_finite.long()]).tolist()
+    _require_finite_scores(bool(finite))
+    if limits:
+        refuse_range(*limits, n_scores, unit=unit)
+
+
+def _check_labels(scores: Tensor, target: Tensor, are_finite: Tensor | None) -> None:
     n_classes = scores.shape[1]
     if n_classes < 2:
         raise InputError(
@@ -273,4 +317,7 @@ def _check_labels(scores: Tensor, target: Tensor) -> None:
             "labels (N,): for several labels a sample pass "
             "loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression torch.nn.functional.mse_loss"
         )
-    require_labels(target, n_classes, unit="scores")
+    if are_finite is None:
+        require_labels(target, n_classes, unit="scores")
+    else:
+        require_scores_and_labels(are_finite, target, n_classes, unit="scores")
