@@ -13,8 +13,18 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import InputError, ValidationSet, fine_tune
-from fairtrim.arguments import Renamed, did_you_mean, random_generator, renamed, require_choice, require_number
+from fairtrim.arguments import (
+    Renamed,
+    did_you_mean,
+    drawn_seed,
+    random_generator,
+    renamed,
+    require_choice,
+    require_number,
+    require_random_state,
+)
 from fairtrim.data.indexed_samples import IndexedSamples
+from tests.pretend_accelerator import Accelerator
 
 
 @pytest.mark.parametrize("value", [1, 1.0, np.float32(0.5), np.int64(3), Fraction(1, 2)])
@@ -50,6 +60,20 @@ def test_guesses() -> None:
     assert did_you_mean("nope", ["random", "magnitude"]) == did_you_mean("seed", ["privileged", "epsilon"]) == ""
     assert did_you_mean("ratio", ["cut", "pruning_ratio"]) == " (did you mean 'pruning_ratio'?)"
     assert did_you_mean("ratio", ["pruning_ratio", "ratio_of_something"]) == ""
+
+
+def test_generators_of_a_device(accelerator: Accelerator) -> None:
+    there, again, oracle = (torch.Generator(accelerator.device).manual_seed(3) for _ in range(3))
+    seeds = [int(torch.randint(2**31, (), generator=oracle, device=accelerator.device)) for _ in range(3)]
+    assert [random_generator(there).initial_seed(), drawn_seed(there)] == seeds[:2]  # one draw each
+    drawn = torch.rand(2, generator=random_generator(there))
+    assert torch.equal(drawn, torch.rand(2, generator=torch.Generator().manual_seed(seeds[2])))
+    require_random_state(there)
+    assert drawn_seed(there) == drawn_seed(oracle)  # and no draw for the check
+    assert random_generator(again, accelerator.device) is again
+    assert random_generator(3, accelerator.device).device == random_generator(torch.Generator(), again.device).device
+    with torch.device(accelerator.device):
+        assert drawn_seed(torch.Generator().manual_seed(1)) == drawn_seed(torch.Generator().manual_seed(1))
 
 
 def test_generators_go_on_and_seeds_begin_again() -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "require_flag",
     "require_known",
     "require_number",
+    "require_random_state",
 ]
 
 RandomState = int | torch.Generator
@@ -231,11 +232,33 @@ def refuse_string(name: str, value: object) -> None:
         raise InputError(f"{name} is the string {value!r}; expected a list: [{value!r}]")
 
 
-def random_generator(random_state: RandomState) -> torch.Generator:
-    """The source of randomness that an argument names.
+def require_random_state(random_state: object) -> None:
+    """Refuse what is neither a seed nor a generator; nothing is drawn.
 
     Args:
-        random_state: A seed, or a generator, which is drawn from as it is.
+        random_state: What was given.
+
+    Raises:
+        InputError: It is refused.
+
+    Example:
+        >>> require_random_state(0.5)
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: random_state=0.5; expected a whole number or a torch.Generator
+    """
+    if isinstance(random_state, torch.Generator):
+        return
+    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer):
+        raise InputError(f"random_state={random_state!r}; expected a whole number or a torch.Generator")
+
+
+def random_generator(random_state: RandomState, device: torch.device | None = None) -> torch.Generator:
+    """The source of randomness that an argument names, on the device where the draws are made.
+
+    Args:
+        random_state: A seed, or a generator. One of that device is drawn from as it is, and goes on; one of another
+            device gives one draw, which seeds the generator returned.
+        device: Where the draws are made; default the CPU.
 
     Returns:
         The generator.
@@ -247,18 +270,20 @@ def random_generator(random_state: RandomState) -> torch.Generator:
         >>> random_generator(3).initial_seed()
         3
     """
+    require_random_state(random_state)
+    device = device or torch.device("cpu")
     if isinstance(random_state, torch.Generator):
-        return random_state
-    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer):
-        raise InputError(f"random_state={random_state!r}; expected a whole number or a torch.Generator")
-    return torch.Generator().manual_seed(int(random_state))
+        own = random_state.device
+        if own.type == device.type and (own.index == device.index or None in (own.index, device.index)):
+            return random_state
+    return torch.Generator(device).manual_seed(drawn_seed(random_state))
 
 
 def drawn_seed(random_state: RandomState) -> int:
     """A seed, for what has to begin with the same draws several times.
 
     Args:
-        random_state: The seed, or a generator, of which it takes one draw.
+        random_state: The seed, or a generator of any device, of which it takes one draw.
 
     Returns:
         The seed.
@@ -270,9 +295,10 @@ def drawn_seed(random_state: RandomState) -> int:
         >>> drawn_seed(3)
         3
     """
-    generator = random_generator(random_state)
+    require_random_state(random_state)
     if isinstance(random_state, torch.Generator):
-        return int(torch.randint(2**31, (), generator=generator))
+        # a draw without a device would be made on torch's default device
+        return int(torch.randint(2**31, (), generator=random_state, device=random_state.device))
     return int(random_state)
 
 

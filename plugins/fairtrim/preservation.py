@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .arguments import drawn_seed
+
 __all__ = [
     "every_module_in_eval_mode",
     "in_mode",
@@ -86,7 +88,7 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
     Each block takes another seed; inside, dropout and transforms draw reproducibly.
     """
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = drawn_seed(generator)
     with preserved_random_state():
         torch.manual_seed(seed)
         np.random.seed(seed)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fairtrim.arguments import RandomState, random_generator
+from fairtrim.arguments import RandomState, random_generator, require_random_state
 from fairtrim.errors import InputError
 
 __all__ = ["ColumnFlip"]
@@ -80,7 +80,7 @@ class ColumnFlip:
                 raise InputError(f"{option}={columns!r}; expected a dict: {{column: values}}")
             for column, values in columns.items():
                 _check_values(f"{option}={{{column!r}: {values!r}}}", values, several=option == "codes")
-        random_generator(self.random_state)
+        require_random_state(self.random_state)
         if self.other != "random":
             fewest = min(self._sizes())
             if isinstance(self.other, bool) or not isinstance(self.other, int) or not 0 < self.other < fewest:

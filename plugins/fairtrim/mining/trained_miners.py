@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fairtrim.arguments import RandomState, Renamed, random_generator, renamed, require_number
+from fairtrim.arguments import RandomState, Renamed, random_generator, renamed, require_number, require_random_state
 from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
@@ -67,7 +67,7 @@ class TrainingMiner(Miner):
     def __post_init__(self) -> None:
         require_number("epochs", self.epochs, at_least=self.least_epochs, whole=True)
         require_number("learning_rate", self.learning_rate, above=0)
-        random_generator(self.random_state)
+        require_random_state(self.random_state)
 
     def _seen(self, model: nn.Module, samples: IndexedSamples) -> Seen:
         """What a network says of every sample; see ``label_probabilities``."""

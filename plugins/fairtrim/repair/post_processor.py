@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from fairtrim.arguments import RandomState, Renamed, drawn_seed, random_generator, renamed, require_number
+from fairtrim.arguments import (
+    RandomState,
+    Renamed,
+    drawn_seed,
+    random_generator,
+    renamed,
+    require_number,
+    require_random_state,
+)
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.sensitive_groups import SensitiveNames, match_groups
 from fairtrim.data.validation_set import ValidationSet
@@ -140,7 +148,7 @@ class PostProcessor(Described, ABC):
         if self.selection_share is not None and not 0 < self.selection_share < 1:
             raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1), or None")
         require_number("min_people", self.min_people, at_least=1, whole=True)
-        random_generator(self.random_state)
+        require_random_state(self.random_state)
         for name in ("max_seconds", "patience", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
