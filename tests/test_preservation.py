@@ -13,10 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import FairtrimError, collect_damage
+from fairtrim.arguments import drawn_seed
 from fairtrim.comparison.predictions import predict
 from fairtrim.damage.weight_saliency import squared_gradients
+from fairtrim.preservation import preserved_random_state, seeded
 from fairtrim_adapters.torch_pruning import GroupSaliencyImportance, WorstGroupImportance
 from tests.networks import CASES
+from tests.pretend_accelerator import Accelerator
 from tests.snapshot import Snapshot
 
 CASE = CASES["residual"]
@@ -183,3 +186,47 @@ def test_gpu_equals_cpu() -> None:
     here = collect_damage(model, [(x, y)], groups, interactions=True, progress=False)
     there = collect_damage(model.cuda(), [(x, y)], groups, interactions=True, progress=False)
     torch.testing.assert_close(here.interactions, there.interactions)
+
+
+@pytest.mark.parametrize("state", [preserved_random_state, lambda: seeded(torch.Generator())])
+def test_draws_on_a_device_go_on(accelerator: Accelerator, state: Callable[[], Any]) -> None:
+    torch.manual_seed(2)
+    expected = torch.randn(3, device=accelerator.device).cpu()
+    torch.manual_seed(2)
+    with state():
+        torch.randn(5, device=accelerator.device)
+    assert torch.equal(torch.randn(3, device=accelerator.device).cpu(), expected)
+
+
+def test_draws_on_a_device_are_seeded(accelerator: Accelerator) -> None:
+    drawn = []
+    for _ in range(2):
+        with seeded(torch.Generator(accelerator.device).manual_seed(4)):
+            drawn.append(torch.randn(3, device=accelerator.device).cpu())
+        torch.randn(5, device=accelerator.device)
+    assert torch.equal(*drawn)
+
+
+def test_random_state_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = torch.tensor([1])
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device="mps": held.clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device="mps": held.copy_(state))
+    monkeypatch.setattr(torch.mps, "manual_seed", held.fill_)
+    with preserved_random_state():
+        held += 1
+    assert held.item() == 1
+    with seeded(torch.Generator().manual_seed(5)):
+        assert held.item() == drawn_seed(torch.Generator().manual_seed(5))
+    assert held.item() == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="CUDA is in use")
+def test_a_device_that_nobody_touched_is_left_alone() -> None:
+    from torch.cuda import _lazy_seed_tracker as waiting
+
+    before = list(waiting.get_calls())
+    with seeded(torch.Generator()), preserved_random_state():
+        assert not torch.cuda.is_initialized()
+    assert waiting.get_calls() == before  # no seed of ours waits for the first use of CUDA

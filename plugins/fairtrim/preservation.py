@@ -51,9 +51,21 @@ def remove_hooks(handles: Iterable[RemovableHandle]) -> None:
     insist(remove)
 
 
+def _devices_in_use() -> list[Any]:
+    """torch's modules of the accelerators that draw; one that nobody has touched yet is not started by the question."""
+    names = ("cuda", "mps", "xpu", "mtia", "hpu", torch._C._get_privateuse1_backend_name())
+    modules = [getattr(torch, name, None) for name in names]
+    return [
+        module
+        for module in modules
+        if hasattr(module, "get_rng_state")
+        and (module.is_initialized if hasattr(module, "is_initialized") else module.is_available)()
+    ]
+
+
 @contextmanager
 def preserved_random_state(loader: Any = None) -> Iterator[None]:
-    """Restore the random states of torch, numpy and Python, and the loader's own generator, on leaving.
+    """Restore the random states of torch on all devices, numpy and Python, and the loader's own generator, on leaving.
 
     Iterating over a DataLoader draws its base seed from a generator even without shuffling; transforms may
     draw from any of the three libraries.
@@ -64,8 +76,8 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
     generators = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
     states = [(generator, generator.get_state()) for generator in generators.values()]
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    device_states = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+    modules = [(module, device) for module in _devices_in_use() for device in range(module.device_count())]
+    device_states = [(module, device, module.get_rng_state(device)) for module, device in modules]
 
     def restore() -> None:
         for generator, state in states:
@@ -73,8 +85,8 @@ def preserved_random_state(loader: Any = None) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
-        for device, state in device_states:
-            torch.cuda.set_rng_state(state, device)
+        for module, device, state in device_states:
+            module.set_rng_state(state, device)
 
     try:
         yield
@@ -90,7 +102,10 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
     """
     seed = drawn_seed(generator)
     with preserved_random_state():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        # torch.manual_seed would leave a seed behind for devices that nobody has touched yet
+        for module in _devices_in_use():
+            (module.manual_seed_all if hasattr(module, "manual_seed_all") else module.manual_seed)(seed)
         np.random.seed(seed)
         random.seed(seed)
         yield
