@@ -208,7 +208,7 @@ def _leaves(value: Any) -> list[Any]:
 
 def _resized(inputs: Any, n_samples: int, size: int) -> Any:
     """The example with its samples repeated, or left out, to another number of them."""
-    rows = torch.arange(size) % n_samples
+    rows = torch.arange(size, device="cpu") % n_samples
 
     def resize(leaf: Any) -> Any:
         return leaf[rows.to(leaf.device)] if _is_batched(leaf, n_samples) else leaf

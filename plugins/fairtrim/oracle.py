@@ -77,7 +77,8 @@ def oracle_damage(
     negative = False
     for x, y, belongs in _samples(loader, encoder):
         gates = {
-            group.name: torch.ones(group.size, dtype=torch.float64, requires_grad=True) for group in channel_groups
+            group.name: torch.ones(group.size, dtype=torch.float64, requires_grad=True, device="cpu")
+            for group in channel_groups
         }
         with explicit_gates(model, channel_groups, gates):
             scores = model(x)
@@ -92,9 +93,9 @@ def oracle_damage(
 
         loss, slope = gate_gradient(y)
         if curvature == "exact":
-            outer = torch.zeros(n_channels, n_channels, dtype=torch.float64)
+            outer = torch.zeros(n_channels, n_channels, dtype=torch.float64, device="cpu")
             for label, probability in enumerate(torch.softmax(scores.detach()[0], 0)):
-                drawn = gate_gradient(torch.tensor([label]))[1]
+                drawn = gate_gradient(torch.tensor([label], device="cpu"))[1]
                 outer += probability * torch.outer(drawn, drawn)
         else:
             outer = torch.outer(slope, slope)
@@ -102,10 +103,10 @@ def oracle_damage(
             entry = sums.setdefault(
                 name,
                 {
-                    "counts": torch.zeros((), dtype=torch.float64),
-                    "loss": torch.zeros((), dtype=torch.float64),
-                    "slope": torch.zeros(n_channels, dtype=torch.float64),
-                    "outer": torch.zeros(n_channels, n_channels, dtype=torch.float64),
+                    "counts": torch.zeros((), dtype=torch.float64, device="cpu"),
+                    "loss": torch.zeros((), dtype=torch.float64, device="cpu"),
+                    "slope": torch.zeros(n_channels, dtype=torch.float64, device="cpu"),
+                    "outer": torch.zeros(n_channels, n_channels, dtype=torch.float64, device="cpu"),
                 },
             )
             for key, value in (("counts", 1.0), ("loss", loss), ("slope", slope), ("outer", outer)):
@@ -191,7 +192,7 @@ def oracle_compensated_damage(
                 of_layer = _lacking(module, rows, its, constant=constant, ridge=ridge)
                 lacks, gave = lacks + of_layer[0], gave + of_layer[1]
             shares.append(lacks / gave if gave else 0.0)
-    return 0.5 * table.curvature * torch.tensor(shares, dtype=torch.float64)
+    return 0.5 * table.curvature * torch.tensor(shares, dtype=torch.float64, device="cpu")
 
 
 def _lacking(
@@ -216,7 +217,7 @@ def _lacking(
         its = sorted(c for b, c in gone if b == block)
         others = [c for c in range(x.shape[1]) if c not in its]
         centred = x - x.mean(0) if constant else x
-        shrinking = (scale * len(x)) ** 0.5 * torch.eye(len(others), dtype=x.dtype)
+        shrinking = (scale * len(x)) ** 0.5 * torch.eye(len(others), dtype=x.dtype, device="cpu")
         wanted = torch.cat([centred[:, its], x.new_zeros(len(others), len(its))])
         mix = torch.linalg.lstsq(torch.cat([centred[:, others], shrinking]), wanted).solution
         lacks += _mean_square(centred[:, its] - centred[:, others] @ mix, w[:, its])
@@ -230,13 +231,13 @@ def _mean_square(values: Tensor, weight: Tensor) -> float:
 
 
 def _people(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]]) -> Tensor:
-    weights = torch.tensor([weight for weight, _, _, _ in samples], dtype=torch.float64)
+    weights = torch.tensor([weight for weight, _, _, _ in samples], dtype=torch.float64, device="cpu")
     return weights.sum() ** 2 / weights.square().sum()
 
 
 def _standard_error(samples: Sequence[tuple[float, Tensor, Tensor, Tensor]], which: Literal[1, 2, 3]) -> Tensor:
     """Of a weighted mean over people, from their deviations; NaN for one person."""
-    weights = torch.tensor([sample[0] for sample in samples], dtype=torch.float64).unsqueeze(1)
+    weights = torch.tensor([sample[0] for sample in samples], dtype=torch.float64, device="cpu").unsqueeze(1)
     values = torch.stack([sample[which] for sample in samples])
     deviations = values - (weights * values).sum(0) / weights.sum()
     if len(samples) == 1:
@@ -268,9 +269,9 @@ def oracle_squared_gradients(
         if curvature == "exact":
             labels = list(enumerate(torch.softmax(scores.detach()[0], 0)))
         else:
-            labels = [(int(y), torch.ones((), dtype=torch.float64))]
+            labels = [(int(y), torch.ones((), dtype=torch.float64, device="cpu"))]
         for label, probability in labels:
-            loss = F.cross_entropy(scores, torch.tensor([label]))
+            loss = F.cross_entropy(scores, torch.tensor([label], device="cpu"))
             gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
             for name, weight in belongs:
                 entry = sums.setdefault(name, {key: torch.zeros_like(p) for key, p in parameters.items()})
@@ -319,7 +320,7 @@ def measured_damage(
         order = encoder.order()
 
         def group_losses(removal: Mapping[str, Iterable[int]]) -> Tensor:
-            gates = {group.name: torch.ones(group.size) for group in channel_groups}
+            gates = {group.name: torch.ones(group.size, device="cpu") for group in channel_groups}
             for name, channels in removal.items():
                 gates[name][list(channels)] = 0
             with explicit_gates(model, channel_groups, gates):

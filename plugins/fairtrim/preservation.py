@@ -52,7 +52,7 @@ def remove_hooks(handles: Iterable[RemovableHandle]) -> None:
 
 
 def _devices_in_use() -> list[Any]:
-    """torch's modules of the accelerators that draw; one that nobody has touched yet is not started by the question."""
+    """Modules of torch for the accelerators that draw; one that nobody has touched is not started by the question."""
     names = ("cuda", "mps", "xpu", "mtia", "hpu", torch._C._get_privateuse1_backend_name())
     modules = [getattr(torch, name, None) for name in names]
     return [

@@ -164,7 +164,7 @@ def feature_names_of(dataset: Any, features: Sequence[str] | None) -> list[str]:
 def inputs_of(dataset: Any, names: Sequence[str], dtype: torch.dtype) -> Tensor:
     """Features, (N, D)."""
     columns = [dataset.feature_names.index(name) for name in names]
-    inputs = torch.tensor(np.asarray(dataset.features)[:, columns], dtype=dtype)
+    inputs = torch.tensor(np.asarray(dataset.features)[:, columns], dtype=dtype, device="cpu")
     bad = [name for name, finite in zip(names, torch.isfinite(inputs).all(0).tolist(), strict=True) if not finite]
     if bad:
         raise InputError(f"the features {bad} hold values that are not finite as {dtype}; expected finite numbers")
@@ -239,11 +239,11 @@ def to_tensors(
     protected = np.asarray(dataset.protected_attributes, dtype=np.float64)
     return DatasetTensors(
         inputs=inputs_of(dataset, names, dtype),
-        target=torch.tensor(of_class.argmax(1), dtype=torch.int64),
-        weight=torch.tensor(_weights(_rows(dataset.instance_weights, dataset, "instance weights"))),
+        target=torch.tensor(of_class.argmax(1), dtype=torch.int64, device="cpu"),
+        weight=torch.tensor(_weights(_rows(dataset.instance_weights, dataset, "instance weights")), device="cpu"),
         feature_names=tuple(names),
         protected_attributes={
-            name: torch.tensor(protected[:, position])
+            name: torch.tensor(protected[:, position], device="cpu")
             for position, name in enumerate(dataset.protected_attribute_names)
         },
         labels=tuple(classes.tolist()),
@@ -307,7 +307,7 @@ def from_tensors(
     """
     names = [str(name) for name in feature_names]
     _check_names(names, "the feature names")
-    features, labels = (torch.as_tensor(given).detach().double().cpu().numpy() for given in (inputs, target))
+    features, labels = (torch.as_tensor(given, device="cpu").detach().double().numpy() for given in (inputs, target))
     labels = labels.reshape(-1)
     if features.ndim != 2 or features.shape[1] != len(names):
         raise InputError(f"the inputs have shape {tuple(features.shape)} for {len(names)} names; expected (N, D)")
@@ -373,7 +373,7 @@ def _kind_of(favorable: Any, unfavorable: Any) -> tuple[Any, dict[str, Any]]:
 
 def _column(values: Tensor, name: str, n_rows: int) -> npt.NDArray[np.float64]:
     try:
-        column = torch.as_tensor(values).detach().double().cpu().reshape(-1).numpy().copy()
+        column = torch.as_tensor(values, device="cpu").detach().double().reshape(-1).numpy().copy()
     except (TypeError, ValueError):
         raise InputError(f"{name!r} holds values that are no numbers; expected codes, such as 0 and 1") from None
     if len(column) != n_rows:

@@ -272,7 +272,7 @@ class NetworkPostProcessing(Transformer):  # type: ignore[misc]
         options: dict[str, Any] = {"features": names, "dtype": floating_type(self.model)}
         people = to_validation_set(dataset, unprivileged, privileged, attributes=self.attributes, **options)
         if unprivileged is None or privileged is None:
-            return people, torch.arange(len(people))
+            return people, torch.arange(len(people), device="cpu")
         return people, sides_of(dataset, unprivileged, privileged)[0]
 
     def _scores(self, model: nn.Module, inputs: Tensor) -> npt.NDArray[np.float64]:

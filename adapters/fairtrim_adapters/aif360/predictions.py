@@ -51,7 +51,7 @@ def to_dataset(dataset: LabelledDataset, scores: _Scores) -> LabelledDataset:
         ([[0.0], [1.0]], [[0.5], [0.88]])
     """
     check_dataset(dataset)
-    logits = torch.as_tensor(scores).detach().double().cpu()
+    logits = torch.as_tensor(scores, device="cpu").detach().double()
     logits = logits[:, None] if logits.ndim == 1 else logits
     n_rows = len(dataset.features)
     classes, favorable = classes_of(dataset)
@@ -84,7 +84,9 @@ def to_dataset(dataset: LabelledDataset, scores: _Scores) -> LabelledDataset:
 
 def scores_of(network: ScoredNetwork, inputs: Tensor, batch_size: int) -> npt.NDArray[np.float64]:
     """Scores of a network, (N, K)."""
-    batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in torch.split(inputs, batch_size)]
+    batches = [
+        (part, torch.zeros(len(part), dtype=torch.int64, device="cpu")) for part in torch.split(inputs, batch_size)
+    ]
     options: dict[str, Any] = {"forward_fn": network.forward_fn, "output_transform": network.output_transform}
     return predict(network.model, batches, progress=False, **options).scores["model"]
 

@@ -52,7 +52,7 @@ def tensor_of_entry(values: Any, name: str, dtype: torch.dtype, estimator: Any) 
         values = values.to(torch.float32) if values.dtype in (torch.bfloat16, torch.float16) else values
         values = values.numpy()
     array = check_array(values, dtype="numeric", ensure_2d=False, allow_nd=True, input_name=name, estimator=estimator)
-    return torch.tensor(array, dtype=dtype if array.dtype.kind == "f" else None)
+    return torch.tensor(array, dtype=dtype if array.dtype.kind == "f" else None, device="cpu")
 
 
 def sensitive_columns(sensitive: Any, n_samples: int, *, fractions: bool = False) -> dict[str, list[Any]]:

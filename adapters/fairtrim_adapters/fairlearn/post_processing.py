@@ -198,13 +198,13 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         codes = self._fit_labels(y, n_samples)
         columns = sensitive_columns(sensitive_features, n_samples, fractions=self.bins is not None)
         people = ValidationSet.from_loader(
-            [(torch.arange(n_samples), codes, columns)],
+            [(torch.arange(n_samples, device="cpu"), codes, columns)],
             sensitive_names=self.sensitive_names,
             bins=self.bins,
             progress=False,
         )
         self.sensitive_groups_ = people.groups
-        training, validation = torch.empty(0, dtype=torch.int64), torch.arange(n_samples)
+        training, validation = torch.empty(0, dtype=torch.int64, device="cpu"), torch.arange(n_samples, device="cpu")
         if not prefit:
             random_state = check_random_state(self.random_state)
             generator = torch.Generator().manual_seed(int(random_state.randint(2**31 - 1)))
@@ -363,7 +363,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         if before is not None:
             made = before.transform(validate_data(self, X, reset=reset, skip_check_array=True))
             made = made.toarray() if issparse(made) else made
-            return torch.tensor(check_array(made, estimator=self, input_name="X", **numbers), dtype=dtype)
+            return torch.tensor(check_array(made, estimator=self, input_name="X", **numbers), dtype=dtype, device="cpu")
         if isinstance(X, Dataset | DataLoader):
             raise InputError(
                 f"X is a {type(X).__name__}; expected an array, a data frame, a tensor or a dict of those: give a "
@@ -378,9 +378,11 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         if isinstance(X, Tensor):
             X = X.detach().cpu()
             if not X.is_floating_point() and not X.is_complex():
-                return torch.tensor(validate_data(self, X.numpy(), reset=reset, dtype=None, allow_nd=True))
+                return torch.tensor(
+                    validate_data(self, X.numpy(), reset=reset, dtype=None, allow_nd=True), device="cpu"
+                )
             X = X.to(torch.float32).numpy() if X.dtype in (torch.bfloat16, torch.float16) else X.numpy()
-        return torch.tensor(validate_data(self, X, reset=reset, **numbers), dtype=dtype)
+        return torch.tensor(validate_data(self, X, reset=reset, **numbers), dtype=dtype, device="cpu")
 
     def _scores(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self)
@@ -397,7 +399,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
     def _run(self, model: nn.Module, inputs: Any, batch_size: int) -> npt.NDArray[np.float64]:
         """Scores of a network, (N, K)."""
         network = ScoredNetwork(model, self.forward_fn, self.output_transform)
-        nothing = torch.zeros(number_of_samples(inputs), dtype=torch.int64)
+        nothing = torch.zeros(number_of_samples(inputs), dtype=torch.int64, device="cpu")
         people = ValidationSet(inputs, nothing, nothing, (EVERYONE,))
         with preserved_model(model), torch.no_grad():
             batches = people.batches(batch_size, network.device)
@@ -405,7 +407,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         return torch.cat(parts).numpy()
 
     def _check_outputs(self, network: nn.Module, people: ValidationSet) -> None:
-        inputs = people.take(torch.arange(min(2, len(people)))).inputs
+        inputs = people.take(torch.arange(min(2, len(people)), device="cpu")).inputs
         try:
             n_outputs = self._run(network, inputs, len(people)).shape[1]
         except FairtrimError:

@@ -193,7 +193,7 @@ def context_scores(
     def found(name: str, model: nn.Module, numbers: list[int]) -> Tensor:
         chosen = [3 * number + side for number in numbers for side in range(3)]
         device = model_device(model)
-        ids = pad_sequence([torch.tensor(rows[k]) for k in chosen], batch_first=True).to(device)
+        ids = pad_sequence([torch.tensor(rows[k], device="cpu") for k in chosen], batch_first=True).to(device)
         places = torch.arange(ids.shape[1], device=device)
         mask = places < torch.tensor([[len(rows[k])] for k in chosen], device=device)
         counted = mask & (places >= torch.tensor([[first[k]] for k in chosen], device=device))
@@ -234,7 +234,7 @@ def _by_length(
     """Values of each sample in their order, computed in batches of similar length."""
     order = sorted(range(len(lengths)), key=lambda number: lengths[number])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    back = torch.tensor(order).argsort()
+    back = torch.tensor(order, device="cpu").argsort()
     values: dict[str, Floats] = {}
     with (
         _reading(models),

@@ -66,7 +66,7 @@ def text_loader(
                 f"sensitive_features{f'[{name!r}]' if name else ''} has {len(values)} values and there are "
                 f"{len(texts)} texts; expected as many"
             )
-    rows = [torch.tensor(row[:max_length]) for row in token_rows(texts, tokenizer)]
+    rows = [torch.tensor(row[:max_length], device="cpu") for row in token_rows(texts, tokenizer)]
     short = [number for number, row in enumerate(rows) if len(row) < 2]
     if short or not rows:
         told = f"text {short[0]}, {texts[short[0]]!r}, has {len(rows[short[0]])} tokens" if rows else "there are none"
@@ -76,7 +76,10 @@ def text_loader(
 
     def batch(numbers: list[int]) -> Any:
         ids = pad_sequence([rows[number] for number in numbers], batch_first=True)
-        mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(rows[number])] for number in numbers])).long()
+        mask = (
+            torch.arange(ids.shape[1], device="cpu")
+            < torch.tensor([[len(rows[number])] for number in numbers], device="cpu")
+        ).long()
         inputs = {"input_ids": ids, "attention_mask": mask}
         labels = next_token_labels(ids, mask)
         if sensitive_features is None:

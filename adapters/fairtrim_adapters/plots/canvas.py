@@ -105,7 +105,7 @@ def as_picture(image: Any) -> npt.NDArray[np.float64]:
         >>> as_picture(torch.tensor([[[3, 5]]])).tolist()
         [[0.0, 1.0]]
     """
-    picture = np.asarray(torch.as_tensor(image).detach().cpu(), dtype=float)
+    picture = np.asarray(torch.as_tensor(image, device="cpu").detach(), dtype=float)
     if picture.ndim not in (2, 3) or not picture.size:
         raise InputError(f"an image has shape {picture.shape}; expected (H, W) or (C, H, W)")
     if picture.ndim == 3:

@@ -132,8 +132,14 @@ class _OfGroup:
         self._size = size
 
     def add(self, parameter: str, axis: int, group_channels: Sequence[int]) -> None:
-        counts = self.counts.setdefault(parameter, {}).setdefault(axis, torch.zeros(self._size, dtype=torch.float64))
-        counts.index_add_(0, torch.tensor(list(group_channels)), torch.ones(len(group_channels), dtype=torch.float64))
+        counts = self.counts.setdefault(parameter, {}).setdefault(
+            axis, torch.zeros(self._size, dtype=torch.float64, device="cpu")
+        )
+        counts.index_add_(
+            0,
+            torch.tensor(list(group_channels), device="cpu"),
+            torch.ones(len(group_channels), dtype=torch.float64, device="cpu"),
+        )
 
 
 class ChannelCosts:
@@ -220,7 +226,7 @@ class ChannelCosts:
             else None
             for of_group in self._groups
         ]
-        self.each = torch.empty(len(self._number), dtype=torch.float64)
+        self.each = torch.empty(len(self._number), dtype=torch.float64, device="cpu")
         for number in range(len(self._groups)):
             self._update(number)
 
@@ -250,7 +256,7 @@ class ChannelCosts:
             cost = sum(_what_goes(self._weights[name], axes) for name, axes in alike.items())
             self.each[section] = max(cost, 1e-12)
             return
-        costs = torch.zeros(section.stop - section.start, dtype=torch.float64)
+        costs = torch.zeros(section.stop - section.start, dtype=torch.float64, device="cpu")
         for name, axes in self._groups[number].counts.items():
             costs += _what_goes(self._weights[name], axes)
         self.each[section] = costs.clamp_min(1e-12)

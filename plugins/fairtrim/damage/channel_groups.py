@@ -143,7 +143,7 @@ class ChannelColumns:
                         f"channel {number} of {name!r} is out of range; expected 0 to {self.sizes[name] - 1}"
                     )
                 columns.add(section.start + int(number))
-        return torch.tensor(sorted(columns), dtype=torch.int64)
+        return torch.tensor(sorted(columns), dtype=torch.int64, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapp
     def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
         place, key = group.places[number], (group.name, number, tensor.device)
         if key not in indices:
-            numbers = torch.tensor([list(place.group_channels), list(place.channels)])
+            numbers = torch.tensor([list(place.group_channels), list(place.channels)], device="cpu")
             indices[key] = numbers.to(tensor.device)
         of_group, channels = indices[key]
         factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)

@@ -172,7 +172,7 @@ class InputMoments:
         generator: torch.Generator,
     ) -> None:
         self._n_columns = sum(group.size for group in channel_groups)
-        self._unmixed = torch.zeros(self._n_columns, dtype=torch.bool)
+        self._unmixed = torch.zeros(self._n_columns, dtype=torch.bool, device="cpu")
         self._generator = generator
         modules = dict(model.named_modules(remove_duplicate=False))
         self._readers: dict[str, _Reader] = {}
@@ -243,7 +243,7 @@ class InputMoments:
     def share(self, processes: Processes) -> None:
         """Add up over processes that share the data."""
         for reader in self._readers.values():
-            known = torch.tensor([reader.count, float(reader.takes_constants)], dtype=torch.float64)
+            known = torch.tensor([reader.count, float(reader.takes_constants)], dtype=torch.float64, device="cpu")
             count, constants = processes.sum(known).tolist()
             reader.count, reader.takes_constants = int(count), constants > 0
             for sums in (reader.sum, reader.squares):

@@ -120,7 +120,7 @@ def measured_change(
             _, of_samples, of_loss = losses_of(network, sample_loss, part)
             losses.append(of_samples)
             units.append(of_loss)
-            positions.append(n_read - len(batch) + torch.arange(len(batch))[places])
+            positions.append(n_read - len(batch) + torch.arange(len(batch), device="cpu")[places])
             belongs.append(weights[places])
     paired = n_read == len(before) and order == table.read_order
     n_groups = len(encoder.groups)

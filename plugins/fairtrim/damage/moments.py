@@ -184,18 +184,18 @@ class Moments:
     """
 
     def __init__(self, n_columns: int, interactions: Interactions | None = None, rank: int = 0) -> None:
-        self.counts = torch.zeros(0, dtype=torch.float64)
-        self.loss = torch.zeros(0, dtype=torch.float64)
-        self.negative_loss = torch.zeros(0, dtype=torch.float64)
-        self.squared_loss = torch.zeros(0, dtype=torch.float64)
-        self.slope = torch.zeros(0, n_columns, dtype=torch.float64)
-        self.curvature = torch.zeros(0, n_columns, dtype=torch.float64)
-        self.squared_weights = torch.zeros(0, dtype=torch.float64)
-        self.squared_damage = torch.zeros(0, n_columns, dtype=torch.float64)
-        self.squared_second_order = torch.zeros(0, n_columns, dtype=torch.float64)
+        self.counts = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.loss = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.negative_loss = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.squared_loss = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.slope = torch.zeros(0, n_columns, dtype=torch.float64, device="cpu")
+        self.curvature = torch.zeros(0, n_columns, dtype=torch.float64, device="cpu")
+        self.squared_weights = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.squared_damage = torch.zeros(0, n_columns, dtype=torch.float64, device="cpu")
+        self.squared_second_order = torch.zeros(0, n_columns, dtype=torch.float64, device="cpu")
         self._gram = RunningSums(n_columns, n_columns) if interactions == "exact" else None
         self.sketches = Sketches(n_columns, MAX_INTERACTION_BYTES, rank) if interactions == "sketched" else None
-        self._loss_weight = torch.zeros(2, dtype=torch.float64)  # of all samples, and their number
+        self._loss_weight = torch.zeros(2, dtype=torch.float64, device="cpu")  # of all samples, and their number
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, weights, and how many have one in each group
         self._sample_losses: list[Tensor] = []
         self._read_order = b""
@@ -223,7 +223,9 @@ class Moments:
         Args:
             weight: w_n, (N,).
         """
-        self._loss_weight += torch.tensor([float(weight.cpu().double().sum()), len(weight)], dtype=torch.float64)
+        self._loss_weight += torch.tensor(
+            [float(weight.cpu().double().sum()), len(weight)], dtype=torch.float64, device="cpu"
+        )
 
     def _check_room(self, n_groups: int) -> None:
         n_columns = self.slope.shape[1]
@@ -358,7 +360,7 @@ class Moments:
         state = {name: sums for name in SUMS if (sums := getattr(self, name)) is not None}
         state["loss_weight"] = self._loss_weight
         state["sample_losses"] = self._losses()
-        state["read_order"] = torch.tensor(list(self._read_order), dtype=torch.uint8)
+        state["read_order"] = torch.tensor(list(self._read_order), dtype=torch.uint8, device="cpu")
         return state if self.sketches is None else {**state, **self.sketches.state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -378,7 +380,7 @@ class Moments:
             self.sketches.restore(state, len(self.counts))
 
     def _losses(self) -> Tensor:
-        return torch.cat([torch.zeros(0, dtype=torch.float64), *self._sample_losses])
+        return torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *self._sample_losses])
 
     def means(self, encoder: SensitiveEncoder) -> dict[str, Any]:
         """Turn sums into means, the groups sorted by name, so that the order of the samples leaves no trace.

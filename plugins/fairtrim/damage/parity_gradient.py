@@ -154,8 +154,8 @@ class _Sums:
     """
 
     def __init__(self, n_columns: int) -> None:
-        self.counts = torch.zeros(0, 4, 1, dtype=torch.float64)
-        self.slopes = torch.zeros(0, 2, 1, n_columns, dtype=torch.float64)
+        self.counts = torch.zeros(0, 4, 1, dtype=torch.float64, device="cpu")
+        self.slopes = torch.zeros(0, 2, 1, n_columns, dtype=torch.float64, device="cpu")
 
     def add(self, gates: Gates, scores: Tensor, target: Tensor, weights: Tensor) -> None:
         """Add the samples of one batch: labels, (N,), and weights, (N, G) on the CPU."""
@@ -212,11 +212,11 @@ def _sides(encoder: SensitiveEncoder, privileged: Any) -> tuple[tuple[GroupName,
         raise InputError(f"everybody is of the sensitive group {groups[0]!r}; expected at least two groups to compare")
     if privileged is None:
         order = encoder.order()
-        return tuple(groups[g] for g in order), torch.eye(len(groups), dtype=torch.float64)[order]
+        return tuple(groups[g] for g in order), torch.eye(len(groups), dtype=torch.float64, device="cpu")[order]
     chosen = match_groups(privileged, groups, encoder.features, "privileged")
     if len(chosen) == len(groups):
         raise InputError(f"privileged={privileged!r} takes in every sensitive group: {groups}")
-    favoured = torch.zeros(len(groups), dtype=torch.float64)
+    favoured = torch.zeros(len(groups), dtype=torch.float64, device="cpu")
     favoured[chosen] = 1
     return ("unprivileged", "privileged"), torch.stack([1 - favoured, favoured])
 

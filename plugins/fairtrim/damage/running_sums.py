@@ -48,7 +48,7 @@ class RunningSums:
     """
 
     def __init__(self, *shape: int, max_bytes: float = ON_DEVICE_BYTES) -> None:
-        self._sums = torch.zeros(0, *shape, dtype=torch.float64)
+        self._sums = torch.zeros(0, *shape, dtype=torch.float64, device="cpu")
         self._left: Tensor | None = None  # by rounding, beside sums in float32
         self.max_bytes = max_bytes
 

@@ -78,7 +78,9 @@ class SketchedRows:
         drawn = []
         for block in range(first, last + 1):
             seed = int.from_bytes(hashlib.sha256(f"{name}/{block}".encode()).digest()[:4], "big")
-            drawn.append(torch.randint(0, 2, (self._n_sums,), generator=torch.Generator().manual_seed(seed)))
+            drawn.append(
+                torch.randint(0, 2, (self._n_sums,), generator=torch.Generator().manual_seed(seed), device="cpu")
+            )
         offset = position - first * self._n_sums
         return torch.cat(drawn)[offset : offset + number] * 2 - 1
 
@@ -104,7 +106,7 @@ class SketchedRows:
             (min(m, rows), C) on the CPU.
         """
         if self.sums is None:
-            return torch.zeros(0, n_columns)
+            return torch.zeros(0, n_columns, device="cpu")
         return self.sums[: min(self.n_rows, self._n_sums)].cpu()
 
     def merged(self, processes: Processes, n_columns: int) -> SketchedRows:
@@ -120,12 +122,12 @@ class SketchedRows:
         counts = [int(n) for n in processes.exchange(self.n_rows)]
         total = SketchedRows(self._n_sums, self._name)
         total.n_rows = sum(counts)
-        mine = torch.zeros(min(self._n_sums, total.n_rows), n_columns, dtype=torch.float64)
+        mine = torch.zeros(min(self._n_sums, total.n_rows), n_columns, dtype=torch.float64, device="cpu")
         before = sum(counts[: processes.rank])
         filled = self.filled(n_columns).double()
         if len(filled):
             # like rows that come after those of the processes before: sums that are shared get signs of their own
-            places = before + torch.arange(len(filled))
+            places = before + torch.arange(len(filled), device="cpu")
             signs = self._signs(f"{self._name}/merged", 0, len(filled)).to(filled)
             signs[places < self._n_sums] = 1
             mine[places % self._n_sums] = filled * signs[:, None]
@@ -164,7 +166,7 @@ class SampleSketch:
         """
         products = [sums.T[rows] @ (sums if columns is None else sums.T[columns].T) for sums in self.selection]
         of_groups = products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
-        if torch.equal(self.mixing, torch.eye(*self.mixing.shape, dtype=torch.float64)):
+        if torch.equal(self.mixing, torch.eye(*self.mixing.shape, dtype=torch.float64, device="cpu")):
             return of_groups
         return torch.einsum("hg,gbd->hbd", self.mixing, of_groups.double())
 
@@ -265,7 +267,7 @@ class Sketches:
         for g, pair in enumerate(self.groups):
             for name, sketch in zip(("selection", "held_out"), pair, strict=True):
                 state[f"{name}.{g}"] = sketch.filled(self._n_columns)
-                state[f"{name}.{g}.rows"] = torch.tensor(sketch.n_rows)
+                state[f"{name}.{g}.rows"] = torch.tensor(sketch.n_rows, device="cpu")
         return state
 
     def restore(self, state: Mapping[str, Tensor], n_groups: int) -> None:
@@ -293,5 +295,5 @@ class Sketches:
             held_out=tuple(rows for _, rows in scaled),
             n_rows=tuple(self.groups[g][0].n_rows for g in order),
             diagonal=curvature,
-            mixing=torch.eye(len(order), dtype=torch.float64),
+            mixing=torch.eye(len(order), dtype=torch.float64, device="cpu"),
         )

@@ -190,7 +190,7 @@ class DamageTable:
         Returns:
             A table of len(groups) rows.
         """
-        membership = torch.zeros(len(groups), len(self.sensitive_groups), dtype=torch.float64)
+        membership = torch.zeros(len(groups), len(self.sensitive_groups), dtype=torch.float64, device="cpu")
         for row, members in enumerate(groups):
             membership[row, list(members)] = 1
         counts = membership @ self.counts

@@ -169,14 +169,14 @@ def collect_weight_saliency(
     n_groups = len(table.sensitive_groups)
     columns = []
     for group in channel_groups:
-        saliency = torch.zeros(n_groups, group.size, dtype=torch.float64)
+        saliency = torch.zeros(n_groups, group.size, dtype=torch.float64, device="cpu")
         for place in group.parameters:
             parameter = parameters[place.parameter].detach().cpu().double()
             of_weights = parameter.square() * squares[place.parameter]
             of_channels = of_weights.movedim(place.axis % parameter.ndim + 1, 1)
             of_channels = of_channels.reshape(*of_channels.shape[:2], -1).sum(2)
-            chosen = of_channels[:, torch.as_tensor(list(place.channels))]
-            saliency.index_add_(1, torch.as_tensor(list(place.group_channels)), chosen)
+            chosen = of_channels[:, torch.as_tensor(list(place.channels), device="cpu")]
+            saliency.index_add_(1, torch.as_tensor(list(place.group_channels), device="cpu"), chosen)
         columns.append(saliency)
     total = torch.cat(columns, 1)
     return replace(

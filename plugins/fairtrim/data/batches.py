@@ -101,7 +101,7 @@ def _as_target(target: Any, index: int) -> Tensor:
             target = target.to_numpy()
         if isinstance(target, np.ndarray):
             target = np.array(target.tolist() if target.dtype == object else target)  # a copy: some can't be written to
-        return torch.as_tensor(target)
+        return torch.as_tensor(target, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"batch {index}: the target is a {type(target).__name__} that makes no tensor; expected integer labels "

@@ -166,14 +166,16 @@ class ColumnFlip:
             """Positions of other values, (N,)."""
             steps = self.other
             if steps == "random":
-                return (value + torch.randint(1, size, (len(value),), generator=generator).to(value)) % size
+                return (
+                    value + torch.randint(1, size, (len(value),), generator=generator, device="cpu").to(value)
+                ) % size
             return (value + steps) % size
 
         if self.one_hot:
             columns, ends = zip(*self._one_hot().items(), strict=True)
             positions = [self._position(column) for column in columns]
             block = inputs[:, positions]
-            absent, present = torch.tensor(ends, dtype=torch.float64).to(inputs).unbind(1)
+            absent, present = torch.tensor(ends, dtype=torch.float64, device="cpu").to(inputs).unbind(1)
             here, elsewhere = torch.isclose(block, present), torch.isclose(block, absent)
             for k, column in enumerate(columns):
                 strange = ~(here | elsewhere)[:, k]
@@ -193,10 +195,12 @@ class ColumnFlip:
                     "expected one"
                 )
             there = moved(here.int().argmax(1), len(columns))
-            flipped[:, positions] = torch.where(there[:, None] == torch.arange(len(columns)).to(there), present, absent)
+            flipped[:, positions] = torch.where(
+                there[:, None] == torch.arange(len(columns), device="cpu").to(there), present, absent
+            )
         for column, codes in self._coded().items():
             held = inputs[:, self._position(column)]
-            exact = torch.tensor([float(code) for code in codes], dtype=torch.float64)
+            exact = torch.tensor([float(code) for code in codes], dtype=torch.float64, device="cpu")
             values, rounding = exact.to(held), 1e-2 if held.is_floating_point() else 0.0
             kept = torch.isclose(values.cpu().double(), exact, rounding).all()
             if len(torch.unique(values)) < len(values) or not bool(kept):

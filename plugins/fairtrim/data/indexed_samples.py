@@ -99,7 +99,10 @@ class IndexedSamples:
                 raise InputError(
                     f"the target is {target.dtype} of shape {tuple(target.shape)}; expected integer labels (N,)"
                 )
-            yield torch.tensor(indices), Batch(to_device(inputs, device), target.long().to(device), None, number)
+            yield (
+                torch.tensor(indices, device="cpu"),
+                Batch(to_device(inputs, device), target.long().to(device), None, number),
+            )
 
     def __len__(self) -> int:
         """Number of batches of one pass."""
@@ -156,7 +159,7 @@ class IndexedSamples:
         """
         generator = random_generator(random_state)
         if weights is None:
-            order = torch.randperm(self.n_samples, generator=generator)
+            order = torch.randperm(self.n_samples, generator=generator, device="cpu")
             order = order if among is None else order[among[order]]
         else:
             fine = weights.shape == (self.n_samples,) and bool(((weights >= 0) & (weights < torch.inf)).all())
@@ -168,7 +171,7 @@ class IndexedSamples:
                 )
             n_drawn = self.n_samples if among is None else int(among.sum())
             order = torch.multinomial(mass, n_drawn, replacement=True, generator=generator)
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         return self._batches(order.tolist(), device, seed)
 
     def check_flags(self, conflicting: Tensor) -> None:

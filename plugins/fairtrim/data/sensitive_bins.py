@@ -49,7 +49,7 @@ class SensitiveBins:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        edges = torch.as_tensor(self.edges, dtype=torch.float64)
+        edges = torch.as_tensor(self.edges, dtype=torch.float64, device="cpu")
         if edges.ndim != 1 or not bool(torch.isfinite(edges).all()) or not bool((edges.diff() > 0).all()):
             raise InputError(f"edges={self.edges!r}; expected increasing finite numbers, (B - 1,)")
         if len(self.names) != len(edges) + 1:
@@ -73,7 +73,7 @@ class SensitiveBins:
         require_number("bins", bins, at_least=2, whole=True)
         _, column = continuous_column(values)
         ordered = column.sort().values
-        starts = ordered[torch.arange(1, bins) * len(ordered) // bins] if len(ordered) else ordered
+        starts = ordered[torch.arange(1, bins, device="cpu") * len(ordered) // bins] if len(ordered) else ordered
         edges = torch.unique(starts[starts > ordered[:1]])
         if not len(edges):
             raise InputError(
@@ -141,4 +141,4 @@ def continuous_column(values: Any, batch: int | None = None) -> tuple[str, Tenso
         raise InputError(
             f"the sensitive feature {name!r}{where} holds values that are no finite numbers; expected numbers, (N,)"
         )
-    return name, torch.tensor(column, dtype=torch.float64)
+    return name, torch.tensor(column, dtype=torch.float64, device="cpu")

@@ -151,7 +151,7 @@ def weight_columns(sensitive: Any, n_samples: int, batch: int | None) -> dict[st
         sensitive = np.array(list(columns.values()), dtype=object).T
     try:
         values = sensitive.detach().cpu() if isinstance(sensitive, Tensor) else np.asarray(sensitive).astype(np.float64)
-        weights = torch.as_tensor(values, dtype=torch.float64)
+        weights = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError):
         raise InputError(
             f"the sensitive features of {where} are no numbers, although sensitive_weights=True says that they are "

@@ -191,7 +191,7 @@ class SensitiveEncoder:
             if name not in self._position:
                 self._position[name] = len(self.groups)
                 self.groups.append(name)
-        positions = torch.tensor([self._position[name] for name in names])
+        positions = torch.tensor([self._position[name] for name in names], device="cpu")
         return torch.nn.functional.one_hot(positions, len(self.groups)).double()
 
     def order(self) -> list[int]:

@@ -79,7 +79,7 @@ class SentencePairs(Dataset[PairSample]):
         """One pair as a sample: inputs (2, T), the target 0, (1,), and the category."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "shared": self.shared}
         category = self.categories[number] if self.categories else "pairs"
-        return {name: tensor[number] for name, tensor in inputs.items()}, torch.zeros(1), category
+        return {name: tensor[number] for name, tensor in inputs.items()}, torch.zeros(1, device="cpu"), category
 
     def take(self, rows: Sequence[int] | Tensor) -> SentencePairs:
         """Some of the pairs.
@@ -177,11 +177,15 @@ class SentencePairs(Dataset[PairSample]):
                 )
             else:
                 marks += [[int(a == b) for a, b in zip(one, other, strict=True)]] * 2
-        rows = [torch.as_tensor(list(side)) for pair in zip(first, second, strict=True) for side in pair]
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, dtype=torch.long)
-        mask_of_all = pad_sequence([torch.as_tensor(list(m)).bool() for m in marks], batch_first=True) if rows else ids
-        present = (torch.arange(ids.shape[1]) < lengths[:, None]).long() if rows else ids
+        rows = [torch.as_tensor(list(side), device="cpu") for pair in zip(first, second, strict=True) for side in pair]
+        lengths = torch.tensor([len(row) for row in rows], device="cpu")
+        ids = pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, dtype=torch.long, device="cpu")
+        mask_of_all = (
+            pad_sequence([torch.as_tensor(list(m), device="cpu").bool() for m in marks], batch_first=True)
+            if rows
+            else ids
+        )
+        present = (torch.arange(ids.shape[1], device="cpu") < lengths[:, None]).long() if rows else ids
         shape = len(first), 2, ids.shape[1]
         return cls(ids.view(shape), present.view(shape), mask_of_all.view(shape), tuple(categories))
 

@@ -91,7 +91,7 @@ class ValidationSet:
         for name, dtype in (("target", torch.int64), ("group", torch.int64), *floats):
             column = getattr(self, name)
             if column is not None:
-                given = torch.as_tensor(column).detach().cpu()
+                given = torch.as_tensor(column, device="cpu").detach()
                 if dtype == torch.int64 and (given.is_floating_point() or given.ndim != 1):
                     given = whole_labels(given, 0)
                 object.__setattr__(self, name, given.to(dtype))
@@ -129,7 +129,7 @@ class ValidationSet:
     @property
     def mass(self) -> Tensor:
         """Weights of the samples, 1 each if there are none, (N,) float64."""
-        return torch.ones(len(self), dtype=torch.float64) if self.weight is None else self.weight
+        return torch.ones(len(self), dtype=torch.float64, device="cpu") if self.weight is None else self.weight
 
     @property
     def n_groups(self) -> int:
@@ -208,8 +208,8 @@ class ValidationSet:
             encoder = SensitiveEncoder(dict.fromkeys(sensitive_names or [feature], ranges.names))
             codes = [encoder.encode({feature: ranges(values)}, len(values)).argmax(1)]
         order = encoder.order()
-        position = torch.empty(len(order), dtype=torch.int64)
-        position[torch.tensor(order)] = torch.arange(len(order))
+        position = torch.empty(len(order), dtype=torch.int64, device="cpu")
+        position[torch.tensor(order, device="cpu")] = torch.arange(len(order), device="cpu")
         names = tuple(encoder.groups[g] for g in order)
         people = cls(
             _joined(inputs),
@@ -246,7 +246,7 @@ class ValidationSet:
         def side(members: list[int], fallback: str) -> GroupName:
             return self.groups[members[0]] if len(members) == 1 else fallback
 
-        code = torch.zeros(self.n_groups, dtype=torch.int64)
+        code = torch.zeros(self.n_groups, dtype=torch.int64, device="cpu")
         code[found] = 1
         groups = side(rest, "unprivileged"), side(found, "privileged")
         return replace(self, group=code[self.group], groups=groups, sides=True, continuous=None)
@@ -294,11 +294,11 @@ class ValidationSet:
         Returns:
             The two parts' positions, increasing.
         """
-        generator, chosen = random_generator(random_state), torch.zeros(len(self), dtype=torch.bool)
+        generator, chosen = random_generator(random_state), torch.zeros(len(self), dtype=torch.bool, device="cpu")
         cell = self.group * (int(self.target.max()) + 1) + self.target
         for value in sorted(set(cell.tolist())):
             rows = (cell == value).nonzero().squeeze(1)
-            rows = rows[torch.randperm(len(rows), generator=generator)]
+            rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")]
             n_chosen = round(share * len(rows))
             chosen[rows[: min(max(n_chosen, 1), max(1, len(rows) - 1))]] = True
         return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
@@ -318,11 +318,11 @@ class ValidationSet:
             >>> torch.bincount(people.folds(3, 0)).tolist()
             [2, 2, 2]
         """
-        generator, fold = random_generator(random_state), torch.empty(len(self), dtype=torch.int64)
-        order = torch.randperm(len(self), generator=generator)
+        generator, fold = random_generator(random_state), torch.empty(len(self), dtype=torch.int64, device="cpu")
+        order = torch.randperm(len(self), generator=generator, device="cpu")
         cell = self.target * self.n_groups + self.group
         order = order[cell[order].argsort(stable=True)]  # dealt out in turn, label by label and there group by group
-        fold[order] = torch.arange(len(self)) % number
+        fold[order] = torch.arange(len(self), device="cpu") % number
         return fold
 
     @renamed(generator="random_state")
@@ -339,9 +339,9 @@ class ValidationSet:
         Yields:
             Pairs of (rows, batch).
         """
-        order = torch.arange(len(self))
+        order = torch.arange(len(self), device="cpu")
         if random_state is not None:
-            order = torch.randperm(len(self), generator=random_generator(random_state))
+            order = torch.randperm(len(self), generator=random_generator(random_state), device="cpu")
         for index, rows in enumerate(torch.split(order, batch_size)):
             inputs = to_device(slice_samples(self.inputs, rows), device)
             yield rows, Batch(inputs, self.target[rows].to(device), None, index)
@@ -388,7 +388,7 @@ class ValidationSet:
                 f"everybody in the validation data is of the sensitive group {self.groups[0]!r}; expected at least two "
                 "groups to compare"
             )
-        cells = torch.zeros(self.n_groups, n_classes, dtype=torch.float64)
+        cells = torch.zeros(self.n_groups, n_classes, dtype=torch.float64, device="cpu")
         cells.index_put_((self.group, self.target), self.mass, accumulate=True)
         empty = [str(name) for name, row in zip(self.groups, cells, strict=True) if row.sum() == 0]
         if empty:

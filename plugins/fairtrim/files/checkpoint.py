@@ -133,8 +133,9 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[
             if name in tensors:
                 continue  # a weight that masks are baked into
             kept[name] = "tensor" if isinstance(value, Tensor) else "array"
-            native = value if isinstance(value, Tensor) else value.astype(value.dtype.newbyteorder("="), order="C")
-            tensors[name] = torch.as_tensor(native)
+            if not isinstance(value, Tensor):
+                value = torch.as_tensor(value.astype(value.dtype.newbyteorder("="), order="C"), device="cpu")
+            tensors[name] = value
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

@@ -73,7 +73,7 @@ def counterfactual_bias(
         raise InputError("there are no counterfactuals; expected scores of at least one of each person")
     for side in several:
         _check(scores, side, target, weight)
-    share = torch.ones(len(target), dtype=torch.float64) if weight is None else weight.double()
+    share = torch.ones(len(target), dtype=torch.float64, device="cpu") if weight is None else weight.double()
     share = share / share.sum()
     own, own_centred = scores.double(), centred(scores.double())
     mean = share @ own_centred

@@ -137,7 +137,7 @@ def balancing_weights(target: Tensor, n_classes: int, weight: Tensor | None) -> 
         >>> balancing_weights(torch.tensor([0, 0, 0, 1]), 2, None).tolist()
         [0.6666666666666666, 0.6666666666666666, 0.6666666666666666, 2.0]
     """
-    own = torch.ones(len(target), dtype=torch.float64) if weight is None else weight.double()
-    mass = torch.zeros(n_classes, dtype=torch.float64).index_add_(0, target, own)
+    own = torch.ones(len(target), dtype=torch.float64, device="cpu") if weight is None else weight.double()
+    mass = torch.zeros(n_classes, dtype=torch.float64, device="cpu").index_add_(0, target, own)
     balanced = own / mass[target]
     return balanced * len(target) / balanced.sum()

@@ -204,7 +204,7 @@ class Objective:
             One row a threshold; a single row for what scores decide by themselves.
         """
         if own or scores.shape[1] > 2:
-            threshold = torch.zeros(1, dtype=torch.float64)
+            threshold = torch.zeros(1, dtype=torch.float64, device="cpu")
             counts, constant = _of_own(scores, target, group, n_groups, weight)
         else:
             sweep = ThresholdSweep.of(positive_margin(scores), target, group, n_groups=n_groups, weight=weight)

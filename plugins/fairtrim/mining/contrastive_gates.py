@@ -128,7 +128,7 @@ def gate_slopes(
     """
     objective.check(model, samples)
     generator, device = random_generator(random_state), model_device(model)
-    slopes = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in channel_groups}
+    slopes = {group.name: torch.zeros(group.size, dtype=torch.float64, device="cpu") for group in channel_groups}
     tap = FeatureTap(model, objective.feature_layer)
     with frozen_weights(model):
         batches = samples.shuffled(device, generator, objective.weights)

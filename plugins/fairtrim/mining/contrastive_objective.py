@@ -279,7 +279,10 @@ def learn_logits(
         draws = _endless(samples, device, generator, objective.weights, at_least=2 if norms else 1)
         for _ in bar:
             indices, batch = next(draws)
-            gates = {name: draw(pi, torch.rand(pi.shape, generator=generator).to(pi)) for name, pi in logits.items()}
+            gates = {
+                name: draw(pi, torch.rand(pi.shape, generator=generator, device="cpu").to(pi))
+                for name, pi in logits.items()
+            }
             with gated(gates):
                 loss = objective.loss(model, indices, batch, tap)
             penalty = sum((torch.sigmoid(pi) * shares[name]).sum() for name, pi in logits.items())

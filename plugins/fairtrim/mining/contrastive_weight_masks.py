@@ -169,7 +169,7 @@ def _largest(logits: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]
     """What stays when a share of all gates is closed, exactly, by the smallest π."""
     require_number("sparsity", sparsity, at_least=0, below=1, remedy=", a share, or None for π ≥ 0")
     everything = torch.cat([pi.flatten() for pi in logits.values()])
-    keep = torch.ones(len(everything), dtype=torch.bool)
+    keep = torch.ones(len(everything), dtype=torch.bool, device="cpu")
     keep[everything.argsort(stable=True)[: round(sparsity * len(everything))]] = False
     return in_shapes_of(logits, keep)
 

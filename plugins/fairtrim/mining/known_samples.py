@@ -94,7 +94,7 @@ def _flags(known: Any) -> Tensor:
         raise InputError(
             f"the known flags are {kind} of shape {tuple(given.shape)}; expected one boolean for each sample, (N,)"
         )
-    flags = torch.as_tensor(given)
+    flags = torch.as_tensor(given, device="cpu")
     n_flagged = int(flags.sum())
     if n_flagged in (0, len(flags)):
         who = "no sample is" if n_flagged == 0 else f"all {n_flagged} samples are"

@@ -50,14 +50,14 @@ class MinedSamples:
     confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
-        scores = torch.as_tensor(self.scores).detach().cpu().double()
+        scores = torch.as_tensor(self.scores, device="cpu").detach().double()
         if scores.ndim != 1 or not len(scores) or not bool(torch.isfinite(scores).all()):
             raise InputError(
                 f"the scores have shape {tuple(scores.shape)}, and {int((~scores.isfinite()).sum())} are not finite; "
                 "expected a finite number for each sample, (N,)"
             )
         object.__setattr__(self, "scores", scores)
-        object.__setattr__(self, "target", torch.as_tensor(self.target).cpu())
+        object.__setattr__(self, "target", torch.as_tensor(self.target, device="cpu"))
         shapes = {
             "target": (self.target, scores.shape),
             "cut": (self.cut, scores.shape),
@@ -111,7 +111,7 @@ class MinedSamples:
         return self._by_class(lambda scores: cuts[way](scores, value))
 
     def _by_class(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        chosen = torch.zeros(len(self.scores), dtype=torch.bool)
+        chosen = torch.zeros(len(self.scores), dtype=torch.bool, device="cpu")
         for label in torch.unique(self.target).tolist():
             members = self.target == label
             chosen[members] = choose(self.scores[members])
@@ -144,7 +144,7 @@ class MinedSamples:
             raise InputError(f"{len(chosen)} flags for {len(self.scores)} samples; expected one for each")
         n_chosen = int(chosen.sum())
         n_others = len(chosen) - n_chosen
-        weights = torch.full((len(chosen),), (1 - mass) / n_others, dtype=torch.float64)
+        weights = torch.full((len(chosen),), (1 - mass) / n_others, dtype=torch.float64, device="cpu")
         weights[chosen] = mass / n_chosen
         return weights * len(chosen)
 
@@ -205,7 +205,7 @@ def require_some_mined(conflicting: Tensor, remedy: str = "conflicting(share_per
 
 def _highest(scores: Tensor, share: float) -> Tensor:
     n_chosen = max(1, round(share * len(scores)))
-    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen = torch.zeros(len(scores), dtype=torch.bool, device="cpu")
     chosen[scores.argsort(descending=True, stable=True)[:n_chosen]] = True
     return chosen
 

@@ -77,9 +77,9 @@ def label_probabilities(
 
 def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> Seen:
     """What a network says of every sample; see ``label_probabilities``."""
-    probability = torch.zeros(samples.n_samples, dtype=torch.float64)
-    correct = torch.zeros(samples.n_samples, dtype=torch.bool)
-    target = torch.zeros(samples.n_samples, dtype=torch.int64)
+    probability = torch.zeros(samples.n_samples, dtype=torch.float64, device="cpu")
+    correct = torch.zeros(samples.n_samples, dtype=torch.bool, device="cpu")
+    target = torch.zeros(samples.n_samples, dtype=torch.int64, device="cpu")
     seen = ProbabilityScores()
     with preserved_random_state(), preserved_model(network.model), torch.no_grad():
         for indices, batch in samples.in_order(network.device):

@@ -263,7 +263,7 @@ class EpochEnsemble(TrainedMiner):
 def _unlearned(seen: Seen, n_classes: int, confidence: float) -> Tensor:
     """The classes of which most samples would get no gradient, (K,) bool."""
     probability, _, target = seen
-    unlearned = torch.zeros(n_classes, dtype=torch.bool)
+    unlearned = torch.zeros(n_classes, dtype=torch.bool, device="cpu")
     for label in torch.unique(target).tolist():
         unlearned[label] = bool(probability[target == label].median() <= confidence)
     return unlearned

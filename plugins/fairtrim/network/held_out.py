@@ -77,8 +77,8 @@ def held_out_samples(
     if isinstance(held_out, Tensor):
         return held_out.cpu()
     cells = cells_of(target, conflicting)
-    order = torch.randperm(len(target), generator=random_generator(random_state))
-    flags = torch.zeros(len(target), dtype=torch.bool)
+    order = torch.randperm(len(target), generator=random_generator(random_state), device="cpu")
+    flags = torch.zeros(len(target), dtype=torch.bool, device="cpu")
     for cell in torch.unique(cells).tolist():
         members = order[cells[order] == cell]
         flags[members[: min(max(1, round(held_out * len(members))), len(members) - 1)]] = True
@@ -136,7 +136,7 @@ class BestEpoch:
 
     def judge(self) -> None:
         """Judge the network as it is now; random transforms draw the same each time, from no state of the caller's."""
-        right = torch.zeros(len(self.cells), dtype=torch.bool)
+        right = torch.zeros(len(self.cells), dtype=torch.bool, device="cpu")
         with seeded(torch.Generator().manual_seed(0)), preserved_model(self.network.model), torch.no_grad():
             for indices, batch in self.samples.in_order(self.network.device, among=self.held_out):
                 right[indices] = (labels_of(self.network.scores(batch)) == batch.target).cpu()

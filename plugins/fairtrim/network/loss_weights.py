@@ -55,7 +55,7 @@ class LossWeights:
         self._thorough = False  # some weights were not looked at, and that mattered
         self._of_label: dict[str, float] = {}
         self._reference: tuple[Tensor, Tensor] | None = None
-        self._value, self._slope = 0.0, torch.empty(0)
+        self._value, self._slope = 0.0, torch.empty(0, device="cpu")
 
     def relative(self, scores: Tensor, target: Tensor) -> Tensor:
         """w_n in units of the reference sample's, (N,); 1 unless the loss is a mean with weights.
@@ -230,7 +230,7 @@ def _value_and_slope(
     with torch.enable_grad():
         value = loss_fn(leaf, target)
         if not value.requires_grad:  # it doesn't depend on the scores
-            return value.detach().cpu().double(), torch.zeros(leaf.shape, dtype=torch.float64)
+            return value.detach().cpu().double(), torch.zeros(leaf.shape, dtype=torch.float64, device="cpu")
         (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)
     return value.detach().cpu().double(), slope.cpu().double()  # not every device has float64
 

@@ -178,7 +178,7 @@ def recalibrate_output(
         )
         head, features, target = _features(network, batches, layer)
     theta = head.theta()
-    weight = torch.ones(len(target), dtype=torch.float64)
+    weight = torch.ones(len(target), dtype=torch.float64, device="cpu")
     flags = None if conflicting is None else conflicting[: len(target)]  # fewer with max_batches
     if balanced or flags is not None:
         cells = cells_of(target, flags)
@@ -187,11 +187,11 @@ def recalibrate_output(
     if layer == "threshold":
         threshold = _best_threshold(features @ theta.T, target, weight)
     else:
-        held = torch.zeros(len(target), dtype=torch.bool)
+        held = torch.zeros(len(target), dtype=torch.bool, device="cpu")
         if flags is not None:  # some of every cell, for the rare ones weigh the most
             held = held_out_samples(1 / _HELD_OUT, target, flags, generator)
         else:
-            held[torch.randperm(len(target), generator=generator)[: len(target) // _HELD_OUT]] = True
+            held[torch.randperm(len(target), generator=generator, device="cpu")[: len(target) // _HELD_OUT]] = True
         refitted = _refitted(theta, features, target, weight, held)
     try:
         if layer == "threshold":

@@ -170,7 +170,7 @@ class MomentSums(Sums):
         for name in ("_weight", "_inner", "_cross", "_inputs", "_targets", "_square"):
             own: Tensor = getattr(self, name)
             setattr(self, name, torch.stack([processes.sum(part.cpu()) for part in own]).to(own.device))
-        self.rows = int(processes.sum(torch.tensor([self.rows])))
+        self.rows = int(processes.sum(torch.tensor([self.rows], device="cpu")))
 
     def _system(self, folds: slice) -> _System:
         """What is solved for the fitted rows, or for all."""
@@ -251,7 +251,7 @@ def _sketch(cross: Tensor, columns: int = _SKETCH) -> Tensor | None:
     if each <= 2 * columns:
         return None
     generator = torch.Generator().manual_seed(0)
-    sketch = torch.randn(each, columns, generator=generator, dtype=torch.float64)
+    sketch = torch.randn(each, columns, generator=generator, dtype=torch.float64, device="cpu")
     return sketch.div(columns**0.5).to(cross.device)
 
 
@@ -282,8 +282,13 @@ class Rows(Sums):
         if self._parts:
             return [torch.cat(parts) for parts in zip(*self._parts, strict=True)]
         groups, width, each = self._shape
-        none = torch.zeros(0, dtype=torch.float64)
-        return [torch.zeros(0, groups, width), torch.zeros(0, groups, each), none, none.bool()]
+        none = torch.zeros(0, dtype=torch.float64, device="cpu")
+        return [
+            torch.zeros(0, groups, width, device="cpu"),
+            torch.zeros(0, groups, each, device="cpu"),
+            none,
+            none.bool(),
+        ]
 
     def merge(self, processes: Processes) -> None:  # noqa: D102
         if processes.count == 1:
@@ -291,7 +296,7 @@ class Rows(Sums):
         counts = processes.exchange(self.rows)
         start, whole = sum(counts[: processes.rank]), []
         for part in self._joined():
-            spread = torch.zeros(sum(counts), *part.shape[1:], dtype=torch.float64)
+            spread = torch.zeros(sum(counts), *part.shape[1:], dtype=torch.float64, device="cpu")
             spread[start : start + len(part)] = part.cpu().double()
             whole.append(processes.sum(spread))
         self.rows = sum(counts)

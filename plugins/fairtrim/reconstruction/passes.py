@@ -60,7 +60,7 @@ class Layer:
     real: dict[int, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
     skipped: dict[int, Tensor] = field(default_factory=dict)
-    spread: Tensor = field(default_factory=lambda: torch.zeros(0))
+    spread: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
 
     @property
     def constant(self) -> bool:
@@ -136,15 +136,15 @@ class Passes:
         self._network, self._dense, self._layers, self._parts = network, dense, layers, list(parts)
         self._processes, self._generator, self._progress = processes, generator, progress
         self._device, self._n_samples = network.device, n_samples
-        self._members: list[Tensor] = [torch.arange(len(part)) for part in parts]
+        self._members: list[Tensor] = [torch.arange(len(part), device="cpu") for part in parts]
         self._few = [self._drawn(part, MAX_ROWS) for part in parts]
 
     def _drawn(self, part: Part, rows: int) -> Tensor:
         """Samples of a part for a layer of which only so many rows are kept."""
         if self._n_samples <= rows:
-            return torch.arange(len(part))
+            return torch.arange(len(part), device="cpu")
         number = max(1, len(part) * rows // self._n_samples)
-        return torch.randperm(len(part), generator=self._generator)[:number].sort().values
+        return torch.randperm(len(part), generator=self._generator, device="cpu")[:number].sort().values
 
     def _samples(self, layer: Layer, number: int) -> Tensor:
         """Which samples of a part a layer is fitted on."""
@@ -156,7 +156,7 @@ class Passes:
         for layer in self._layers:
             wide = layer.rows.width > MAX_UNKNOWNS
             rows = MAX_ROWS if wide else max(_ROWS, _ROWS_A_COLUMN * layer.rows.width)
-            layer.spread = torch.zeros(3, len(layer.kept), dtype=torch.float64)
+            layer.spread = torch.zeros(3, len(layer.kept), dtype=torch.float64, device="cpu")
             layer.per_sample = max(1, rows // n_samples if wide else math.ceil(rows / n_samples))
         needed = sum(layer.per_sample * n_samples * len(layer.kept) * 4 for layer in self._layers)
         if needed > _MAX_TARGET_BYTES:
@@ -172,12 +172,12 @@ class Passes:
             real = None if real is None or real.shape[1] != count else real[samples]
             if count > layer.per_sample:
                 drawn = []
-                for block in torch.split(torch.arange(len(samples)), max(1, _BLOCK // count)):
-                    order = torch.rand(len(block), count, generator=self._generator)
+                for block in torch.split(torch.arange(len(samples), device="cpu"), max(1, _BLOCK // count)):
+                    order = torch.rand(len(block), count, generator=self._generator, device="cpu")
                     drawn.append((order if real is None else order + real[block]).topk(layer.per_sample, 1).indices)
                 positions = torch.cat(drawn)
             else:
-                positions = torch.arange(count).expand(len(samples), -1)
+                positions = torch.arange(count, device="cpu").expand(len(samples), -1)
             layer.positions[number] = positions
             layer.real[number] = (
                 torch.ones_like(positions, dtype=torch.bool) if real is None else real.gather(1, positions)
@@ -271,7 +271,7 @@ class Passes:
             layer.real = {0: torch.cat(filled_up([layer.real[n] for n in numbers]))}
             layer.targets = {0: torch.cat(filled_up([layer.targets.pop(n) for n in numbers]))}
         self._few = [torch.cat([few + start for few, start in zip(self._few, starts, strict=True)])]
-        self._members = [torch.arange(sum(lengths))]
+        self._members = [torch.arange(sum(lengths), device="cpu")]
         self._parts = [whole]
 
     def refit(self, finish: Callable[[Layer, Sums], None]) -> None:

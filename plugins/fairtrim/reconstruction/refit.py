@@ -229,7 +229,7 @@ def reconstruct(
         processes.agree({"network": fingerprint(model), "readers": [reader.module for reader in readers], **options})
     parts = reading.parts(processes, generator)
     n_samples, n_held = processes.sum(
-        torch.tensor([(len(p), int(p.held.sum())) for p in parts] + [(0, 0)]).sum(0)
+        torch.tensor([(len(p), int(p.held.sum())) for p in parts] + [(0, 0)], device="cpu").sum(0)
     ).tolist()
     with processes.together(), preserved_random_state():
         seen = _look(network, original, parts, readers)
@@ -430,7 +430,7 @@ def _layers(model: nn.Module, readers: Sequence[Reader], told: dict[str, Any]) -
         norm = modules.get(told["norms"].get(name, "")) if name in told["norms"] else None
         assert norm is None or isinstance(norm, _BatchNorm)
         skip = told["skips"].get(name)
-        kept = torch.tensor(list(by_name[name].kept_outputs))
+        kept = torch.tensor(list(by_name[name].kept_outputs), device="cpu")
         layers.append(Layer(name, rows, kept, norm, None if skip is None else (skip[0], skip[1])))
     return layers
 

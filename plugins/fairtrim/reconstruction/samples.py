@@ -75,8 +75,8 @@ class Reading:
         """
         lengths = [len(column) for column in self.columns]
         weight = _sample_weights(self.columns, self.encoder, processes)
-        held = torch.zeros(sum(lengths), dtype=torch.bool)
-        held[torch.randperm(sum(lengths), generator=generator)[: sum(lengths) // _HELD_OUT]] = True
+        held = torch.zeros(sum(lengths), dtype=torch.bool, device="cpu")
+        held[torch.randperm(sum(lengths), generator=generator, device="cpu")[: sum(lengths) // _HELD_OUT]] = True
         folds = zip(self.inputs, torch.split(weight, lengths), torch.split(held, lengths), self.real, strict=True)
         return [Part(*fold) for fold in folds]
 
@@ -131,7 +131,7 @@ def _sample_weights(columns: Sequence[Tensor], encoder: SensitiveEncoder, proces
     """1 / n_g of each sample's group, times what makes them 1 on average."""
     places = encoder.share(processes)
     n_groups = len(encoder.groups)
-    padded = [torch.zeros(0, n_groups, dtype=torch.float64)]
+    padded = [torch.zeros(0, n_groups, dtype=torch.float64, device="cpu")]
     for column in columns:
         wide = column.new_zeros(len(column), n_groups)
         wide[:, places[: column.shape[1]]] = column
@@ -205,7 +205,7 @@ def joined(parts: Sequence[Part]) -> Part | None:
         real = None
     else:  # told by labels, and all of one length
         width = next(tokens.shape[1] for tokens in known if tokens is not None)
-        whole_parts = (torch.ones(len(part), width, dtype=torch.bool) for part in parts)
+        whole_parts = (torch.ones(len(part), width, dtype=torch.bool, device="cpu") for part in parts)
         real = torch.cat([w if t is None else t for t, w in zip(known, whole_parts, strict=True)])
     return Part(inputs, weight, held, None if real is None else real.cpu())
 

@@ -125,7 +125,9 @@ class AdversarialFineTuning(PostProcessor):
 
     def _critic(self, n_inputs: int, working: WorkingCopy) -> nn.Module:
         with seeded(working.generator):
-            critic = nn.Sequential(nn.Linear(n_inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+            sizes = ((n_inputs, 64), (64, 64), (64, 1))
+            first, second, last = (nn.Linear(*size, device="cpu") for size in sizes)
+            critic = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         like = working.head.module.weight
         return critic.to(device=like.device, dtype=like.dtype)
 
@@ -133,8 +135,8 @@ class AdversarialFineTuning(PostProcessor):
         """A batch that the bias is defined for; drawn again as long as a group or a label of a group is missing."""
         people = working.people
         for _ in range(_REDRAWS):
-            rows = torch.randperm(len(people), generator=working.generator)[:size]
-            anything = torch.ones(size, 1 if working.n_classes == 2 else working.n_classes)
+            rows = torch.randperm(len(people), generator=working.generator, device="cpu")[:size]
+            anything = torch.ones(size, 1 if working.n_classes == 2 else working.n_classes, device="cpu")
             if bool(torch.isfinite(bias(self.measure, working.counts(anything, rows)))):
                 chosen = people.take(rows)
                 return rows, next(batch for _, batch in chosen.batches(size, working.device))

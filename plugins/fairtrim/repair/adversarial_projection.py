@@ -108,7 +108,9 @@ class AdversarialProjection(PostProcessor):
         own = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         parts = [*parameters, *adversary.parameters()]
         against = torch.autograd.grad(told, parts, materialize_grads=True)
-        length = sum((a.double().square().sum() for a in against[: len(own)]), torch.zeros((), dtype=torch.float64))
+        length = sum(
+            (a.double().square().sum() for a in against[: len(own)]), torch.zeros((), dtype=torch.float64, device="cpu")
+        )
         along = sum((g.double() * a.double()).sum() for g, a in zip(own, against[: len(own)], strict=True))
         factor = float(along / length) if float(length) > 0 else 0.0
         for parameter, g, a in zip(parameters, own, against[: len(own)], strict=True):
@@ -165,8 +167,8 @@ class _Adversary(nn.Module):
             "own score by label": n_classes,
             "own score": 1,
         }[sees]
-        self.sharpness = nn.Parameter(torch.zeros(()))
-        self.linear = nn.Linear(width, n_groups)
+        self.sharpness = nn.Parameter(torch.zeros((), device="cpu"))
+        self.linear = nn.Linear(width, n_groups, device="cpu")
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """Scores of the groups."""

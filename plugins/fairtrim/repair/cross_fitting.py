@@ -87,7 +87,7 @@ class OutOfFold:
     def __getitem__(self, candidate: int) -> Tensor:
         """What is said of everybody by candidates that they were not part of, (N, 1) margins or (N, K)."""
         parts = [said[candidate] for said in self._said]
-        joined = torch.empty(len(self._people), *parts[0].shape[1:], dtype=parts[0].dtype)
+        joined = torch.empty(len(self._people), *parts[0].shape[1:], dtype=parts[0].dtype, device="cpu")
         for fold, part in enumerate(parts):
             joined[self._folds == fold] = part
         if joined.is_floating_point():

@@ -114,7 +114,7 @@ def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:
         return apart[known[:, 0].sub(known[:, 1]).abs().nan_to_num().argmax()]
     known = known.nan_to_num(nan=-1.0)
     first = known.argmax(1)
-    rows = torch.arange(len(rate))
+    rows = torch.arange(len(rate), device="cpu")
     others = known.masked_fill(known < 0, torch.inf)
     others[rows, first] = torch.inf
     apart = rate[rows, first] - rate[rows, others.argmin(1)]

@@ -117,7 +117,9 @@ class LayerwiseOptimization(PostProcessor):
         n_entries, chosen = parameter.numel(), None
         if n_entries > self.max_sparsity:
             n_entries = self.max_sparsity
-            chosen = torch.randperm(parameter.numel(), generator=working.generator)[:n_entries].to(parameter.device)
+            chosen = torch.randperm(parameter.numel(), generator=working.generator, device="cpu")[:n_entries].to(
+                parameter.device
+            )
 
         def loss(entries: npt.NDArray[np.float64]) -> float:
             nonlocal best

@@ -164,10 +164,12 @@ class ParityFineTuning(PostProcessor):
 
     def _fit_output_layer(self, working: WorkingCopy, candidates: Candidates, weights: Tensor, gaps: _Gaps) -> None:
         features = working.all_features(working.people)
-        rows = torch.arange(len(features))
+        rows = torch.arange(len(features), device="cpu")
         given = working.head.theta()
         scale = self.ridge / given.square().sum().clamp(min=1e-12)
-        whitened, unwhitened = _whitened(torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], 1))
+        whitened, unwhitened = _whitened(
+            torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype, device="cpu")], 1)
+        )
         own = features @ given[:, :-1].T + given[:, -1]
         move = torch.zeros_like(given).requires_grad_(True)
         path: list[tuple[float, float | None]] = [(penalty, None) for penalty in self._path()]
@@ -218,6 +220,6 @@ def _whitened(features: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     moments = features.T @ features / len(features)
     # far more than rounding needs: along features that hardly vary the ridge would be blown up, and steps end early
     jitter = 1e-4 * moments.diagonal().mean().clamp_min(1e-12)
-    identity = torch.eye(n_features, dtype=moments.dtype)
+    identity = torch.eye(n_features, dtype=moments.dtype, device="cpu")
     factor = torch.linalg.solve_triangular(torch.linalg.cholesky(moments + jitter * identity), identity, upper=False)
     return features @ factor.T, lambda move: move @ factor

@@ -339,16 +339,19 @@ class PostProcessor(Described, ABC):
                     f"the selection data have the sensitive groups {list(selection.groups)}; "
                     f"expected {list(edit.groups)}"
                 )
-            edit_rows, rows = torch.arange(len(edit) if self.edits_on_data else 0), torch.arange(len(selection))
+            edit_rows, rows = (
+                torch.arange(len(edit) if self.edits_on_data else 0, device="cpu"),
+                torch.arange(len(selection), device="cpu"),
+            )
         elif self.edits_on_data and self._folds() and self.selection_share is None:
-            edit_rows = rows = torch.arange(len(edit))
+            edit_rows = rows = torch.arange(len(edit), device="cpu")
             fewest = int(torch.unique(edit.target[edit.mass > 0], return_counts=True)[1].min())
             folds = edit.folds(max(2, min(self._folds(), fewest)), generator)
         elif self.edits_on_data:
             edit_rows, rows = edit.split(0.5 if self.selection_share is None else 1 - self.selection_share, generator)
             edit, selection = edit.take(edit_rows), edit.take(rows)
         else:
-            edit_rows, rows = torch.empty(0, dtype=torch.int64), torch.arange(len(edit))
+            edit_rows, rows = torch.empty(0, dtype=torch.int64, device="cpu"), torch.arange(len(edit), device="cpu")
         for part in (edit, selection):
             part.check_not_empty()
         return Parts(edit, selection, edit_rows, rows, folds)

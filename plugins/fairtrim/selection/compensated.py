@@ -79,7 +79,7 @@ class CompensatedShares:
                     if column >= 0:
                         self._drops[column].append((number, output))
         self._whole[self._whole == 0] = 1.0
-        self.each = torch.empty(n_columns, dtype=torch.float64)
+        self.each = torch.empty(n_columns, dtype=torch.float64, device="cpu")
         self._update(np.arange(n_columns))
 
     def take(self, column: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ class CompensatedShares:
             self._of_block[number] = left
             self._update(columns)
         known = [self._blocks[number][1] for number in touched]
-        return torch.from_numpy(np.concatenate(known)) if known else torch.zeros(0, dtype=torch.int64)
+        return torch.from_numpy(np.concatenate(known)) if known else torch.zeros(0, dtype=torch.int64, device="cpu")
 
     def _update(self, columns: Indices) -> None:
         share = np.maximum(self._left[columns], 0) / self._whole[columns]
@@ -194,12 +194,12 @@ def compensated_selection(
     turns = Turns(table.columns, pools, floors, least_kept(table))
     costs = None if costs is None else costs.copy()
     mean = TIE_WEIGHT * table.shares
-    current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
+    current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64, device="cpu")
     damage = second_order * shares.each
     tie = mean @ damage
     order: list[int] = []
-    change = torch.zeros(n_columns, dtype=torch.float64)
-    at_turn = torch.ones(n_columns, dtype=torch.float64)
+    change = torch.zeros(n_columns, dtype=torch.float64, device="cpu")
+    at_turn = torch.ones(n_columns, dtype=torch.float64, device="cpu")
     value = float(value_of(current)[0])
     bar = tqdm(
         total=n_columns, desc="compensated selection", disable=not progress, leave=False, unit="channel", delay=2

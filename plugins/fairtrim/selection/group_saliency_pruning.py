@@ -257,7 +257,7 @@ def prune_by_group_saliency(
         history, before = [judge.step(0, 0.0)], judge.given
         criterion, flags = _with_sides(criterion, people, list(history[0].group_accuracy.values()))
         sides = _side_names(criterion, people.groups, people.features)
-        masked_in = torch.zeros(n_weights, dtype=torch.int32)
+        masked_in = torch.zeros(n_weights, dtype=torch.int32, device="cpu")
         stopped = _ended(history[0], measure, target)
         goals = _goals(n_weights, pruning_ratio, iterative_steps)
         with tqdm(goals, desc="masking weights", leave=False, disable=not progress) as bar:

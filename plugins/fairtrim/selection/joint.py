@@ -67,11 +67,11 @@ def joint_selection(
     turns = Turns(table.columns, pools, floors)
     costs = None if costs is None else costs.copy()
     rows = _Rows(table, value_of)
-    current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64)
+    current = torch.zeros(len(table.sensitive_groups), 1, dtype=torch.float64, device="cpu")
     # −a_gc + ½ M_gcc + Σ_{r∈R} M_grc, updated by one row of M_g a pick
     addition = table.damage.clone()
     order: list[int] = []
-    change = torch.zeros(n_columns, dtype=torch.float64)
+    change = torch.zeros(n_columns, dtype=torch.float64, device="cpu")
     value = value_of(current)
     candidates = finite(value_of(current + addition))
     bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
@@ -146,7 +146,7 @@ class _Rows:
         stays = wanted if crowded else {column for column in self._ready if ranked_by[column] < torch.inf}
         self._ready = {column: row for column, row in self._ready.items() if column in stays}
         missing = [column for column in wanted if column not in self._ready]
-        found = self._table.interactions_between(torch.tensor(missing))
+        found = self._table.interactions_between(torch.tensor(missing, device="cpu"))
         # copies, or the last row of a block would keep all of it
         self._ready.update((column, found[:, k].clone()) for k, column in enumerate(missing))
         return self._ready.pop(pick)
@@ -160,7 +160,7 @@ class _Rows:
         best = best[ranked_by[best].isfinite()]
         rows = self._table.interactions_between(best, best)
         addition, cost = addition[:, best], None if costs is None else costs[best]
-        gone, value = torch.zeros(len(best)), self._value_of(current)
+        gone, value = torch.zeros(len(best), device="cpu"), self._value_of(current)
         picks: list[int] = []
         for _ in range(min(self._length, len(best))):
             candidates = self._value_of(current + addition)

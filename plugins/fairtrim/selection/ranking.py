@@ -86,9 +86,9 @@ class Selection:
         Returns:
             The selection.
         """
-        places = torch.full((len(order),), torch.nan, dtype=torch.float64)
-        places[list(order)] = torch.arange(len(order), dtype=torch.float64)
-        return cls(torch.tensor(list(order)), places, change, shares)
+        places = torch.full((len(order),), torch.nan, dtype=torch.float64, device="cpu")
+        places[list(order)] = torch.arange(len(order), dtype=torch.float64, device="cpu")
+        return cls(torch.tensor(list(order), device="cpu"), places, change, shares)
 
 
 def finite(values: Tensor) -> Tensor:
@@ -132,12 +132,12 @@ def break_ties(scores: Tensor) -> Tensor:
     """
     order = torch.argsort(scores, stable=True)
     values = scores[order].tolist()
-    upward = torch.tensor(torch.inf, dtype=torch.float64)
+    upward = torch.tensor(torch.inf, dtype=torch.float64, device="cpu")
     for i in range(1, len(values)):
         if values[i] <= values[i - 1]:
-            values[i] = float(torch.nextafter(torch.tensor(values[i - 1], dtype=torch.float64), upward))
+            values[i] = float(torch.nextafter(torch.tensor(values[i - 1], dtype=torch.float64, device="cpu"), upward))
     distinct = torch.empty_like(scores)
-    distinct[order] = torch.tensor(values, dtype=torch.float64)
+    distinct[order] = torch.tensor(values, dtype=torch.float64, device="cpu")
     return distinct
 
 
@@ -293,4 +293,4 @@ def negative_columns(columns: ChannelColumns, selection: Selection, floors: Sequ
         if selection.change[column] < 0 and allowance.allows(column):
             allowance.take(column)
             removed.append(column)
-    return torch.tensor(removed, dtype=torch.int64)
+    return torch.tensor(removed, dtype=torch.int64, device="cpu")

@@ -30,14 +30,14 @@ def share_balanced_order(table: DamageTable) -> Selection:
         InputError: There are no sensitive groups to balance.
     """
     require_sensitive_groups(table, "FairGRAPE's order of shares")
-    scores = torch.empty(table.curvature.shape[1], dtype=torch.float64)
+    scores = torch.empty(table.curvature.shape[1], dtype=torch.float64, device="cpu")
     for name in table.sizes:
         section = table.columns.section(name)
         importance = table.curvature[:, section]
         total = importance.sum(1)
         target = total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)
         kept = torch.zeros_like(total)
-        left = torch.ones(importance.shape[1], dtype=torch.bool)
+        left = torch.ones(importance.shape[1], dtype=torch.bool, device="cpu")
         for place in range(importance.shape[1] - 1, -1, -1):
             share = kept / kept.sum() if kept.sum() > 0 else torch.zeros_like(kept)
             group = int(torch.argmax(target - share))

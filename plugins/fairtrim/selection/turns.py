@@ -47,7 +47,7 @@ class Turns:
         self._limited = any(quota is not None for quota in self._quotas)
         self._asked = [quota or 0 for quota in self._quotas]  # goes on counting where a quota is given up for a floor
         self._allowance = Allowance(columns, floors, tentative)
-        self._gone = torch.zeros(len(columns), dtype=torch.bool)
+        self._gone = torch.zeros(len(columns), dtype=torch.bool, device="cpu")
         self._n_left, self._stage = len(columns), 0
         self._open()
         self._go_on()

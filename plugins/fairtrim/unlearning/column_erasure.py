@@ -98,7 +98,7 @@ class ColumnErasure(PostProcessor):
             raise InputError("the inputs are no table; expected a tensor of numbers, one row a sample")
         if not all(0 <= column < x.shape[1] for column in columns):
             raise InputError(f"columns {columns} of a table of {x.shape[1]}; expected positions from 0")
-        others = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        others = torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")
         swapped = x.clone()
         swapped[:, columns] = x[others][:, columns]
         return replace(people, counterfactual=swapped)
@@ -165,5 +165,5 @@ class _SwapJudge:
         swapped = self._working.scores(self._swapped)
         figures = counterfactual_bias(scores, swapped, self._people.target, self._people.weight)
         size = figures.flips if self._measure == "counterfactual_flips" else figures.mean_change
-        found = torch.tensor([size], dtype=torch.float64)
+        found = torch.tensor([size], dtype=torch.float64, device="cpu")
         return replace(judged, bias=found, size=found, within=found < self._bound)

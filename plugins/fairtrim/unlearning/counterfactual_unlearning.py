@@ -411,7 +411,9 @@ class CounterfactualUnlearning(PostProcessor):
     ) -> Callable[[float], Solution]:
         """(H + λ A) θ = H θ₀, A = C ⊗ E (h − h̄)(h − h̄)ᵀ, C the centring of scores; the strength is λ."""
         change = here.features - there.features
-        share = torch.full((len(change),), 1.0, dtype=torch.float64) if here.weight is None else here.weight
+        share = (
+            torch.full((len(change),), 1.0, dtype=torch.float64, device="cpu") if here.weight is None else here.weight
+        )
         moment = (change * (share / share.sum())[:, None]).T @ change
         damping, n_outputs = 0.1 if self.damping is None else self.damping, len(given)
         if not here.is_small(given):
@@ -424,8 +426,8 @@ class CounterfactualUnlearning(PostProcessor):
             return stepped
         hessian = here.hessian(given)
         _, added = damped_cholesky(hessian, damping=damping)
-        hessian = hessian + added * torch.eye(len(hessian), dtype=hessian.dtype)
-        centring = torch.eye(n_outputs, dtype=torch.float64)
+        hessian = hessian + added * torch.eye(len(hessian), dtype=hessian.dtype, device="cpu")
+        centring = torch.eye(n_outputs, dtype=torch.float64, device="cpu")
         if n_outputs > 1:
             centring = centring - 1 / n_outputs
         penalty = torch.kron(centring, moment)
@@ -473,7 +475,7 @@ class CounterfactualUnlearning(PostProcessor):
         for strength, epoch, step in training:
             if candidates.exhausted():
                 return
-            order = torch.randperm(len(people), generator=working.generator)
+            order = torch.randperm(len(people), generator=working.generator, device="cpu")
             for rows in torch.split(order, self.training_batch_size or 64):
                 chosen = (side.take(rows) for side in (people, flipped))
                 sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]

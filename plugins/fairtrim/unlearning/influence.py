@@ -256,8 +256,8 @@ def unlearn_samples(
         True
     """
     samples = IndexedSamples(loader)
-    gone = torch.zeros(samples.n_samples, dtype=torch.bool)
-    rows = torch.as_tensor(rows)
+    gone = torch.zeros(samples.n_samples, dtype=torch.bool, device="cpu")
+    rows = torch.as_tensor(rows, device="cpu")
     rows = rows.reshape(-1) if rows.numel() else rows.reshape(-1).long()
     if rows.dtype == torch.bool:
         if rows.shape != gone.shape:
@@ -276,7 +276,7 @@ def unlearn_samples(
         head = find_head(network, samples.first(network.device))
         problem, theta = _last_layer(network, samples, head, ridge, class_weights, progress)
         theta = problem.refitted(theta)
-        weight = torch.ones(len(gone), dtype=torch.float64) if problem.weight is None else problem.weight
+        weight = torch.ones(len(gone), dtype=torch.float64, device="cpu") if problem.weight is None else problem.weight
         if counterfactual is not None:
             flipped, _ = _last_layer(network, samples, head, ridge, class_weights, progress, counterfactual)
             features = torch.where(gone[:, None], flipped.features, problem.features)
@@ -444,7 +444,7 @@ class _Scores(nn.Module):
         self._network = network
 
     def forward(self, inputs: Any) -> Tensor:
-        return two_or_more(self._network.scores(Batch(inputs, torch.zeros(_length(inputs)), None, 0)))
+        return two_or_more(self._network.scores(Batch(inputs, torch.zeros(_length(inputs), device="cpu"), None, 0)))
 
 
 class _Entries:

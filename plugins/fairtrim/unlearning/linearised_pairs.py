@@ -49,7 +49,7 @@ class LinearisedPairs:
             generator: Draws the next tokens.
         """
         log_probabilities = scores[counted].to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
-        drawn = torch.rand(len(log_probabilities), 1, generator=generator).to(log_probabilities)
+        drawn = torch.rand(len(log_probabilities), 1, generator=generator, device="cpu").to(log_probabilities)
         token = (log_probabilities.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=scores.shape[2] - 1)
         total = log_probabilities.gather(1, token[:, None]).sum()
         gradients = torch.autograd.grad(total, [notes[name][1] for name in self.layers])
@@ -73,12 +73,12 @@ class LinearisedPairs:
         """
         n_pairs, length = len(shared), shared.shape[2]
         place = (mask.cumsum(2) - 1).clamp(min=0)  # the same on both sides for a token that they share
-        side = torch.tensor([1.0, -1.0]).to(shared)[:, None]
+        side = torch.tensor([1.0, -1.0], device="cpu").to(shared)[:, None]
         values, slopes = [], []
         for number in range(n_signs):
-            sign = torch.ones(n_pairs, length)
+            sign = torch.ones(n_pairs, length, device="cpu")
             if number:
-                sign = 2.0 * torch.randint(2, (n_pairs, length), generator=generator) - 1.0
+                sign = 2.0 * torch.randint(2, (n_pairs, length), generator=generator, device="cpu") - 1.0
             signs = sign.to(shared)[:, None].expand(-1, 2, -1).gather(2, place)
             sums = (shared * mask * signs * side).sum((1, 2))
             values.append(sums.detach().cpu().double())
@@ -86,7 +86,7 @@ class LinearisedPairs:
             slopes.append(torch.autograd.grad(sums.sum(), outputs, retain_graph=number < n_signs - 1))
         first = sum(len(value) for value in self._values[:: n_signs or 1])
         self._values += values
-        owner = torch.arange(first, first + n_pairs).repeat_interleave(2 * length)
+        owner = torch.arange(first, first + n_pairs, device="cpu").repeat_interleave(2 * length)
         counted = mask.flatten(0, 1)
         for place_of_layer, name in enumerate(self.layers):
             inputs = _rows(name, notes[name][0], counted)
@@ -111,7 +111,7 @@ class LinearisedPairs:
         scale = float(value.square().mean()) * len(value)
 
         def edit(strength: float) -> dict[str, Tensor]:
-            shift = torch.eye(len(value), dtype=torch.float64) * scale
+            shift = torch.eye(len(value), dtype=torch.float64, device="cpu") * scale
             multiplier = strength * torch.linalg.solve(strength * gram + shift, value)
             return {name: -solved[name].edit(multiplier.view(self._n_signs, -1)) for name in self.layers}
 
@@ -184,7 +184,7 @@ def _gram(layer: _Layer, n_pairs: int, n_signs: int) -> Tensor:
     """J H⁻¹ Jᵀ, (n_signs · N, n_signs · N) float64."""
     owner = layer.owner.to(layer.inputs.device)
     likeness = layer.inputs @ layer.solved_inputs.T
-    gram = torch.zeros(n_signs, n_pairs, n_signs, n_pairs, dtype=torch.float64)
+    gram = torch.zeros(n_signs, n_pairs, n_signs, n_pairs, dtype=torch.float64, device="cpu")
     for one in range(n_signs):
         for other in range(one + 1):
             rows = (layer.gradients[one] @ layer.solved_gradients[other].T) * likeness
@@ -213,5 +213,5 @@ def _damped_inverse(moment: Tensor, damping: float) -> Tensor:
         raise InputError(
             "layers to edit see or move nothing on the texts; expected others: name them with edited_layers="
         )
-    shift = damping * mean * torch.eye(len(moment), dtype=moment.dtype)
+    shift = damping * mean * torch.eye(len(moment), dtype=moment.dtype, device="cpu")
     return torch.cholesky_inverse(torch.linalg.cholesky(moment + shift))

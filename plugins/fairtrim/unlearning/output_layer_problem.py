@@ -62,7 +62,7 @@ def damped_cholesky(matrix: Tensor, *, damping: float = _DAMPING) -> tuple[Tenso
     if not bool(torch.isfinite(matrix).all()):
         raise InputError("the Hessian is not finite; expected finite features and scores")
     scale = float(matrix.diagonal().mean().clamp(min=1e-12))
-    identity = torch.eye(len(matrix), dtype=matrix.dtype)
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device="cpu")
     added = damping * scale
     while True:
         factor, info = torch.linalg.cholesky_ex(matrix + added * identity)
@@ -119,11 +119,15 @@ class OutputLayerProblem:
         Returns:
             The problem.
         """
-        ones = torch.ones(len(features), 1, dtype=torch.float64)
+        ones = torch.ones(len(features), 1, dtype=torch.float64, device="cpu")
         return cls(torch.cat([features.cpu().double(), ones], 1), target.cpu(), single_logit, weight, ridge)
 
     def _weights(self) -> Tensor:
-        own = torch.ones(len(self.target), dtype=torch.float64) if self.weight is None else self.weight.double()
+        own = (
+            torch.ones(len(self.target), dtype=torch.float64, device="cpu")
+            if self.weight is None
+            else self.weight.double()
+        )
         return own / own.sum()
 
     def scores(self, theta: Tensor) -> Tensor:
@@ -206,7 +210,7 @@ class OutputLayerProblem:
             for k in range(len(theta))
         ]
         hessian = torch.cat([torch.cat(row, 1) for row in blocks])
-        return hessian + self.ridge * torch.eye(len(theta) * width, dtype=torch.float64)
+        return hessian + self.ridge * torch.eye(len(theta) * width, dtype=torch.float64, device="cpu")
 
     @staticmethod
     def is_small(theta: Tensor) -> bool:
@@ -292,7 +296,7 @@ class OutputLayerProblem:
             scale = torch.outer(s, a.clamp(min=0)) + added
             return lambda right, strength: u @ ((u.T @ right @ v) / scale) @ v.T
         typical = s.mean().clamp(min=1e-12)  # what is added goes into the second factor, as for a typical first one
-        identity = torch.eye(len(moment), dtype=torch.float64)
+        identity = torch.eye(len(moment), dtype=torch.float64, device="cpu")
         root = torch.linalg.cholesky(moment + added / typical * identity)
         lower = torch.linalg.solve_triangular(root, identity, upper=False)
         a, v = torch.linalg.eigh(lower @ apart @ lower.T)

@@ -74,8 +74,8 @@ class PairJudge:
                 )
             # a candidate that went too far is left out
             self.reasons.append("scores of the counterfactuals that are not finite")
-            worst = torch.ones(1, dtype=torch.float64)
-            never = torch.zeros(1, dtype=torch.bool)
+            worst = torch.ones(1, dtype=torch.float64, device="cpu")
+            never = torch.zeros(1, dtype=torch.bool, device="cpu")
             return replace(judged, bias=worst, size=worst, within=never, eligible=never)
         figures = counterfactual_bias(scores, flipped, people.target, people.weight)
         useful = float(judged.performance[0])
@@ -104,7 +104,7 @@ class PairJudge:
             reasons.append("the same label for everybody")
         self.reasons.append(" and ".join(reasons))
         by_flips = self.measure == "counterfactual_flips"
-        found = torch.tensor([figures.flips if by_flips else figures.mean_change], dtype=torch.float64)
+        found = torch.tensor([figures.flips if by_flips else figures.mean_change], dtype=torch.float64, device="cpu")
         before = given.flips if by_flips else given.mean_change
         if 0 < n_limits == len(reasons) and float(found) < before:  # the limits alone keep it out
             rise = figures.cross_entropy - given.cross_entropy

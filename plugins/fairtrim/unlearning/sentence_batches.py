@@ -83,7 +83,7 @@ def sentences_of(texts: Iterable[Any] | None, *, each: bool = False) -> list[Ten
     for number, batch in enumerate(texts):
         inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
         try:
-            ids, mask = (torch.as_tensor(inputs[name]) for name in ("input_ids", "attention_mask"))
+            ids, mask = (torch.as_tensor(inputs[name], device="cpu") for name in ("input_ids", "attention_mask"))
         except (TypeError, KeyError, IndexError, ValueError):
             raise InputError(
                 f"batch {number} of texts is a {type(inputs).__name__}; expected {{'input_ids', 'attention_mask'}}, "
@@ -94,7 +94,7 @@ def sentences_of(texts: Iterable[Any] | None, *, each: bool = False) -> list[Ten
                 f"batch {number} of texts has input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "
                 "expected (N, T) both"
             )
-        found += [row[kept.bool()].cpu() for row, kept in zip(ids, mask, strict=True)]
+        found += [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
     short = [number for number, row in enumerate(found) if len(row) < 2]
     if each and short:
         raise InputError(f"sentence {short[0]} of the texts has {len(found[short[0]])} tokens; expected at least two")

@@ -119,5 +119,5 @@ def influence_of_sentences(
             found.append(-torch.stack(parts).sum(0).cpu().double())
             bar.update()
         bar.close()
-    influence = torch.cat(found)[torch.tensor(order).argsort()]
+    influence = torch.cat(found)[torch.tensor(order, device="cpu").argsort()]
     return BiasInfluence(influence, float(torch.cat(differences).double().abs().mean()), "mean |ΔLL|")

@@ -173,7 +173,7 @@ def unlearn_sentences(
     if selection is None and len(pairs) < 2:
         raise InputError("there is one pair; expected at least two, one to edit on and one to select with")
     sentences = sentences_of(texts)
-    order, rows = (torch.randperm(len(part), generator=generator) for part in (pairs, sentences))
+    order, rows = (torch.randperm(len(part), generator=generator, device="cpu") for part in (pairs, sentences))
     n_selected = (
         0 if selection is not None else min(len(pairs) - 1, max(1, round(settings.selection_share * len(pairs))))
     )
@@ -341,8 +341,10 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
         working.write(working.given)
         optimizer = torch.optim.Adam(working.trained, lr=settings.learning_rate)
         for epoch in range(settings.epochs):
-            text_order = torch.randperm(len(texts), generator=working.generator).tolist()
-            for step, row in enumerate(torch.randperm(len(batches), generator=working.generator).tolist()):
+            text_order = torch.randperm(len(texts), generator=working.generator, device="cpu").tolist()
+            for step, row in enumerate(
+                torch.randperm(len(batches), generator=working.generator, device="cpu").tolist()
+            ):
                 batch, text = batches[row], texts[text_order[step % len(texts)]]
                 with torch.no_grad():
                     own = next_token_scores(given, **text.inputs)

@@ -191,7 +191,7 @@ def prune_for_pairs(
                 continue
             tried = [*kept, *part.tolist()]
             channels = _channels(tried, plan)
-            closed = {group.name: torch.ones(group.size) for group in plan.groups}
+            closed = {group.name: torch.ones(group.size, device="cpu") for group in plan.groups}
             for name, units in channels.items():
                 closed[name][units] = 0
             with explicit_gates(network.model, plan.groups, closed):
@@ -258,7 +258,7 @@ def _measured(network: ScoredNetwork, pairs: SentencePairs, texts: Iterable[Any]
 
 def _perplexity(loss: float) -> float:
     """Of a token's mean loss; infinite where that is beyond all numbers, as in a network that closing broke."""
-    return float(torch.tensor(loss, dtype=torch.float64).exp())
+    return float(torch.tensor(loss, dtype=torch.float64, device="cpu").exp())
 
 
 def _row(removed: int, figures: _Figures, perplexity: float, rms: float, kept: bool) -> dict[str, Any]:

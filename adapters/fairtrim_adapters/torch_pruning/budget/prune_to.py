@@ -153,10 +153,10 @@ def worse_than_told(figures: pd.DataFrame, told: pd.DataFrame) -> list[str]:
     rows = figures[figures["sensitive_group"].isin(list(predicted))]
     changes = np.array([predicted[name] for name in rows["sensitive_group"]], dtype=float)
     found, error, people, loss = (
-        torch.tensor(rows[name].to_numpy(dtype=float))
+        torch.tensor(rows[name].to_numpy(dtype=float), device="cpu")
         for name in ("loss change", "loss standard error", "people", "loss dense")
     )
-    relied_on = torch.tensor(changes).nan_to_num(0.0).clamp_min(0.0)  # gains are not
+    relied_on = torch.tensor(changes, device="cpu").nan_to_num(0.0).clamp_min(0.0)  # gains are not
     worse = worse_than_predicted(found, relied_on, error, people=people, loss=loss, mean_loss=mean_loss)
     return [name for name, beyond in zip(rows["sensitive_group"], worse.tolist(), strict=True) if beyond]
 

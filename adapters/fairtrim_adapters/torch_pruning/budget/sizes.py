@@ -132,4 +132,4 @@ class Counter:
 
 def _target(inputs: Any) -> Any:
     """A target of as many samples as there are, which nothing looks at."""
-    return torch.zeros(next(len(tensor) for tensor in tensors_of(inputs) if tensor.ndim))
+    return torch.zeros(next(len(tensor) for tensor in tensors_of(inputs) if tensor.ndim), device="cpu")

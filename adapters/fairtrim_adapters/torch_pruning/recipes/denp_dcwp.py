@@ -195,7 +195,9 @@ def dcwp(
         require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=remedy)
     defaults: FineTuning = {"epochs": 5, "contrastive_weight": 0.05}
     settings = run_settings(dcwp, model, fine_tuning, defaults, options, GeneralizedCrossEntropyMiner)
-    gates = _importance_of_gates(torch.tensor([True, False]), gate_training)  # refused here, before the mining
+    gates = _importance_of_gates(
+        torch.tensor([True, False], device="cpu"), gate_training
+    )  # refused here, before the mining
     used = {name: getattr(gates, name) for name in GateTraining.__annotations__}
     if level == "weight":
         _check_of_weights(settings, gate_training)
@@ -231,7 +233,7 @@ def _tried(
     importance: Callable[[Tensor], ChannelImportance], loader: DataLoader[Any]
 ) -> Callable[[Tensor], ChannelImportance]:
     """The function, if it makes an importance of made-up flags: refused here, before the mining."""
-    flags = torch.arange(IndexedSamples(loader).n_samples) % 2 == 0
+    flags = torch.arange(IndexedSamples(loader).n_samples, device="cpu") % 2 == 0
     name = getattr(importance, "__name__", type(importance).__name__)
     try:
         made = importance(flags)

@@ -412,7 +412,7 @@ def _warn_of_few(conflicting: Tensor, mined: MinedSamples) -> None:
 def _tensors_of(mined: MinedSamples) -> dict[str, Tensor]:
     """All that was mined, to be kept; ``_mined_before`` reads it."""
     optional = {"cut": mined.cut, "confidence": mined.confidence}
-    levels = torch.tensor(list(mined.levels), dtype=torch.float64)
+    levels = torch.tensor(list(mined.levels), dtype=torch.float64, device="cpu")
     kept = {name: tensor for name, tensor in optional.items() if tensor is not None}
     return {"scores": mined.scores, "target": mined.target, "levels": levels, **kept}
 

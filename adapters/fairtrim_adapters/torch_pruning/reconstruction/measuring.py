@@ -80,7 +80,10 @@ def measured_by_group(
     found[0] /= torch.cat(units).mean()  # a mean with weights is told in units of their mean
     names = [name if isinstance(name, str) else ", ".join(name) for name in encoder.groups]
     if n_groups > 1:
-        names, weights = [*names, EVERYBODY], torch.cat([weights, torch.ones(len(weights), 1).double()], 1)
+        names, weights = (
+            [*names, EVERYBODY],
+            torch.cat([weights, torch.ones(len(weights), 1, device="cpu").double()], 1),
+        )
     table = pd.DataFrame({"sensitive_group": names, "people": weights.sum(0).numpy()})
     for kind, (before, after) in zip(_KINDS, found, strict=True):
         table[f"{kind} dense"], table[f"{kind} pruned"] = (
@@ -95,10 +98,10 @@ def _right(scores: Tensor, batch: Batch) -> Tensor:
     """Whether the label is right, (N,); the share of labelled positions where there are several; else NaN."""
     target = batch.target
     if target.is_floating_point() and not torch.equal(target, target.round()):
-        return torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        return torch.full((len(batch),), torch.nan, dtype=torch.float64, device="cpu")
     if target.shape != scores.shape[:-1]:
         if target.shape != (len(batch), 1) or scores.ndim != 2:
-            return torch.full((len(batch),), torch.nan, dtype=torch.float64)
+            return torch.full((len(batch),), torch.nan, dtype=torch.float64, device="cpu")
         target = target[:, 0]
     right = (labels_of(scores.flatten(0, -2)).view(target.shape) == target).double()
     labelled = (target >= 0).double()

@@ -71,7 +71,7 @@ def _with_norms(graph: tp.DependencyGraph, plan: PruningPlan, group: ChannelGrou
 def _half(group: ChannelGroup) -> set[int]:
     """Half of the channels, without a pattern that a permutation could keep."""
     generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
-    return set(torch.randperm(group.size, generator=generator)[: group.size // 2].tolist())
+    return set(torch.randperm(group.size, generator=generator, device="cpu")[: group.size // 2].tolist())
 
 
 def _channels(place: ChannelPlace, units: set[int]) -> list[int]:

@@ -70,7 +70,7 @@ def _permutation(group: ChannelGroup, plan: PruningPlan) -> list[int]:
         alike.setdefault(tuple(unit in part for part in parts), []).append(unit)
     moved = list(range(group.size))
     for units in alike.values():
-        order = torch.randperm(len(units), generator=generator).tolist()
+        order = torch.randperm(len(units), generator=generator, device="cpu").tolist()
         if order == sorted(order):
             order = order[1:] + order[:1]
         for unit, k in zip(units, order, strict=True):

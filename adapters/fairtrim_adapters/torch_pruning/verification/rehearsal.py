@@ -377,7 +377,7 @@ class Rehearsal:
     ) -> tuple[float, float]:
         """How far the pruned network's scores are from those with closed gates, and how far closing moves them."""
         groups = [group for group in plan.groups if group.name in removed]
-        gates = {group.name: torch.ones(group.size, dtype=torch.float64) for group in groups}
+        gates = {group.name: torch.ones(group.size, dtype=torch.float64, device="cpu") for group in groups}
         for name, units in removed.items():
             gates[name][list(units)] = 0
         with (
@@ -401,7 +401,7 @@ class Rehearsal:
         """Whether two passes of the network as it is differ."""
         first, second = self._dense.scores, None
         with undisturbed(self.model), torch.enable_grad():
-            torch.rand(1)
+            torch.rand(1, device="cpu")
             second = self._scores().detach()
         if first is not None and torch.equal(first, second):
             return ""
