@@ -20,6 +20,7 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.placement import holds_nothing
 
 from .batchnorm import batchnorm_layers
+from .recurrent_layers import differentiable_recurrence
 
 __all__ = ["OutputTransform", "ScoredNetwork", "call_of", "explained_indices", "logits_of"]
 
@@ -110,14 +111,14 @@ class ScoredNetwork:
         Refused: names that the network doesn't take, and another floating-point type than its own.
         """
         if self.forward_fn is not None:
-            with explained_indices(self.model, inputs):
+            with explained_indices(self.model, inputs), differentiable_recurrence(self.model):
                 return self.forward_fn(self.model, inputs)
         if tree_any(_is_array, inputs):
             inputs = _tensors(self.model, inputs)
         if isinstance(inputs, Mapping):
             _check_names(self.model, inputs)
         try:
-            with explained_indices(self.model, inputs):
+            with explained_indices(self.model, inputs), differentiable_recurrence(self.model):
                 return call_of(self.model, inputs)()
         except RuntimeError as error:
             _explain_types(self.model, inputs, index, error)
