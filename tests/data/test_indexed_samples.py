@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -222,6 +223,14 @@ class Opened(Dataset[Any]):
         return torch.full((2,), float(index)), index % 2
 
 
+class Slow(Entries):
+    """The first samples take long."""
+
+    def __getitem__(self, n: int) -> tuple[Any, ...]:
+        time.sleep(0.2 if n < 2 else 0)
+        return super().__getitem__(n)
+
+
 def _open(worker: int) -> None:
     information = get_worker_info()
     assert information is not None
@@ -231,4 +240,32 @@ def _open(worker: int) -> None:
 def test_workers_meet_the_user_s_own_dataset() -> None:
     samples = IndexedSamples(DataLoader(Opened(), batch_size=2, num_workers=1, worker_init_fn=_open))
     for indices, batch in samples.in_order(torch.device("cpu")):
+        assert batch.inputs[:, 0].tolist() == indices.tolist()
+
+
+def test_settings_of_the_loader_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "num_workers": 1, "prefetch_factor": 3, "persistent_workers": True, "multiprocessing_context": "spawn",
+        "worker_init_fn": _open, "timeout": 7.0, "collate_fn": _by_hand, "pin_memory": True,
+    }  # fmt: skip
+    samples, made = IndexedSamples(DataLoader(Entries(), batch_size=4, **given)), []
+
+    class Noted(DataLoader[Any]):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            made.append(self)
+
+        def __iter__(self) -> Any:
+            return iter([])  # without starting workers
+
+    monkeypatch.setattr("fairtrim.data.indexed_samples.DataLoader", Noted)
+    with pytest.raises(ValueError, match="zip"):
+        next(samples.in_order(CPU))
+    for name in (*given, "pin_memory_device"):
+        assert getattr(made[0], name) == getattr(samples.loader, name)
+
+
+def test_batches_come_in_order_whatever_the_loader() -> None:
+    loader = DataLoader(Slow(), batch_size=2, num_workers=2, in_order=False)
+    for indices, batch in IndexedSamples(loader).in_order(CPU):
         assert batch.inputs[:, 0].tolist() == indices.tolist()

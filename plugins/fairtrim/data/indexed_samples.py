@@ -25,11 +25,18 @@ from .batches import Batch, parts_of_batch
 
 __all__ = ["IndexedSamples"]
 
+_KEPT_SETTINGS = (
+    *("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "timeout"),
+    *("collate_fn", "pin_memory", "pin_memory_device"),
+)
+"""Of the caller's loader; not ``in_order=False``, for a batch that comes early would get another one's indices."""
+
 
 class IndexedSamples:
     """The dataset behind a DataLoader, every sample with its index, whatever the loader's own order.
 
-    Batch size, collate function and workers are the loader's; its sampler is replaced.
+    Batch size, collate function, workers and pinned memory are the loader's; its sampler is replaced, and batches come
+    in order even with ``in_order=False``. Workers are started anew for every pass, which has a seed of its own.
 
     Args:
         loader: A DataLoader over a dataset with ``__getitem__`` and ``__len__`` that yields (inputs, target, ...).
@@ -80,18 +87,13 @@ class IndexedSamples:
         self.batch_size = int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64)
 
     def _batches(self, order: Iterable[int], device: torch.device, seed: int) -> Iterator[tuple[Tensor, Batch]]:
-        loader = self.loader
         batches = list(BatchSampler(order, self.batch_size, drop_last=False))
         entries: DataLoader[Any] = DataLoader(
-            loader.dataset,
+            self.loader.dataset,
             batch_sampler=batches,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator().manual_seed(seed),  # of the workers; the order is settled
+            # of the workers; the order is settled. DataLoader draws from it on torch's default device
+            generator=random_generator(seed, torch.get_default_device()),
+            **{setting: getattr(self.loader, setting) for setting in _KEPT_SETTINGS},
         )
         for number, (indices, entry) in enumerate(zip(batches, entries, strict=True)):
             inputs, target, _ = parts_of_batch(entry[:2] if isinstance(entry, tuple | list) else entry, number)
