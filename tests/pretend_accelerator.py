@@ -32,6 +32,8 @@ _ANSWERS = (
     _aten.nonzero, _aten.masked_select, _aten._unique2, _aten.unique_dim, _aten.unique_consecutive, _aten.equal,
     _aten.is_nonzero,
 )  # fmt: skip
+# what CUDA refuses under torch.use_deterministic_algorithms(True), of numbers that are no integers
+_WITHOUT_ORDER = (_aten.cumsum, _aten.histc, _aten.nll_loss2d_forward, _aten.median.dim, _aten.kthvalue)
 _INDEXED = (_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_)
 
 
@@ -324,6 +326,9 @@ def _check(
         accelerator.wait("repeat_interleave")
     if there and any(tensor.dim() > 0 and not isinstance(tensor, _PretendTensor) for tensor in tensors):
         raise RuntimeError(f"expected all tensors on one device, found pretend:0 and cpu, in {func} ({_line()})")
+    ordered = torch.are_deterministic_algorithms_enabled()
+    if ordered and {func, packet} & {*_WITHOUT_ORDER} and args[0].is_floating_point():
+        raise RuntimeError(f"{func} has no deterministic form on the pretend device ({_line()})")
     generator = kwargs.get("generator")
     if generator is not None and generator._cdata not in accelerator.generators:
         raise RuntimeError(f"expected a generator of the pretend device, found one of the CPU, in {func} ({_line()})")

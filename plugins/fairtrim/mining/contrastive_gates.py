@@ -93,7 +93,7 @@ def learn_gates(
         model,
         samples,
         objective,
-        {group.name: torch.empty(group.size, device=device) for group in channel_groups},
+        {group.name: torch.empty(group.size, dtype=torch.float32, device=device) for group in channel_groups},
         gated,
         draw=straight_through,
         costs=costs,
@@ -133,7 +133,10 @@ def gate_slopes(
     with frozen_weights(model):
         batches = samples.shuffled(device, generator, objective.weights)
         for indices, batch in tqdm(batches, total=len(samples), desc="gate slopes", leave=False, disable=not progress):
-            gates = {g.name: torch.ones(g.size, device=device, requires_grad=True) for g in channel_groups}
+            gates = {
+                g.name: torch.ones(g.size, dtype=torch.float32, device=device, requires_grad=True)
+                for g in channel_groups
+            }
             with explicit_gates(model, channel_groups, gates):
                 loss = objective.loss(model, indices, batch, tap)
             gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)

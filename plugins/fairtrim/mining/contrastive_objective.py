@@ -280,7 +280,7 @@ def learn_logits(
         for _ in bar:
             indices, batch = next(draws)
             gates = {
-                name: draw(pi, torch.rand(pi.shape, generator=generator, device="cpu").to(pi))
+                name: draw(pi, torch.rand(pi.shape, generator=generator, dtype=torch.float32, device="cpu").to(pi))
                 for name, pi in logits.items()
             }
             with gated(gates):

@@ -163,7 +163,8 @@ class MinedSamples:
         """
         weights = self.sample_weights() if weights is None else weights
         generator = None if random_state is None else random_generator(random_state)
-        return WeightedRandomSampler(weights.tolist(), len(weights), generator=generator)
+        with torch.device("cpu"):  # where it keeps them
+            return WeightedRandomSampler(weights.tolist(), len(weights), generator=generator)
 
 
 def check_cut(cut: Mapping[str, float | None]) -> dict[str, float]:

@@ -173,7 +173,7 @@ class Passes:
             if count > layer.per_sample:
                 drawn = []
                 for block in torch.split(torch.arange(len(samples), device="cpu"), max(1, _BLOCK // count)):
-                    order = torch.rand(len(block), count, generator=self._generator, device="cpu")
+                    order = torch.rand(len(block), count, generator=self._generator, dtype=torch.float32, device="cpu")
                     drawn.append((order if real is None else order + real[block]).topk(layer.per_sample, 1).indices)
                 positions = torch.cat(drawn)
             else:

@@ -65,7 +65,9 @@ class RandomPerturbation(PostProcessor):
                 if candidates.exhausted():
                     break
                 for parameter, original in entries:
-                    noise = torch.randn(original.shape, generator=working.generator, device="cpu").to(original)
+                    noise = torch.randn(
+                        original.shape, generator=working.generator, dtype=torch.float32, device="cpu"
+                    ).to(original)
                     parameter.copy_(original * (1 + self.deviation * noise))
                 candidates.offer(trial=trial)
                 bar.update()

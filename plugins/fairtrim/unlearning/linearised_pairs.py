@@ -49,8 +49,14 @@ class LinearisedPairs:
             generator: Draws the next tokens.
         """
         log_probabilities = scores[counted].to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
-        drawn = torch.rand(len(log_probabilities), 1, generator=generator, device="cpu").to(log_probabilities)
-        token = (log_probabilities.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=scores.shape[2] - 1)
+        drawn = torch.rand(len(log_probabilities), 1, generator=generator, dtype=torch.float32, device="cpu").to(
+            log_probabilities
+        )
+        probabilities = log_probabilities.detach().exp()
+        if torch.are_deterministic_algorithms_enabled():  # CUDA refuses cumsum then
+            probabilities, drawn = probabilities.cpu(), drawn.cpu()
+        below = (probabilities.cumsum(1) < drawn).sum(1).to(log_probabilities.device)
+        token = below.clamp(max=scores.shape[2] - 1)
         total = log_probabilities.gather(1, token[:, None]).sum()
         gradients = torch.autograd.grad(total, [notes[name][1] for name in self.layers])
         self._n_tokens += int(counted.sum())

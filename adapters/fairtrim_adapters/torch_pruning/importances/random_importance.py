@@ -20,4 +20,4 @@ class RandomImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def __call__(self, group: tp.Group) -> Tensor:
         """Scores of one dependency group, (C,)."""
-        return torch.rand(len(group[0].idxs), generator=self._generator, device="cpu")
+        return torch.rand(len(group[0].idxs), generator=self._generator, dtype=torch.float32, device="cpu")

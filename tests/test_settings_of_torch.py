@@ -1,11 +1,11 @@
-"""Under another default device of torch's, results are as they are without: own tensors say where they lie."""
+"""Under another default device or type of torch's, and deterministic algorithms, results are as they are without."""
 
 from __future__ import annotations
 
 import ast
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ from fairtrim import (
     unlearn_samples,
 )
 from fairtrim.damage.weight_saliency import squared_gradients
-from fairtrim.mining import KnownSamples
+from fairtrim.mining import KnownSamples, MinedSamples
 from fairtrim.reconstruction import Reader, reconstruct
 from fairtrim_adapters.torch_pruning import WorstGroupImportance, dcwp, prune_to
-from tests.pretend_accelerator import PretendAccelerator
+from tests.pretend_accelerator import Accelerator, PretendAccelerator
 
 ROOT = Path(__file__).parents[1]
 N = 60
@@ -72,9 +72,9 @@ class _Kept(nn.Module):
 
 def _network() -> nn.Sequential:
     generator = torch.Generator().manual_seed(1)
-    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).eval().float()
     for parameter in network.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator)
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
     return network
 
 
@@ -100,7 +100,7 @@ def _scores_of(table: Any) -> Any:
 def _refitted(network: nn.Module) -> Any:
     pruned, device = copy.deepcopy(network), next(network.parameters()).device
     kept = torch.tensor([0, 1, 2, 4], device=device)
-    pruned[3] = nn.Linear(4, 2, device=device)
+    pruned[3] = nn.Linear(4, 2, device=device, dtype=torch.float32)
     with torch.no_grad():
         pruned[3].weight.copy_(network[3].weight[:, kept])
         pruned[3].bias.copy_(network[3].bias)
@@ -174,19 +174,64 @@ def _people(flip: Any = None) -> ValidationSet:
 
 
 _QUICK = ("squared_gradients", "perturbation", "unlearn_samples", "misclassified")
+_RUNS = pytest.mark.parametrize(
+    "name", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["network on the CPU", "network on the device"])
-@pytest.mark.parametrize(
-    "name", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
-)
-def test_results_do_not_depend_on_it(pretend: PretendAccelerator, name: str, there: bool) -> None:
+@_RUNS
+def test_default_device(pretend: PretendAccelerator, name: str, there: bool) -> None:
     network = _network()
     expected = RUNS[name](copy.deepcopy(network))
     moved = network.to(pretend.device) if there else network
     with torch.device(pretend.device):
         found = RUNS[name](moved)
     pretend.check_same(found, expected)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@_RUNS
+def test_deterministic_algorithms(pretend: PretendAccelerator, name: str) -> None:
+    network = _network()
+    expected = RUNS[name](copy.deepcopy(network))
+    pretend.check_same(RUNS[name](network.to(pretend.device)), expected)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_the_pretend_device_refuses_what_cuda_refuses(pretend: PretendAccelerator) -> None:
+    with pytest.raises(RuntimeError, match=r"cumsum.* has no deterministic form"):
+        torch.ones(2, device=pretend.device).cumsum(0)
+    assert torch.ones(2, device=pretend.device, dtype=torch.int64).cumsum(0).tolist() == [1, 2]
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+@_RUNS
+def test_default_type(name: str, default_dtype: torch.dtype) -> None:
+    network = _network()
+    found = RUNS[name](copy.deepcopy(network))
+    torch.set_default_dtype(torch.float32)
+    Accelerator(torch.device("cpu")).check_same(found, RUNS[name](network))
+
+
+def test_drawn_samples(pretend: PretendAccelerator) -> None:
+    mined = MinedSamples(torch.arange(N) / N, Y)
+    expected = list(mined.sampler(random_state=3))
+    with torch.device(pretend.device):
+        assert list(mined.sampler(random_state=3)) == expected
 
 
 _FACTORIES = {
