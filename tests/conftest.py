@@ -19,6 +19,9 @@ from tests.pretend_accelerator import Accelerator, PretendAccelerator, registere
 # Said in the environment too, for the processes that tests start; OMP_NUM_THREADS=2 in front of pytest overrides it.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
+# Before the first backward pass of this process: autograd starts its threads then, one for each device that it knows.
+registered()
+
 # How long an example takes is no property of the code, least of all on a busy machine.
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
