@@ -58,7 +58,8 @@ def _devices_in_use() -> list[Any]:
     return [
         module
         for module in modules
-        if hasattr(module, "get_rng_state")
+        if module is not None
+        and hasattr(module, "get_rng_state")
         and (module.is_initialized if hasattr(module, "is_initialized") else module.is_available)()
     ]
 
