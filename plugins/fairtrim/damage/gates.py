@@ -188,7 +188,7 @@ class Gates:
                 order, ends = _without_repeats(site.columns)
             channels, columns = (torch.as_tensor(a[order], device=device) for a in (site.channels, site.columns))
             parts = [slice(start, end) for start, end in pairwise([0, *ends])]
-            weights = torch.as_tensor(site.weights[order], dtype=total.dtype).to(device)
+            weights = torch.as_tensor(site.weights[order], dtype=total.dtype, device="cpu").to(device)
             self._indices[key] = channels, weights, [(part, columns[part]) for part in parts]
         return self._indices[key]
 
