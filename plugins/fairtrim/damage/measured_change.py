@@ -18,7 +18,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.processes import check_calls_in_step
 
-from .moments import read_order, standard_errors
+from .moments import brought_to_cpu, read_order, standard_errors
 from .reading_options import Reading, ReadingOptions
 from .table import DamageTable
 
@@ -151,7 +151,7 @@ def losses_of(network: ScoredNetwork, sample_loss: SampleLoss, batch: Batch) -> 
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     with torch.autocast(network.device.type, enabled=False):
         losses, units = sample_loss.weighted(scores, batch.target)
-    of_samples, of_loss = torch.cat([losses, units.to(losses.device)]).cpu().double().chunk(2)
+    of_samples, of_loss = brought_to_cpu(losses, units)
     return scores, of_samples, of_loss
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "SUMS",
     "Interactions",
     "Moments",
+    "brought_to_cpu",
     "group_sums",
     "members_of",
     "read_order",
@@ -102,6 +103,25 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
     samples, groups = members.unbind(1)
     weighted = values[samples] * weights[groups, samples].view(-1, *[1] * (values.ndim - 1))
     return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
+
+
+def brought_to_cpu(*tensors: Tensor) -> list[Tensor]:
+    """Tensors in float64 on the CPU, in one copy, so that a device is waited for once.
+
+    Args:
+        tensors: Of any shapes.
+
+    Returns:
+        As many, of the same shapes.
+
+    Example:
+        >>> brought_to_cpu(torch.ones(1, 2), torch.tensor(3.0))
+        [tensor([[1., 1.]], dtype=torch.float64), tensor(3., dtype=torch.float64)]
+    """
+    together = torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors]).cpu()
+    parts = torch.split(together, [tensor.numel() for tensor in tensors])
+    # each by itself: a part would keep the whole
+    return [part.to(torch.float64, copy=True).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def members_of(weights: Tensor, numbers: Sequence[int]) -> list[Tensor]:
@@ -269,10 +289,9 @@ class Moments:
         # in one product: what each sample adds to the means, and the squares that say how far they can be off
         values = torch.cat([curvature, (second_order - slope).square(), second_order.square()], 1)
         sums = group_sums(on_device, slope), group_sums(on_device, values)
-        of_samples = [part.to(slope.device) for part in (loss, loss_weight) if part is not None]
-        parts = [*of_samples, *(part.flatten() for part in sums)]
-        *of_samples, slopes, others = torch.cat(parts).cpu().split([len(part) for part in parts])
-        loss = of_samples[0].to(torch.float64, copy=True)  # a part would keep the whole
+        slopes, others, loss, *loss_weights = brought_to_cpu(
+            *sums, loss, *([] if loss_weight is None else [loss_weight])
+        )
         require_finite_losses(loss)
         self._grow(weights.shape[1])
         self.counts += weights.sum(0)
@@ -281,16 +300,16 @@ class Moments:
         self.loss += weights.T @ loss
         self.negative_loss += weights.T @ loss.clamp_max(0)
         self.squared_loss += weights.T @ loss.square()
-        self.slope += slopes.double().view_as(sums[0])
+        self.slope += slopes
         self.squared_weights += weights.square().sum(0)
         for name, part in zip(
             ("curvature", "squared_damage", "squared_second_order"),
-            others.double().view(sums[1].shape).tensor_split(3, 1),
+            others.tensor_split(3, 1),
             strict=True,
         ):
             getattr(self, name).add_(part)
-        if loss_weight is not None:
-            self.weigh(of_samples[1])
+        for weight in loss_weights:
+            self.weigh(weight)
         if self._gram is not None or self.sketches is not None:
             numbers = rows.shape[1] * (of_groups != 0).sum(1)
             self._waiting.append((rows.flatten(0, 1), on_device.repeat_interleave(rows.shape[1], 1), numbers))

@@ -29,7 +29,7 @@ from fairtrim.processes import Processes
 from .channel_groups import ChannelColumns, ChannelGroup, channel_sites
 from .collection import check_connected, check_independence, refuse_nobody
 from .gates import Gates, hooked_gates
-from .moments import group_sums, spread
+from .moments import brought_to_cpu, group_sums, spread
 from .reading_options import CollectionOptions, Reading
 
 __all__ = ["ParityGradient", "parity_gradient"]
@@ -172,11 +172,10 @@ class _Sums:
             for label, slope in enumerate(self._slopes(gates, scores, leaf, given))
             for part in range(2)
         ]
-        parts = [part.flatten() for part in (values, torch.stack(slopes))]
-        of_samples, of_gates = torch.cat(parts).cpu().double().split([len(part) for part in parts])
+        of_samples, *of_gates = brought_to_cpu(values, *slopes)
         self._grow(member.shape[1], n_labels)
-        self.counts += torch.einsum("ng,npk->gpk", of_groups.double(), of_samples.view(values.shape))
-        for place, slope in enumerate(of_gates.view(-1, *slopes[0].shape)):
+        self.counts += torch.einsum("ng,npk->gpk", of_groups.double(), of_samples)
+        for place, slope in enumerate(of_gates):
             self.slopes[:, place % 2, place // 2] += slope
 
     @staticmethod

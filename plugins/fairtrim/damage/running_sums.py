@@ -55,9 +55,10 @@ class RunningSums:
     def add(self, values: Tensor, first: int = 0) -> None:
         """Add (groups, *shape) to as many groups from ``first`` on."""
         end = first + len(values)
-        self._settle(values.device, max(end, len(self._sums)))
+        if values.device != self._sums.device or end > len(self._sums):
+            self._settle(values.device, max(end, len(self._sums)))
         if self._left is None:
-            self._sums[first:end] += values.to(self._sums.device).double()
+            self._sums[first:end] += values.to(self._sums.device)
             return
         before, left = self._sums[first:end], self._left[first:end]
         after = before + values

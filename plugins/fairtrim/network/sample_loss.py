@@ -297,11 +297,11 @@ def require_scores_and_labels(are_finite: Tensor, target: Tensor, n_scores: int,
         Traceback (most recent call last):
         fairtrim.errors.InputError: labels reach from 0 to 3; expected 0 to 2 for 3 classes
     """
-    ends = [target.min(), target.max()] if len(target) else []
-    *limits, finite = torch.stack([*(end.long() for end in ends), are_finite.long()]).tolist()
-    _require_finite_scores(bool(finite))
-    if limits:
-        refuse_range(*limits, n_scores, unit=unit)
+    ends = [target.min().long(), target.max().long()] if len(target) else []
+    numbers = torch.stack([are_finite.long(), *ends]).tolist()
+    _require_finite_scores(bool(numbers[0]))
+    if ends:
+        refuse_range(numbers[1], numbers[2], n_scores, unit=unit)
 
 
 def _check_labels(scores: Tensor, target: Tensor, are_finite: Tensor | None) -> None:
