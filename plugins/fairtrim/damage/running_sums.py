@@ -58,7 +58,7 @@ class RunningSums:
         if values.device != self._sums.device or end > len(self._sums):
             self._settle(values.device, max(end, len(self._sums)))
         if self._left is None:
-            self._sums[first:end] += values.to(self._sums.device)
+            self._sums[first:end].add_(values.to(self._sums.device))  # += would copy them once more
             return
         before, left = self._sums[first:end], self._left[first:end]
         after = before + values
