@@ -274,6 +274,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         accelerator.wait(packet.__name__)
     _check(accelerator, func, args, kwargs, tensors, there)
     inner_args, inner_kwargs = _mapped(_value, (args, kwargs))
+    if packet is _aten._efficientzerotensor:  # of forward-mode derivatives; it holds no memory
+        func = _aten.zeros.default
     if to_device:
         inner_kwargs["device"] = torch.device("cpu")
         if inner_kwargs.pop("pin_memory", False):
