@@ -61,7 +61,7 @@ class Accelerator:
                 assert left == right
                 continue
             one, other = torch.as_tensor(left).detach().cpu(), torch.as_tensor(right).detach().cpu()
-            largest = float(other.nan_to_num(0, 0, 0).abs().max()) if other.numel() else 0.0
+            largest = float(other.double().nan_to_num(0, 0, 0).abs().max()) if other.numel() else 0.0
             atol = self._share(other_kernels) * largest
             torch.testing.assert_close(one, other, rtol=0, atol=atol, equal_nan=True, check_dtype=False)
 
