@@ -157,18 +157,17 @@ class ColumnFlip:
             raise InputError(f"inputs are {got}; expected a tensor (N, D) with at least {max(used) + 1} columns")
         if self.names is not None and len(self.names) != inputs.shape[1]:
             raise InputError(f"inputs have {inputs.shape[1]} columns; expected {len(self.names)}, as many as names")
+        device, inputs = inputs.device, inputs.cpu()  # codes are told apart in float64, which some devices don't have
         flipped = inputs.clone()
         if not len(inputs):
-            return flipped
+            return flipped.to(device)
         generator = random_generator(self.random_state)
 
         def moved(value: Tensor, size: int) -> Tensor:
             """Positions of other values, (N,)."""
             steps = self.other
             if steps == "random":
-                return (
-                    value + torch.randint(1, size, (len(value),), generator=generator, device="cpu").to(value)
-                ) % size
+                return (value + torch.randint(1, size, (len(value),), generator=generator, device="cpu")) % size
             return (value + steps) % size
 
         if self.one_hot:
@@ -196,13 +195,13 @@ class ColumnFlip:
                 )
             there = moved(here.int().argmax(1), len(columns))
             flipped[:, positions] = torch.where(
-                there[:, None] == torch.arange(len(columns), device="cpu").to(there), present, absent
+                there[:, None] == torch.arange(len(columns), device="cpu"), present, absent
             )
         for column, codes in self._coded().items():
             held = inputs[:, self._position(column)]
             exact = torch.tensor([float(code) for code in codes], dtype=torch.float64, device="cpu")
             values, rounding = exact.to(held), 1e-2 if held.is_floating_point() else 0.0
-            kept = torch.isclose(values.cpu().double(), exact, rounding).all()
+            kept = torch.isclose(values.double(), exact, rounding).all()
             if len(torch.unique(values)) < len(values) or not bool(kept):
                 raise InputError(
                     f"column {column!r} is {inputs.dtype}, in which {list(codes)} can't be told apart; expected inputs "
@@ -218,7 +217,7 @@ class ColumnFlip:
             flipped[:, self._position(column)] = values[moved(nearest, len(values))]
         for column, product in self.interactions.items():
             flipped[:, self._position(column)] = flipped[:, [self._position(factor) for factor in product]].prod(1)
-        return flipped
+        return flipped.to(device)
 
 
 def _check_values(given: str, values: Sequence[float], *, several: bool) -> None:

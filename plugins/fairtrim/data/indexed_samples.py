@@ -86,7 +86,7 @@ class IndexedSamples:
         self.n_samples = len(dataset)
         self.batch_size = int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64)
 
-    def _batches(self, order: Iterable[int], device: torch.device, seed: int) -> Iterator[tuple[Tensor, Batch]]:
+    def _batches(self, order: Iterable[int], device: torch.device | None, seed: int) -> Iterator[tuple[Tensor, Batch]]:
         batches = list(BatchSampler(order, self.batch_size, drop_last=False))
         entries: DataLoader[Any] = DataLoader(
             self.loader.dataset,
@@ -101,20 +101,20 @@ class IndexedSamples:
                 raise InputError(
                     f"the target is {target.dtype} of shape {tuple(target.shape)}; expected integer labels (N,)"
                 )
-            yield (
-                torch.tensor(indices, device="cpu"),
-                Batch(to_device(inputs, device), target.long().to(device), None, number),
-            )
+            target = target.long()
+            if device is not None:
+                inputs, target = to_device(inputs, device), to_device(target, device)
+            yield torch.tensor(indices, device="cpu"), Batch(inputs, target, None, number)
 
     def __len__(self) -> int:
         """Number of batches of one pass."""
         return -(-self.n_samples // self.batch_size)
 
-    def in_order(self, device: torch.device, *, among: Tensor | None = None) -> Iterator[tuple[Tensor, Batch]]:
+    def in_order(self, device: torch.device | None, *, among: Tensor | None = None) -> Iterator[tuple[Tensor, Batch]]:
         """Every sample once, in the dataset's order.
 
         Args:
-            device: Where inputs and targets go.
+            device: Where inputs and targets go; None leaves them.
             among: Flags of the samples to give, (N,) bool; None for all.
 
         Returns:
@@ -162,10 +162,10 @@ class IndexedSamples:
         generator = random_generator(random_state)
         if weights is None:
             order = torch.randperm(self.n_samples, generator=generator, device="cpu")
-            order = order if among is None else order[among[order]]
+            order = order if among is None else order[among.cpu()[order]]
         else:
             fine = weights.shape == (self.n_samples,) and bool(((weights >= 0) & (weights < torch.inf)).all())
-            mass = weights.double().cpu() * (1 if among is None or not fine else among)
+            mass = weights.cpu().double() * (1 if among is None or not fine else among.cpu())
             if not fine or not bool(mass.sum() > 0):
                 raise InputError(
                     f"sample weights of shape {tuple(weights.shape)} for {self.n_samples} samples; expected one "

@@ -49,7 +49,8 @@ class SensitiveBins:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        edges = torch.as_tensor(self.edges, dtype=torch.float64, device="cpu")
+        own = self.edges.cpu() if isinstance(self.edges, Tensor) else self.edges
+        edges = torch.as_tensor(own, dtype=torch.float64, device="cpu")
         if edges.ndim != 1 or not bool(torch.isfinite(edges).all()) or not bool((edges.diff() > 0).all()):
             raise InputError(f"edges={self.edges!r}; expected increasing finite numbers, (B - 1,)")
         if len(self.names) != len(edges) + 1:

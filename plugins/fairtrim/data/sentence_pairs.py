@@ -24,7 +24,7 @@ PairSample = tuple[dict[str, Tensor], Tensor, str]
 
 @dataclass(frozen=True)
 class SentencePairs(Dataset[PairSample]):
-    """N pairs of sentences, x and x̄, whose log-likelihoods a fair language model would give alike.
+    """N pairs of sentences, x and x̄, held on the CPU, whose log-likelihoods a fair language model would give alike.
 
     What counts of a sentence is LL, the sum of the log-likelihoods of the tokens that both sentences of its pair share
     (CrowS-Pairs: Nangia and others, EMNLP 2020): names themselves are rarer or more frequent, and that is no bias. A
@@ -53,6 +53,8 @@ class SentencePairs(Dataset[PairSample]):
     categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("input_ids", "attention_mask", "shared"):
+            object.__setattr__(self, name, getattr(self, name).cpu())
         shape = tuple(self.input_ids.shape)
         if len(shape) != 3 or shape[1] != 2 or any(t.shape != shape for t in (self.attention_mask, self.shared)):
             raise InputError(
@@ -90,7 +92,7 @@ class SentencePairs(Dataset[PairSample]):
         Returns:
             Those pairs, in that order, without the columns that only padding would be left in.
         """
-        numbers = [int(row) for row in rows]
+        numbers = [int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
         mask = self.attention_mask[numbers]
         length = int(mask.sum(2).max()) if numbers else 0
         categories = tuple(self.categories[row] for row in numbers) if self.categories else ()
