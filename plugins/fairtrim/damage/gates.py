@@ -23,7 +23,10 @@ from fairtrim.preservation import remove_hooks
 
 from .channel_groups import ChannelGroup, Site
 
-__all__ = ["Gates", "explicit_gates", "hooked_gates", "map_consumed"]
+__all__ = ["Gates", "PlaceIndices", "explicit_gates", "hooked_gates", "map_consumed"]
+
+PlaceIndices = dict[tuple[str, int, torch.device], Tensor]
+"""Group and number of a place, and device -> positions in the group and in the module, (2, C), there."""
 
 
 _Indices = tuple[Tensor, Tensor, list[tuple[slice, Tensor]]]
@@ -263,21 +266,27 @@ def _output_hook(gates: Gates, number: int) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def explicit_gates(model: nn.Module, groups: Sequence[ChannelGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+def explicit_gates(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    gates: Mapping[str, Tensor],
+    indices: PlaceIndices | None = None,
+) -> Iterator[None]:
     """Multiply every channel by its gate at every place where it is consumed.
 
     Args:
         model: The network.
         groups: Its channel groups.
         gates: z of each group by name, (C,); 0 removes a channel.
+        indices: Positions that are on the device already, empty at first and filled; one for all passes of the same
+            network and groups.
 
     Yields:
         Nothing; inside, the network computes with the gates.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     handles: list[RemovableHandle] = []
-
-    indices: dict[tuple[str, int, torch.device], Tensor] = {}  # of each place, uploaded once
+    indices = {} if indices is None else indices
 
     def gated(tensor: Tensor, group: ChannelGroup, number: int) -> Tensor:
         place, key = group.places[number], (group.name, number, tensor.device)
