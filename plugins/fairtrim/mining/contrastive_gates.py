@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from fairtrim.arguments import RandomState, random_generator, renamed, require_choice
 from fairtrim.damage.channel_costs import ChannelCosts, Cost, weight_uses
 from fairtrim.damage.channel_groups import ChannelColumns, ChannelGroup
-from fairtrim.damage.gates import explicit_gates
+from fairtrim.damage.gates import PlaceIndices, explicit_gates
 from fairtrim.data.batches import Batch, ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.devices import model_device
@@ -85,9 +85,10 @@ def learn_gates(
         InputError: The data or an argument is wrong.
     """
     device = model_device(model)
+    indices: PlaceIndices = {}
 
     def gated(gates: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        return explicit_gates(model, channel_groups, gates)
+        return explicit_gates(model, channel_groups, gates, indices)
 
     return learn_logits(
         model,
@@ -128,22 +129,21 @@ def gate_slopes(
     """
     objective.check(model, samples)
     generator, device = random_generator(random_state), model_device(model)
-    slopes = {group.name: torch.zeros(group.size, dtype=torch.float64, device="cpu") for group in channel_groups}
-    tap = FeatureTap(model, objective.feature_layer)
+    sizes = [group.size for group in channel_groups]
+    slopes = torch.zeros(sum(sizes), dtype=torch.float64, device="cpu")
+    tap, indices = FeatureTap(model, objective.feature_layer), PlaceIndices()
     with frozen_weights(model):
         batches = samples.shuffled(device, generator, objective.weights)
-        for indices, batch in tqdm(batches, total=len(samples), desc="gate slopes", leave=False, disable=not progress):
+        for rows, batch in tqdm(batches, total=len(samples), desc="gate slopes", leave=False, disable=not progress):
             gates = {
                 g.name: torch.ones(g.size, dtype=torch.float32, device=device, requires_grad=True)
                 for g in channel_groups
             }
-            with explicit_gates(model, channel_groups, gates):
-                loss = objective.loss(model, indices, batch, tap)
-            gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
-            for name, gradient in zip(gates, gradients, strict=True):
-                if gradient is not None:
-                    slopes[name] -= gradient.double().cpu() * len(batch) / samples.n_samples
-    return slopes
+            with explicit_gates(model, channel_groups, gates, indices):
+                loss = objective.loss(model, rows, batch, tap)
+            gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True, materialize_grads=True)
+            slopes -= torch.cat(gradients).cpu().double() * len(batch) / samples.n_samples
+    return {group.name: part.clone() for group, part in zip(channel_groups, slopes.split(sizes), strict=True)}
 
 
 def channel_costs(

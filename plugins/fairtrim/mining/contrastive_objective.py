@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from fairtrim.arguments import RandomState, random_generator, require_choice, require_known, require_number
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
-from fairtrim.devices import model_device
+from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
 from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.losses import contrastive_loss, require_class_scores
@@ -99,6 +99,7 @@ def upweighted(conflicting: Tensor, upweight: Upweight) -> Tensor:
         >>> upweighted(torch.tensor([False, True, False]), 4.0).tolist()
         [1.0, 4.0, 1.0]
     """
+    conflicting = conflicting.cpu()
     weight = published_upweight(float(conflicting.double().mean())) if upweight == "published" else upweight
     return torch.where(conflicting.bool(), weight, 1.0).double()
 
@@ -135,6 +136,7 @@ class ContrastiveObjective:
         check_upweight("upweight", self.upweight)
         require_number("contrastive_weight", self.contrastive_weight, at_least=0)
         require_some_mined(self.conflicting)
+        object.__setattr__(self, "conflicting", self.conflicting.cpu())  # as the indices are
 
     @property
     def weights(self) -> Tensor:
@@ -192,7 +194,7 @@ class ContrastiveObjective:
                 require_class_scores(scores)
             loss = self.loss_fn(scores, batch.target).mean()
             if self.contrastive_weight:
-                b = self.conflicting[indices].to(scores.device)
+                b = to_device(self.conflicting[indices], scores.device)
                 contrast = contrastive_loss(tap.features(scores), batch.target, b, temperature=self.temperature)
                 loss = loss + self.contrastive_weight * contrast
         if not bool(torch.isfinite(loss)):
@@ -267,6 +269,7 @@ def learn_logits(
         raise InputError("batchnorm='train' needs batches of at least two samples, for one has no statistics")
     objective.check(model, samples)
     generator, device = random_generator(random_state), model_device(model)
+    uniform = random_generator(generator, device)  # draws where the gates are
     logits = {name: torch.full_like(tensor, start, requires_grad=True) for name, tensor in like.items()}
     total = sum(float(costs[name].sum()) if costs else pi.numel() for name, pi in logits.items())
     shares = {name: costs[name].to(pi) / total if costs else 1 / total for name, pi in logits.items()}
@@ -280,7 +283,7 @@ def learn_logits(
         for _ in bar:
             indices, batch = next(draws)
             gates = {
-                name: draw(pi, torch.rand(pi.shape, generator=generator, dtype=torch.float32, device="cpu").to(pi))
+                name: draw(pi, torch.rand(pi.shape, generator=uniform, dtype=torch.float32, device=device).to(pi))
                 for name, pi in logits.items()
             }
             with gated(gates):
@@ -289,7 +292,7 @@ def learn_logits(
             optimizer.zero_grad()
             (loss + cost_weight * penalty).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return {name: pi.detach().double().cpu() for name, pi in logits.items()}
+    return {name: pi.detach().cpu().double() for name, pi in logits.items()}
 
 
 @contextmanager

@@ -154,6 +154,7 @@ def masked_network(model: nn.Module, logits: Mapping[str, Tensor], *, sparsity: 
         raise InputError(
             f"logits of {few_of(wrong) or 'no weight'}; expected those of weights of this network, of their shapes"
         )
+    logits = {name: pi.detach().cpu() for name, pi in logits.items()}
     if unclear := [name for name, pi in logits.items() if bool(pi.isnan().any())]:
         raise InputError(f"logits of {few_of(unclear)} hold NaN; expected numbers")
     kept = {name: pi >= 0 for name, pi in logits.items()} if sparsity is None else _largest(logits, sparsity)

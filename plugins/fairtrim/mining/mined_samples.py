@@ -58,6 +58,9 @@ class MinedSamples:
             )
         object.__setattr__(self, "scores", scores)
         object.__setattr__(self, "target", torch.as_tensor(self.target, device="cpu"))
+        for name in ("cut", "confidence"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, given.detach().cpu())
         shapes = {
             "target": (self.target, scores.shape),
             "cut": (self.cut, scores.shape),
@@ -140,6 +143,7 @@ class MinedSamples:
             raise InputError(f"mass={mass}; expected a share between 0 and 1")
         chosen = self.conflicting() if conflicting is None else conflicting
         require_some_mined(chosen)
+        chosen = chosen.cpu()
         if len(chosen) != len(self.scores):
             raise InputError(f"{len(chosen)} flags for {len(self.scores)} samples; expected one for each")
         n_chosen = int(chosen.sum())

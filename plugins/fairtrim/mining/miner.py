@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fairtrim.arguments import Renamed
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.losses import require_class_scores
@@ -82,18 +83,20 @@ def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> Seen:
     target = torch.zeros(samples.n_samples, dtype=torch.int64, device="cpu")
     seen = ProbabilityScores()
     with preserved_random_state(), preserved_model(network.model), torch.no_grad():
-        for indices, batch in samples.in_order(network.device):
-            scores = network.scores(batch)
+        for indices, batch in samples.in_order(None):
+            there = replace(batch, inputs=to_device(batch.inputs, network.device))
+            # one wait a batch: labels don't leave the CPU
+            scores, labels = network.scores(there).cpu(), batch.target.cpu()
             if not bool(torch.isfinite(scores).all()):
                 raise InputError(f"the network's scores are not finite in batch {batch.index}")
             require_class_scores(scores)
             seen.add(scores)
             if seen.shares:
                 refuse_shares("the network")
-            require_labels(batch.target, scores.shape[1])
-            probability[indices] = label_probability(scores.double(), batch.target).cpu()
-            correct[indices] = (labels_of(scores) == batch.target).cpu()
-            target[indices] = batch.target.cpu()
+            require_labels(labels, scores.shape[1])
+            probability[indices] = label_probability(scores.double(), labels)
+            correct[indices] = labels_of(scores) == labels
+            target[indices] = labels
     if len(torch.unique(target)) < 2:
         raise InputError(f"every sample has label {int(target[0])}; expected at least two classes")
     return probability, correct, target
