@@ -48,6 +48,8 @@ def answer_scores(tokens: Sequence[int]) -> ForwardFunction:
     if len(chosen) < 2 or len(set(chosen)) < len(chosen):
         raise InputError(f"tokens={chosen}; expected at least two different ones, e.g. those of yes and no")
 
+    columns: dict[torch.device, Tensor] = {}  # goes to a device once
+
     def forward_fn(model: nn.Module, inputs: Any) -> Tensor:
         if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
             told = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
@@ -69,6 +71,8 @@ def answer_scores(tokens: Sequence[int]) -> ForwardFunction:
             )
         places = torch.arange(ids.shape[1], device=ids.device)
         last = (places * mask).argmax(1)
-        return scores[torch.arange(len(ids), device=ids.device), last][:, chosen]
+        if scores.device not in columns:
+            columns[scores.device] = torch.tensor(chosen, device=scores.device)
+        return scores[torch.arange(len(ids), device=ids.device), last][:, columns[scores.device]]
 
     return forward_fn

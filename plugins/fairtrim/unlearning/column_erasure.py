@@ -110,15 +110,15 @@ class ColumnErasure(PostProcessor):
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         x, columns = working.people.inputs, self._positions()
         mass = working.people.mass / working.people.mass.sum()
-        mean = (mass @ x.double())[columns]
+        mean = (mass @ x.cpu().double())[columns]
         with torch.no_grad():
             for layer in _readers(working):
                 if layer.bias is None:
                     raise UnsupportedModelError(
                         "a layer that reads the columns has no bias to take their mean; expected layers with one"
                     )
-                weight = layer.weight[:, columns].double()
-                layer.bias.add_((weight @ mean.to(weight.device)).to(layer.bias))
+                weight = layer.weight.cpu().double()[:, columns]
+                layer.bias.add_((weight @ mean).to(layer.bias))
                 layer.weight[:, columns] = 0
         scores, swapped = (working.scores(part) for part in (working.people, working.people.flipped()))
         if not torch.equal(scores, swapped):

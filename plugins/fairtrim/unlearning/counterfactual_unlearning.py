@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim.arguments import random_generator, require_number
-from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.batches import Batch, ForwardFunction, slice_samples
 from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.data.sentence_pairs import SentencePairs
 from fairtrim.data.validation_set import ValidationSet
-from fairtrim.devices import map_tensors
+from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
 from fairtrim.measures.scores import centred, label_losses
@@ -465,6 +465,7 @@ class CounterfactualUnlearning(PostProcessor):
             own = working.scores(people)
         mass = people.mass / people.mass.sum()
         spread = (mass @ (centred(own) - mass @ centred(own)).square()).mean().clamp(min=1e-12)
+        known = torch.cat([own, people.mass[:, None]], 1)  # beside the inputs the one copy of a step to the device
         epochs = 30 if self.epochs is None else self.epochs
         training = working.training(
             self._path(),
@@ -477,15 +478,14 @@ class CounterfactualUnlearning(PostProcessor):
                 return
             order = torch.randperm(len(people), generator=working.generator, device="cpu")
             for rows in torch.split(order, self.training_batch_size or 64):
-                chosen = (side.take(rows) for side in (people, flipped))
-                sides = [next(side.batches(len(rows), working.device))[1] for side in chosen]
-                here, there = (working.network.scores(side) for side in sides)
-                own_here = own[rows].to(here)
+                inputs = (to_device(slice_samples(side.inputs, rows), working.device) for side in (people, flipped))
+                here, there = (working.network.scores(Batch(side, people.target[rows], None, 0)) for side in inputs)
+                own_here, share = known[rows].to(here).tensor_split([own.shape[1]], 1)
+                own_here, share = own_here.contiguous(), share.squeeze(1).contiguous()
                 wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
                 losses = label_losses(here, wanted)
-                share = people.mass[rows].to(losses)
                 share = share / share.sum().clamp(min=1e-12)
                 gap = share @ (centred(here) - centred(there)).square().mean(1)
-                step(share @ losses + strength * gap / spread.to(here))
+                step(share @ losses + strength * gap / spread.to(here.dtype))
             if epoch == epochs - 1:
                 candidates.offer(strength=strength)

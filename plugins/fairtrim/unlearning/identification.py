@@ -122,12 +122,13 @@ def biased_attributes(
         with torch.no_grad():
             batches = side.batches(batch_size, network.device)
             given = torch.cat([network.scores(batch) for _, batch in batches])
+        given = given.cpu()  # the one wait
         seen = ProbabilityScores()
         seen.add(given)
         seen.check_single("the network")
         if seen.shares:
             refuse_shares("the network")
-        return given.double().cpu()
+        return given.double()
 
     def interval(values: torch.Tensor) -> tuple[float, float, float]:
         mean = float(share @ values)

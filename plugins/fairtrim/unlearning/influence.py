@@ -21,6 +21,7 @@ from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels
 from fairtrim.data.validation_set import ValidationSet
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import GroupCounts, canonical_measure
@@ -37,6 +38,7 @@ __all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
 
 _TOLERANCE = 1e-5  # relative residual that is asked for of all layers,
 _SINGLE = 1e-3  # and that does for products in single precision
+_KEPT_BYTES = 2**31  # of samples that stay on a device through the conjugate gradients
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class BiasInfluence:
         Returns:
             −1/N Σ I(z_k).
         """
-        return float(-self.scores[rows].sum() / len(self.scores))
+        return float(-self.scores[torch.as_tensor(rows, device="cpu")].sum() / len(self.scores))
 
 
 @renamed(train_loader="loader")
@@ -316,13 +318,15 @@ def _last_layer(
             f"class_weights has shape {tuple(class_weights.shape)}; expected ({n_classes},), positive, one a class"
         )
     features, targets = [], []
-    bar = tqdm(samples.in_order(network.device), total=len(samples), desc="features", leave=False, disable=not progress)
+    # labels stay on the CPU, where the layer is solved
+    bar = tqdm(samples.in_order(None), total=len(samples), desc="features", leave=False, disable=not progress)
     for _, batch in bar:
-        if counterfactual is not None:
-            batch = Batch(counterfactual(batch.inputs), batch.target, None, batch.index)
+        inputs = to_device(batch.inputs, network.device)
+        inputs = inputs if counterfactual is None else counterfactual(inputs)
+        batch = replace(batch, inputs=inputs, target=batch.target.cpu())
         _check_labels(batch, head.module.out_features)
         features.append(_batch_features(network, batch, head))
-        targets.append(batch.target.cpu())
+        targets.append(batch.target)
     theta = head.theta()
     target = torch.cat(targets)
     weight = None if class_weights is None else class_weights.detach().cpu().double()[target]
@@ -331,7 +335,7 @@ def _last_layer(
 
 
 def _check_labels(batch: Batch, n_outputs: int) -> None:
-    require_labels(batch.target, n_outputs, what="training labels")
+    require_labels(batch.target.cpu(), n_outputs, what="training labels")
 
 
 def _bias(measure: str, sides: list[Tensor], people: ValidationSet) -> Tensor:
@@ -366,7 +370,7 @@ def _influence_of_all_layers(
     if not named:
         raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True")
     parameters = list(named.values())
-    for _, batch in samples.in_order(network.device):
+    for _, batch in samples.in_order(None):
         _check_labels(batch, n_outputs)
 
     def whole(side: ValidationSet) -> Tensor:
@@ -448,14 +452,33 @@ class _Scores(nn.Module):
 
 
 class _Entries:
-    """Batches of (inputs, target) in the order of the dataset, as often as they are asked for."""
+    """Batches of (inputs, target) in the order of the dataset, as often as they are asked for.
+
+    Where they have to go to a device they stay there from one pass to the next, if all of them fit into the budget.
+    """
 
     def __init__(self, samples: IndexedSamples, device: torch.device) -> None:
         self._samples, self._device = samples, device
+        self._kept: list[tuple[Any, Tensor]] | None = None
+        self._fits = device.type != "cpu"
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[tuple[Any, Tensor]] = []
+        room = _KEPT_BYTES
         for _, batch in self._samples.in_order(self._device):
-            yield batch.inputs, batch.target
+            entry = batch.inputs, batch.target
+            room -= sum(tensor.nbytes for tensor in tensors_of(entry))
+            self._fits = self._fits and room >= 0
+            if self._fits:
+                kept.append(entry)
+            else:
+                kept.clear()
+            yield entry
+        if self._fits:
+            self._kept = kept
 
 
 def _directional(

@@ -48,21 +48,17 @@ class LinearisedPairs:
             notes: Of the layers.
             generator: Draws the next tokens.
         """
-        log_probabilities = scores[counted].to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
-        drawn = torch.rand(len(log_probabilities), 1, generator=generator, dtype=torch.float32, device="cpu").to(
-            log_probabilities
-        )
-        probabilities = log_probabilities.detach().exp()
-        if torch.are_deterministic_algorithms_enabled():  # CUDA refuses cumsum then
-            probabilities, drawn = probabilities.cpu(), drawn.cpu()
-        below = (probabilities.cumsum(1) < drawn).sum(1).to(log_probabilities.device)
-        token = below.clamp(max=scores.shape[2] - 1)
+        places = counted.flatten().nonzero().squeeze(1)  # the one wait of a batch
+        log_probabilities = scores.flatten(0, 1)[places].to(torch.promote_types(scores.dtype, torch.float32))
+        log_probabilities = log_probabilities.log_softmax(1)
+        drawn = torch.rand(len(places), 1, generator=generator, dtype=torch.float32, device="cpu").to(log_probabilities)
+        token = (log_probabilities.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=scores.shape[2] - 1)
         total = log_probabilities.gather(1, token[:, None]).sum()
         gradients = torch.autograd.grad(total, [notes[name][1] for name in self.layers])
-        self._n_tokens += int(counted.sum())
+        self._n_tokens += len(places)
         for name, gradient in zip(self.layers, gradients, strict=True):
             inputs, gradient = _rows(name, notes[name][0], counted), _rows(name, gradient, counted)
-            inputs = inputs[counted.flatten()]
+            inputs = inputs[places]
             new = inputs.T @ inputs, gradient.T @ gradient
             old = self._moments.get(name)
             self._moments[name] = new if old is None else (old[0] + new[0], old[1] + new[1])
@@ -79,26 +75,32 @@ class LinearisedPairs:
         """
         n_pairs, length = len(shared), shared.shape[2]
         place = (mask.cumsum(2) - 1).clamp(min=0)  # the same on both sides for a token that they share
-        side = torch.tensor([1.0, -1.0], device="cpu").to(shared)[:, None]
+        side = (1 - 2 * torch.arange(2, device=shared.device)).to(shared)[:, None]  # 1 and −1
+        drawn = torch.randint(2, (n_signs - 1, n_pairs, length), generator=generator, device="cpu")
+        every = torch.cat([torch.ones(1, n_pairs, length, device="cpu"), 2.0 * drawn - 1.0]).to(shared)
         values, slopes = [], []
-        for number in range(n_signs):
-            sign = torch.ones(n_pairs, length, device="cpu")
-            if number:
-                sign = 2.0 * torch.randint(2, (n_pairs, length), generator=generator, device="cpu") - 1.0
-            signs = sign.to(shared)[:, None].expand(-1, 2, -1).gather(2, place)
+        for number, sign in enumerate(every):
+            signs = sign[:, None].expand(-1, 2, -1).gather(2, place)
             sums = (shared * mask * signs * side).sum((1, 2))
-            values.append(sums.detach().cpu().double())
+            values.append(sums.detach())
             outputs = [notes[name][1] for name in self.layers]
             slopes.append(torch.autograd.grad(sums.sum(), outputs, retain_graph=number < n_signs - 1))
         first = sum(len(value) for value in self._values[:: n_signs or 1])
         self._values += values
-        owner = torch.arange(first, first + n_pairs, device="cpu").repeat_interleave(2 * length)
         counted = mask.flatten(0, 1)
-        for place_of_layer, name in enumerate(self.layers):
-            inputs = _rows(name, notes[name][0], counted)
-            gradients = torch.stack([_rows(name, slope[place_of_layer], counted) for slope in slopes])
-            used = gradients.abs().sum((0, 2)) > 0
-            self._rows[name].append((inputs[used], gradients[:, used], owner[used.cpu()]))
+        rows = [
+            (
+                _rows(name, notes[name][0], counted),
+                torch.stack([_rows(name, slope[place_of_layer], counted) for slope in slopes]),
+            )
+            for place_of_layer, name in enumerate(self.layers)
+        ]
+        used = torch.stack([gradients.abs().sum((0, 2)) > 0 for _, gradients in rows]).cpu()  # the one wait of a batch
+        every_used = [own.nonzero().squeeze(1) for own in used]
+        of_layers = torch.cat(every_used).to(shared.device).split([len(own) for own in every_used])
+        for name, (inputs, gradients), own in zip(self.layers, rows, of_layers, strict=True):
+            owner = first + own.div(2 * length, rounding_mode="floor")
+            self._rows[name].append((inputs[own], gradients[:, own], owner))
         self._n_signs = n_signs
 
     def consistent(self, damping: float) -> Edits:
@@ -148,7 +150,8 @@ class LinearisedPairs:
 
     def _stacked_values(self) -> Tensor:
         """Y by sign, then by pair, (n_signs · N,)."""
-        return torch.cat([torch.cat(self._values[number :: self._n_signs]) for number in range(self._n_signs)])
+        values = [torch.cat(self._values[number :: self._n_signs]) for number in range(self._n_signs)]
+        return torch.cat(values).cpu().double()
 
     def _solved(self, damping: float) -> dict[str, _Layer]:
         found = {}
@@ -183,21 +186,20 @@ class _Layer:
         return (self._weighted(self.gradients, multiplier).T @ self.inputs).cpu().double()
 
     def _weighted(self, gradients: Tensor, multiplier: Tensor) -> Tensor:
-        return (gradients * multiplier[:, self.owner].to(gradients)[..., None]).sum(0)
+        return (gradients * multiplier.to(gradients)[:, self.owner][..., None]).sum(0)
 
 
 def _gram(layer: _Layer, n_pairs: int, n_signs: int) -> Tensor:
     """J H⁻¹ Jᵀ, (n_signs · N, n_signs · N) float64."""
-    owner = layer.owner.to(layer.inputs.device)
-    likeness = layer.inputs @ layer.solved_inputs.T
-    gram = torch.zeros(n_signs, n_pairs, n_signs, n_pairs, dtype=torch.float64, device="cpu")
+    owner, likeness = layer.owner, layer.inputs @ layer.solved_inputs.T
+    gram = likeness.new_zeros(n_signs, n_pairs, n_signs, n_pairs)
     for one in range(n_signs):
         for other in range(one + 1):
             rows = (layer.gradients[one] @ layer.solved_gradients[other].T) * likeness
             by_pair = torch.zeros(n_pairs, len(rows), dtype=rows.dtype, device=rows.device).index_add_(0, owner, rows)
-            block = torch.zeros_like(by_pair[:, :n_pairs]).index_add_(1, owner, by_pair).cpu().double()
+            block = torch.zeros_like(by_pair[:, :n_pairs]).index_add_(1, owner, by_pair)
             gram[one, :, other], gram[other, :, one] = block, block.T
-    flat = gram.view(n_signs * n_pairs, -1)
+    flat = gram.cpu().double().view(n_signs * n_pairs, -1)
     return (flat + flat.T) / 2
 
 

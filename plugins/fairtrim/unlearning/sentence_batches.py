@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,24 @@ class SentenceBatch:
 
     inputs: dict[str, Tensor]
     kept: dict[str, Any]
+
+    @cached_property
+    def predicting(self) -> Tensor:
+        """Where a next token is to be predicted in the texts one after the other, positions in (N · T); found once."""
+        return predicting(self.inputs["attention_mask"]).flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def aligned(self) -> tuple[Tensor, list[int]]:
+        """The tokens that both sides of each pair share, in the order in which they stand; found once.
+
+        Positions in (N · 2 · T) of both sides, (2, M), pair after pair, and how many each pair has.
+        """
+        shared = self.inputs["shared"].bool().cpu()
+        first, other = (
+            (shared * torch.tensor([[side], [1 - side]], device="cpu").bool()).flatten().nonzero().squeeze(1)
+            for side in (1, 0)
+        )
+        return torch.stack([first, other]).to(self.inputs["shared"].device), shared[:, 0].sum(1).tolist()
 
     def split(self, size: int) -> list[SentenceBatch]:
         """Smaller batches of the same."""
@@ -89,6 +108,7 @@ def sentences_of(texts: Iterable[Any] | None, *, each: bool = False) -> list[Ten
                 f"batch {number} of texts is a {type(inputs).__name__}; expected {{'input_ids', 'attention_mask'}}, "
                 "(N, T) each, as a tokenizer gives them with padding=True, return_tensors='pt'"
             ) from None
+        ids, mask = ids.cpu(), mask.cpu()
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise InputError(
                 f"batch {number} of texts has input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "

@@ -112,12 +112,13 @@ def influence_of_sentences(
                 scores = late.scores(lambda inputs=batch.inputs: scores_of(inputs), batch.kept)  # type: ignore[misc]
                 own, counted = text_losses(scores, batch.inputs)
                 slopes = torch.autograd.grad((own.sum(1) / counted.sum(1)).sum(), [notes[name][1] for name in step])
+            step = {name: part.to(slope) for (name, part), slope in zip(step.items(), slopes, strict=True)}
             parts = [
-                ((slope @ step[name].to(slope)) * notes[name][0]).sum((1, 2))
+                ((slope @ step[name]) * notes[name][0]).reshape(len(own), -1).sum(1)
                 for name, slope in zip(step, slopes, strict=True)
             ]
             found.append(-torch.stack(parts).sum(0).cpu().double())
             bar.update()
         bar.close()
     influence = torch.cat(found)[torch.tensor(order, device="cpu").argsort()]
-    return BiasInfluence(influence, float(torch.cat(differences).double().abs().mean()), "mean |ΔLL|")
+    return BiasInfluence(influence, float(torch.cat(differences).cpu().double().abs().mean()), "mean |ΔLL|")

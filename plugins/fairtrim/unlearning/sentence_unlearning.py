@@ -127,10 +127,11 @@ class _Sentences:
     def figures(self) -> SentenceFigures:
         """Of the held-out pairs and texts."""
         with torch.no_grad():
-            sums = torch.cat([self.shared(batch).double().sum(2).cpu() for batch in self.pairs[1]])
+            # one wait for each batch
+            sums = torch.cat([self.shared(batch).cpu().double().sum(2) for batch in self.pairs[1]])
             total, number = 0.0, 0
             for batch in self.texts[1]:
-                losses, counted = text_losses(self.scores(batch), batch.inputs)
+                losses, counted = torch.stack(text_losses(self.scores(batch), batch.inputs)).cpu()
                 total, number = total + float(losses.double().sum()), number + int(counted.sum())
         return SentenceFigures.of(sums, math.exp(min(total / number, 700.0)))
 
@@ -332,7 +333,7 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
     if not working.trained:
         raise UnsupportedModelError("every parameter is frozen; expected some with requires_grad=True to edit")
     with torch.no_grad():
-        squares = [_squares(working.shared(batch), batch.inputs["shared"].bool()) for batch in working.pairs[0]]
+        squares = [_squares(working.shared(batch), batch) for batch in working.pairs[0]]
     scale = torch.cat(squares).mean().clamp(min=1e-12)
     batches = [part for batch in working.pairs[0] for part in batch.split(size)]
     texts = [part for batch in working.texts[0] for part in batch.split(2 * size)]
@@ -349,7 +350,7 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
                 with torch.no_grad():
                     own = next_token_scores(given, **text.inputs)
                 with torch.enable_grad():
-                    penalty = _squares(working.shared(batch), batch.inputs["shared"].bool()).mean() / scale
+                    penalty = _squares(working.shared(batch), batch).mean() / scale
                     loss = _divergence(working.scores(text), own, text) + strength * penalty
                     gradients = torch.autograd.grad(loss, working.trained, allow_unused=True)
                 for parameter, gradient in zip(working.trained, gradients, strict=True):
@@ -362,17 +363,12 @@ def _fine_tune(working: _Sentences, search: _Search, given: nn.Module) -> None:
 
 def _divergence(scores: Tensor, own: Tensor, text: SentenceBatch) -> Tensor:
     """Mean over tokens of KL(p_given ‖ p), p the distribution of the next token."""
-    counted = predicting(text.inputs["attention_mask"])
-    now, before = (part[counted].float().log_softmax(1) for part in (scores, own))
+    now, before = (part.flatten(0, 1)[text.predicting].float().log_softmax(1) for part in (scores, own))
     return nn.functional.kl_div(now, before, reduction="batchmean", log_target=True)
 
 
-def _squares(shared: Tensor, mask: Tensor) -> Tensor:
-    """Σ over the shared tokens of a pair of (Δℓ)², (N,)."""
-    sides = aligned(shared, mask)
-    return torch.stack([(one - other).square().sum() for one, other in sides])
-
-
-def aligned(shared: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Values of the shared tokens of both sides of each pair, in the order in which they stand."""
-    return [(values[0][kept[0]], values[1][kept[1]]) for values, kept in zip(shared, mask, strict=True)]
+def _squares(shared: Tensor, batch: SentenceBatch) -> Tensor:
+    """Σ over the shared tokens of a pair of (Δℓ)², (N,), of log-likelihoods (N, 2, T)."""
+    places, sizes = batch.aligned
+    one, other = shared.flatten()[places]
+    return torch.stack([part.sum() for part in (one - other).square().split(sizes)])
