@@ -30,6 +30,9 @@ def _table() -> tuple[Tensor, Tensor, Tensor]:
     return x, target, (x[:, 2] > 0).long()
 
 
+TABLE = _table()
+
+
 def _network(n_outputs: int = 2) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
@@ -37,13 +40,13 @@ def _network(n_outputs: int = 2) -> nn.Sequential:
 
 
 def _loader(device: torch.device, where: str = "on the CPU") -> DataLoader[Any]:
-    columns = [column.to(device) if where == "there" else column for column in _table()]
+    columns = [column.to(device) if where == "there" else column for column in TABLE]
     pin = where == "pinned" and device.type != "cpu"
     return DataLoader(TensorDataset(*columns), batch_size=16, pin_memory=pin)
 
 
 def _people(device: torch.device, *, there: bool = False) -> ValidationSet:
-    x, target, group = (column.to(device) if there else column for column in _table())
+    x, target, group = (column.to(device) if there else column for column in TABLE)
     return ValidationSet(x, target, group, ("a", "b"), counterfactual=FLIP(x))
 
 
@@ -124,11 +127,13 @@ def _unlearned(**settings: Any) -> Callable[[torch.device], Any]:
 
 
 EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
-    "consistency": _unlearned(),
-    "published": _unlearned(form="published", measure="counterfactual_bias"),
-    "all layers": _unlearned(layers="all", epochs=2, strengths=[1.0, 3.0], training_batch_size=7),
+    "consistency": _unlearned(strengths=[1.0, 30.0]),
+    "published": _unlearned(strengths=[1.0, 0.1], form="published", measure="counterfactual_bias"),
+    "all layers": _unlearned(strengths=[1.0], layers="all", epochs=2, training_batch_size=7),
     "of groups": lambda device: _repaired(
-        CounterfactualUnlearning(counterfactual=FLIP, measure="demographic_parity_difference", min_people=1),
+        CounterfactualUnlearning(
+            counterfactual=FLIP, measure="equalized_odds_difference", strengths=[1.0], min_people=1
+        ),
         device,
         _loader(device, "there"),
     ),
@@ -137,7 +142,7 @@ EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
         _network().to(device), _people(device), {"sex": FLIP.every(), "first": lambda x: -x}, batch_size=16
     ),
     "influence": lambda device: vars(
-        influence_on_bias(_network().to(device), _loader(device), _people(device), progress=False)
+        influence_on_bias(_network().to(device), _loader(device), _people(device), newton_steps=1, progress=False)
     ),
     "influence of groups": lambda device: vars(
         influence_on_bias(
@@ -145,12 +150,13 @@ EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
             _loader(device, "there"),
             _people(device, there=True),
             measure="equalized_odds_difference",
+            newton_steps=1,
             progress=False,
         )
     ),
     "influence of all layers": lambda device: vars(
         influence_on_bias(
-            _network().to(device), _loader(device), _people(device), layers="all", damping=0.1, progress=False
+            _network().to(device), _loader(device), _people(device), layers="all", damping=1.0, progress=False
         )
     ),
     "samples": lambda device: _weights(
@@ -159,16 +165,21 @@ EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
             _loader(device),
             torch.arange(5),
             counterfactual=FLIP,
-            class_weights=torch.tensor([1.0, 2.0, 3.0]),
+            class_weights=torch.tensor([1.0, 2.0, 3.0]).to(device),
+            ridge=0.1,
             progress=False,
         )
     ),
     "samples left out": lambda device: _weights(
-        unlearn_samples(_network().to(device), _loader(device), torch.arange(5).to(device), exact=False, progress=False)
+        unlearn_samples(
+            _network().to(device), _loader(device), torch.arange(5).to(device), exact=False, ridge=0.1, progress=False
+        )
     ),
-    "sentences": lambda device: _of_sentences(device, n_blocks=2),
-    "sentences published": lambda device: _of_sentences(device, form="published", there=True),
-    "sentences all layers": lambda device: _of_sentences(device, layers="all", epochs=2, training_batch_size=3),
+    "sentences": lambda device: _of_sentences(device, n_blocks=2, strengths=[0.3]),
+    "sentences published": lambda device: _of_sentences(device, form="published", there=True, strengths=[0.1]),
+    "sentences all layers": lambda device: _of_sentences(
+        device, layers="all", strengths=[1.0], epochs=1, training_batch_size=3
+    ),
     "sentences late blocks": lambda device: _of_sentences(device, layers="all", epochs=1, n_blocks=1),
     "influence of sentences": lambda device: vars(
         influence_of_sentences(_language_model().to(device), _texts(), _pairs(), batch_size=4, progress=False)
@@ -186,15 +197,11 @@ def test_equal_to_the_cpu(accelerator: Accelerator, what: str) -> None:
 @pytest.mark.parametrize("where", ["there", "pinned"])
 def test_data_lie_anywhere(accelerator: Accelerator, where: str) -> None:
     def everything(device: torch.device) -> Any:
-        method = CounterfactualUnlearning(counterfactual=FLIP, strengths=[1.0], measure="equalized_odds_difference")
-        erasure = ColumnErasure(columns=[3, 4, 5])
         people = ValidationSet.from_loader(_loader(device, where), counterfactual=FLIP, progress=False)
         network, loader = _network().to(device), _loader(device, where)
         return (
-            _repaired(method, device, _loader(device, where)),
-            _repaired(erasure, device, _loader(device, where)),
-            vars(influence_on_bias(network, loader, people, progress=False)),
-            _weights(unlearn_samples(network, loader, torch.arange(3), progress=False)),
+            _repaired(ColumnErasure(columns=[3, 4, 5]), device, _loader(device, where)),
+            vars(influence_on_bias(network, loader, people, newton_steps=0, progress=False)),
             biased_attributes(network, people, {"sex": FLIP}),
         )
 
@@ -202,16 +209,24 @@ def test_data_lie_anywhere(accelerator: Accelerator, where: str) -> None:
 
 
 def test_generators_of_the_device_draw(accelerator: Accelerator) -> None:
-    def repaired() -> Any:
+    def drawn() -> Any:
         generator = torch.Generator(accelerator.device).manual_seed(6)
         method = CounterfactualUnlearning(counterfactual=FLIP, random_state=generator, strengths=[1.0])
-        table = _repaired(method, accelerator.device, _loader(accelerator.device))
-        influence = influence_of_sentences(
-            _language_model().to(accelerator.device), _texts(), _pairs(), random_state=generator, progress=False
-        )
-        return table, influence.scores, _of_sentences(accelerator.device, random_state=generator, strengths=[1.0])
+        model = _language_model().to(accelerator.device)
+        influence = influence_of_sentences(model, _texts(), _pairs(), random_state=generator, progress=False)
+        return influence.scores, _repaired(method, accelerator.device, _loader(accelerator.device))
 
-    accelerator.check_same(repaired(), repaired())
+    accelerator.check_same(drawn(), drawn())
+
+
+def test_next_tokens_are_drawn_under_deterministic_algorithms(accelerator: Accelerator) -> None:
+    """CUDA has no cumsum that is deterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        run = EVERYTHING["influence of sentences"]
+        accelerator.check_same(run(accelerator.device), run(CPU))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def _of_lines(counted: Mapping[tuple[str, str], int], *files: str) -> dict[str, int]:
@@ -221,8 +236,8 @@ def _of_lines(counted: Mapping[tuple[str, str], int], *files: str) -> dict[str, 
 
 def test_waits_of_sentences(pretend: PretendAccelerator) -> None:
     """A layer costs one wait for an edit, and a batch one wait each time that it runs."""
-    _of_sentences(pretend.device, n_blocks=2, strengths=[0.1, 1.0, 3.0])
-    n_layers, n_pair_batches, n_text_batches, n_strengths = 2, 1, 1, 3
+    _of_sentences(pretend.device, n_blocks=2, strengths=[0.1, 1.0])
+    n_layers, n_pair_batches, n_text_batches, n_strengths = 2, 1, 1, 2
     counted = _of_lines(pretend.waits, "linearised_pairs", "sentence_unlearning", "sentence_batches")
     assert counted == {
         # of A, G and the Gram matrix, and of each edit; tokens of a batch, rows of a batch, and y of all
@@ -240,9 +255,9 @@ def test_steps_of_fine_tuning_do_not_wait(pretend: PretendAccelerator) -> None:
         _of_sentences(pretend.device, layers="all", epochs=epochs, training_batch_size=3, strengths=[1.0])
         return _of_lines(pretend.waits, "sentence_unlearning", "sentence_batches")
 
-    one, three = waits(1), waits(3)
-    assert one["sentence_batches"] == three["sentence_batches"] == 1 + 3 + 1  # all pairs, their parts, and texts
-    assert three["sentence_unlearning"] == one["sentence_unlearning"] + 2 * 2  # judged after each epoch
+    one, two = waits(1), waits(2)
+    assert one["sentence_batches"] == two["sentence_batches"] == 1 + 3 + 1  # all pairs, their parts, and texts
+    assert two["sentence_unlearning"] == one["sentence_unlearning"] + 2  # judged after each epoch
 
 
 def test_steps_of_a_table_cost_their_inputs_and_one_copy(pretend: PretendAccelerator) -> None:
@@ -252,12 +267,13 @@ def test_steps_of_a_table_cost_their_inputs_and_one_copy(pretend: PretendAcceler
         _repaired(method, pretend.device, _loader(pretend.device))
         return sum(pretend.waits.values()), sum(pretend.copies.values())
 
-    (waits, copies), (same, more) = counted(1), counted(4)
-    assert (same, more) == (waits, copies + 3 * 3)  # one step an epoch: both sides, and what is known of the people
+    (waits, copies), (same, more) = counted(1), counted(3)
+    assert (same, more) == (waits, copies + 2 * 3)  # one step an epoch: both sides, and what is known of the people
 
 
 def test_a_batch_of_features_waits_once(pretend: PretendAccelerator) -> None:
-    unlearn_samples(_network().to(pretend.device), _loader(pretend.device), torch.arange(3), progress=False)
+    network, loader = _network().to(pretend.device), _loader(pretend.device)
+    unlearn_samples(network, loader, torch.arange(3), exact=False, ridge=0.1, progress=False)
     assert _of_lines(pretend.waits, "influence", "output_layer_problem", "labels") == {
         "influence": len(_loader(CPU)),
         "output_layer_problem": 0,
@@ -279,5 +295,5 @@ def test_a_product_of_all_layers_waits_once(pretend: PretendAccelerator) -> None
             )
         return sum(pretend.waits.values()), sum(pretend.copies.values())
 
-    (waits, copies), (later, more) = counted(1), counted(4)
-    assert (later, more) == (waits + 3, copies + 3)  # the samples stay there
+    (waits, copies), (later, more) = counted(1), counted(3)
+    assert (later, more) == (waits + 2, copies + 2)  # the samples stay there

@@ -51,8 +51,11 @@ class LinearisedPairs:
         places = counted.flatten().nonzero().squeeze(1)  # the one wait of a batch
         log_probabilities = scores.flatten(0, 1)[places].to(torch.promote_types(scores.dtype, torch.float32))
         log_probabilities = log_probabilities.log_softmax(1)
-        drawn = torch.rand(len(places), 1, generator=generator, dtype=torch.float32, device="cpu").to(log_probabilities)
-        token = (log_probabilities.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=scores.shape[2] - 1)
+        likely = log_probabilities.detach().exp()
+        if torch.are_deterministic_algorithms_enabled():  # CUDA's cumsum is not, and refuses
+            likely = likely.cpu()
+        drawn = torch.rand(len(places), 1, generator=generator, dtype=torch.float32, device="cpu").to(likely)
+        token = (likely.cumsum(1) < drawn).sum(1).clamp(max=scores.shape[2] - 1).to(scores.device)
         total = log_probabilities.gather(1, token[:, None]).sum()
         gradients = torch.autograd.grad(total, [notes[name][1] for name in self.layers])
         self._n_tokens += len(places)
