@@ -143,7 +143,7 @@ def gate_slopes(
                 loss = objective.loss(model, rows, batch, tap)
             gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True, materialize_grads=True)
             slopes -= torch.cat(gradients).cpu().double() * len(batch) / samples.n_samples
-    return {group.name: part.clone() for group, part in zip(channel_groups, slopes.split(sizes), strict=True)}
+    return {group.name: part.clone() for group, part in zip(channel_groups, torch.split(slopes, sizes), strict=True)}
 
 
 def channel_costs(

@@ -100,7 +100,7 @@ class LinearisedPairs:
         ]
         used = torch.stack([gradients.abs().sum((0, 2)) > 0 for _, gradients in rows]).cpu()  # the one wait of a batch
         every_used = [own.nonzero().squeeze(1) for own in used]
-        of_layers = torch.cat(every_used).to(shared.device).split([len(own) for own in every_used])
+        of_layers = torch.split(torch.cat(every_used).to(shared.device), [len(own) for own in every_used])
         for name, (inputs, gradients), own in zip(self.layers, rows, of_layers, strict=True):
             owner = first + own.div(2 * length, rounding_mode="floor")
             self._rows[name].append((inputs[own], gradients[:, own], owner))
