@@ -281,7 +281,13 @@ def test_a_batch_of_features_waits_once(pretend: PretendAccelerator) -> None:
     }
 
 
-def test_a_product_of_all_layers_waits_once(pretend: PretendAccelerator) -> None:
+@pytest.mark.parametrize(("kept_bytes", "uploads"), [(2**20, 1), (1000, 1 + 2 * 3)])
+def test_a_product_of_all_layers_waits_once(
+    pretend: PretendAccelerator, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, uploads: int
+) -> None:
+    """Samples stay there if there is room for all; else inputs and labels of three batches go there each time."""
+    monkeypatch.setattr("fairtrim.unlearning.influence._KEPT_BYTES", kept_bytes)
+
     def counted(iterations: int) -> tuple[int, int]:
         pretend.forget()
         with pytest.warns(RuntimeWarning, match="relative residual"):
@@ -295,5 +301,5 @@ def test_a_product_of_all_layers_waits_once(pretend: PretendAccelerator) -> None
             )
         return sum(pretend.waits.values()), sum(pretend.copies.values())
 
-    (waits, copies), (later, more) = counted(1), counted(3)
-    assert (later, more) == (waits + 2, copies + 2)  # the samples stay there
+    (waits, copies), (later, more) = counted(1), counted(2)
+    assert (later, more) == (waits + 1, copies + uploads)

@@ -495,6 +495,23 @@ def test_refused_of_people_and_of_networks(model: nn.Module) -> None:
         _repair(model, nothing)
 
 
+class _RowsBlock(_Block):
+    """The same, with all tokens as rows, (N · T, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        past = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        x = x + self.mix(past).tanh()
+        return x + self.down(self.up(x).tanh().flatten(0, 1)).view_as(x)  # type: ignore[no-any-return]
+
+
+def test_influence_through_layers_that_see_all_tokens_as_rows(model: _Tokens) -> None:
+    rows = copy.deepcopy(model)
+    for block in rows.blocks:
+        block.__class__ = _RowsBlock
+    given, other = (influence_of_sentences(m, _texts(), _pairs(7), progress=False).scores for m in (model, rows))
+    torch.testing.assert_close(other, given)
+
+
 def test_influence_is_that_of_a_small_step_on_each_sentence(model: nn.Module) -> None:
     """Against the dense matrix, and against B after a step that gives a sentence a little more weight."""
     text, pairs = _texts()[0], _pairs(6)

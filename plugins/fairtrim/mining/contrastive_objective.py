@@ -245,7 +245,7 @@ def learn_logits(
         gated: A block in which the network has the given gates.
         draw: Gates from π and uniform draws of the same shape, with a slope to π.
         costs: What each gate costs, by name; default every one the same.
-        random_state: Seed, or a torch.Generator.
+        random_state: Seed, or a torch.Generator. Gates are drawn on the network's device, and depend on it.
         progress: Show a progress bar.
         learning: See ``GateLearning``.
 
