@@ -86,7 +86,8 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(3, 5), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        past = x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+        lengths = torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+        past = torch.ones(len(lengths), len(lengths), dtype=x.dtype, device=x.device).tril() @ x / lengths
         rows = self.up((x + past).flatten(0, 1)).tanh()  # of two axes, of which the device has the CPU's kernels
         return x + self.down(rows).view_as(x)
 
