@@ -111,7 +111,8 @@ def _note(place: ChannelPlace, arrived: dict[str, Tensor]) -> Callable[..., Any]
 
 def _refuse_norm(name: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if bool(args[0].isnan().any()) and not bool(args[0].isnan().all()):
+        spoilt = args[0].isnan()
+        if bool(spoilt.any() & ~spoilt.all()):
             raise UnsupportedModelError(
                 f"{name!r} is an nn.RMSNorm without weight over channels that would be pruned, and Torch-Pruning "
                 "doesn't know it; make the pruner inside `with traceable(model) as pruners:` "
@@ -119,6 +120,14 @@ def _refuse_norm(name: str) -> Callable[..., None]:
             )
 
     return hook
+
+
+def _members(arrived: Mapping[str, Tensor]) -> dict[str, set[int]]:
+    """The places of what is true, of all readers in one wait."""
+    if not arrived:
+        return {}
+    flags = torch.cat(list(arrived.values())).cpu().split([len(which) for which in arrived.values()])
+    return {name: set(which.nonzero().flatten().tolist()) for name, which in zip(arrived, flags, strict=True)}
 
 
 def _compare(
@@ -130,7 +139,7 @@ def _compare(
         for place in group.places
         if place.side == "input" and max(place.channels) < len(arrived.get(place.module, ()))
     ]
-    found = {reader: set(which.nonzero().flatten().tolist()) for reader, which in arrived.items()}
+    found = _members(arrived)
     explained: dict[str, set[int]] = {}  # spoilt on purpose, or all at once by an operation that mixes channels
     for name, place in places:
         mine = set(place.channels)
