@@ -21,6 +21,7 @@ from torch.func import functional_call
 from fairtrim import ChannelPlace, UnsupportedModelError
 from fairtrim.data.batches import Batch
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.precision import full_precision
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import passes_on
 from fairtrim_adapters.torch_pruning.graph.layers import describing_type, parameter_axes
@@ -53,12 +54,12 @@ def observed_axes(
 
     if not names:
         return {}
-    with undisturbed(graph.model), torch.enable_grad(), ExitStack() as stack:
+    with undisturbed(graph.model), torch.enable_grad(), full_precision(), ExitStack() as stack:
         for name in names:
             stack.callback(modules[name].register_forward_hook(note(name)).remove)
         network.output(batch.inputs, index=batch.index)
     axes = {}
-    with undisturbed(graph.model), torch.no_grad():
+    with undisturbed(graph.model), torch.no_grad(), full_precision():
         for name, (args, output) in seen.items():
             module = modules[name]
             through = passes_on(graph, module)

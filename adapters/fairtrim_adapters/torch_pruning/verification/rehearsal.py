@@ -17,12 +17,14 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fairtrim import ChannelGroup, UnsupportedModelError
 from fairtrim.damage.channel_groups import channel_sites
 from fairtrim.damage.gates import explicit_gates, hooked_gates
 from fairtrim.data.batches import Batch
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.precision import full_precision
 from fairtrim.preservation import undisturbed
 from fairtrim_adapters.torch_pruning.graph.dependency_groups import module_expression
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
@@ -151,7 +153,7 @@ class Rehearsal:
         sites = channel_sites(self.model, groups)
         with undisturbed(self.model), torch.enable_grad(), hooked_gates(self.model, sites, n_columns) as gates:
             gates.start(len(self.batch))
-            scores = self._scores()
+            scores = self.network.scores(self.batch, positions=True)
             direction = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
             slopes = gates.gradients(scores, direction.expand_as(scores), keep_graph=False).abs().sum(0).cpu()
         for group, of_group in zip(groups, torch.split(slopes, [group.size for group in groups]), strict=True):
@@ -222,10 +224,10 @@ class Rehearsal:
         with undisturbed(self.model), torch.enable_grad(), ExitStack() as stack:
             for group in groups:
                 stack.enter_context(permuted_channels(self.graph, plan, group))
-            scores = self._scores().detach()
+            scores = self._scores()
         assert self._dense.scores is not None
-        far = float(torch.linalg.vector_norm((scores - self._dense.scores).double()))
-        return far <= self._noise(scores)
+        far, size = _norms(scores - self._dense.scores, scores)
+        return far <= self._noise(size)
 
     def _drawn(self, plan: PruningPlan, names: Collection[str], draw: int = 0) -> dict[str, set[int]]:
         removed = {
@@ -246,7 +248,7 @@ class Rehearsal:
                 for name, units in removed.items():
                     remove_units(self.graph, self.pruner, plan, name, units)
             scores, norms = self._finished(plan, removed, training=training)
-        return *self._compared(plan, removed, scores, norms), self._noise(scores)
+        return self._compared(plan, removed, scores, norms)
 
     def try_step(self, plan: PruningPlan, importance: tp.importance.Importance) -> None:
         """Take the pruner's next step on trial with an importance, whether the pruner has it yet or not."""
@@ -279,8 +281,8 @@ class Rehearsal:
             remove()
             removed = removed_units(plan, self.graph.pruning_history()[known:])
             scores, norms = self._finished(plan, removed)
-        far, moved = self._compared(plan, removed, scores, norms) if removed else (0.0, 0.0)
-        if self._same and far > self._noise(scores) and far > TOLERATED * moved:
+        far, moved, noise = self._compared(plan, removed, scores, norms) if removed else (0.0, 0.0, 0.0)
+        if self._same and far > noise and far > TOLERATED * moved:
             raise UnsupportedModelError(
                 f"{self._removing(removed)} the network is another one than with their gates closed (its scores differ "
                 f"by {far:.2g} where closing moves them by {moved:.2g}), which was not so without fewer of them: it "
@@ -305,9 +307,16 @@ class Rehearsal:
     def _run(self, *, training: bool = False) -> Run:
         """One pass, with a graph as when channels are scored: a network may branch on that."""
         reached: set[str] = set()
-        with undisturbed(self.model, training=training), torch.enable_grad(), ExitStack() as stack:
+        precisions: set[torch.dtype] = set()
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+            precisions.update(leaf.dtype for leaf in leaves)
+
+        with undisturbed(self.model, training=training), torch.enable_grad(), full_precision(), ExitStack() as stack:
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)).remove)
+                stack.callback(module.register_forward_hook(note).remove)
             output = self.network.output(self.batch.inputs, index=self.batch.index)
         try:
             given = replace(self.network, forward_fn=lambda *_: output)
@@ -316,10 +325,13 @@ class Rehearsal:
             if not training:
                 raise
             found = None
-        return Run(found, frozenset(reached))
+        if found is not None and found.is_floating_point():
+            precisions.add(found.dtype)
+        return Run(found, frozenset(reached), max((torch.finfo(dtype).eps for dtype in precisions), default=0.0))
 
     def _scores(self) -> Tensor:
-        return self.network.scores(self.batch, positions=True)
+        with full_precision():
+            return self.network.scores(self.batch, positions=True).detach()
 
     def _finish(self) -> None:
         """Do to the pruned network what has to be done before it can run."""
@@ -374,8 +386,9 @@ class Rehearsal:
         removed: Mapping[str, Collection[int]],
         pruned: Tensor,
         norms: Mapping[str, nn.Module],
-    ) -> tuple[float, float]:
-        """How far the pruned network's scores are from those with closed gates, and how far closing moves them."""
+    ) -> tuple[float, float, float]:
+        """How far the pruned network's scores are from those with closed gates, how far closing moves them, and what
+        rounding may do."""
         groups = [group for group in plan.groups if group.name in removed]
         gates = {group.name: torch.ones(group.size, dtype=torch.float64, device="cpu") for group in groups}
         for name, units in removed.items():
@@ -386,23 +399,21 @@ class Rehearsal:
             explicit_gates(self.model, groups, gates),
             norms_over_kept(self.model, plan, removed, norms),
         ):
-            closed = self._scores().detach()
+            closed = self._scores()
         assert self._dense.scores is not None
-        far = torch.linalg.vector_norm((pruned - closed).double())
-        moved = torch.linalg.vector_norm((closed - self._dense.scores).double())
-        return float(far), float(moved)
+        far, moved, size = _norms(pruned - closed, closed - self._dense.scores, pruned)
+        return far, moved, self._noise(size)
 
-    def _noise(self, scores: Tensor) -> float:
-        """What rounding may come to: sums over fewer terms, through many layers."""
-        size = torch.finfo(scores.dtype).eps ** 0.5 if scores.is_floating_point() else 0.0
-        return size * max(float(torch.linalg.vector_norm(scores.double())), torch.finfo(torch.float32).tiny)
+    def _noise(self, size: float) -> float:
+        """What rounding may do to scores of some norm: sums over fewer terms, through many layers."""
+        return self._dense.precision**0.5 * max(size, torch.finfo(torch.float32).tiny)
 
     def _random_in_eval_mode(self) -> str:
         """Whether two passes of the network as it is differ."""
         first, second = self._dense.scores, None
         with undisturbed(self.model), torch.enable_grad():
-            torch.rand(1, device="cpu")
-            second = self._scores().detach()
+            torch.rand(1, device="cpu"), torch.rand(1, device=self.network.device)
+            second = self._scores()
         if first is not None and torch.equal(first, second):
             return ""
         return (
@@ -416,6 +427,13 @@ class Rehearsal:
         names = ", ".join(repr(name) for name in removed)
         number = sum(map(len, removed.values()))
         return f"without {number} channel{'s' * (number != 1)} of {names or 'any layer'}"
+
+
+def _norms(*tensors: Tensor) -> list[float]:
+    """Their norms, in one wait; in float64 on the CPU, which other devices may lack."""
+    dtype = torch.float64 if tensors[0].device.type == "cpu" else torch.float32
+    found: list[float] = torch.stack([torch.linalg.vector_norm(tensor.to(dtype)) for tensor in tensors]).tolist()
+    return found
 
 
 def _on_trial(group: ChannelGroup, plan: PruningPlan, draw: int, moving: Collection[int]) -> set[int]:

@@ -19,10 +19,14 @@ __all__ = ["Run", "at_least_two", "failing", "same_shape"]
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of one pass: the scores, None where training mode returns none, and the layers that ran."""
+    """What came out of one pass: the scores, None where training mode returns none, and the layers that ran.
+
+    ``precision`` is the distance from 1 to the next number in the coarsest type that layers gave out.
+    """
 
     scores: Tensor | None
     reached: frozenset[str]
+    precision: float
 
     @property
     def shape(self) -> tuple[int, ...] | None:
