@@ -181,8 +181,10 @@ def _axes(graph: tp.DependencyGraph, module: nn.Module) -> tuple[ParameterAxis, 
 
 def _coded(weight: Tensor) -> nn.Parameter:
     """Each number's position in place of the number; exact."""
-    dtype = torch.float32 if weight.numel() <= _EXACT_IN_FLOAT32 else torch.float64
-    positions = torch.arange(weight.numel(), dtype=dtype, device=weight.device)
+    if weight.numel() <= _EXACT_IN_FLOAT32:
+        positions = torch.arange(weight.numel(), dtype=torch.float32, device=weight.device)
+    else:  # on the CPU: other devices may have no float64
+        positions = torch.arange(weight.numel(), dtype=torch.float64, device="cpu")
     return nn.Parameter(positions.view(weight.shape), requires_grad=False)
 
 

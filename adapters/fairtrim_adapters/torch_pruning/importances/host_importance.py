@@ -156,7 +156,7 @@ def _mean_squares(
 ) -> None:
     """The mean of the squared gradients of single samples, handed to the importance."""
     model, sample_loss, n_samples = network.model, SampleLoss(loss_fn), 0
-    squares: dict[nn.Parameter, Tensor] = {}
+    squares: dict[nn.Parameter, _Sum] = {}
     with preserved_random_state(loader), in_mode(model, training=False), torch.enable_grad():
         for batch in iterate_batches(loader, network.device, progress=progress, description="Hessian scores"):
             losses = sample_loss(network.scores(batch, positions=True), batch.target)
@@ -165,11 +165,29 @@ def _mean_squares(
                 loss.backward(retain_graph=k + 1 < len(losses))
                 for parameter in model.parameters():
                     if parameter.grad is not None:
-                        square = parameter.grad.double().square()
-                        squares[parameter] = squares[parameter] + square if parameter in squares else square
+                        squares.setdefault(parameter, _Sum(parameter)).add_square(parameter.grad)
             n_samples += len(losses)
     model.zero_grad()
-    for parameter, square in squares.items():
-        parameter.grad = (square / n_samples).sqrt().to(parameter.dtype)
+    for parameter, squared in squares.items():
+        parameter.grad = (squared.total / n_samples).sqrt().to(parameter.dtype)
     importance.zero_grad()
     importance.accumulate_grad(model)
+
+
+class _Sum:
+    """A sum of squares of many samples: in float64 on the CPU, elsewhere in float32 and with what rounding lost."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._dtype = torch.float64 if like.device.type == "cpu" else torch.float32
+        self.total = torch.zeros_like(like, dtype=self._dtype)
+        self._lost = torch.zeros_like(self.total) if like.device.type != "cpu" else None
+
+    def add_square(self, gradient: Tensor) -> None:
+        square = gradient.to(self._dtype).square()
+        if self._lost is None:
+            self.total += square
+            return
+        square -= self._lost
+        total = self.total + square
+        self._lost = (total - self.total) - square
+        self.total = total
