@@ -366,7 +366,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _compare(path: Path, model: nn.Module, inputs: Any, size: int, tolerance: float) -> None:
-    expected = [tensor.double().cpu().numpy() for _, tensor in _named_outputs(_run(model, inputs))]
+    expected = [tensor.cpu().double().numpy() for _, tensor in _named_outputs(_run(model, inputs))]
     try:
         found = onnx_outputs(path, inputs)
     except InputError as error:

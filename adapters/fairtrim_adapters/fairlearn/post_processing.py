@@ -403,7 +403,7 @@ class RepairedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         people = ValidationSet(inputs, nothing, nothing, (EVERYONE,))
         with preserved_model(model), torch.no_grad():
             batches = people.batches(batch_size, network.device)
-            parts = [network.scores(batch).double().cpu() for _, batch in batches]
+            parts = [network.scores(batch).cpu().double() for _, batch in batches]
         return torch.cat(parts).numpy()
 
     def _check_outputs(self, network: nn.Module, people: ValidationSet) -> None:

@@ -244,7 +244,7 @@ def _by_length(
             parts = []
             for numbers in batches:
                 with _named(name):
-                    parts.append(found(name, model, numbers).double().cpu())
+                    parts.append(found(name, model, numbers).cpu().double())
                 _check_finite(name, parts[-1], "log-likelihoods", f"the {what}")
                 bar.update()
             values[name] = torch.cat(parts)[back].numpy()
