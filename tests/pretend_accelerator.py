@@ -170,6 +170,7 @@ def _line() -> str:
 
 class _PretendTensor(Tensor):
     inner: Tensor
+    __module__ = "torch"  # a tensor of another library would be taken for a packed one
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> _PretendTensor:

@@ -145,7 +145,7 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[
             aliases[name] = first[key]
         else:
             first[key] = name
-            stored[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            stored[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return stored, aliases, beside, kept
 
 
@@ -161,8 +161,8 @@ def _buffers(modules: Mapping[str, nn.Module]) -> dict[str, Tensor | None]:
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if is_lazy(tensor):
         raise InputError(f"{name!r} has no shape yet; run one batch through the network first")
-    plain = type(tensor.detach()) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
-    if not plain or tensor.device.type == "meta":
+    held = tensor.device.type != "meta" and tensor.layout is torch.strided and not tensor.is_quantized
+    if not held or type(tensor.detach().cpu()) is not Tensor:
         kind = "quantised" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
         raise InputError(
             f"{name!r} is a {type(tensor).__name__} ({kind}); expected ordinary dense tensors: save before quantising, "

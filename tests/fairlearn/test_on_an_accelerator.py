@@ -1,0 +1,93 @@
+"""Fairlearn's frames and the repaired classifier with networks on a device other than the CPU."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fairtrim import ThresholdSelection
+from fairtrim_adapters.fairlearn import (
+    RepairedClassifier,
+    compare_models,
+    compare_predictions,
+    eodd,
+    measurements,
+    metric_frame,
+)
+from fairtrim import predict
+from tests.fairlearn_cases import NAMES, drawn_data, linear
+from tests.pretend_accelerator import Accelerator, PretendAccelerator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def device(accelerator: Accelerator) -> torch.device:
+    if isinstance(accelerator, PretendAccelerator):
+        accelerator.refuses_float64 = True
+    return accelerator.device
+
+
+def loader(device: torch.device = CPU) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*(tensor.to(device) for tensor in drawn_data(n_samples=21))), batch_size=8)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_frames_and_comparisons(there: bool, device: torch.device) -> None:
+    def told(on: torch.device, data: torch.device) -> list[Any]:
+        models = {"dense": linear().to(on), "pruned": linear(seed=1).to(on)}
+        options: dict[str, Any] = {"sensitive_names": NAMES, "progress": False}
+        frame = metric_frame(models["dense"], loader(data), **options)
+        compared = compare_models(models, loader(data), **options)
+        predictions = predict(models, loader(data), **options)
+        same = compare_predictions(predictions)
+        pd.testing.assert_frame_equal(same.overall, compared.overall)
+        assert eodd(predictions.target, predictions.label["dense"], sensitive_features=predictions.sensitive["sex"]) >= 0
+        return [frame.by_group, compared.overall, compared.by_group, pd.DataFrame([measurements(predictions, "pruned", "dense", n_boot=None)])]
+
+    for found, expected in zip(told(device, device if there else CPU), told(CPU, CPU), strict=True):
+        pd.testing.assert_frame_equal(found, expected)
+
+
+def people() -> tuple[torch.Tensor, torch.Tensor, np.ndarray[Any, Any]]:
+    x, y, codes = drawn_data(n_samples=60)
+    return x, y, np.where(codes[:, 0].numpy() == 1, "Male", "Female")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_trained_network_is_repaired_where_it_is(there: bool, device: torch.device) -> None:
+    x, y, sex = people()
+
+    def repaired(on: torch.device, data: torch.device) -> list[Any]:
+        classifier = RepairedClassifier(linear().to(on), ThresholdSelection(epsilon=0.1), prefit=True)
+        codes = torch.from_numpy((sex == "Male").astype(np.int64)).to(data)
+        classifier.fit(x.to(data), y.to(data), sensitive_features=codes if data != CPU else sex == "Male")
+        assert {parameter.device for parameter in classifier.model_.parameters()} == {on}
+        return [classifier.predict(x.to(data)), classifier.predict_proba(x), classifier.decision_function(x)]
+
+    for found, expected in zip(repaired(device, device if there else CPU), repaired(CPU, CPU), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_net_of_skorch_trains_there(accelerator: Accelerator) -> None:
+    skorch = pytest.importorskip("skorch")
+    x, y, sex = people()
+
+    def trained(on: torch.device) -> list[Any]:
+        net = skorch.NeuralNetClassifier(
+            copy.deepcopy(linear()), criterion=nn.CrossEntropyLoss, lr=0.1, max_epochs=1, verbose=0, train_split=None,
+            device=str(on),
+        )  # fmt: skip
+        classifier = RepairedClassifier(net, ThresholdSelection(epsilon=0.9))
+        classifier.fit(x.numpy(), y.numpy(), sensitive_features=sex)
+        return [classifier.predict(x.numpy()), classifier.predict_proba(x.numpy())]
+
+    for found, expected in zip(trained(accelerator.device), trained(CPU), strict=True):
+        accelerator.check_same(np.asarray(found, dtype=float), np.asarray(expected, dtype=float))
