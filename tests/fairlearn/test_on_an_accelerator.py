@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import ThresholdSelection
+from fairtrim import ThresholdSelection, predict
 from fairtrim_adapters.fairlearn import (
     RepairedClassifier,
     compare_models,
@@ -21,7 +21,6 @@ from fairtrim_adapters.fairlearn import (
     measurements,
     metric_frame,
 )
-from fairtrim import predict
 from tests.fairlearn_cases import NAMES, drawn_data, linear
 from tests.pretend_accelerator import Accelerator, PretendAccelerator
 
@@ -49,8 +48,15 @@ def test_frames_and_comparisons(there: bool, device: torch.device) -> None:
         predictions = predict(models, loader(data), **options)
         same = compare_predictions(predictions)
         pd.testing.assert_frame_equal(same.overall, compared.overall)
-        assert eodd(predictions.target, predictions.label["dense"], sensitive_features=predictions.sensitive["sex"]) >= 0
-        return [frame.by_group, compared.overall, compared.by_group, pd.DataFrame([measurements(predictions, "pruned", "dense", n_boot=None)])]
+        assert (
+            eodd(predictions.target, predictions.label["dense"], sensitive_features=predictions.sensitive["sex"]) >= 0
+        )
+        return [
+            frame.by_group,
+            compared.overall,
+            compared.by_group,
+            pd.DataFrame([measurements(predictions, "pruned", "dense", n_boot=None)]),
+        ]
 
     for found, expected in zip(told(device, device if there else CPU), told(CPU, CPU), strict=True):
         pd.testing.assert_frame_equal(found, expected)

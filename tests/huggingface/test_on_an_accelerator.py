@@ -60,7 +60,7 @@ def test_a_comparison_of_language_models(accelerator: Accelerator) -> None:
     accelerator.check_same(compared(accelerator.device), compared(CPU), other_kernels=True)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
+@pytest.mark.parametrize("family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "vit"))])
 def test_transformers_are_pruned(family: str, transformers: Any, accelerator: Accelerator) -> None:
     def pruned(device: torch.device) -> tuple[list[list[int]], Tensor]:
         model = FAMILIES[family].model(transformers, attention="eager", num_labels=3).float().to(device)
@@ -69,8 +69,10 @@ def test_transformers_are_pruned(family: str, transformers: Any, accelerator: Ac
         assert all(value.device == device for value in example.values())
         options = pruning_options(model, prune=["intermediate", "heads"])
         pruner = tp.pruner.BasePruner(model, example, importance=importance, pruning_ratio=0.5, **options)
-        batches = [({name: value.float() if value.is_floating_point() else value for name, value in x.items()}, y, a)
-                   for x, y, a in FAMILIES[family].batches()[:1]]
+        batches = [
+            ({name: value.float() if value.is_floating_point() else value for name, value in x.items()}, y, a)
+            for x, y, a in FAMILIES[family].batches()[:1]
+        ]
         importance.fit(pruner, batches, output_transform=lambda out: out.logits, progress=False)
         pruner.step()
         update_sizes(model, pruner)

@@ -26,6 +26,7 @@ from .options import (
     Checkpoint,
     Checkpoints,
     Data,
+    Device,
     FineTuning,
     Global,
     Ignore,
@@ -47,7 +48,7 @@ from .options import (
 )
 from .pruning import prune, smallest
 from .tables import audit_rows, audit_text, sweep_text
-from .targets import data_of, load_object, networks_of
+from .targets import data_of, load_object, made_on, networks_of
 
 __all__ = ["app"]
 
@@ -142,6 +143,7 @@ def sweep(
     recalibrate_output: RecalibrateOutput = None,
     bootstrap: Bootstrap = 200,
     latency_rounds: Annotated[int, typer.Option("--latency-rounds", help="0 for no latencies.")] = 30,
+    device: Device = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Runs at a time; latencies are only true for one.")] = 1,
     objective: Annotated[
         list[str] | None,
@@ -156,7 +158,7 @@ def sweep(
     splits = data_of(data)
     no_language(model, splits, "sweep", "prune it several times, and compare with audit --checkpoint")
     table = sweeping.sweep(
-        load_object(model, "--model"),
+        made_on(model, device),
         splits,
         criterion or DEFAULT_CRITERIA,
         pruning_ratio or DEFAULT_PRUNING_RATIOS,
@@ -197,6 +199,7 @@ def audit(
         Path | None, typer.Option("--json", metavar="PATH", help="Write the figures, for check --audit.")
     ] = None,
     bootstrap: Bootstrap = 200,
+    device: Device = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -206,7 +209,7 @@ def audit(
 
     writable(output, "--json")
     splits = data_of(data)
-    networks = networks_of(model, checkpoint or [], seed)
+    networks = networks_of(model, checkpoint or [], seed, device)
     language = is_language(model, splits)
     audit = audited(networks, splits, language=language, n_boot=bootstrap or None, seed=seed, progress=not quiet)
     typer.echo(audit.text)
@@ -236,6 +239,7 @@ def repair(
         bool, typer.Option("--require-bound", help="Exit code 1 if the bound is not met on the selection people.")
     ] = False,
     bootstrap: Bootstrap = 200,
+    device: Device = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -249,7 +253,7 @@ def repair(
     splits = data_of(data)
     no_language(model, splits, "repair", "see docs/language_models.md for what can be done about pairs of sentences")
     validation = splits.need("validation", f"post-processor {post_processor!r}")
-    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
+    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed, device)
     done = method.set_params(random_state=seed).repair(
         list(networks.values())[-1],
         validation,
@@ -285,6 +289,7 @@ def report(
     ] = None,
     title: Annotated[str | None, typer.Option("--title")] = None,
     bootstrap: Bootstrap = 200,
+    device: Device = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -297,8 +302,8 @@ def report(
     if sweep_folder is not None:
         if model is not None or data is not None or checkpoint:
             raise InputError("--sweep stands alone; expected it, or --model and --data")
-        if bootstrap != 200 or seed != 0:
-            raise InputError("--bootstrap and --seed have no effect on a finished sweep; leave them out")
+        if bootstrap != 200 or seed != 0 or device is not None:
+            raise InputError("--bootstrap, --seed and --device have no effect on a finished sweep; leave them out")
         from fairtrim_adapters.report import report_sweep
 
         made = report_sweep(sweep_folder, objectives=objectives_of(objective), **named)
@@ -309,12 +314,14 @@ def report(
     elif is_language(model, splits := data_of(data)):
         from fairtrim_adapters.report import report_language_models
 
-        made = report_language_models(networks_of(model, checkpoint or [], seed), splits, progress=not quiet, **named)
+        made = report_language_models(
+            networks_of(model, checkpoint or [], seed, device), splits, progress=not quiet, **named
+        )
     else:
         from fairtrim_adapters.report import report_networks
 
         made = report_networks(
-            networks_of(model, checkpoint or [], seed),
+            networks_of(model, checkpoint or [], seed, device),
             splits,
             n_boot=bootstrap or None,
             random_state=seed,
@@ -362,6 +369,7 @@ def check(
         int, typer.Option("--min-people", min=0, help="Of each sensitive group, or it fails; 0 to take any.")
     ] = FEWEST,
     bootstrap: Bootstrap = 200,
+    device: Device = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -386,14 +394,16 @@ def check(
     if audit_file is not None:
         if model is not None or data is not None or checkpoint is not None:
             raise InputError("--audit stands alone; expected it, or --model and --data")
-        if bootstrap != 200 or seed != 0:
-            raise InputError("--bootstrap and --seed belong to fairtrim audit, which made the figures; leave them out")
+        if bootstrap != 200 or seed != 0 or device is not None:
+            raise InputError(
+                "--bootstrap, --seed and --device belong to fairtrim audit, which made the figures; leave them out"
+            )
         rows = _audit(audit_file)
     elif model is None or data is None:
         raise InputError("nothing to check; expected --model and --data, or --audit PATH")
     else:
         splits = data_of(data)
-        networks = networks_of(model, [f"checked={checkpoint}"] if checkpoint else [], seed)
+        networks = networks_of(model, [f"checked={checkpoint}"] if checkpoint else [], seed, device)
         language = is_language(model, splits)
         rows = audited(
             networks, splits, language=language, n_boot=bootstrap or None, seed=seed, progress=not quiet

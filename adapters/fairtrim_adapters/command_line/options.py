@@ -25,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Data",
+    "Device",
     "FineTuning",
     "Global",
     "Ignore",
@@ -62,6 +63,15 @@ Checkpoints = Annotated[
 Checkpoint = Annotated[
     str | None,
     typer.Option("--checkpoint", metavar="PATH", help="A network to start from, in place of the dense."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda|cuda:1|mps|...",
+        help="Where the networks run.",
+        show_default="where --model leaves them: the CPU, unless it moves them",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 Bootstrap = Annotated[int, typer.Option("--bootstrap", help="Samples for the 95 % intervals; 0 for none.")]

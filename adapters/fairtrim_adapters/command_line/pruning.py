@@ -26,6 +26,7 @@ from .options import (
     Bootstrap,
     Checkpoint,
     Data,
+    Device,
     FineTuning,
     Global,
     Ignore,
@@ -88,6 +89,7 @@ def prune(
     recalibrate_output: RecalibrateOutput = None,
     onnx: Onnx = None,
     bootstrap: Bootstrap = 200,
+    device: Device = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -110,7 +112,7 @@ def prune(
     if fine_tuning:
         splits.need("train", "--fine-tuning")
     language = is_language(model, splits)
-    networks = _networks(model, checkpoint, splits, seed, language)
+    networks = _networks(model, checkpoint, splits, seed, device, language)
     network = list(networks.values())[-1]
     ratio = 0.5 if pruning_ratio is None else pruning_ratio
     settings: Any = {
@@ -188,6 +190,7 @@ def smallest(
     reconstruct: Reconstruct = None,
     onnx: Onnx = None,
     bootstrap: Bootstrap = 200,
+    device: Device = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -211,7 +214,7 @@ def smallest(
             f"--max-drop {others[0]!r} is of decisions about people, and this is a language model; expected "
             "loss=0.05, by which the mean loss of a token may rise in the texts of any group"
         )
-    networks = _networks(model, checkpoint, splits, seed, language)
+    networks = _networks(model, checkpoint, splits, seed, device, language)
     network = list(networks.values())[-1]
     cost: Any = by
     result = smallest_network(
@@ -261,9 +264,9 @@ def _importance(criterion: str | None, seed: int) -> Any:
 
 
 def _networks(
-    model: str, checkpoint: str | None, splits: DataSplits, seed: int, language: bool
+    model: str, checkpoint: str | None, splits: DataSplits, seed: int, device: str | None, language: bool
 ) -> dict[str, nn.Module]:
-    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed)
+    networks = networks_of(model, [f"given={checkpoint}"] if checkpoint else [], seed, device)
     if not language:  # refuse scores that decide nothing before anything is written
         predict(networks, splits.test, max_batches=1, progress=False, **splits.calling)
     return networks

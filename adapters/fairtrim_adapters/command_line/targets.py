@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fairtrim import FairtrimError, InputError, load_pruned
@@ -19,7 +21,7 @@ from fairtrim_adapters.sweep import DataSplits
 
 from .language_folders import read_folder
 
-__all__ = ["data_of", "load_object", "networks_of"]
+__all__ = ["data_of", "load_object", "made_on", "networks_of"]
 
 _FORM = "expected module:function or path/to/file.py:function"
 
@@ -118,6 +120,46 @@ def _network_of(target: str, seed: int) -> nn.Module:
     return network.eval()
 
 
+def _checked_device(name: str) -> torch.device:
+    """A device that is there."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise InputError(f"--device {name!r} can't be used here ({_said(error)}); expected one of {there}") from error
+    return device
+
+
+def made_on(target: str, device: str | None) -> Any:
+    """What gives the networks of a sweep, on a device.
+
+    Args:
+        target: ``module:function`` of a network, or of a function that gives one.
+        device: Where to, or None.
+
+    Returns:
+        The network moved, as a copy, or a function of the same parameters that gives one moved.
+
+    Raises:
+        InputError: There is no such function, or no such device.
+    """
+    there = None if device is None else _checked_device(device)
+    made = load_object(target, "--model")
+    if isinstance(made, nn.Module):
+        return made if there is None else copy.deepcopy(made).to(there)
+    if there is None or not callable(made):
+        return made
+
+    @functools.wraps(made)
+    def moved(*args: Any, **kwargs: Any) -> Any:
+        network = made(*args, **kwargs)
+        return network.to(there) if isinstance(network, nn.Module) else network
+
+    return moved
+
+
 def data_of(target: str) -> DataSplits:
     """The data that a function gives.
 
@@ -137,7 +179,7 @@ def data_of(target: str) -> DataSplits:
 
 
 def networks_of(
-    model: str, checkpoints: Sequence[str], seed: int = 0, *, reference: str = "dense"
+    model: str, checkpoints: Sequence[str], seed: int = 0, device: str | None = None, *, reference: str = "dense"
 ) -> dict[str, nn.Module]:
     """The dense network and those of checkpoints, by name.
 
@@ -146,14 +188,16 @@ def networks_of(
         checkpoints: ``path`` or ``name=path``, files or folders that ``save_pruned``, ``save_pretrained``, ``fairtrim
             prune`` or ``fairtrim repair`` wrote.
         seed: For the function.
+        device: Where to move them, or None for nowhere.
         reference: Name of the dense network.
 
     Returns:
         Networks by name; a checkpoint without a name is called like its file.
 
     Raises:
-        InputError: A name is taken twice, or a file is missing, damaged or of another network.
+        InputError: A name is taken twice, a file is missing, damaged or of another network, or there is no such device.
     """
+    there = None if device is None else _checked_device(device)
     networks = {reference: _network_of(model, seed)}
     for text in checkpoints:
         name, equals, path = text.partition("=")
@@ -165,4 +209,4 @@ def networks_of(
             networks[name] = read_folder(Path(path), "--checkpoint")
         else:
             networks[name] = load_pruned(path, copy.deepcopy(networks[reference])).eval()
-    return networks
+    return networks if there is None else {name: network.to(there) for name, network in networks.items()}

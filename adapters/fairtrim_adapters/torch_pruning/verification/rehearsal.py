@@ -387,8 +387,7 @@ class Rehearsal:
         pruned: Tensor,
         norms: Mapping[str, nn.Module],
     ) -> tuple[float, float, float]:
-        """How far the pruned network's scores are from those with closed gates, how far closing moves them, and what
-        rounding may do."""
+        """How far the pruned network is from closed gates, how far these move the scores, and what rounding may do."""
         groups = [group for group in plan.groups if group.name in removed]
         gates = {group.name: torch.ones(group.size, dtype=torch.float64, device="cpu") for group in groups}
         for name, units in removed.items():
