@@ -177,6 +177,7 @@ def test_a_copy_is_trained_with_draws_of_a_generator_of_the_device(accelerator: 
     accelerator.check_same(copy_on(accelerator.device, 3), copy_on(CPU, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["denp", "dcwp"])
 def test_recipes(recipe: str, accelerator: Accelerator) -> None:
     pinned = DataLoader(data_of_recipes().dataset, batch_size=30, shuffle=True, pin_memory=True)
