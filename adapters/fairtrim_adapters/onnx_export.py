@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from fairtrim import InputError, UnsupportedModelError
 from fairtrim.devices import model_device, to_device
 from fairtrim.files.atomic_file import file_path, replacing
+from fairtrim.precision import full_precision
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 __all__ = ["export_onnx", "onnx_outputs"]
@@ -111,7 +112,8 @@ def export_onnx(
         )
     inputs = to_device(example_inputs, model_device(model))
     n_samples = _n_samples(inputs)
-    with preserved_random_state(), preserved_model(model), torch.no_grad():
+    # the outputs of a GPU under TF32 are not those of onnxruntime
+    with preserved_random_state(), preserved_model(model), torch.no_grad(), full_precision():
         names = _output_names(_run(model, inputs))
         program = _program(model, inputs, n_samples if dynamic_batch else None, names, opset)
         written = {entry.version for entry in program.opset_import if entry.domain in ("", "ai.onnx")}

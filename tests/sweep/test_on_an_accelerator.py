@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import ThresholdSelection
+from fairtrim_adapters.onnx_export import export_onnx, onnx_outputs
 from fairtrim_adapters.report import report_networks
 from fairtrim_adapters.sweep import DataSplits, sweep
 from tests.pretend_accelerator import Accelerator
@@ -59,3 +60,13 @@ def test_a_report(accelerator: Accelerator) -> None:
         return report_networks(models, splits(), n_boot=None, latency_rounds=0, progress=False).to_markdown()
 
     assert told(accelerator.device) == told(CPU)
+
+
+@pytest.mark.slow
+def test_an_onnx_file(accelerator: Accelerator, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    paths = [export_onnx(tmp_path / f"{d.type}.onnx", network(d), x.to(d)) for d in (accelerator.device, CPU)]
+    found, expected = (onnx_outputs(path, x) for path in paths)
+    accelerator.check_same(found, expected)
