@@ -31,12 +31,12 @@ def full_precision() -> Iterator[None]:
         >>> torch.set_float32_matmul_precision("highest")
     """
     cudnn: Any = torch.backends.cudnn
-    older = {
-        "convolutions": (lambda: cudnn.allow_tf32, lambda value: setattr(cudnn, "allow_tf32", value), False),
-        "matrices": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-    }
+    older: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = [
+        (lambda: cudnn.allow_tf32, lambda value: setattr(cudnn, "allow_tf32", value), False),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    ]
     with _quiet():
-        before = [(put, full, value) for get, put, full in older.values() if (value := _readable(get)) is not None]
+        before = [(put, full, value) for get, put, full in older if (value := _readable(get)) is not None]
         newer = [(operation, operation.fp32_precision) for operation in _operations()]
 
     def restore() -> None:

@@ -126,7 +126,7 @@ def _members(arrived: Mapping[str, Tensor]) -> dict[str, set[int]]:
     """The places of what is true, of all readers in one wait."""
     if not arrived:
         return {}
-    flags = torch.cat(list(arrived.values())).cpu().split([len(which) for which in arrived.values()])
+    flags = torch.split(torch.cat(list(arrived.values())).cpu(), [len(which) for which in arrived.values()])
     return {name: set(which.nonzero().flatten().tolist()) for name, which in zip(arrived, flags, strict=True)}
 
 

@@ -405,7 +405,7 @@ class Rehearsal:
 
     def _noise(self, size: float) -> float:
         """What rounding may do to scores of some norm: sums over fewer terms, through many layers."""
-        return self._dense.precision**0.5 * max(size, torch.finfo(torch.float32).tiny)
+        return float(self._dense.precision**0.5) * max(size, torch.finfo(torch.float32).tiny)
 
     def _random_in_eval_mode(self) -> str:
         """Whether two passes of the network as it is differ."""
