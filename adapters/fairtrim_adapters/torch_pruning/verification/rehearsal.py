@@ -120,7 +120,7 @@ class Rehearsal:
             if frozen
             else ""
         )
-        self._dense = self._run()
+        self._dense = self._run(watch=True)
         self._training: Run | None = None
         self._same = False
         self._moving: dict[str, set[int]] = {}  # channels that have a say in the scores: others prove nothing
@@ -304,7 +304,7 @@ class Rehearsal:
 
     # The parts -----------------------------------------------------------------------------------------------
 
-    def _run(self, *, training: bool = False) -> Run:
+    def _run(self, *, training: bool = False, watch: bool = False) -> Run:
         """One pass, with a graph as when channels are scored: a network may branch on that."""
         reached: set[str] = set()
         precisions: set[torch.dtype] = set()
@@ -316,7 +316,8 @@ class Rehearsal:
         with undisturbed(self.model, training=training), torch.enable_grad(), full_precision(), ExitStack() as stack:
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)).remove)
-                stack.callback(module.register_forward_hook(note).remove)
+                if watch:
+                    stack.callback(module.register_forward_hook(note).remove)
             output = self.network.output(self.batch.inputs, index=self.batch.index)
         try:
             given = replace(self.network, forward_fn=lambda *_: output)

@@ -21,7 +21,8 @@ __all__ = ["Run", "at_least_two", "failing", "same_shape"]
 class Run:
     """What came out of one pass: the scores, None where training mode returns none, and the layers that ran.
 
-    ``precision`` is the distance from 1 to the next number in the coarsest type that layers gave out.
+    ``precision`` is the distance from 1 to the next number in the coarsest type that layers gave out, as far as they
+    were watched.
     """
 
     scores: Tensor | None
