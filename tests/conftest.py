@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck
 
+from fairtrim.arguments import drawn_seed, random_generator
+from fairtrim.mining import contrastive_objective
 from tests.pretend_accelerator import Accelerator, PretendAccelerator, registered
 
 # The networks are tiny, and more threads cost them more than they give: on a busy machine, ten times as much.
@@ -84,3 +86,15 @@ def accelerator(request: pytest.FixtureRequest) -> Accelerator:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return Accelerator(torch.device("cuda", torch.cuda.current_device()))
+
+
+@pytest.fixture
+def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates are drawn where the network is: here on the CPU, too, by a generator of their own."""
+
+    def drawing(random_state: Any, device: torch.device | None = None) -> torch.Generator:
+        if device is None:
+            return random_generator(random_state)
+        return torch.Generator(device).manual_seed(drawn_seed(random_state))
+
+    monkeypatch.setattr(contrastive_objective, "random_generator", drawing)

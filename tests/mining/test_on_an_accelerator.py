@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import ChannelGroup, ChannelPlace
-from fairtrim.arguments import drawn_seed, random_generator
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import (
     MINERS,
@@ -20,7 +19,6 @@ from fairtrim.mining import (
     KnownSamples,
     LossMiner,
     MinedSamples,
-    contrastive_objective,
     label_probabilities,
 )
 from fairtrim.mining.accumulated_confidence import AccumulatedConfidence
@@ -122,18 +120,6 @@ EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
     ),
     "chosen": lambda device: _chosen(device),
 }
-
-
-@pytest.fixture
-def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gates are drawn where the network is: here on the CPU, too, by a generator of their own."""
-
-    def drawing(random_state: Any, device: torch.device | None = None) -> torch.Generator:
-        if device is None:
-            return random_generator(random_state)
-        return torch.Generator(device).manual_seed(drawn_seed(random_state))
-
-    monkeypatch.setattr(contrastive_objective, "random_generator", drawing)
 
 
 @pytest.mark.usefixtures("same_draws")
