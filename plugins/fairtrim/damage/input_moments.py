@@ -19,6 +19,7 @@ from fairtrim.data.padding import real_tokens
 from fairtrim.devices import to_device
 from fairtrim.network.activation_checkpointing import uncounted
 from fairtrim.placement import stored_weight
+from fairtrim.precision import full_precision
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
@@ -104,26 +105,32 @@ class _Reader:
         self.sum, self.squares = RunningSums(size), RunningSums(size, size)
 
     @property
-    def n_squares(self) -> int:
-        """B·E²."""
-        return self.blocks * self.columns.shape[1] ** 2
+    def bytes(self) -> int:
+        """Of the sums of products."""
+        return 8 * self.blocks * self.columns.shape[1] ** 2
 
-    def add(self, read: Tensor, generator: torch.Generator, tokens: Tensor | None) -> None:
+    def add(self, read: Tensor, generator: torch.Generator, tokens: _Tokens | None) -> None:
         values = read.detach().movedim(self.site.channel_axis, -1)
         n_samples = read.shape[self.site.sample_axis]
-        if tokens is not None and values.shape[:-1] == tokens.shape:
-            values = values[to_device(tokens, values.device)]  # padding is none of what the layer reads
+        # padding is none of what the layer reads
+        real = None if tokens is None or values.shape[:-1] != tokens.shape else tokens.places
         if self.positions > 1:
             values = values.reshape(*values.shape[:-1], -1, self.positions).movedim(-2, -1)
         shape = values.shape[:-1]
         each = TOKENS_PER_SAMPLE if _parameter(self.module).ndim == 2 else ROWS_PER_SAMPLE
-        n_rows, wanted = shape.numel(), each * n_samples
+        n_rows, wanted = shape.numel() if real is None else len(real) * self.positions, each * n_samples
+        chosen = None
         if n_rows > wanted:
-            drawn = torch.randint(n_rows, (wanted,), generator=generator, device=generator.device)
-            values = values[torch.unravel_index(to_device(drawn, values.device), shape)]
+            chosen = torch.randint(n_rows, (wanted,), generator=generator, device="cpu")
+        elif real is not None:
+            chosen = torch.arange(n_rows, device="cpu")
+        if chosen is not None:
+            if real is not None:
+                chosen = real[chosen // self.positions] * self.positions + chosen % self.positions
+            values = values[_unravelled(to_device(chosen, values.device), shape)]
         rows = values.reshape(-1, self.blocks, values.shape[-1] // self.blocks).transpose(0, 1)
         rows = rows.to(torch.promote_types(torch.float32, rows.dtype))
-        with torch.autocast(rows.device.type, enabled=False):
+        with torch.autocast(rows.device.type, enabled=False), full_precision():
             self.squares.add(rows.transpose(1, 2) @ rows)
         self.sum.add(rows.sum(1))
         self.count += rows.shape[1]
@@ -134,6 +141,23 @@ class _Reader:
         if self.positions > 1:
             return weight.reshape(1, weight.shape[0], -1, self.positions)
         return weight.reshape(self.blocks, weight.shape[0] // self.blocks, weight.shape[1], -1)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Which positions of a batch hold a token: its shape, and where they are when it is flat, on the CPU."""
+
+    shape: torch.Size
+    places: Tensor
+
+
+def _unravelled(places: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """One index an axis for places in what is flat; torch's own uploads the shape."""
+    indices = []
+    for size in reversed(shape):
+        indices.append(places % size)
+        places = places // size
+    return tuple(reversed(indices))
 
 
 def _parameter(module: nn.Module) -> Tensor:
@@ -193,12 +217,15 @@ class InputMoments:
                 self._unmixed[site.columns] = True
             else:
                 self._readers[site.module] = reader
-        room = ON_DEVICE_BYTES / max(1, sum(reader.n_squares for reader in self._readers.values()))
-        for reader in self._readers.values():  # of all together there may be gigabytes
-            reader.squares.max_bytes = room * reader.n_squares
+        room = ON_DEVICE_BYTES
+        for reader in self._readers.values():
+            if reader.bytes > room:
+                reader.squares.max_bytes = 0  # the CPU waits for it in every batch
+            else:
+                room -= reader.bytes
         self._outputs = {name: _outputs(name, reader, channel_groups) for name, reader in self._readers.items()}
         self._given: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-        self._tokens: Tensor | None = None
+        self._tokens: _Tokens | None = None
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -218,7 +245,10 @@ class InputMoments:
             self._tokens = None
 
     def _padded(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tokens = real_tokens(kwargs or (args[0] if args else None))
+        inputs = kwargs or (args[0] if args else None)
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        tokens = real_tokens({"attention_mask": to_device(mask, torch.device("cpu"))})
+        self._tokens = None if tokens is None else _Tokens(tokens.shape, tokens.flatten().nonzero().squeeze(1))
 
     def _before(self, reader: _Reader) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -242,6 +272,8 @@ class InputMoments:
 
     def share(self, processes: Processes) -> None:
         """Add up over processes that share the data."""
+        if processes.count == 1:
+            return
         for reader in self._readers.values():
             known = torch.tensor([reader.count, float(reader.takes_constants)], dtype=torch.float64, device="cpu")
             count, constants = processes.sum(known).tolist()
@@ -298,6 +330,10 @@ def input_moments(
 
     Everybody counts alike, whatever the sensitive group. Padding, which the network is told of by ``attention_mask``,
     doesn't count. Of samples with many positions 64 a sample are drawn, of linear layers 512.
+
+    Products are computed where the network runs, never in TF32, and added up there, so that no batch is waited for: in
+    float64, or where a device has none in pairs of float32. That takes 8 E² bytes for a layer of E inputs; those beyond
+    1 GiB on an accelerator are added up on the CPU.
 
     Args:
         model: The network.

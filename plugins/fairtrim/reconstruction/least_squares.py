@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fairtrim.damage.running_sums import RunningSums, has_float64
+from fairtrim.devices import to_device
 from fairtrim.processes import Processes
 
 __all__ = ["MAX_ROWS", "MAX_UNKNOWNS", "RIDGES", "Fit", "MomentSums", "Ridge", "Rows", "Sums", "sums_of"]
@@ -20,6 +23,10 @@ while they are solved; above, the rows themselves."""
 
 MAX_ROWS = 4096
 """Kept of a layer with more unknowns."""
+
+_SOLVED_WHERE_SUMMED = 512
+"""With more unknowns a system is solved on the device where the rows are, if that has float64: then its arithmetic is
+worth the waits for it. Reckoned, not measured."""
 
 _SKETCH = 64
 
@@ -97,7 +104,7 @@ class Sums(ABC):
 
     @abstractmethod
     def add(self, inputs: Tensor, residuals: Tensor, weight: Tensor, held: Tensor) -> None:
-        """Add rows: (R, g, D), (R, g, O / g), (R,) and (R,) bool."""
+        """Add rows: (R, g, D), (R, g, O / g) on one device, (R,) and (R,) bool on the CPU."""
 
     @abstractmethod
     def merge(self, processes: Processes) -> None:
@@ -116,7 +123,7 @@ def _best(ridges: Sequence[Ridge], before: float, error: Callable[[Ridge], float
 
 
 class MomentSums(Sums):
-    """First and second moments, in float64; those of the fitted and of the held-out rows apart.
+    """First and second moments, to float64's precision; those of the fitted and of the held-out rows apart.
 
     For g groups, D inputs and O / g outputs of each: W solves (E[u uᵀ] + λ diag) Wᵀ = E[u tᵀ], with both moments
     centred where a constant is fitted, which no ridge holds back.
@@ -126,7 +133,6 @@ class MomentSums(Sums):
         width: D.
         outputs: O.
         constant: Whether a constant is fitted.
-        device: Where the sums are kept.
 
     Example:
         >>> sums = MomentSums(1, 1, 1, constant=True)
@@ -137,64 +143,82 @@ class MomentSums(Sums):
         (2.0, 3.0)
     """
 
-    def __init__(
-        self, groups: int, width: int, outputs: int, *, constant: bool, device: torch.device | str = "cpu"
-    ) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(2, *shape, dtype=torch.float64, device=device)
-
+    def __init__(self, groups: int, width: int, outputs: int, *, constant: bool) -> None:
         each = outputs // groups
         self._constant = constant
         self.rows = 0
-        self._weight = zeros()
-        self._inner, self._cross = zeros(groups, width, width), zeros(groups, width, each)
-        self._inputs, self._targets = zeros(groups, width), zeros(groups, each)
-        self._square = zeros(groups, each)
+        self._weight = torch.zeros(2, dtype=torch.float64, device="cpu")
+        shapes = (groups, width, width), (groups, width, each), (groups, width), (groups, each), (groups, each)
+        self._sums = [RunningSums(*shape, max_bytes=math.inf) for shape in shapes]  # u uᵀ, u tᵀ, u, t, t²
+        self._solver = torch.device("cpu")
 
     def add(self, inputs: Tensor, residuals: Tensor, weight: Tensor, held: Tensor) -> None:  # noqa: D102
         self.rows += len(inputs)
-        for fold, members in enumerate((~held, held)):
-            u, t = inputs[members].transpose(0, 1), residuals[members].transpose(0, 1)
-            w = weight[members].to(u)[:, None]
+        if inputs.shape[2] > _SOLVED_WHERE_SUMMED and has_float64(inputs.device):
+            self._solver = inputs.device
+        folds = [members.nonzero().squeeze(1) for members in (~held, held)]
+        rows, weights = torch.cat(folds), torch.cat([weight[members] for members in folds])
+        lengths = [len(members) for members in folds]
+        chosen, factors = (
+            to_device(tensor, inputs.device).split(lengths) for tensor in (rows, weights.to(inputs.dtype))
+        )
+        for fold, members in enumerate(folds):
+            u, t = inputs[chosen[fold]].transpose(0, 1), residuals[chosen[fold]].transpose(0, 1)
+            w = factors[fold][:, None]
             weighted, targets = u * w, t * w
             self._weight[fold] += weight[members].double().sum()
-            self._inner[fold] += (weighted.transpose(1, 2) @ u).to(self._inner)
-            self._cross[fold] += (weighted.transpose(1, 2) @ t).to(self._inner)
-            self._inputs[fold] += weighted.sum(1).to(self._inner)
-            self._targets[fold] += targets.sum(1).to(self._inner)
-            self._square[fold] += (targets * t).sum(1).to(self._inner)
+            across = weighted.transpose(1, 2)
+            products = across @ u, across @ t, weighted.sum(1), targets.sum(1), (targets * t).sum(1)
+            for running, product in zip(self._sums, products, strict=True):
+                running.add(product.unsqueeze(0), fold)
 
     def merge(self, processes: Processes) -> None:  # noqa: D102
         if processes.count == 1:
             return
-        for name in ("_weight", "_inner", "_cross", "_inputs", "_targets", "_square"):
-            own: Tensor = getattr(self, name)
-            setattr(self, name, torch.stack([processes.sum(part.cpu()) for part in own]).to(own.device))
+        self._weight = processes.sum(self._weight)
+        for running in self._sums:
+            running.replace(torch.stack([processes.sum(part) for part in running.total(2)]))
         self.rows = int(processes.sum(torch.tensor([self.rows], device="cpu")))
 
-    def _system(self, folds: slice) -> _System:
-        """What is solved for the fitted rows, or for all."""
-        weight = self._weight[folds].sum()
-        inner, cross, inputs, targets = (
-            s[folds].sum(0).div_(weight) for s in (self._inner, self._cross, self._inputs, self._targets)
-        )
-        moments = inner.diagonal(dim1=-2, dim2=-1).clone()
-        if self._constant:
-            inner.baddbmm_(inputs[:, :, None], inputs[:, None, :], alpha=-1)
-            cross.baddbmm_(inputs[:, :, None], targets[:, None, :], alpha=-1)
-        return _System(inner, cross, inputs, targets if self._constant else None, moments, self.rows)
-
     def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
-        ridge, before, after = self._chosen(ridges)
-        solved = None if ridge is None else self._system(slice(0, 2)).solve(ridge)
+        sums = to_device([running.total(2) for running in self._sums], self._solver)
+        means = _Means(self._weight, *sums, constant=self._constant, rows=self.rows)
+        ridge, before, after = means.chosen(ridges)
+        solved = None if ridge is None else means.system(slice(0, 2)).solve(ridge)
         if solved is None:
             return Fit(None, None, None, before, before)
         return Fit(solved[0].transpose(1, 2), solved[1], ridge, before, after)
 
-    def _chosen(self, ridges: Sequence[Ridge]) -> tuple[Ridge | None, float, float]:
+
+@dataclass(frozen=True)
+class _Means:
+    """Sums over the fitted rows, and over those held out."""
+
+    weight: Tensor
+    inner: Tensor
+    cross: Tensor
+    inputs: Tensor
+    targets: Tensor
+    square: Tensor
+    constant: bool
+    rows: int
+
+    def system(self, folds: slice) -> _System:
+        """What is solved for the fitted rows, or for all."""
+        weight = self.weight[folds].sum()
+        inner, cross, inputs, targets = (
+            s[folds].sum(0).div_(weight) for s in (self.inner, self.cross, self.inputs, self.targets)
+        )
+        moments = inner.diagonal(dim1=-2, dim2=-1).clone()
+        if self.constant:
+            inner.baddbmm_(inputs[:, :, None], inputs[:, None, :], alpha=-1)
+            cross.baddbmm_(inputs[:, :, None], targets[:, None, :], alpha=-1)
+        return _System(inner, cross, inputs, targets if self.constant else None, moments, self.rows)
+
+    def chosen(self, ridges: Sequence[Ridge]) -> tuple[Ridge | None, float, float]:
         """The best ridge, and the error on the held-out rows before and after."""
         inner, cross, inputs, targets, square = (
-            s[1] / self._weight[1] for s in (self._inner, self._cross, self._inputs, self._targets, self._square)
+            s[1] / self.weight[1] for s in (self.inner, self.cross, self.inputs, self.targets, self.square)
         )
         before = float(square.sum())
 
@@ -210,7 +234,7 @@ class MomentSums(Sums):
                 total += float((constant * (constant + 2 * reached - 2 * means)).sum())
             return max(total, 0.0)
 
-        system, sketch = self._system(slice(0, 1)), _sketch(cross)
+        system, sketch = self.system(slice(0, 1)), _sketch(cross)
         sketched = system if sketch is None else system.sketched(sketch)
         ridge = _best(ridges, before, lambda ridge: error(sketched, ridge, sketch))
         after = before if ridge is None else error(system, ridge, None)
@@ -301,11 +325,13 @@ class Rows(Sums):
             whole.append(processes.sum(spread))
         self.rows = sum(counts)
         device = self._parts[0][0].device if self._parts else torch.device("cpu")
-        inputs, residuals, weight, held = (part.to(device) for part in whole)
-        self._parts = [(inputs.float(), residuals.float(), weight, held > 0.5)]
+        inputs, residuals, weight, held = whole
+        self._parts = [(inputs.float().to(device), residuals.float().to(device), weight, held > 0.5)]
 
     def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
-        inputs, residuals, weight, held = self._joined()
+        rows = self._joined()
+        device = rows[0].device if has_float64(rows[0].device) else torch.device("cpu")
+        inputs, residuals, weight, held = to_device(rows, device)
         inputs, residuals = inputs.transpose(0, 1), residuals.transpose(0, 1).to(weight)
         share = weight / weight.sum()
         moments = torch.stack([(share.to(u) @ u.square()) for u in inputs]).double()
@@ -382,7 +408,7 @@ def _dual(
     return alpha, predicted
 
 
-def sums_of(groups: int, width: int, outputs: int, *, constant: bool, device: torch.device) -> Sums:
+def sums_of(groups: int, width: int, outputs: int, *, constant: bool) -> Sums:
     """The form that fits in memory.
 
     Args:
@@ -390,11 +416,10 @@ def sums_of(groups: int, width: int, outputs: int, *, constant: bool, device: to
         width: D.
         outputs: O.
         constant: Whether a constant is fitted.
-        device: Where the sums are kept.
 
     Returns:
         Empty sums.
     """
     if width > MAX_UNKNOWNS:
         return Rows(groups, width, outputs, constant=constant)
-    return MomentSums(groups, width, outputs, constant=constant, device=device)
+    return MomentSums(groups, width, outputs, constant=constant)

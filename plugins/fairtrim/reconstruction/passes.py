@@ -14,8 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
+from fairtrim.damage.running_sums import RunningSums, has_float64
 from fairtrim.devices import model_device, to_device
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.precision import full_precision
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
 
@@ -60,7 +62,8 @@ class Layer:
     real: dict[int, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
     skipped: dict[int, Tensor] = field(default_factory=dict)
-    spread: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    spread: RunningSums = field(default_factory=lambda: RunningSums(0))
+    _kept_on: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @property
     def constant(self) -> bool:
@@ -71,6 +74,13 @@ class Layer:
     def dtype(self) -> torch.dtype:
         """Of products."""
         return torch.promote_types(torch.float32, self.rows.weight.dtype)
+
+    def kept_of(self, rows: Tensor) -> Tensor:
+        """Of rows of outputs, (..., O), those of the outputs that it has."""
+        device = rows.device
+        if device not in self._kept_on:
+            self._kept_on[device] = to_device(self.kept, device)
+        return rows[..., self._kept_on[device]]
 
     def writable(self) -> list[Tensor]:
         """What a refit may change."""
@@ -94,11 +104,12 @@ class Layer:
         """Add the change, in place, in the layer's own precision."""
         assert fit.change is not None
         weight, bias = self.rows.weight, self.rows.bias
-        device = fit.change.device
-        matrix = self.rows.matrix().to(device).double() + fit.change
+        device = weight.device if has_float64(weight.device) else torch.device("cpu")
+        change, constant = to_device((fit.change, fit.constant), device)
+        matrix = self.rows.matrix().to(device).double() + change
         weight.detach().copy_(self.rows.stored(matrix).to(weight.dtype))
-        if fit.constant is not None:
-            constant = fit.constant.flatten()
+        if constant is not None:
+            constant = constant.flatten()
             if bias is not None:
                 bias.detach().copy_((bias.detach().to(device).double() + constant).to(bias.dtype))
             elif self.norm is not None and self.norm.running_mean is not None:
@@ -136,6 +147,7 @@ class Passes:
         self._network, self._dense, self._layers, self._parts = network, dense, layers, list(parts)
         self._processes, self._generator, self._progress = processes, generator, progress
         self._device, self._n_samples = network.device, n_samples
+        self._precise = torch.float64 if has_float64(self._device) else torch.float32
         self._members: list[Tensor] = [torch.arange(len(part), device="cpu") for part in parts]
         self._few = [self._drawn(part, MAX_ROWS) for part in parts]
 
@@ -156,7 +168,7 @@ class Passes:
         for layer in self._layers:
             wide = layer.rows.width > MAX_UNKNOWNS
             rows = MAX_ROWS if wide else max(_ROWS, _ROWS_A_COLUMN * layer.rows.width)
-            layer.spread = torch.zeros(3, len(layer.kept), dtype=torch.float64, device="cpu")
+            layer.spread = RunningSums(len(layer.kept))
             layer.per_sample = max(1, rows // n_samples if wide else math.ceil(rows / n_samples))
         needed = sum(layer.per_sample * n_samples * len(layer.kept) * 4 for layer in self._layers)
         if needed > _MAX_TARGET_BYTES:
@@ -192,7 +204,7 @@ class Passes:
         """Rows of an output, or of what is added to it, (samples, r, O)."""
         positions, samples = self._positions(layer, number, output), self._samples(layer, number)
         chosen = _some(output, len(self._parts[number]), samples)
-        rows = layer.rows.output_rows(chosen, positions.to(output.device))
+        rows = layer.rows.output_rows(chosen, to_device(positions, output.device))
         return rows.view(len(samples), -1, rows.shape[1]).to(layer.dtype)
 
     def run_dense(self) -> None:
@@ -204,13 +216,14 @@ class Passes:
 
         def noted(layer: Layer) -> Callable[[Tensor], None]:
             def note(output: Tensor) -> None:
-                target = self._rows_of(layer, number, output)[..., layer.kept.to(output.device)].to(self._device)
+                target = layer.kept_of(self._rows_of(layer, number, output)).to(self._device)
                 held = self._parts[number].held[self._samples(layer, number)]
                 weight = (self._weights(layer, number) * held[:, None]).flatten()
-                values = target.flatten(0, 1).to(self._sums_device).double()
-                weight = weight.to(self._sums_device)
-                sums = torch.stack([weight @ values, weight @ values.square(), weight.sum().expand(values.shape[1])])
-                layer.spread += sums.cpu()
+                values = target.flatten(0, 1).to(self._precise)
+                weight = to_device(weight.to(values.dtype), self._device)
+                layer.spread.add(
+                    torch.stack([weight @ values, weight @ values.square(), weight.sum().expand(values.shape[1])])
+                )
                 if layer.skip is not None:
                     target = target + waiting.pop(layer.name)
                 layer.targets[number] = target
@@ -221,7 +234,7 @@ class Passes:
 
         def awaited(layer: Layer) -> Callable[[Tensor], None]:
             def note(skip: Tensor) -> None:
-                rows = self._rows_of(layer, number, skip)[..., layer.kept.to(skip.device)]
+                rows = layer.kept_of(self._rows_of(layer, number, skip))
                 waiting[layer.name] = layer.over_scale(rows.to(self._device))
 
             return note
@@ -241,16 +254,11 @@ class Passes:
         finally:
             remove_hooks(handles)
 
-    @property
-    def _sums_device(self) -> torch.device:
-        """The network's, if it knows float64."""
-        return self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
-
     def _guarded(self, note: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """The caller's autocast is for the network, not for sums."""
+        """The caller's autocast and TF32 are for the network, not for sums."""
 
         def guarded(tensor: Tensor) -> None:
-            with torch.autocast(self._device.type, enabled=False):
+            with torch.autocast(self._device.type, enabled=False), full_precision():
                 note(tensor)
 
         return guarded
@@ -293,18 +301,13 @@ class Passes:
                     for number in range(len(self._parts)):
                         self._run([layer], number, None, bar, sums)
                 sums.merge(self._processes)
-                finish(layer, sums)
+                with full_precision():
+                    finish(layer, sums)
                 bar.update()
 
     def _sums(self, layer: Layer) -> Sums:
         rows = layer.rows
-        return sums_of(
-            rows.groups,
-            rows.width,
-            rows.outputs,
-            constant=layer.constant,
-            device=self._sums_device,
-        )
+        return sums_of(rows.groups, rows.width, rows.outputs, constant=layer.constant)
 
     def _run(
         self,
@@ -356,7 +359,7 @@ class Passes:
         for start in range(0, len(samples), size):
             block = slice(start, start + size)
             some = samples[block]
-            patches = rows.input_rows(_some(inputs, len(part), some), positions[block].to(inputs.device))
+            patches = rows.input_rows(_some(inputs, len(part), some), to_device(positions[block], inputs.device))
             patches = patches.to(layer.dtype)
             residuals = targets[block].flatten(0, 1)
             if skip is not None:
@@ -365,16 +368,11 @@ class Passes:
                 residuals = residuals - bias.detach().to(layer.dtype)
             residuals = residuals.view(len(residuals), rows.groups, -1) - torch.einsum("rgd,god->rgo", patches, matrix)
             weight, held = weights[block].flatten(), part.held[some].repeat_interleave(r)
-            rows_of = (patches, residuals, weight, held)
             if not bool(layer.real[number][block].all()):
-                counts = layer.real[number][block].flatten()
-                rows_of = (
-                    patches[counts.to(patches.device)],
-                    residuals[counts.to(residuals.device)],
-                    weight[counts],
-                    held[counts],
-                )
-            sums.add(*(rows.to(self._sums_device) for rows in rows_of))
+                counts = layer.real[number][block].flatten().nonzero().squeeze(1)
+                there = to_device(counts, patches.device)
+                patches, residuals, weight, held = patches[there], residuals[there], weight[counts], held[counts]
+            sums.add(patches, residuals, weight, held)
         layer.targets.pop(number)
 
 
@@ -383,8 +381,8 @@ def _some(tensor: Tensor, n_samples: int, samples: Tensor) -> Tensor:
     if len(samples) == n_samples:
         return tensor
     if tensor.shape[0] == n_samples:
-        return tensor[samples.to(tensor.device)]
-    return tensor.reshape(n_samples, -1, *tensor.shape[1:])[samples.to(tensor.device)].flatten(0, 1)
+        return tensor[to_device(samples, tensor.device)]
+    return tensor.reshape(n_samples, -1, *tensor.shape[1:])[to_device(samples, tensor.device)].flatten(0, 1)
 
 
 def _listen(module: nn.Module, side: str, note: Callable[[Tensor], None]) -> RemovableHandle:

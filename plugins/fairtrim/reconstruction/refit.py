@@ -21,6 +21,7 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import require_whole
+from fairtrim.precision import full_precision
 from fairtrim.preservation import (
     insist,
     preserved_attributes,
@@ -372,7 +373,7 @@ def _alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     for a, b in zip(one, other, strict=True):
         if not a.is_floating_point():
             continue
-        a, b = a.double().nan_to_num(), b.double().nan_to_num()
+        a, b = a.cpu().double().nan_to_num(), b.cpu().double().nan_to_num()
         if a.numel() and float((a - b).abs().max()) > 1e-3 * float(a.abs().max()):
             return False
     return True
@@ -402,7 +403,7 @@ def _obstacle(name: str, rows: LayerRows, seen: Survey, before: Survey, owners: 
 def _is_linear(rows: LayerRows, inputs: Tensor, output: Tensor, count: int, n_samples: int) -> bool:
     positions = torch.linspace(0, count - 1, min(count, 16), device=output.device).long().expand(n_samples, -1)
     dtype = torch.promote_types(torch.float32, rows.weight.dtype)
-    with torch.autocast(output.device.type, enabled=False):
+    with torch.autocast(output.device.type, enabled=False), full_precision():
         try:
             patches = rows.input_rows(inputs, positions).to(dtype)
             given = rows.output_rows(output, positions).to(dtype)
@@ -437,7 +438,7 @@ def _layers(model: nn.Module, readers: Sequence[Reader], told: dict[str, Any]) -
 
 def _finished(layer: Layer, sums: Sums, n_samples: int, processes: Processes) -> LayerRefit:
     """Fit a layer and write it."""
-    first, second, weight = processes.sum(layer.spread.double())
+    first, second, weight = processes.sum(layer.spread.total(3))
     mean = first / weight
     variance = max(float((second / weight - mean.square()).sum()), 1e-300)
     fit = sums.fit(RIDGES)
