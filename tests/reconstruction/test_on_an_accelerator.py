@@ -66,8 +66,7 @@ def _told(done: Reconstruction) -> list[Any]:
     return [[layer.module, layer.ridge, layer.why, layer.before, layer.after] for layer in done.layers]
 
 
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize(("joined", "there"), [(True, False), (True, True), (False, True)])
 def test_as_on_the_cpu(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, joined: bool, there: bool) -> None:
     if not joined:
         monkeypatch.setattr(passes, "_MAX_ACTIVATION_BYTES", 0)
@@ -94,8 +93,18 @@ def test_a_generator_of_the_device(accelerator: Accelerator) -> None:
     accelerator.check_same(found, expected)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("case", ["conv2d grouped", "transposed 1d", "inputs by outputs", "grid of tokens"])
+@pytest.mark.parametrize(
+    ("case", "wide"),
+    [
+        ("conv2d grouped", True),
+        ("grid of tokens", False),
+        *(
+            pytest.param(case, wide, marks=pytest.mark.slow)
+            for case in ("conv3d", "transposed 2d grouped", "inputs by outputs")
+            for wide in (True, False)
+        ),
+    ],
+)
 def test_every_form(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, case: str, wide: bool) -> None:
     monkeypatch.setattr(least_squares, "_SOLVED_WHERE_SUMMED", 4)  # some are solved there, and some here
     if wide:
@@ -144,7 +153,7 @@ def _halves(number: int) -> list[slice]:
     return [slice(0, number // 2), slice(number // 2, None)]
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_without_float64(pretend: PretendAccelerator, monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
     if wide:
         monkeypatch.setattr(least_squares, "MAX_UNKNOWNS", 8)

@@ -181,8 +181,8 @@ class MomentSums(Sums):
         self.rows = int(processes.sum(torch.tensor([self.rows], device="cpu")))
 
     def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
-        sums = to_device([running.total(2) for running in self._sums], self._solver)
-        means = _Means(self._weight, *sums, constant=self._constant, rows=self.rows)
+        inner, cross, inputs, targets, square = to_device([sums.total(2) for sums in self._sums], self._solver)
+        means = _Means(self._weight, inner, cross, inputs, targets, square, self._constant, self.rows)
         ridge, before, after = means.chosen(ridges)
         solved = None if ridge is None else means.system(slice(0, 2)).solve(ridge)
         if solved is None:

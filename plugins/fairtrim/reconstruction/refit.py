@@ -173,10 +173,15 @@ def reconstruct(
 
     Don't recalibrate BatchNorm afterwards: it mostly loses what was gained.
 
-    Memory: the inputs that are read; up to 1 GiB of targets; second moments of up to 4,096 inputs of a layer (five
-    matrices of 128 MiB), above that at most 4,096 rows, in the dual form; and about 1.5 GiB of activations where all
-    samples run as one batch, so that the refit is one forward pass. Where they don't fit, and in several processes,
-    batches run as they come, up to each layer in its turn: fewer ``max_samples`` may then be much faster.
+    Memory: the inputs that are read, where the loader gives them; and where the network is, up to 1 GiB of targets;
+    second moments of up to 4,096 inputs of a layer (five matrices of 128 MiB), above that at most 4,096 rows, in the
+    dual form; and about 1.5 GiB of activations where all samples run as one batch, so that the refit is one forward
+    pass. Where they don't fit, and in several processes, batches run as they come, up to each layer in its turn: fewer
+    ``max_samples`` may then be much faster.
+
+    On an accelerator sums stay there, in float64 or in pairs of float32, and are read once a layer. Systems of up to
+    512 unknowns, and all of a device without float64, are solved on the CPU. Products of the refit are computed in full
+    float32 even where TF32 is allowed; the network itself runs as the caller set it.
 
     Args:
         model: The pruned network.

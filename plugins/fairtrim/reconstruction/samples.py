@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fairtrim.data.batches import iterate_batches, slice_samples, tensors_of
 from fairtrim.data.padding import real_tokens
 from fairtrim.data.sensitive_groups import SensitiveEncoder
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.processes import Processes
 
@@ -189,7 +190,7 @@ def joined(parts: Sequence[Part]) -> Part | None:
                 others = filled_up(others)
             if any(o.shape[1:] != others[0].shape[1:] for o in others):
                 return None
-            whole.append(torch.cat(others))
+            whole.append(torch.cat(to_device(others, leaf.device)))  # a loader may mix devices
         elif all(
             type(o) is type(leaf) and isinstance(o, bool | int | float | str | None) and o == leaf for o in others
         ):

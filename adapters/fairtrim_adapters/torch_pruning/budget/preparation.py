@@ -16,6 +16,7 @@ from fairtrim.arguments import RandomState, require_choice, require_known
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.placement import require_whole
@@ -140,7 +141,7 @@ def prepared(
     task = Task(
         loader=loader,
         importance=importance,
-        counter=Counter(dense, example_inputs, cost),
+        counter=Counter(dense, to_device(example_inputs, dense.device), cost),
         batch=batch,
         reading=reading,
         ignored_layers=options.get("ignored_layers", ()),

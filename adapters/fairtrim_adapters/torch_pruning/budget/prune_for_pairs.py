@@ -240,17 +240,18 @@ def _rms_of(squares: Tensor, groups: Sequence[Any]) -> float:
 
 def _measured(network: ScoredNetwork, pairs: SentencePairs, texts: Iterable[Any]) -> _Figures:
     """One pass over the pairs and one over the texts, each token counted once."""
-    total, n_tokens = 0.0, 0
+    sums = []  # of losses and of tokens, read at the end
     with preserved_model(network.model), torch.no_grad():
         differences = [
-            pair_differences(network.model, batch.inputs).flatten().double().cpu()
+            pair_differences(network.model, batch.inputs).flatten().cpu().double()
             for batch in iterate_batches(pairs.loader(), network.device, progress=False)
         ]
         for batch in iterate_batches(texts, network.device, progress=False):
             scores = network.scores(batch, positions=True)
             counted = batch.target != NOT_LABELLED
-            total += float(sums_of_token_losses(scores, batch.target, counted).sum())
-            n_tokens += int(counted.sum())
+            sums.append((sums_of_token_losses(scores, batch.target, counted).sum(), counted.sum()))
+    losses, counts = (torch.stack(values).tolist() for values in zip(*sums, strict=True))
+    total, n_tokens = sum(losses), sum(counts)
     if not n_tokens:
         raise InputError("held_out_texts hold no labelled token; expected texts of two tokens or more")
     return _Figures(_perplexity(total / n_tokens), torch.cat(differences))

@@ -103,11 +103,11 @@ def _right(scores: Tensor, batch: Batch) -> Tensor:
         if target.shape != (len(batch), 1) or scores.ndim != 2:
             return torch.full((len(batch),), torch.nan, dtype=torch.float64, device="cpu")
         target = target[:, 0]
-    right = (labels_of(scores.flatten(0, -2)).view(target.shape) == target).double()
-    labelled = (target >= 0).double()
-    if right.ndim > 1:
-        right = (right * labelled).flatten(1).sum(1) / labelled.flatten(1).sum(1)
-    return right.cpu()
+    right, labelled = labels_of(scores.flatten(0, -2)).view(target.shape) == target, target >= 0
+    if right.ndim == 1:
+        return right.cpu().double()
+    counts = torch.stack([(right & labelled).flatten(1).sum(1), labelled.flatten(1).sum(1)]).cpu().double()
+    return counts[0] / counts[1]
 
 
 def shares_samples(one: Any, other: Any) -> bool:
