@@ -237,12 +237,11 @@ def test_gradient_of_the_bias(
     _both(accelerator, compute, _network())
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_moments_of_inputs(accelerator: Accelerator, on_device: bool) -> None:
-    """Positions are drawn where the generator is."""
+def test_moments_of_inputs(accelerator: Accelerator) -> None:
+    """A generator of the device, which seeds the draws on the CPU: tests/selection/test_on_an_accelerator.py."""
 
     def compute(model: nn.Module, device: torch.device) -> Any:
-        generator = torch.Generator(device=device if on_device else "cpu").manual_seed(2)
+        generator = torch.Generator().manual_seed(2)
         x = torch.randn(2, 2, 9, 9, generator=torch.Generator().manual_seed(5)).to(device)  # of 81 places 64 are drawn
         inside = nn.Sequential(model.a, model.norm, nn.ReLU(), model.b).eval()
         group = ChannelGroup("0", 5, (ChannelPlace("3", "input", range(5), range(5)),))
