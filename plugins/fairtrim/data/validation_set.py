@@ -327,7 +327,7 @@ class ValidationSet:
 
     @renamed(generator="random_state")
     def batches(
-        self, batch_size: int, device: torch.device, random_state: RandomState | None = None
+        self, batch_size: int, device: torch.device, random_state: RandomState | None = None, *, first: int = 0
     ) -> Iterator[tuple[Tensor, Batch]]:
         """Minibatches with the rows they hold.
 
@@ -335,16 +335,17 @@ class ValidationSet:
             batch_size: Samples a batch; the last may be smaller.
             device: Where inputs and targets go.
             random_state: Shuffles, if given; seed, or a torch.Generator.
+            first: Number of the first batch; those before it are passed over.
 
         Yields:
-            Pairs of (rows, batch).
+            Pairs of (rows, batch); the rows stay on the CPU.
         """
         order = torch.arange(len(self), device="cpu")
         if random_state is not None:
             order = torch.randperm(len(self), generator=random_generator(random_state), device="cpu")
-        for index, rows in enumerate(torch.split(order, batch_size)):
-            inputs = to_device(slice_samples(self.inputs, rows), device)
-            yield rows, Batch(inputs, self.target[rows].to(device), None, index)
+        for index, rows in enumerate(torch.split(order, batch_size)[first:], first):
+            inputs, target = to_device((slice_samples(self.inputs, rows), self.target[rows]), device)
+            yield rows, Batch(inputs, target, None, index)
 
     def check_not_empty(self) -> None:
         """Refuse a part without people.
