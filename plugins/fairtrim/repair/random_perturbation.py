@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from fairtrim.arguments import random_generator
 from fairtrim.errors import InputError
 from fairtrim.registry import Standing
 
@@ -59,15 +60,17 @@ class RandomPerturbation(PostProcessor):
             )
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
+        # draws on the network's device, with a generator of it
+        device, generator = working.device, random_generator(working.generator, working.device)
         entries = [(p, p.detach().clone()) for p in working.model.parameters() if p.is_floating_point()]
         with working.bar(self.trials, "random perturbation") as bar, torch.no_grad():
             for trial in range(self.trials):
                 if candidates.exhausted():
                     break
                 for parameter, original in entries:
-                    noise = torch.randn(
-                        original.shape, generator=working.generator, dtype=torch.float32, device="cpu"
-                    ).to(original)
+                    noise = torch.randn(original.shape, generator=generator, dtype=torch.float32, device=device).to(
+                        original
+                    )
                     parameter.copy_(original * (1 + self.deviation * noise))
                 candidates.offer(trial=trial)
                 bar.update()
