@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores, refuse_shares
@@ -245,10 +246,18 @@ def changed_samples(
     seen: dict[str, ProbabilityScores] = {}
     with preserved_random_state(loader), torch.no_grad():
         for batch in iterate_batches(
-            loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="comparing labels"
+            loader, None, max_batches=max_batches, progress=progress, description="comparing labels"
         ):
+            batch = replace(batch, target=batch.target.cpu())
+            # the inputs go to a device once for both networks
+            there = {network.device: to_device(batch.inputs, network.device) for network in networks.values()}
             scores = [
-                _scores(name, network, batch, seen.setdefault(name, ProbabilityScores()))
+                _scores(
+                    name,
+                    network,
+                    replace(batch, inputs=there[network.device]),
+                    seen.setdefault(name, ProbabilityScores()),
+                )
                 for name, network in networks.items()
             ]
             n_classes, of_model = (max(2, one.shape[1]) for one in scores)
@@ -360,9 +369,8 @@ def _inputs_of(
     kept = {name: _KeptInputs() for name in rows}
     n_samples = 0
     with preserved_random_state(loader):
-        for batch in iterate_batches(
-            loader, torch.device("cpu"), max_batches=None, progress=progress, description="keeping inputs"
-        ):
+        for batch in iterate_batches(loader, None, max_batches=None, progress=progress, description="keeping inputs"):
+            batch = replace(batch, target=batch.target.cpu())
             end = n_samples + len(batch)
             if not np.array_equal(labels_of_batch(batch, None), target[n_samples:end]):
                 raise InputError(
@@ -397,7 +405,7 @@ def _scores(
     scores = given.cpu().double()
     if not bool(torch.isfinite(scores).all()):
         raise InputError(f"a network gave scores that are not finite in batch {batch.index}")
-    seen.add(given)
+    seen.add(scores.to(given.dtype))
     if seen.shares:
         refuse_shares(name)
     return scores
@@ -430,7 +438,7 @@ class _KeptInputs:
                 f"{batch.index}, so they can't be stacked; pass keep_inputs=False, or a loader that pads all to one "
                 "length"
             )
-        self._parts.append([None if leaf is None else leaf.detach()[rows] for leaf in fitting])
+        self._parts.append([None if leaf is None else leaf.detach()[rows].cpu() for leaf in fitting])
 
     def stacked(self, order: Tensor) -> Any:
         leaves = [None if part[0] is None else torch.cat(part)[order] for part in zip(*self._parts, strict=True)]

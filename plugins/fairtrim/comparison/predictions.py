@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores
@@ -106,13 +107,17 @@ def predict(
     sensitive: dict[str, list[str]] = {}
     with preserved_random_state(loader), torch.no_grad():
         for batch in iterate_batches(
-            loader, torch.device("cpu"), max_batches=max_batches, progress=progress, description="predicting"
+            loader, None, max_batches=max_batches, progress=progress, description="predicting"
         ):
+            batch = replace(batch, target=batch.target.cpu())
+            there: dict[torch.device, Batch] = {}  # the inputs go to a device once for all networks on it
             labelled: Tensor | None = None
             for name, model in named.items():
                 network = ScoredNetwork(model, forward_fn, output_transform)
                 watch = not collected[name]
-                given = label_scores(f"network {name!r}", network, batch, positions=True, watch=watch)
+                if (device := network.device) not in there:
+                    there[device] = replace(batch, inputs=to_device(batch.inputs, device))
+                given = label_scores(f"network {name!r}", network, there[device], positions=True, watch=watch)
                 scores = given.cpu().double()
                 if scores.ndim == 3:
                     labelled = batch.target >= 0
