@@ -68,7 +68,8 @@ def counterfactual_bias(
         >>> bias.flips, bias.n_pairs
         (0.5, 2)
     """
-    several = [flipped] if isinstance(flipped, Tensor) else list(flipped)
+    several = [flipped.cpu()] if isinstance(flipped, Tensor) else [side.cpu() for side in flipped]
+    scores, target, weight = scores.cpu(), target.cpu(), None if weight is None else weight.cpu()
     if not several:
         raise InputError("there are no counterfactuals; expected scores of at least one of each person")
     for side in several:

@@ -203,6 +203,12 @@ class Objective:
         Returns:
             One row a threshold; a single row for what scores decide by themselves.
         """
+        scores, target, group, weight = (
+            scores.cpu(),
+            target.cpu(),
+            group.cpu(),
+            None if weight is None else weight.cpu(),
+        )
         if own or scores.shape[1] > 2:
             threshold = torch.zeros(1, dtype=torch.float64, device="cpu")
             counts, constant = _of_own(scores, target, group, n_groups, weight)
