@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from fairtrim.arguments import RandomState, keyword_names, random_generator, renamed, require_known, require_number
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.placement import require_whole
 from fairtrim.preservation import in_mode, seeded
@@ -170,7 +171,7 @@ def fine_tune(
     check_trainable(model, samples)
     epochs, contrastive_weight = settings["epochs"], settings["contrastive_weight"]
     network, generator = ScoredNetwork(model, forward_fn, output_transform), random_generator(random_state)
-    device = network.device
+    device, flags = network.device, None if conflicting is None else conflicting.cpu()
     best = _best_epoch(settings["held_out"], network, samples, conflicting, generator)
     seen = None if best is None else ~best.held_out
     n_batches = len(samples) if seen is None else -(-int(seen.sum()) // samples.batch_size)
@@ -185,11 +186,9 @@ def fine_tune(
         with tap.attached() if tap else nullcontext():
             scores = network.scores(batch)
             loss = loss_fn(scores, batch.target).mean()  # of a loss that gives one number a sample
-            if tap is not None and conflicting is not None:
-                b = conflicting[indices].to(device)
+            if tap is not None and flags is not None:
+                b = to_device(flags[indices], device)
                 loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), batch.target, b)
-        if not bool(torch.isfinite(loss)):
-            raise InputError(f"the loss of batch {batch.index} is {loss.item()}; lower the learning rate")
         return loss
 
     bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
@@ -205,6 +204,10 @@ def fine_tune(
                         loss = loss_of(indices, batch)
                         optimizer.zero_grad()
                         loss.backward()  # type: ignore[no-untyped-call]
+                        if not bool(torch.isfinite(loss)):  # a device is waited for when it has enough to do
+                            raise InputError(
+                                f"the loss of batch {batch.index} is {loss.item()}; lower the learning rate"
+                            )
                         optimizer.step()
                         schedule.step()
                         bar.update()

@@ -137,9 +137,11 @@ class BestEpoch:
     def judge(self) -> None:
         """Judge the network as it is now; random transforms draw the same each time, from no state of the caller's."""
         right = torch.zeros(len(self.cells), dtype=torch.bool, device="cpu")
+        judged: list[tuple[Tensor, Tensor]] = []
         with seeded(torch.Generator().manual_seed(0)), preserved_model(self.network.model), torch.no_grad():
             for indices, batch in self.samples.in_order(self.network.device, among=self.held_out):
-                right[indices] = (labels_of(self.network.scores(batch)) == batch.target).cpu()
+                judged.append((indices, labels_of(self.network.scores(batch)) == batch.target))
+        right[torch.cat([indices for indices, _ in judged])] = torch.cat([same for _, same in judged]).cpu()
         right, cells = right[self.held_out].double(), self.cells[self.held_out]
         accuracy = float(torch.stack([right[cells == cell].mean() for cell in torch.unique(cells)]).mean())
         if accuracy > self.accuracy:

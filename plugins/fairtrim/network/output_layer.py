@@ -153,9 +153,10 @@ class LinearHead:
 
     def write(self, theta: Tensor) -> None:
         """Put weight and bias, (K, D + 1), back, in the layer's own precision."""
+        own = theta.to(self.module.weight.dtype).to(self.module.weight.device)  # not every device has float64
         with torch.no_grad():
-            self.module.weight.copy_(theta[:, :-1])
-            self.module.bias.copy_(theta[:, -1])
+            self.module.weight.copy_(own[:, :-1])
+            self.module.bias.copy_(own[:, -1])
 
 
 def find_head(network: ScoredNetwork, batch: Batch) -> LinearHead:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from fairtrim.arguments import RandomState, random_generator, require_choice
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels, whole_labels
-from fairtrim.devices import model_device
+from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_losses, positive_margin
 from fairtrim.measures.threshold_sweep import ThresholdSweep
@@ -110,7 +111,7 @@ def _average(network: ScoredNetwork, norms: Sequence[_BatchNorm], batches: Itera
         network.output(batch.inputs, index=batch.index)
     if n_samples == 0:
         raise InputError("every batch holds one sample; statistics need at least two at a time")
-    if not all(bool(torch.isfinite(buffer).all()) for norm in norms for buffer in norm.buffers()):
+    if not bool(torch.stack([torch.isfinite(buffer).all() for norm in norms for buffer in norm.buffers()]).all()):
         raise InputError("the statistics are not finite; check the inputs for NaN and infinity")
 
 
@@ -173,9 +174,7 @@ def recalibrate_output(
     require_whole(model)
     entries = loader if conflicting is None else _in_order(loader, conflicting, balanced)
     with preserved_random_state(loader), preserved_model(model), torch.no_grad():
-        batches = iterate_batches(
-            entries, model_device(model), max_batches=max_batches, progress=progress, description="output layer"
-        )
+        batches = iterate_batches(entries, None, max_batches=max_batches, progress=progress, description="output layer")
         head, features, target = _features(network, batches, layer)
     theta = head.theta()
     weight = torch.ones(len(target), dtype=torch.float64, device="cpu")
@@ -253,14 +252,16 @@ def _features(
     labels: list[Tensor] = []
     for batch in batches:
         batch.check_length()
-        target = whole_labels(batch.target, batch.index)
+        target = whole_labels(batch.target.cpu(), batch.index)
+        batch = replace(batch, inputs=to_device(batch.inputs, network.device))
         head = head or output_layer_to_fit(network, batch, layer)
         features, scores = head.features(network, batch)
+        features = features.cpu()
         require_labels(target, scores.shape[1])
         if not bool(torch.isfinite(features).all()):
             raise InputError(f"batch {batch.index}: the features of the output layer are not finite; check the inputs")
-        parts.append(features.cpu().double())
-        labels.append(target.cpu())
+        parts.append(features.double())
+        labels.append(target)
     assert head is not None  # a loader without samples was refused
     everything, target = torch.cat(parts), torch.cat(labels)
     if len(torch.unique(target)) < 2:
