@@ -42,7 +42,8 @@ def differences(measure: str, counts: GroupCounts, shares: Tensor | None = None)
         shares: Which share of its distance from the mean rate each group keeps, (R, G); None for all of it.
 
     Returns:
-        One entry a rate and pair of groups, without those that are undefined here; differentiable.
+        One entry a rate and pair of groups, without those that are undefined here (not on the CPU: zeros in their
+        place, for leaving some out would wait for the device); differentiable.
     """
     undefined = rates(measure, counts).detach().isnan()
     # a missing cell divides 0 by 0, whose gradient is NaN even where the value is left out
@@ -57,12 +58,15 @@ def differences(measure: str, counts: GroupCounts, shares: Tensor | None = None)
         known = ~undefined
         mean = (of_groups * known).sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
         of_groups = mean + shares.to(of_groups) * (of_groups - mean)
-    return torch.cat(
-        [
-            (of_groups[:, g] - of_groups[:, h])[~(undefined[:, g] | undefined[:, h])]
-            for g, h in combinations(range(counts.n_groups), 2)
-        ]
+    pairs = list(combinations(range(counts.n_groups), 2))
+    return _defined(
+        torch.cat([of_groups[:, g] - of_groups[:, h] for g, h in pairs]),
+        torch.cat([~(undefined[:, g] | undefined[:, h]) for g, h in pairs]),
     )
+
+
+def _defined(values: Tensor, defined: Tensor) -> Tensor:
+    return values[defined] if values.device.type == "cpu" else values.where(defined, 0.0)
 
 
 def rank_polynomials(values: Tensor, degree: int = 2) -> Tensor:
@@ -79,7 +83,7 @@ def rank_polynomials(values: Tensor, degree: int = 2) -> Tensor:
         >>> rank_polynomials(torch.tensor([18.0, 90.0, 30.0])).tolist()
         [[-1.0, 1.0], [1.0, 1.0], [0.0, -0.5]]
     """
-    _, place, number = torch.unique(values.double(), return_inverse=True, return_counts=True)
+    _, place, number = torch.unique(values.cpu().double(), return_inverse=True, return_counts=True)
     middle = number.cumsum(0) - (number.double() + 1) / 2  # equal values share the mean of their places
     rank = (2 * middle / max(1, len(values) - 1) - 1)[place]
     return torch.from_numpy(legvander(rank.numpy(), degree)[:, 1:].copy())
@@ -100,7 +104,8 @@ def dependence(measure: str, given: Tensor, target: Tensor, basis: Tensor, weigh
         weight: Sample weights, (N,), or None.
 
     Returns:
-        One entry a rate and function, without those of rates about nobody; differentiable in ``given``.
+        One entry a rate and function, without those of rates about nobody (not on the CPU: zeros in their place);
+        differentiable in ``given``.
 
     Example:
         >>> halves = torch.tensor([[-1.0], [1.0]])
@@ -119,7 +124,7 @@ def dependence(measure: str, given: Tensor, target: Tensor, basis: Tensor, weigh
         for column in basis.to(given).unbind(1)
     ]
     together = 2 * torch.cat(found)
-    return together[~together.detach().isnan()]
+    return _defined(together, ~together.detach().isnan())
 
 
 def balancing_weights(target: Tensor, n_classes: int, weight: Tensor | None) -> Tensor:

@@ -112,7 +112,7 @@ class AdversarialFineTuning(PostProcessor):
         """Squared error of the predicted bias of a batch."""
         with torch.no_grad():
             features, scores = working.head.features(working.network, batch)
-            counts = working.counts(labels_given(scores).cpu(), rows)
+            counts = working.counts(labels_given(scores.cpu()), rows)
             truth = bias(self.measure, counts, signed=counts.n_groups == 2)
         return F.mse_loss(critic(features.flatten()[None])[0, 0], truth.to(features))
 

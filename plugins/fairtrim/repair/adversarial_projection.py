@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim.arguments import require_number
+from fairtrim.devices import to_device
 from fairtrim.measures.scores import label_probability, probabilities
 from fairtrim.preservation import seeded
 from fairtrim.registry import Standing
@@ -80,6 +81,9 @@ class AdversarialProjection(PostProcessor):
 
     def _edit(self, working: WorkingCopy, candidates: Candidates) -> None:
         people, parameters = working.people, working.trainable()
+        mass = people.mass
+        if self._of_label_1(working.n_classes):
+            mass = mass * (people.target == 1)
         adversary = self._adversary(working)
         optimizers = [
             torch.optim.Adam(parameters, lr=self.learning_rate),
@@ -93,8 +97,9 @@ class AdversarialProjection(PostProcessor):
                     if candidates.exhausted():
                         return
                     scores = working.network.scores(batch)
-                    told = self._adversary_loss(working, adversary, scores, batch.target, rows)
-                    if told is not None:  # else nobody in the batch is compared
+                    if bool(mass[rows].to(scores.dtype).any()):  # else nobody in the batch is compared
+                        rows = to_device(rows, working.device)
+                        told = self._adversary_loss(working, adversary, scores, batch.target, rows, mass)
                         self._set_gradients(working.cross_entropy(scores, rows), told, parameters, adversary)
                         for optimizer in optimizers:
                             optimizer.step()
@@ -108,27 +113,24 @@ class AdversarialProjection(PostProcessor):
         own = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         parts = [*parameters, *adversary.parameters()]
         against = torch.autograd.grad(told, parts, materialize_grads=True)
-        length = sum(
-            (a.double().square().sum() for a in against[: len(own)]), torch.zeros((), dtype=torch.float64, device="cpu")
-        )
-        along = sum((g.double() * a.double()).sum() for g, a in zip(own, against[: len(own)], strict=True))
-        factor = float(along / length) if float(length) > 0 else 0.0
+        on_cpu = told.device.type == "cpu"
+        wide = torch.float64 if on_cpu else torch.promote_types(torch.float32, told.dtype)  # MPS has no float64
+        nothing = torch.zeros((), dtype=wide, device=told.device)
+        length = sum((a.to(wide).square().sum() for a in against[: len(own)]), nothing)
+        along = sum(((g.to(wide) * a.to(wide)).sum() for g, a in zip(own, against[: len(own)], strict=True)), nothing)
+        factor: Tensor | float = (along / length).where(length > 0, 0.0)
+        factor = float(factor) if on_cpu else factor  # which stays on a device: nothing has to wait for it
         for parameter, g, a in zip(parameters, own, against[: len(own)], strict=True):
-            parameter.grad = g - (factor + self.strength) * a
+            parameter.grad = (g - (factor + self.strength) * a).to(g.dtype)
         for parameter, a in zip(adversary.parameters(), against[len(own) :], strict=True):
             parameter.grad = a
 
     def _adversary_loss(
-        self, working: WorkingCopy, adversary: _Adversary, scores: Tensor, target: Tensor, rows: Tensor
-    ) -> Tensor | None:
-        """Cross-entropy of the sensitive groups; None where the batch has nobody whom the measure compares."""
-        people = working.people
-        weight = people.mass[rows].to(scores)
-        if self._of_label_1(working.n_classes):
-            weight = weight * (target == 1)
-        if not bool(weight.any()):
-            return None
-        losses = F.cross_entropy(adversary(scores, target), people.group[rows].to(scores.device), reduction="none")
+        self, working: WorkingCopy, adversary: _Adversary, scores: Tensor, target: Tensor, rows: Tensor, mass: Tensor
+    ) -> Tensor:
+        """Cross-entropy of the sensitive groups, by the people's weights, (N,)."""
+        weight, group = working.beside(scores, mass, rows), working.beside(scores, working.people.group, rows)
+        losses = F.cross_entropy(adversary(scores, target), group, reduction="none")
         return (losses * weight).sum() / weight.sum()
 
     def _of_label_1(self, n_classes: int) -> bool:

@@ -92,9 +92,10 @@ class BiasGradientDescent(PostProcessor):
                     slope = bias(self.measure, counts) if several else sign * proxy_bias(self.measure, counts)
                     bar.update()
                     step += 1
+                    optimizer.zero_grad()
+                    slope.backward()  # type: ignore[no-untyped-call]
+                    # a device is waited for when it has enough to do
                     if bool(torch.isfinite(slope)):  # else a group is missing in the batch
-                        optimizer.zero_grad()
-                        slope.backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                     if step % self.evaluate_every == 0 or step == self.epochs * per_epoch:
                         candidates.offer(epoch=epoch, step=step)

@@ -14,6 +14,7 @@ from .candidates import Candidates
 from .figures import figures_of, group_label, moved
 from .judging import GroupJudge
 from .repaired_network import OperatingPoint, Repair, edited
+from .working_copy import changed_names
 
 __all__ = ["Parts", "finished"]
 
@@ -168,7 +169,7 @@ def _made_alike(copied: nn.Module, model: nn.Module) -> None:
 def _write(repaired: nn.Module, model: nn.Module) -> None:
     """Put the parameters that were changed into the caller's network."""
     parameters = dict(model.named_parameters())
+    edited_ones = dict(repaired.named_parameters())
     with torch.no_grad():
-        for name, value in repaired.named_parameters():
-            if not torch.equal(value, parameters[name]):
-                parameters[name].copy_(value)
+        for name in changed_names(edited_ones, parameters):
+            parameters[name].copy_(edited_ones[name])

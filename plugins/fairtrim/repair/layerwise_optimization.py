@@ -110,9 +110,10 @@ class LayerwiseOptimization(PostProcessor):
         bar: Any,
     ) -> None:
         original = parameter.detach().clone()
-        box = self.width * original.double().std(correction=0)
+        entries_now = original.cpu().double()
+        box = self.width * entries_now.std(correction=0)
         if not bool(box > 0):  # one entry, or all alike: in the size of the entries themselves
-            box = self.width * original.double().abs().mean().clamp(min=1e-3)
+            box = self.width * entries_now.abs().mean().clamp(min=1e-3)
         best = self._loss(working, candidates.objective, judge)
         n_entries, chosen = parameter.numel(), None
         if n_entries > self.max_sparsity:
@@ -125,7 +126,7 @@ class LayerwiseOptimization(PostProcessor):
             nonlocal best
             if candidates.exhausted():
                 raise _Exhausted
-            move = (box.cpu() * torch.from_numpy(np.ascontiguousarray(entries))).to(original)
+            move = (box * torch.from_numpy(np.ascontiguousarray(entries))).to(original)
             if chosen is not None:
                 move = torch.zeros_like(original).flatten().index_copy(0, chosen, move)
             with torch.no_grad():

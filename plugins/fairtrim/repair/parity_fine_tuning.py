@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import balancing_weights, dependence, differences, rank_polynomials
 from fairtrim.measures.scores import label_losses, probabilities, sharpened
@@ -139,8 +140,8 @@ class ParityFineTuning(PostProcessor):
         *,
         width: float | None = None,
     ) -> Tensor:
-        losses = label_losses(scores, working.people.target[rows].to(scores.device))
-        loss = (losses * weights[rows].to(losses)).mean()
+        losses = label_losses(scores, working.beside(scores, working.people.target, rows))
+        loss = (losses * working.beside(losses, weights, rows)).mean()
         if penalty:
             given = probabilities(scores if width is None else sharpened(scores, width))
             loss = loss + penalty * gaps(given, rows).square().sum()
@@ -149,18 +150,22 @@ class ParityFineTuning(PostProcessor):
     def _gaps(self, working: WorkingCopy) -> _Gaps:
         people = working.people
         if people.continuous is not None:
-            basis = rank_polynomials(people.continuous)
+            columns = people.target, rank_polynomials(people.continuous), people.mass
 
             def of_values(given: Tensor, rows: Tensor) -> Tensor:
-                target, weight = people.target[rows].to(given.device), people.mass[rows].to(given.device)
-                return dependence(self.measure, given, target, basis[rows], weight)
+                return dependence(self.measure, given, *(working.beside(given, column, rows) for column in columns))
 
             return of_values
         shares = None
         if self.confidence is not None:
             estimates = estimates_of(self.objective(), people, working.scores(people), self.min_people)
             shares = None if estimates is None else estimates.shares
-        return lambda given, rows: differences(self.measure, working.counts(given, rows), shares)
+
+        def of_groups(given: Tensor, rows: Tensor) -> Tensor:
+            near = None if shares is None else working.beside(given, shares)
+            return differences(self.measure, working.counts(given, rows), near)
+
+        return of_groups
 
     def _fit_output_layer(self, working: WorkingCopy, candidates: Candidates, weights: Tensor, gaps: _Gaps) -> None:
         features = working.all_features(working.people)
@@ -204,6 +209,7 @@ class ParityFineTuning(PostProcessor):
             width = _WIDE if self.penalties is None and 2 * epoch >= self.epochs > 1 else None
             for rows, batch in working.people.batches(batch_size, working.device, working.generator):
                 if len(rows) >= 2:
+                    rows = to_device(rows, working.device)  # once, for all that is taken of the people
                     step(self._loss(working, working.network.scores(batch), rows, weights, penalty, gaps, width=width))
             candidates.offer(penalty=penalty, epoch=epoch, **({} if width is None else {"width": width}))
 

@@ -34,7 +34,7 @@ from .candidates import Candidates
 from .cross_fitting import OutOfFold
 from .finishing import Parts, finished
 from .repaired_network import Repair
-from .working_copy import WorkingCopy
+from .working_copy import KEPT_BYTES, WorkingCopy
 
 __all__ = ["POST_PROCESSORS", "PostProcessor"]
 
@@ -67,6 +67,9 @@ class PostProcessor(Described, ABC):
         max_seconds: Time budget; checked between candidates, in any thread. None for no limit.
         patience: Stop after so many candidates without a better one. None for no early stop.
         batch_size: Samples a forward pass.
+        kept_bytes: How many bytes of the people's inputs stay where the network lies while candidates are tried, for
+            each copy of it; by default 2 GiB, some 3,500 images of 224 pixels. What is beyond goes there batch by batch
+            for every candidate.
         random_state: Seed, or a torch.Generator.
 
     Example:
@@ -87,6 +90,7 @@ class PostProcessor(Described, ABC):
     max_seconds: float | None = None
     patience: int | None = None
     batch_size: int = 1024
+    kept_bytes: float = KEPT_BYTES
     random_state: RandomState = 0
 
     fit = Renamed("repair")
@@ -149,6 +153,7 @@ class PostProcessor(Described, ABC):
             raise InputError(f"selection_share={self.selection_share}; expected a share in (0, 1), or None")
         require_number("min_people", self.min_people, at_least=1, whole=True)
         require_random_state(self.random_state)
+        require_number("kept_bytes", self.kept_bytes, at_least=0)
         for name in ("max_seconds", "patience", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -249,7 +254,14 @@ class PostProcessor(Described, ABC):
             network = ScoredNetwork(model, forward_fn, output_transform)
 
             def working_on(people: ValidationSet, generator: torch.Generator) -> WorkingCopy:
-                return WorkingCopy(network, people, generator=generator, batch_size=self.batch_size, progress=progress)
+                return WorkingCopy(
+                    network,
+                    people,
+                    generator=generator,
+                    batch_size=self.batch_size,
+                    kept_bytes=self.kept_bytes,
+                    progress=progress,
+                )
 
             own = generator if parts.folds is None else torch.Generator().manual_seed(drawn_seed(generator))
             working = working_on(parts.edit, own)

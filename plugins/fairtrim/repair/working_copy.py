@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import Batch
+from fairtrim.data.batches import Batch, tensors_of
 from fairtrim.data.validation_set import ValidationSet
+from fairtrim.devices import to_device
 from fairtrim.errors import UnsupportedModelError
 from fairtrim.measures.group_counts import GroupCounts
 from fairtrim.measures.scores import label_losses
@@ -20,7 +21,21 @@ from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode
 
-__all__ = ["WorkingCopy"]
+__all__ = ["KEPT_BYTES", "WorkingCopy", "changed_names"]
+
+KEPT_BYTES = 2.0**31
+"""Of inputs, where a network lies, while candidates are tried, unless a repair says otherwise."""
+
+
+def changed_names(values: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not as they were; a device is waited for once.
+
+    Example:
+        >>> changed_names({"a": torch.ones(2), "b": torch.ones(3)}, {"a": torch.ones(2), "b": torch.zeros(3)})
+        ['b']
+    """
+    same = torch.stack([(value.detach() == before[name]).all() for name, value in values.items()]).tolist()
+    return [name for name, kept in zip(values, same, strict=True) if not kept]
 
 
 class WorkingCopy:
@@ -31,6 +46,7 @@ class WorkingCopy:
         people: Whom the edit may see.
         generator: Source of randomness.
         batch_size: Samples a forward pass.
+        kept_bytes: Of inputs that stay on the network's device from one candidate to the next.
         progress: Show progress bars.
 
     Attributes:
@@ -52,6 +68,7 @@ class WorkingCopy:
         *,
         generator: Generator,
         batch_size: int = 1024,
+        kept_bytes: float = KEPT_BYTES,
         progress: bool = True,
     ) -> None:
         network.check()
@@ -61,7 +78,9 @@ class WorkingCopy:
         self.people, self.generator, self.batch_size, self.progress = people, generator, batch_size, progress
         self.device = self.network.device
         self.share, self.stage = 1.0, ""
-        self._batches: dict[int, tuple[ValidationSet, list[Batch]]] = {}  # with the set, so that no id is used again
+        self._kept: dict[int, tuple[ValidationSet, list[Batch]]] = {}  # with the set, so that no id is used again
+        self._room = kept_bytes
+        self._beside: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         _, batch = next(people.batches(batch_size, self.device))
         self.head: LinearHead = find_head(self.network, batch)
         self.n_classes = max(2, self.head.module.out_features)
@@ -73,40 +92,59 @@ class WorkingCopy:
         """The copy itself, to be edited."""
         return self.network.model
 
-    def _kept_batches(self, people: ValidationSet) -> list[Batch]:
-        """Batches in order, made once."""
-        if id(people) not in self._batches:
-            self._batches[id(people)] = (people, [batch for _, batch in people.batches(self.batch_size, self.device)])
-        return self._batches[id(people)][1]
+    def _batches(self, people: ValidationSet) -> Iterator[Batch]:
+        """Batches in order: the first ones are made once, as many as there is room for, the others anew each time."""
+        _, kept = self._kept.setdefault(id(people), (people, []))
+        yield from kept
+        rest = people.batches(self.batch_size, self.device, first=len(kept))
+        for number, (_, batch) in enumerate(rest, len(kept)):
+            size = sum(tensor.nbytes for tensor in tensors_of(batch.inputs))
+            if number == len(kept) and size <= self._room:
+                kept.append(batch)
+                self._room -= size
+            yield batch
 
     def scores(self, people: ValidationSet) -> Tensor:
-        """Scores of the copy for all of some people, (N, K) float64 on the CPU."""
+        """Scores of the copy for all of some people, (N, K) float64 on the CPU; they come there together."""
         with torch.no_grad():
-            return torch.cat([self.network.scores(batch) for batch in self._kept_batches(people)]).cpu().double()
+            return torch.cat([self.network.scores(batch) for batch in self._batches(people)]).cpu().double()
 
     def all_features(self, people: ValidationSet) -> Tensor:
         """Penultimate features of the copy for all of some people, (N, D) float64 on the CPU."""
-        with torch.no_grad():
-            parts = [self.head.features(self.network, batch)[0] for batch in self._kept_batches(people)]
-            return torch.cat(parts).cpu().double()
+        with torch.no_grad():  # batch by batch: of many people they are large, and asked for once
+            parts = [self.head.features(self.network, batch)[0].cpu() for batch in self._batches(people)]
+            return torch.cat(parts).double()
+
+    def beside(self, like: Tensor, column: Tensor, rows: Tensor | None = None) -> Tensor:
+        """A tensor that stays the same for the run, or rows of it, where another lies and in its precision.
+
+        It goes to a device once. Whole numbers stay whole.
+        """
+        key = id(column), like.device, like.dtype
+        if key not in self._beside:  # with the column itself, so that no id is used again
+            self._beside[key] = column, column.to(like if column.is_floating_point() else like.device)
+        there = self._beside[key][1]
+        return there if rows is None else there[to_device(rows, like.device)]
 
     def counts(self, given: Tensor, rows: Tensor | None = None) -> GroupCounts:
         """Confusion counts of decisions, or of probabilities, (N, K) or (N, 1), for rows of the people of the edit."""
-        people, chosen = self.people, slice(None) if rows is None else rows
+        people = self.people
+        rows = None if rows is None else to_device(rows, given.device)
         return GroupCounts.of(
             given,
-            people.target[chosen].to(given.device),
-            people.group[chosen].to(given.device),
+            self.beside(given, people.target, rows),
+            self.beside(given, people.group, rows),
             n_groups=people.n_groups,
-            weight=None if people.weight is None else people.weight[chosen].to(given.device),
+            weight=None if people.weight is None else self.beside(given, people.weight, rows),
         )
 
     def cross_entropy(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Mean cross-entropy, by weight, of rows of the people of the edit, whose scores are (N, K) or (N, 1)."""
-        losses, weight = label_losses(scores, self.people.target[rows].to(scores.device)), self.people.weight
+        rows, weight = to_device(rows, scores.device), self.people.weight
+        losses = label_losses(scores, self.beside(scores, self.people.target, rows))
         if weight is None:
             return losses.mean()
-        own = weight[rows].to(scores)
+        own = self.beside(scores, weight, rows)
         return (losses * own).sum() / own.sum()
 
     def restore(self) -> None:
@@ -123,11 +161,15 @@ class WorkingCopy:
 
     def changed(self) -> dict[str, Tensor]:
         """Parameters that are not as they were given, by name, on the CPU."""
-        return {
-            name: value.detach().cpu().clone()
-            for name, value in self.model.named_parameters()
-            if not torch.equal(value, self.original[name])
-        }
+        named = dict(self.model.named_parameters())
+        alike: dict[torch.dtype, list[Tensor]] = {}
+        names = changed_names(named, self.original)
+        for name in names:
+            alike.setdefault(named[name].dtype, []).append(named[name].detach())
+        # a device is waited for once for all of one type
+        flat = {dtype: torch.cat([v.flatten() for v in values]).cpu() for dtype, values in alike.items()}
+        parts = {dtype: iter(flat[dtype].split([v.numel() for v in values])) for dtype, values in alike.items()}
+        return {name: next(parts[named[name].dtype]).view(named[name].shape) for name in names}
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the caller left trainable."""
