@@ -320,7 +320,7 @@ def _check(
             accelerator.copies["non_blocking" if True in args[2:] else "blocking", _line()] += 1
         return
     if packet in _INDEXED:
-        for index in (index for index in args[1] if index is not None):
+        for index in (given for given in args[1] if given is not None):
             if index.dtype in (torch.bool, torch.uint8):
                 accelerator.wait("index by a mask")
             if isinstance(args[0], _PretendTensor) and not isinstance(index, _PretendTensor):
