@@ -57,6 +57,8 @@ class Accelerator:
         found, wanted = tree_leaves(actual), tree_leaves(expected)
         assert len(found) == len(wanted)
         for left, right in zip(found, wanted, strict=True):
+            if isinstance(right, np.ndarray) and right.dtype.kind not in "biufc":  # names
+                left, right = left.tolist(), right.tolist()
             if not isinstance(right, Tensor | np.ndarray | float):
                 assert left == right
                 continue
@@ -320,7 +322,7 @@ def _check(
             accelerator.copies["non_blocking" if True in args[2:] else "blocking", _line()] += 1
         return
     if packet in _INDEXED:
-        for index in (given for given in args[1] if given is not None):
+        for index in (index for index in args[1] if index is not None):
             if index.dtype in (torch.bool, torch.uint8):
                 accelerator.wait("index by a mask")
             if isinstance(args[0], _PretendTensor) and not isinstance(index, _PretendTensor):
