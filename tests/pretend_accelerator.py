@@ -112,10 +112,11 @@ class PretendAccelerator(Accelerator):
         """Let the device be there for the length of the block."""
         global _RUNNING
         own, lift = torch.Generator, torch._C._only_lift_cpu_tensors()
-        pin, pinned = Tensor.pin_memory, Tensor.is_pinned
+        pin, pinned, synchronize = Tensor.pin_memory, Tensor.is_pinned, torch.accelerator.synchronize
         torch._C._set_only_lift_cpu_tensors(True)
         _RUNNING, torch.Generator = self, _GeneratorOfAnyDevice  # type: ignore[misc]
         Tensor.pin_memory, Tensor.is_pinned = _pin_memory, _is_pinned  # type: ignore[method-assign, assignment]
+        torch.accelerator.synchronize = lambda device=None, /: self.wait("synchronize")
         try:
             with _Mode():
                 yield self
@@ -124,6 +125,7 @@ class PretendAccelerator(Accelerator):
             torch._C._set_only_lift_cpu_tensors(lift)
             _RUNNING, torch.Generator = None, own  # type: ignore[misc]
             Tensor.pin_memory, Tensor.is_pinned = pin, pinned  # type: ignore[method-assign]
+            torch.accelerator.synchronize = synchronize
 
     def wait(self, kind: str) -> None:
         self._arrive()
