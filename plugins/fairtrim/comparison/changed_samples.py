@@ -250,7 +250,7 @@ def changed_samples(
         ):
             batch = replace(batch, target=batch.target.cpu())
             # the inputs go to a device once for both networks
-            there = {network.device: to_device(batch.inputs, network.device) for network in networks.values()}
+            there = {d: to_device(batch.inputs, d) for d in {network.device for network in networks.values()}}
             scores = [
                 _scores(
                     name,
