@@ -168,7 +168,7 @@ class WorkingCopy:
             alike.setdefault(named[name].dtype, []).append(named[name].detach())
         # a device is waited for once for all of one type
         flat = {dtype: torch.cat([v.flatten() for v in values]).cpu() for dtype, values in alike.items()}
-        parts = {dtype: iter(flat[dtype].split([v.numel() for v in values])) for dtype, values in alike.items()}
+        parts = {dtype: iter(torch.split(flat[dtype], [v.numel() for v in values])) for dtype, values in alike.items()}
         return {name: next(parts[named[name].dtype]).view(named[name].shape) for name in names}
 
     def trainable(self) -> list[nn.Parameter]:
