@@ -238,6 +238,7 @@ def changed_samples(
             raise InputError(f"{name} is a {type(network).__name__}; expected a network (torch.nn.Module)")
     before = ScoredNetwork(reference, forward_fn, output_transform)
     networks = {"the reference": before, "the model": before.of(model)}
+    devices = {name: network.device for name, network in networks.items()}
     encoder = SensitiveEncoder(sensitive_names)
     people: Counter[GroupName] = Counter()
     parts: list[dict[str, Any]] = []
@@ -250,12 +251,12 @@ def changed_samples(
         ):
             batch = replace(batch, target=batch.target.cpu())
             # the inputs go to a device once for both networks
-            there = {d: to_device(batch.inputs, d) for d in {network.device for network in networks.values()}}
+            there = {device: to_device(batch.inputs, device) for device in set(devices.values())}
             scores = [
                 _scores(
                     name,
                     network,
-                    replace(batch, inputs=there[network.device]),
+                    replace(batch, inputs=there[devices[name]]),
                     seen.setdefault(name, ProbabilityScores()),
                 )
                 for name, network in networks.items()

@@ -100,6 +100,8 @@ def predict(
         raise InputError("no networks to run; expected at least one")
     for name, model in named.items():
         _check_is_network(name, model)
+    networks = {name: ScoredNetwork(model, forward_fn, output_transform) for name, model in named.items()}
+    devices = {name: network.device for name, network in networks.items()}
     encoder = SensitiveEncoder(sensitive_names)
     targets: list[npt.NDArray[np.int64]] = []
     collected: dict[str, list[Tensor]] = {name: [] for name in named}
@@ -112,10 +114,9 @@ def predict(
             batch = replace(batch, target=batch.target.cpu())
             there: dict[torch.device, Batch] = {}  # the inputs go to a device once for all networks on it
             labelled: Tensor | None = None
-            for name, model in named.items():
-                network = ScoredNetwork(model, forward_fn, output_transform)
+            for name, network in networks.items():
                 watch = not collected[name]
-                if (device := network.device) not in there:
+                if (device := devices[name]) not in there:
                     there[device] = replace(batch, inputs=to_device(batch.inputs, device))
                 given = label_scores(f"network {name!r}", network, there[device], positions=True, watch=watch)
                 scores = given.cpu().double()

@@ -34,6 +34,8 @@ def changed_names(values: Mapping[str, Tensor], before: Mapping[str, Tensor]) ->
         >>> changed_names({"a": torch.ones(2), "b": torch.ones(3)}, {"a": torch.ones(2), "b": torch.zeros(3)})
         ['b']
     """
+    if all(value.device.type == "cpu" for value in values.values()):
+        return [name for name, value in values.items() if not torch.equal(value, before[name])]
     same = torch.stack([(value.detach() == before[name]).all() for name, value in values.items()]).tolist()
     return [name for name, kept in zip(values, same, strict=True) if not kept]
 
@@ -164,6 +166,8 @@ class WorkingCopy:
         named = dict(self.model.named_parameters())
         alike: dict[torch.dtype, list[Tensor]] = {}
         names = changed_names(named, self.original)
+        if self.device.type == "cpu":
+            return {name: named[name].detach().clone() for name in names}
         for name in names:
             alike.setdefault(named[name].dtype, []).append(named[name].detach())
         # a device is waited for once for all of one type
