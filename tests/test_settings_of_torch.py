@@ -182,12 +182,19 @@ _RUNS = pytest.mark.parametrize(
 @pytest.mark.parametrize("there", [False, True], ids=["network on the CPU", "network on the device"])
 @_RUNS
 def test_default_device(pretend: PretendAccelerator, name: str, there: bool) -> None:
-    network = _network()
+    network = _network().to(pretend.device if there else "cpu")
     expected = RUNS[name](copy.deepcopy(network))
-    moved = network.to(pretend.device) if there else network
     with torch.device(pretend.device):
-        found = RUNS[name](moved)
+        found = RUNS[name](network)
     pretend.check_same(found, expected)
+
+
+@_RUNS
+def test_deterministic_algorithms(pretend: PretendAccelerator, name: str, request: pytest.FixtureRequest) -> None:
+    network = _network().to(pretend.device)
+    expected = RUNS[name](copy.deepcopy(network))
+    request.getfixturevalue("deterministic")
+    pretend.check_same(RUNS[name](network), expected)
 
 
 @pytest.fixture
@@ -195,14 +202,6 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.usefixtures("deterministic")
-@_RUNS
-def test_deterministic_algorithms(pretend: PretendAccelerator, name: str) -> None:
-    network = _network()
-    expected = RUNS[name](copy.deepcopy(network))
-    pretend.check_same(RUNS[name](network.to(pretend.device)), expected)
 
 
 @pytest.mark.usefixtures("deterministic")
