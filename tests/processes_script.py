@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairtrim import DamageTable, InputError, ProcessError, collect_damage, share_of_process
+from fairtrim import processes as processes_module
 from fairtrim.damage import sample_sketch as sketch_module
 from fairtrim.damage import scoring_run as streaming_module
 from fairtrim.damage.measured_change import measured_change
+from fairtrim.damage.parity_gradient import parity_gradient
 from fairtrim.damage.weight_saliency import collect_weight_saliency, squared_gradients
+from fairtrim.processes import Processes
 from fairtrim_adapters.torch_pruning import (
     AccumulatedConfidenceImportance,
     GroupSaliencyImportance,
@@ -229,6 +235,12 @@ def _failing(rows: Tensor, after: int) -> Iterator[tuple[Any, ...]]:
     raise BrokenError("no such file")
 
 
+class BrokenLoader(list[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield self[0]
+        raise BrokenError("no such file")
+
+
 COLLECT: dict[str, Callable[..., Any]] = {
     "gates": lambda model, loader: collect_damage(model, loader, GROUPS, interactions=True, progress=False),
     "weights": lambda model, loader: collect_weight_saliency(model, loader, GROUPS, progress=False),
@@ -362,6 +374,79 @@ def cut_short(rank: int, folder: Path) -> None:
         _same(table, collect_damage(model, _loader(ALL, ALL % 2), GROUPS, **options))
 
 
+def slow_one(rank: int) -> None:
+    """One has done its share long before the other, and waits longer in all than the backend would let it."""
+    model, rows = CASE.model(), SHARES["uneven"][1 - rank]
+
+    def slow() -> Iterator[tuple[Any, ...]]:
+        for batch in _loader(rows, ALL % 2, 3):
+            time.sleep(rank * 1.3 * SECONDS_OF_PATIENCE / 17)
+            yield batch
+
+    start = time.monotonic()
+    table = collect_damage(model, slow(), GROUPS, progress=False)
+    assert time.monotonic() - start > SECONDS_OF_PATIENCE
+    _same(table, collect_damage(model, _loader(ALL, ALL % 2), GROUPS, distributed=False, progress=False))
+
+
+def _endless(rows: Tensor, fail: Callable[[], None]) -> Iterator[tuple[Any, ...]]:
+    for number in itertools.count():
+        if number == 3:
+            fail()
+        yield from _loader(rows, ALL % 2)[:1]
+
+
+def _broken() -> None:
+    raise BrokenError("no such file")
+
+
+def _interrupted() -> None:
+    os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C in one terminal of several
+    time.sleep(1)
+
+
+def heard_at_the_next_meeting(rank: int) -> None:
+    """What happens to one is heard while the others still work: their shares have no end."""
+    groups = {"parity": lambda m, loader: parity_gradient(m, loader, GROUPS, privileged="1", progress=False)}
+    for collect in (COLLECT | groups).values():
+        for which, (fail, told) in itertools.product(
+            (0, 1), ((_broken, "BrokenError: no such file"), (_interrupted, "KeyboardInterrupt"))
+        ):
+            model = CASE.model().train()
+            before, start = Snapshot(model), time.monotonic()
+            try:
+                collect(model, _endless(SHARES["even"][rank], fail if rank == which else lambda: None))
+            except (BrokenError, KeyboardInterrupt):
+                assert rank == which
+            except ProcessError as error:
+                assert rank != which
+                assert f"process {which} of 2 failed" in str(error) and str(error).endswith(told), str(error)
+            else:
+                raise AssertionError("nothing was raised")
+            assert time.monotonic() - start < SECONDS_OF_PATIENCE
+            before.assert_unchanged()
+    assert COLLECT["gates"](model, _loader(SHARES["even"][rank], ALL % 2)).counts.tolist() == [30, 30]
+
+
+def on_devices(rank: int) -> None:
+    """Each process scores on a device of its own, or both on one, without ``torch.cuda.set_device``."""
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    model, rows = CASE.model(), SHARES["uneven"][rank]
+    alone = collect_damage(model, _loader(ALL, ALL % 2), GROUPS, distributed=False, progress=False)
+    for collect in COLLECT.values():
+        collect(model.to(device), _loader(rows, ALL % 2))
+    table = collect_damage(model, _loader(rows, ALL % 2), GROUPS, progress=False)
+    assert table.sensitive_groups == alone.sensitive_groups
+    for name in ("counts", "loss", "slope", "curvature"):
+        torch.testing.assert_close(getattr(table, name), getattr(alone, name), rtol=1e-6, atol=1e-12, msg=name)
+    pruner = CASE.pruner(model, importance := WorstGroupImportance(progress=False))
+    importance.fit(pruner, _loader(rows, ALL % 2))
+    pruner.step()
+    weights = torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()]).tolist()
+    told = Processes(None, model).exchange(weights)
+    assert told[0] == told[1]
+
+
 def gone(rank: int) -> None:
     """A process disappears without a word."""
     model = CASE.model().train()
@@ -414,6 +499,16 @@ def sharded(rank: int) -> None:
             assert "expected loaders with a length" in str(error)
         else:
             raise AssertionError("shares of different lengths were not refused")
+    for run in (collect_damage, measured_change):
+        broken: Any = BrokenLoader(mine) if rank else mine
+        try:
+            run(model, broken, groups if run is collect_damage else table, progress=False)
+        except BrokenError:
+            assert rank == 1
+        except ProcessError as error:
+            assert rank == 0 and "process 1 of 2 failed" in str(error)
+        else:
+            raise AssertionError("nothing was raised")
 
 
 TOGETHER: list[Callable[[int], None]] = [
@@ -434,15 +529,32 @@ TOGETHER: list[Callable[[int], None]] = [
 ]
 
 
+MEETINGS: list[Callable[[int], None]] = [slow_one, heard_at_the_next_meeting, fits]
+SECONDS_OF_PATIENCE = 3.0  # of the backend
+
+
 def main() -> None:
     """Run what the command line says, and write what failed as JSON."""
-    rank, folder, what = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    folder, what, backend = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    store = dist.FileStore(str(folder / "meeting"), 2)
+    store.set(f"here {rank}", "")
+    store.wait([f"here {other}" for other in range(2)], timedelta(seconds=120))  # one may start seconds after the other
+    patience: dict[str, Any] = {}
+    if what == "meetings":
+        processes_module.SECONDS_BETWEEN_MEETINGS = 0.1
+        patience = {"timeout": timedelta(seconds=SECONDS_OF_PATIENCE)}
+    dist.init_process_group(backend, store=store, rank=rank, world_size=2, **patience)
     kept = folder / "kept"
     kept.mkdir(exist_ok=True)
     failed: dict[str, str] = {}
-    checks = [*TOGETHER, lambda rank: cut_short(rank, kept)] if what == "together" else [gone]
+    checks = {
+        "together": [*TOGETHER, lambda rank: cut_short(rank, kept)],
+        "meetings": MEETINGS,
+        "gone": [gone],
+        "devices": [on_devices],
+    }[what]
     for check in checks:
         name = getattr(check, "__name__", "").strip("<>").replace("lambda", "cut_short")
         start = time.monotonic()

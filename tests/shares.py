@@ -45,6 +45,19 @@ class ThreadProcesses(Processes):
         return torch.stack(told).sum(0)
 
 
+class CountedCalls:
+    """How often a method of an object is called from here on."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.calls, own = 0, getattr(owner, name)
+
+        def counted(*args: Any) -> Any:
+            self.calls += 1
+            return own(*args)
+
+        setattr(owner, name, counted)
+
+
 def in_processes(works: Sequence[Callable[[Processes], T]]) -> list[T]:
     """Run a function in each of several processes.
 

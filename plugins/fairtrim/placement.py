@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
-__all__ = ["StoredTensors", "execution_device", "holds_nothing", "is_sharded", "require_whole", "stored_weight"]
+__all__ = [
+    "StoredTensors",
+    "execution_device",
+    "first_device",
+    "holds_nothing",
+    "is_sharded",
+    "require_whole",
+    "stored_weight",
+]
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
@@ -39,6 +47,14 @@ def execution_device(model: nn.Module) -> torch.device | None:
             if device is not None:
                 return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return None
+
+
+def first_device(model: nn.Module) -> torch.device | None:
+    """A device that the network computes on: that of accelerate's hooks, else of the first tensor; None of no tensor."""
+    wanted = execution_device(model)
+    return (
+        next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None) if wanted is None else wanted
+    )
 
 
 def holds_nothing(model: nn.Module) -> str:

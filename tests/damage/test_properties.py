@@ -322,7 +322,7 @@ def test_number_of_processes_does_not_matter(
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(damage_module, "Processes", lambda distributed: here.processes)
+        patch.setattr(damage_module, "Processes", lambda distributed, model: here.processes)
         tables = in_processes([work] * n_processes)
     for table in tables:
         if interactions == "sketched":

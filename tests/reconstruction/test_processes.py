@@ -26,7 +26,7 @@ def _together(
     dense, pruned, readers = _residual_pair(X)
     models = [copy.deepcopy(pruned) for _ in shares]
     handed: dict[int, Processes] = {}
-    monkeypatch.setattr(refit_module, "Processes", lambda distributed: handed[distributed])
+    monkeypatch.setattr(refit_module, "Processes", lambda distributed, model: handed[distributed])
 
     def work(rank: int) -> Callable[[Processes], Reconstruction | FairtrimError]:
         def run(processes: Processes) -> Reconstruction | FairtrimError:

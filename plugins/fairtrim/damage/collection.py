@@ -75,7 +75,7 @@ def collect_damage(
         [[1.0, 4.0], [9.0, 0.0]]
     """
     reading = Reading.of(options, "collect_damage", CollectionOptions)
-    processes, folder = Processes(options.get("distributed")), options.get("folder")
+    processes, folder = Processes(options.get("distributed"), model), options.get("folder")
     with processes.together():
         sites = channel_sites(model, channel_groups)
         network = reading.network(model)
@@ -113,7 +113,7 @@ def collect_damage(
     ):
         batches = reading.batches(loader, None, "damage table", allow_empty=processes.count > 1)
         checked = told = labelled = False
-        for batch in run.unread(batches, device):
+        for batch in processes.attending(run.unread(batches, device)):
             if require_sensitive and batch.sensitive is None:
                 refuse_nobody(batch)
             if not told:

@@ -357,7 +357,7 @@ def input_moments(
         >>> moments.read().readers[0].moments.tolist()
         [[[5.0, 1.0], [1.0, 2.0]]]
     """
-    processes = Processes(distributed)
+    processes = Processes(distributed, model)
     moments = InputMoments(model, channel_groups, input_axes or {}, random_generator(random_state))
     with moments.watching(model):
         yield moments

@@ -16,7 +16,8 @@ from fairtrim.errors import InputError
 from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
-from fairtrim.processes import check_calls_in_step
+from fairtrim.placement import is_sharded
+from fairtrim.processes import Processes, check_calls_in_step
 
 from .moments import brought_to_cpu, read_order, standard_errors
 from .reading_options import Reading, ReadingOptions
@@ -106,8 +107,9 @@ def measured_change(
     stride = max(1, -(-len(before) // max_samples))
     losses, units, positions, belongs = [], [], [], []
     order, n_read = b"", 0
-    with preserved_random_state(loader), preserved_model(model), torch.no_grad():
-        for batch in reading.batches(loader, None, "measured change"):
+    processes = Processes(None if is_sharded(model) else False, model)  # else each measures by itself
+    with processes.together(), preserved_random_state(loader), preserved_model(model), torch.no_grad():
+        for batch in processes.attending(reading.batches(loader, None, "measured change")):
             weights = encoder.encode(batch.sensitive, len(batch), batch.index)
             order = read_order(order, weights)
             chosen = _every(batch, n_read, stride)

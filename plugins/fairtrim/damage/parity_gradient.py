@@ -102,7 +102,7 @@ def parity_gradient(
             raise InputError(f"{name}= would have no effect on parity_gradient: it sums no losses; leave it out")
     reading, processes = (
         Reading.of(options, "parity_gradient", CollectionOptions),
-        Processes(options.get("distributed")),
+        Processes(options.get("distributed"), model),
     )
     with processes.together():
         sites = channel_sites(model, channel_groups)
@@ -118,7 +118,8 @@ def parity_gradient(
         hooked_gates(model, sites, len(columns)) as gates,
     ):
         checked, seen = False, ProbabilityScores()
-        for batch in reading.batches(loader, network.device, "parity gradient", allow_empty=processes.count > 1):
+        batches = reading.batches(loader, network.device, "parity gradient", allow_empty=processes.count > 1)
+        for batch in processes.attending(batches):
             if batch.sensitive is None:
                 refuse_nobody(batch)
             gates.start(len(batch))

@@ -71,7 +71,7 @@ def squared_gradients(
         UnsupportedModelError: The network is a single function of all samples, can't be differentiated, or its weights
             are offloaded or sharded.
     """
-    reading, processes = Reading.of(options, "squared_gradients"), Processes(distributed)
+    reading, processes = Reading.of(options, "squared_gradients"), Processes(distributed, model)
     with processes.together():
         network = reading.network(model)
         device = network.device
@@ -91,7 +91,8 @@ def squared_gradients(
     processes.agree({"network": known, "curvature": curvature})
     with processes.together(), preserved_random_state(loader), preserved_model(model), torch.enable_grad():
         checked = False
-        for batch in reading.batches(loader, device, "saliency", allow_empty=processes.count > 1):
+        batches = reading.batches(loader, device, "saliency", allow_empty=processes.count > 1)
+        for batch in processes.attending(batches):
             if not checked:
                 closed = _layers_of_agreement(network, closed, batch)
                 covered = {id(p) for module in closed for p in module.parameters(recurse=False)}

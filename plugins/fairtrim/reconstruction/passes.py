@@ -247,7 +247,7 @@ class Passes:
                 handles.append(_listen(modules[layer.name], "output", self._guarded(noted(layer))))
                 if layer.skip is not None:
                     handles.append(_listen(modules[layer.skip[0]], layer.skip[1], self._guarded(awaited(layer))))
-            for number, part in enumerate(bar):
+            for number, part in enumerate(self._processes.attending(bar)):
                 waiting.clear()
                 with suppress(_Stop):
                     self._dense.output(to_device(part.inputs, device), index=number)
@@ -298,7 +298,7 @@ class Passes:
             for layer in self._layers:
                 sums = self._sums(layer)
                 with self._processes.together():
-                    for number in range(len(self._parts)):
+                    for number in self._processes.attending(range(len(self._parts))):
                         self._run([layer], number, None, bar, sums)
                 sums.merge(self._processes)
                 with full_precision():

@@ -219,7 +219,7 @@ def reconstruct(
         [[5.0, 6.0]]
     """
     require_number("max_samples", max_samples, at_least=1, whole=True)
-    generator, processes = random_generator(random_state), Processes(distributed)
+    generator, processes = random_generator(random_state), Processes(distributed, model)
     with processes.together():
         _check(model, dense, readers)
         network, original = ScoredNetwork(model, forward_fn), ScoredNetwork(dense, forward_fn)

@@ -214,7 +214,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             self._rehearsal = rehearsal
             if pruner is None or not plan.step:
                 return
-            with Processes(options.get("distributed")).together():
+            with Processes(options.get("distributed"), graph.model).together():
                 if rehearsal is not None:
                     rehearsal.try_step(plan, self)
         except BaseException:

@@ -178,7 +178,7 @@ class DamageImportance(ChannelImportance):
         collect: dict[str, Any] = {"curvature": self.curvature, **options}
         if collect.get("folder") is not None:
             self._refuse_folder()
-        processes = Processes(options.get("distributed"))
+        processes = Processes(options.get("distributed"), model)
         uses = weight_uses(model) if self.per == "macs" else nullcontext()
         moments = self._input_moments(model, plan, options) if self.compensated else nullcontext()
         with uses as counted, moments as watched:

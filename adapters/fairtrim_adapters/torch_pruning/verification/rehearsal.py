@@ -175,11 +175,13 @@ class Rehearsal:
 
     # On trial ------------------------------------------------------------------------------------------------
 
-    def groups_that_fail(self, plan: PruningPlan, names: Sequence[str]) -> dict[str, str]:
+    def groups_that_fail(
+        self, plan: PruningPlan, names: Sequence[str], attend: Callable[[], None] = lambda: None
+    ) -> dict[str, str]:
         """Remove one channel in eight of some groups on trial, all at once and, where that goes wrong, one by one.
 
         Gives the groups without whose channels the network doesn't run, or is another one than with closed gates, each
-        with the reason.
+        with the reason. ``attend`` is called before each trial, as other processes may wait.
         """
         assert self._dense.scores is not None
         if not bool(torch.isfinite(self._dense.scores).all()):
@@ -190,6 +192,7 @@ class Rehearsal:
         self._same = True
 
         def attempt(some: Sequence[str]) -> None:
+            attend()
             far, moved, noise = self._trial(plan, self._drawn(plan, some))
             self._same = far <= noise < moved
 
@@ -197,6 +200,7 @@ class Rehearsal:
         rest = [name for name in names if name not in reasons]
         in_order = [] if self._any_order(plan, rest) else [name for name in rest if not self._any_order(plan, [name])]
         for name in in_order if self._same else rest:
+            attend()
             draws, tolerated = (DRAWS, TOLERATED_IN_ORDER) if name in in_order else (1, TOLERATED)
             if reason := self._mixed(plan, name, draws, tolerated):
                 reasons[name] = reason

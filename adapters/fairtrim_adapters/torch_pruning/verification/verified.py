@@ -42,7 +42,7 @@ def verified(
     the rehearsal for the step itself (None where there are no samples), and the loader, with its first batch put back
     if it is a stream.
     """
-    processes = Processes(distributed)
+    processes = Processes(distributed, network.model)
     rehearsal: Rehearsal | None = None
     axes: dict[tuple[str, str], int] = {}
     left: dict[str, str] = {}
@@ -55,13 +55,19 @@ def verified(
             axes = observed_axes(graph, plan, batch, network)
             plan = with_axes(plan, axes)
 
+            def check(names: Sequence[str]) -> None:
+                processes.attend()
+                check_map(graph, plan, batch, network, names)
+
             def check_gates(names: Sequence[str]) -> None:
+                processes.attend()
                 unread.clear()
                 unread.update(rehearsal.check_gates(plan, names))
 
-            for attempt in (lambda names: check_map(graph, plan, batch, network, names), check_gates):
+            for attempt in (check, check_gates):
                 left |= left_out([group.name for group in plan.groups if group.name not in left], attempt)
-            left |= rehearsal.groups_that_fail(plan, [group.name for group in plan.groups if group.name not in left])
+            names = [group.name for group in plan.groups if group.name not in left]
+            left |= rehearsal.groups_that_fail(plan, names, processes.attend)
     for others in processes.exchange(left):
         left |= others
     with processes.together():
