@@ -50,11 +50,9 @@ def execution_device(model: nn.Module) -> torch.device | None:
 
 
 def first_device(model: nn.Module) -> torch.device | None:
-    """A device that the network computes on: that of accelerate's hooks, else of the first tensor; None of no tensor."""
-    wanted = execution_device(model)
-    return (
-        next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None) if wanted is None else wanted
-    )
+    """A device that the network computes on: of accelerate's hooks, else of its first tensor; None if it has none."""
+    tensors = (*model.parameters(), *model.buffers())
+    return execution_device(model) or next((tensor.device for tensor in tensors), None)
 
 
 def holds_nothing(model: nn.Module) -> str:

@@ -15,8 +15,8 @@ from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import ScoredNetwork
-from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.placement import is_sharded
+from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.processes import Processes, check_calls_in_step
 
 from .moments import brought_to_cpu, read_order, standard_errors
