@@ -40,6 +40,7 @@ from fairtrim_adapters.sweep import sweep
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, prune_copy, prune_for_pairs, prune_to, reconstructed
 from tests.large_cases import feed_forward, llama, offload, texts
 from tests.networks import CASES
+from tests.pretend_accelerator import PretendAccelerator
 
 CASE = CASES["mlp"]
 PEOPLE = [(*CASE.batch(12), ["a", "b", "b"] * 4)]
@@ -165,8 +166,15 @@ def test_weights_that_nobody_brings() -> None:
         collect_damage(CASE.model().to("meta"), PEOPLE, groups, progress=False)
     model = CASE.model()
     model[4].to("meta")
-    with pytest.raises(UnsupportedModelError, match=r"2 devices .*accelerate's dispatch_model"):
+    with pytest.raises(UnsupportedModelError, match=r"'4\.weight' lies on the meta device"):
         collect_damage(model, PEOPLE, groups, progress=False)
+
+
+def test_two_devices_without_hooks(pretend: PretendAccelerator) -> None:
+    model: Any = CASE.model()
+    model[4].to(pretend.device)
+    with pytest.raises(UnsupportedModelError, match=r"2 devices \(cpu, pretend:0\).*accelerate's dispatch_model"):
+        collect_damage(model, PEOPLE, CASE.plan(CASE.model()).groups, progress=False)
 
 
 # With accelerate itself --------------------------------------------------------------------------------------
@@ -204,6 +212,7 @@ def test_accelerate(transformers: Any, accelerate: Any, tmp_path: Path, where: s
         squared_gradients(model, texts(), progress=False)
     if where == "cpu":  # the remedy works
         accelerate.hooks.remove_hook_from_module(model, recurse=True)
+        model.to("cpu")
         _, squares = squared_gradients(
             model, texts(), parameters=["model.layers.0.mlp.down_proj.weight"], progress=False
         )

@@ -9,25 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
-from .placement import execution_device
+from .placement import execution_device, require_values
 
 __all__ = ["floating_type", "map_tensors", "model_device", "to_device"]
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Device of the network's parameters and buffers; the CPU if it has none. Two devices are refused.
+    """Device of the network's parameters and buffers; the CPU if it has none. Two devices, and meta, are refused.
 
     Of a network with hooks of accelerate, which bring inputs and weights together: where the first hook takes inputs.
     """
     wanted = execution_device(model)
     if wanted is not None:
         return wanted
+    require_values(model)
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         raise UnsupportedModelError(
             f"the network lies on {len(devices)} devices ({', '.join(sorted(map(str, devices)))}); "
             "expected one: move it with model.to(device), or spread it with accelerate's dispatch_model, whose hooks "
-            "stay as they are (what is on the meta device has no values: load them)"
+            "stay as they are"
         )
     return devices.pop() if devices else torch.device("cpu")
 

@@ -19,6 +19,7 @@ __all__ = [
     "first_device",
     "holds_nothing",
     "is_sharded",
+    "require_values",
     "require_whole",
     "stored_weight",
 ]
@@ -34,9 +35,21 @@ def _is_shard(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "full_tensor")
 
 
+def _shard_of(model: nn.Module) -> str:
+    """Something of the network that each process keeps a part of, in words; nothing if it is whole."""
+    for name, parameter in model.named_parameters():
+        if _is_shard(parameter):
+            return f"{name!r} is a {type(parameter).__name__}"
+    # parameters are ordinary tensors between a forward pass and the next backward pass
+    for name, module in model.named_modules():
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            return f"{name or 'the network'} is a {type(module).__name__}"
+    return ""
+
+
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters are DTensors, of which each process keeps a part, as ``fully_shard`` makes them."""
-    return any(_is_shard(parameter) for parameter in model.parameters())
+    """Whether each process keeps a part of the parameters, as DTensors, such as ``fully_shard`` makes."""
+    return bool(_shard_of(model))
 
 
 def execution_device(model: nn.Module) -> torch.device | None:
@@ -62,6 +75,25 @@ def holds_nothing(model: nn.Module) -> str:
     return next((name for name, parameter in model.named_parameters() if parameter.device.type == "meta"), "")
 
 
+def require_values(model: nn.Module) -> None:
+    """Refuse a network with weights that have no values, and that no hook brings.
+
+    Args:
+        model: The network.
+
+    Raises:
+        UnsupportedModelError: A parameter lies on the meta device.
+
+    Example:
+        >>> require_values(nn.Linear(2, 1))
+    """
+    if empty := holds_nothing(model):
+        raise UnsupportedModelError(
+            f"{empty!r} lies on the meta device, which computes nothing, and no hook brings its values; expected "
+            "weights: load them, e.g. with load_state_dict(..., assign=True) or from_pretrained"
+        )
+
+
 def require_whole(model: nn.Module) -> None:
     """Refuse a network whose weights lie elsewhere where these are to be changed, copied or differentiated.
 
@@ -75,13 +107,11 @@ def require_whole(model: nn.Module) -> None:
         >>> require_whole(nn.Linear(2, 1))
     """
     works = "collect_damage, measured_change and predict work with the network as it is"
-    for name, parameter in model.named_parameters():
-        if _is_shard(parameter):
-            raise UnsupportedModelError(
-                f"{name!r} is a {type(parameter).__name__}, of which each process keeps a part (fully_shard); expected "
-                "ordinary tensors, which can be copied and changed: load the network without fully_shard, e.g. in one "
-                f"process on the CPU. {works}"
-            )
+    if shard := _shard_of(model):
+        raise UnsupportedModelError(
+            f"{shard}, of which each process keeps a part (fully_shard); expected ordinary tensors, which can be "
+            f"copied and changed: load the network without fully_shard, e.g. in one process on the CPU. {works}"
+        )
     hooked = [name for name, module in model.named_modules() if _hooks(module)]
     offloaded = any(getattr(hook, "offload", False) for module in model.modules() for hook in _hooks(module))
     spread = len({parameter.device for parameter in model.parameters()}) > 1

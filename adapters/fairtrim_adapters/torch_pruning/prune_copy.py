@@ -111,6 +111,7 @@ def prune_copy(
     """
     _check(importance, pruning_ratio, iterative_steps)
     require_whole(model)
+    ScoredNetwork(model).check()
     refitted = refits(reconstruct, splits)
     check_recalibration(recalibrate_output)
     training, seed = _settings(fine_tuning), drawn_seed(random_state)

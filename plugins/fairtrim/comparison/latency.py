@@ -21,6 +21,7 @@ from fairtrim.data.batches import ForwardFunction
 from fairtrim.devices import model_device, to_device
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import call_of
+from fairtrim.placement import holds_nothing
 from fairtrim.preservation import preserved_model, preserved_random_state
 
 if TYPE_CHECKING:
@@ -203,9 +204,9 @@ def measure_latency(
     calls: dict[str, Callable[[], Any]] = {}
     timers: dict[str, Timer] = {}
     for name, model in named.items():
-        device = model_device(model)
-        if device.type == "meta":
+        if holds_nothing(model):
             raise InputError(f"network {name!r} lies on the meta device, which computes nothing; expected weights")
+        device = model_device(model)
         calls[name] = call_of(model, to_device(inputs, device), forward_fn)
         # torch's own Timer is one of these; it adds two calls to each measurement, and waits for one device only
         timers[name] = Timer(calls[name], timer=partial(_now, device))

@@ -77,10 +77,10 @@ def collect_damage(
     reading = Reading.of(options, "collect_damage", CollectionOptions)
     processes, folder = Processes(options.get("distributed"), model), options.get("folder")
     with processes.together():
-        sites = channel_sites(model, channel_groups)
         network = reading.network(model)
-        device = network.device
         network.check()
+        device = network.device
+        sites = channel_sites(model, channel_groups)
         sizes = {group.name: group.size for group in channel_groups}
         n_columns = sum(sizes.values())
         in_parts = folder is not None or processes.count > 1

@@ -18,6 +18,7 @@ from fairtrim.arguments import RandomState, random_generator
 from fairtrim.data.padding import real_tokens
 from fairtrim.devices import to_device
 from fairtrim.network.activation_checkpointing import uncounted
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import stored_weight
 from fairtrim.precision import full_precision
 from fairtrim.preservation import remove_hooks
@@ -358,6 +359,7 @@ def input_moments(
         [[[5.0, 1.0], [1.0, 2.0]]]
     """
     processes = Processes(distributed, model)
+    ScoredNetwork(model).check()
     moments = InputMoments(model, channel_groups, input_axes or {}, random_generator(random_state))
     with moments.watching(model):
         yield moments

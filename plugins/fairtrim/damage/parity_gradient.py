@@ -105,9 +105,9 @@ def parity_gradient(
         Processes(options.get("distributed"), model),
     )
     with processes.together():
-        sites = channel_sites(model, channel_groups)
         network, encoder = reading.network(model), reading.encoder()
         network.check()
+        sites = channel_sites(model, channel_groups)
         columns = ChannelColumns({group.name: group.size for group in channel_groups})
         sums = _Sums(len(columns))
     with (

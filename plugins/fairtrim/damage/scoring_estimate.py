@@ -194,7 +194,8 @@ def estimate_scoring(
     require_number("n_groups", n_groups, at_least=1, whole=True)
     reading = Reading.of(options, "estimate_scoring")
     network, sample_loss = reading.network(model), reading.sample_loss()
-    inputs, target, _ = parts_of_batch(batch, 0)
+    network.check(values=False)
+    inputs, target, _ = parts_of_batch(batch, 0, values=False)
     size, one = len(target), slice(0, 1)
     device = torch.device("meta") if holds_nothing(model) else network.device
     sample = map_tensors(slice_samples(inputs, one), Tensor.clone)  # whose storage is not that of the batch

@@ -74,8 +74,8 @@ def squared_gradients(
     reading, processes = Reading.of(options, "squared_gradients"), Processes(distributed, model)
     with processes.together():
         network = reading.network(model)
-        device = network.device
         network.check()
+        device = network.device
         require_whole(model)  # parameters are known by their identity
         sample_loss, moments = reading.sample_loss(in_parts=processes.count > 1), Moments(0)
         encoder = reading.encoder()

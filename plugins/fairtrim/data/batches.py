@@ -109,11 +109,12 @@ def _as_target(target: Any, index: int) -> Tensor:
         ) from None
 
 
-def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
+def parts_of_batch(entry: Any, index: int, *, values: bool = True) -> tuple[Any, Tensor, Any]:
     """Inputs, target and sensitive features of one entry of a loader.
 
     The entry is (inputs, target[, sensitive]), or a dict, such as Hugging Face's collators make, whose target is under
-    ``labels`` and whose sensitive features, if any, are under ``sensitive_features``.
+    ``labels`` and whose sensitive features, if any, are under ``sensitive_features``. Refused with ``values``: tensors
+    on the meta device.
 
     Example:
         >>> inputs, target, sensitive = parts_of_batch({"input_ids": torch.ones(2, 3), "labels": [1, 0]}, 0)
@@ -141,6 +142,11 @@ def parts_of_batch(entry: Any, index: int) -> tuple[Any, Tensor, Any]:
             "dict with 'labels'"
         )
     target = _as_target(target, index)
+    if values and any(tensor.is_meta for tensor in tensors_of([inputs, target])):
+        raise InputError(
+            f"batch {index} lies on the meta device, where tensors have no values; expected data: make the dataset "
+            "outside of torch.device('meta'); batches on the CPU are moved to the network's device"
+        )
     if target.ndim == 0:
         raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
     return inputs, target, sensitive

@@ -25,9 +25,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 
-from fairtrim.devices import model_device
 from fairtrim.errors import InputError
-from fairtrim.placement import require_whole
+from fairtrim.placement import first_device, require_whole
 
 from .atomic_file import file_path, replacing
 from .module_settings import arrays_of, check_free, left_out, settings_of, settings_to_change
@@ -72,9 +71,7 @@ def save_pruned(path: str | os.PathLike[str], model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected the network itself: save_pruned(path, model)")
     path = file_path(path, "pruned.safetensors")
-    for inner in ("_orig_mod", "module"):
-        if type(model).__module__.startswith("torch.") and isinstance(getattr(model, inner, None), nn.Module):
-            raise InputError(f"the network is wrapped in {type(model).__name__}; expected itself: model.{inner}")
+    _refuse_wrapper(model)
     require_whole(model)
     tensors, aliases, beside, kept = _tensors(model)
     if lost := [f"{name}.{key}" if name else key for name, module in model.named_modules() for key in left_out(module)]:
@@ -170,6 +167,15 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         )
 
 
+def _refuse_wrapper(model: nn.Module) -> None:
+    """Names in a wrapper are not those of the network, and of a script nothing can be set."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the network is a torch.jit.ScriptModule; expected the network that was scripted or traced")
+    for inner in ("_orig_mod", "module"):
+        if type(model).__module__.startswith("torch.") and isinstance(getattr(model, inner, None), nn.Module):
+            raise InputError(f"the network is wrapped in {type(model).__name__}; expected itself: model.{inner}")
+
+
 def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Give a fresh network the shapes, settings and tensors of a saved one, in place.
 
@@ -198,6 +204,7 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got a {type(model).__name__}; expected a fresh network: load_pruned(path, model)")
+    _refuse_wrapper(model)
     require_whole(model)
     header, tensors = _read(Path(path))
     tensors |= {alias: tensors[name] for alias, name in header["aliases"].items() if name in tensors}
@@ -212,7 +219,7 @@ def load_pruned(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     _check_names(path, header, needed, set(tensors) - beside - {n for n, tensor in expected.items() if tensor is None})
     try:
         settings = _settings(header, modules)
-        device = model_device(model)
+        device = first_device(model) or torch.device("cpu")
         settings += [_array(name, tensor, kind, modules, device) for name, (tensor, kind) in arrays.items()]
     except InputError as error:
         raise InputError(f"{path}: {error}; pass a network of the class that was saved") from error

@@ -22,6 +22,7 @@ from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.errors import InputError
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.losses import generalized_cross_entropy
+from fairtrim.network.scored_network import ScoredNetwork
 
 from .mined_samples import MinedSamples
 from .miner import Trace
@@ -122,6 +123,7 @@ class AccumulatedConfidence(TrainingMiner):
         Returns:
             The trace, one row a repeat and level, and the confidence of the unpruned network, (N,).
         """
+        ScoredNetwork(model).check()
         dense, _, target = self._seen(model, IndexedSamples(loader))
         seed = drawn_seed(self.random_state)
         repeats = Parallel(n_jobs=self.n_jobs)(

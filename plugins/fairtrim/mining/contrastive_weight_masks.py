@@ -23,6 +23,7 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.network.weight_masks import holders_of, in_shapes_of, mask_weights
+from fairtrim.placement import require_whole
 from fairtrim.preservation import insist, preserved_model, preserved_random_state, remove_hooks
 
 from .contrastive_objective import ContrastiveObjective, GateLearning, learn_logits
@@ -103,6 +104,7 @@ def learn_weight_masks(
     samples = loader if isinstance(loader, IndexedSamples) else IndexedSamples(loader)
     network = objective.network(model)
     network.check()
+    require_whole(model)
     gated = gated_weights(network, samples.first(network.device), ignored_layers)
     weights = {name: weight.detach() for name, weight in gated.items()}
     holders = holders_of(model, gated)

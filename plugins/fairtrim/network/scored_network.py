@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_any, tree_map
 from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
-from fairtrim.placement import holds_nothing
+from fairtrim.placement import require_values
 
 from .batchnorm import batchnorm_layers
 from .recurrent_layers import differentiable_recurrence
@@ -67,17 +67,14 @@ class ScoredNetwork:
         """Another network that is called in the same way, such as a pruned copy."""
         return replace(self, model=model)
 
-    def check(self) -> None:
+    def check(self, *, values: bool = True) -> None:
         """Refuse a network whose samples or layers can't be told apart from outside.
 
         It was compiled, is wrapped for several devices, or has a BatchNorm without running statistics, which normalises
-        by the batch even in eval mode.
+        by the batch even in eval mode. With ``values`` also one on the meta device.
         """
-        if empty := holds_nothing(self.model):
-            raise UnsupportedModelError(
-                f"{empty!r} lies on the meta device, which computes nothing, and no hook brings its values; expected "
-                "weights: load them, e.g. with load_state_dict(..., assign=True) or from_pretrained"
-            )
+        if values:
+            require_values(self.model)
         by_the_batch = set(batchnorm_layers(self.model, with_statistics=False)).difference(batchnorm_layers(self.model))
         for name, module in self.model.named_modules():
             if type(module).__name__ in _WRAPPERS:
@@ -91,6 +88,11 @@ class ScoredNetwork:
                     f"{name or 'the network'} was compiled by torch.compile; expected the network itself, "
                     "model._orig_mod (the compiled one shares its weights; compile again after pruning, which "
                     "changes the shapes)"
+                )
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UnsupportedModelError(
+                    f"{name or 'the network'} is a torch.jit.ScriptModule, whose layers can't be seen or changed from "
+                    "outside; expected the network that was scripted or traced: script the pruned or repaired one anew"
                 )
             if getattr(module, "_compiled_call_impl", None) is not None:  # may have left out hooks that come later
                 raise UnsupportedModelError(

@@ -221,12 +221,12 @@ def reconstruct(
     require_number("max_samples", max_samples, at_least=1, whole=True)
     generator, processes = random_generator(random_state), Processes(distributed, model)
     with processes.together():
-        _check(model, dense, readers)
         network, original = ScoredNetwork(model, forward_fn), ScoredNetwork(dense, forward_fn)
         network.check()
         original.check()
         require_whole(model)
         require_whole(dense)
+        _check(model, dense, readers)
     with processes.together(), preserved_random_state(loader):
         share = -(-max_samples // processes.count)
         reading = read(loader, share, weigh_groups=weigh_groups, some=processes.count == 1, progress=progress)

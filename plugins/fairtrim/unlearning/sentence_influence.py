@@ -16,6 +16,7 @@ from fairtrim.errors import InputError
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.late_blocks import LateBlocks
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode, preserved_random_state
 
 from .influence import BiasInfluence
@@ -80,6 +81,7 @@ def influence_of_sentences(
     require_number("damping", damping, above=0)
     require_number("n_blocks", n_blocks, at_least=1, whole=True)
     require_number("batch_size", batch_size, at_least=1, whole=True)
+    ScoredNetwork(model).check()  # layers are listened to
     generator, sentences = random_generator(random_state), sentences_of(texts, each=True)
     order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]))
     with preserved_random_state(), torch.inference_mode(False), torch.enable_grad():

@@ -20,6 +20,7 @@ from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.late_blocks import LateBlocks, last_blocks, late_parameters
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
+from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode, preserved_model, preserved_random_state
 
 from .linearised_pairs import LinearisedPairs
@@ -69,6 +70,7 @@ class _Sentences:
         generator: Generator,
     ) -> None:
         self.settings, self.generator = settings, generator
+        ScoredNetwork(model).check()  # layers are listened to
         self.model = copied_network(model)
         every_module_in_eval_mode(self.model)
         self.flags = [parameter.requires_grad for parameter in self.model.parameters()]

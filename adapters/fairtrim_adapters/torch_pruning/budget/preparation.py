@@ -129,9 +129,9 @@ def prepared(
         sensitive_names=options.get("sensitive_names"),
         progress=options.get("progress", True),
     )
+    reading.network(model).check()
     require_whole(model)
     dense = reading.network(copy.deepcopy(model).eval())
-    dense.check()
     with preserved_random_state(loader):
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
     if importance is None:

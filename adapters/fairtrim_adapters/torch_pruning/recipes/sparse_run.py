@@ -339,6 +339,7 @@ def begin(
         InputError: An argument or the data is wrong, nothing or everything was mined, or the folder holds another run.
     """
     samples, dense = IndexedSamples(loader), settings.network
+    dense.check()
     start = {
         "network": fingerprint(dense.model),
         "samples": samples.n_samples,

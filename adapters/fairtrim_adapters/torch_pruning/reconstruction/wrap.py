@@ -212,6 +212,7 @@ def _checked(
         raise InputError(
             f"got a {type(pruner).__name__}; expected the pruner: with reconstructed(pruner, loader): pruner.step()"
         )
+    ScoredNetwork(pruner.model).check()
     require_whole(pruner.model)
     require_known("reconstructed", options, ReconstructionOptions.__annotations__)
     for name, given in (("loader", loader), ("held_out", held_out)):
