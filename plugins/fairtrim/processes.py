@@ -118,7 +118,7 @@ class Processes:
 
     def _meet(self, failure: str | None = None, *, working: bool = True) -> bool:
         """Tell the others how it goes, and hear whether anybody still works; raises what another has failed by."""
-        failed, still = self.sum(torch.tensor([failure is not None, working], dtype=torch.int64)).tolist()
+        failed, still = self.sum(torch.tensor([failure is not None, working], dtype=torch.int64, device="cpu")).tolist()
         if failed:
             told = self.exchange(failure)
             rank, message = next((rank, message) for rank, message in enumerate(told) if message is not None)
