@@ -179,6 +179,7 @@ def test_two_devices() -> None:
         predict(model, [CASE.batch(3)], progress=False)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_equals_cpu() -> None:
     model, (x, y) = CASE.model(), CASE.batch(6)

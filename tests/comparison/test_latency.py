@@ -271,6 +271,7 @@ def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.is_grad_enabled() and gc.isenabled()
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_devices_are_waited_for() -> None:
     model = nn.Linear(50, 3).cuda()
