@@ -1,4 +1,4 @@
-"""The check of a device runs, tiny, on the CPU and on a pretend device; what fails in it is told, and the rest goes on."""
+"""The check of a device runs, tiny, on the CPU and on a pretend device; what fails is told, and the rest goes on."""
 
 from __future__ import annotations
 
