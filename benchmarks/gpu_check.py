@@ -108,6 +108,7 @@ def boxed(name: str, sizes: Sizes, device: str, limit: float) -> dict[str, Any]:
     theirs.close()
     try:
         said = ours.recv() if ours.poll(limit) else {"error": f"not done after {limit:.0f} s"}
+        process.join(10 if "rows" in said else 0)  # one that ends by itself tidies up
     except EOFError:
         process.join()
         said = {"error": f"its process ended with exit code {process.exitcode}"}
@@ -148,7 +149,8 @@ def table_of(result: dict[str, Any]) -> str:
     tests = result.get("tests")
     if tests is not None:
         ran = tests.get("tests", 0) - tests.get("skipped", 0)
-        lines.append(tests.get("error") or f"tests: {ran} ran, {len(tests['failures'])} failed: ")
+        counted = f"{ran} ran, {tests.get('skipped', 0)} skipped, {len(tests.get('failures', ()))} failed"
+        lines.append(f"tests: {tests.get('error') or counted}")
         lines += [f"  {name}" for name in tests.get("failures", ())]
     for name, figure in result["figures"].items():
         lines.append(f"{name} ({figure['seconds']} s)" if "seconds" in figure else name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from benchmarks import gpu_check
 from benchmarks.gpu import figures
 from benchmarks.gpu.networks import SMALL
-from benchmarks.gpu.reading import Operations, Row, kept_bytes
+from benchmarks.gpu.reading import Operations, Row, counted_waits, kept_bytes
 from torch import nn
 
 from tests.pretend_accelerator import Accelerator, PretendAccelerator
@@ -53,6 +54,18 @@ def test_operations_by_hand() -> None:
     forward, sizes = 2 * 7 * 3 * 5, (7 * 3, 3 * 5, 7 * 5)
     assert counter.counts[0] == 2 * forward  # and once more for the gradient of the weights
     assert counter.counts[1] >= 2 * 4 * sum(sizes)
+
+
+def test_waits_are_what_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with counted_waits(torch.device("cuda")) as (device, counts):
+        for _ in range(3):  # from one line
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=1)
+        assert device.type == "cuda" and counts() == {"waits": 3}
+    assert modes == ["warn", 0]
 
 
 @pytest.mark.slow
@@ -94,7 +107,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(
     gpu_check.main()
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    assert "tests: 3 ran, 1 failed" in lines[1] and lines[2].strip() == "a::b"
+    assert lines[1] == "tests: 3 ran, 2 skipped, 1 failed" and lines[2].strip() == "a::b"
     assert "failed: OutOfMemoryError: 3 GiB" in lines[4] and "8.75 a batch (at most 2)" in lines[-1]
     written = json.loads(file.read_text())
     assert written["figures"] == told and written["sizes"]["batch"] == 3

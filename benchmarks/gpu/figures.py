@@ -187,7 +187,7 @@ def waits(sizes: Sizes, device: torch.device) -> list[Row]:
     }
     rows = []
     for name, (model, inputs, function) in runs.items():
-        batches = list(zip(inputs.split(16), y.split(16), a.split(16), strict=True))
+        batches = list(zip(*(torch.split(each, 16) for each in (inputs, y, a)), strict=True))
         with counted_waits(device) as (there, counts):
             model.eval().to(there)
             before = counts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 import warnings
@@ -170,22 +171,21 @@ def counted_waits(device: torch.device) -> Iterator[tuple[torch.device, Callable
             finally:
                 torch.cuda.set_sync_debug_mode(before)
         return
-    from tests.pretend_accelerator import PretendAccelerator, registered
-
-    if not registered():
+    tests = importlib.import_module("tests.pretend_accelerator")
+    if not tests.registered():
         raise RuntimeError("this torch has no Python backend for other devices, and the pretend device needs one")
-    with PretendAccelerator().running() as pretend:
+    with tests.PretendAccelerator().running() as pretend:
         yield (
             pretend.device,
             lambda: {"waits": sum(pretend.waits.values()), "copies": sum(pretend.copies.values())},
         )
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Floating-point operations, and bytes that operations read and write if none is fused with another."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = torch.zeros(2, dtype=torch.float64)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
