@@ -147,7 +147,7 @@ def _offered() -> dict[str, Any]:
 
 def _named_on_a_device() -> set[str]:
     """Words of all tests on a device, and classes whose names in a registry are among their strings, or all of it."""
-    text = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_on_an_accelerator.py"))
+    text = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*on_an_accelerator.py"))
     registries: dict[str, Any] = {"IMPORTANCES": IMPORTANCES, "MINERS": MINERS, "POST_PROCESSORS": POST_PROCESSORS}
     by_name = {
         method.__name__
@@ -162,7 +162,7 @@ def test_every_public_name_is_tested_on_a_device() -> None:
     named = _named_on_a_device()
     missing = [name for name, value in _offered().items() if _takes_tensors(value) and name not in named]
     missing = sorted(set(missing) - set(NOT_ON_A_DEVICE))
-    assert not missing, f"in no tests/**/test_on_an_accelerator.py: {', '.join(missing)}"
+    assert not missing, f"in no tests/**/test_*on_an_accelerator.py: {', '.join(missing)}"
 
 
 def test_exceptions_are_offered() -> None:
