@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,3 +97,24 @@ def test_what_was_said_of_all_is_still_said_of_all() -> None:
     backends.fp32_precision = "none"
     assert backends.mkldnn.matmul.fp32_precision == "none"
     assert backends.cuda.matmul.fp32_precision == "none"
+
+
+@pytest.mark.usefixtures("settings")
+def test_of_two_threads_the_last_puts_everything_back() -> None:
+    """Each leaves after the other came, so that what it found on entering were the other's settings."""
+    torch.set_float32_matmul_precision("high")
+    before, came, may_leave = _everything(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with full_precision():
+            came.set()
+            may_leave.wait(10)
+
+    with full_precision():
+        thread = threading.Thread(target=other)
+        thread.start()
+        came.wait(10)
+    assert torch.get_float32_matmul_precision() == "highest"
+    may_leave.set()
+    thread.join()
+    assert _everything() == before

@@ -163,14 +163,14 @@ def products(sizes: Sizes, device: torch.device) -> list[Row]:
 
 
 def waits(sizes: Sizes, device: torch.device) -> list[Row]:
-    """How often the CPU waits for the device in a run over four batches, and copies to it, as a mean over batches."""
+    """How often the CPU waits for the device and copies to it: for a batch more, and for a whole run beside that."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         stem, blocks = convolution(3, 8, 3), [Residual(8) for _ in range(9)]
         images = nn.Sequential(stem, nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
         linear = [layer for _ in range(5) for layer in (nn.Linear(6, 6), nn.ReLU())]
         table = nn.Sequential(*linear, nn.Linear(6, 4))
-        x, y, a = torch.randn(64, 3, 8, 8), torch.randint(0, 4, (64,)), torch.arange(64) % 3
+        x, y, a = torch.randn(96, 3, 8, 8), torch.randint(0, 4, (96,)), torch.arange(96) % 3
     places = [name for name, module in images.named_modules() if isinstance(module, nn.Conv2d)]
     groups = [ChannelGroup(name, 8, (ChannelPlace(name, "output", range(8), range(8)),)) for name in places]
     runs: dict[str, tuple[nn.Module, Tensor, Callable[..., Any]]] = {
@@ -190,9 +190,14 @@ def waits(sizes: Sizes, device: torch.device) -> list[Row]:
         batches = list(zip(*(torch.split(each, 16) for each in (inputs, y, a)), strict=True))
         with counted_waits(device) as (there, counts):
             model.eval().to(there)
-            before = counts()
-            function(model, batches)
-            rows += [Row(f"{name}: {what}", (n - before[what]) / 4, "a batch") for what, n in counts().items()]
+            seen = [counts()]
+            for n_batches in (2, 6):
+                function(model, batches[:n_batches])
+                seen.append(counts())
+        for what in seen[0]:
+            few, many = seen[1][what] - seen[0][what], seen[2][what] - seen[1][what]
+            rows.append(Row(f"{name}: {what}", (many - few) / 4, "a batch"))
+            rows.append(Row(f"{name}: {what}", few - 2 * rows[-1].value, "a run beside"))
     return rows
 
 

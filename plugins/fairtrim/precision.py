@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from .preservation import insist
 __all__ = ["full_precision"]
 
 
+_lock, _blocks, _restore = Lock(), 0, ExitStack()
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply float32 numbers as such inside: not as TF32 (10 bits after the point) and not as bfloat16.
 
     cuDNN's convolutions take TF32 by default, matrices and the CPU where torch was told to. It is for results of two
-    different kernels that are held against each other. Settings of torch, its older and its newer ones, come back.
+    different kernels that are held against each other. Settings of torch, its older and its newer ones, come back; they
+    are those of the whole process, so that of several threads the first sets them and the last puts them back.
 
     Example:
         >>> torch.set_float32_matmul_precision("high")
@@ -30,6 +35,22 @@ def full_precision() -> Iterator[None]:
         'high'
         >>> torch.set_float32_matmul_precision("highest")
     """
+    global _blocks
+    with _lock:
+        if not _blocks:
+            _restore.callback(insist, _made_full())
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks -= 1
+            if not _blocks:
+                _restore.close()
+
+
+def _made_full() -> Callable[[], None]:
+    """Set everything to full precision, and say how that is undone."""
     cudnn: Any = torch.backends.cudnn
     older: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = [
         (lambda: cudnn.allow_tf32, lambda value: setattr(cudnn, "allow_tf32", value), False),
@@ -49,17 +70,14 @@ def full_precision() -> Iterator[None]:
                     if operation.fp32_precision != value:
                         operation.fp32_precision = wanted
 
-    try:
-        with _quiet():
-            for put, full, value in before:  # as long as these can be read, so that they can be read inside
-                if value != full:
-                    put(full)
-            for operation, _ in newer:
-                if operation.fp32_precision not in ("none", "ieee"):
-                    operation.fp32_precision = "ieee"
-        yield
-    finally:
-        insist(restore)
+    with _quiet():
+        for put, full, value in before:  # as long as these can be read, so that they can be read inside
+            if value != full:
+                put(full)
+        for operation, _ in newer:
+            if operation.fp32_precision not in ("none", "ieee"):
+                operation.fp32_precision = "ieee"
+    return restore
 
 
 def _operations() -> list[Any]:
