@@ -54,7 +54,8 @@ def marked_tests(limit: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {limit:.0f} s"}
         if not report.exists():
-            return {"error": f"pytest gave no report: {(run.stdout + run.stderr).strip()[-2000:]}"}
+            said = (run.stdout + run.stderr).strip()[-2000:]
+            return {"error": f"pytest gave no report (pip install pytest hypothesis): {said}"}
         return told_by(ElementTree.parse(report).getroot())
 
 
@@ -146,6 +147,8 @@ def table_of(result: dict[str, Any]) -> str:
         The table.
     """
     lines = [", ".join(f"{key} {value}" for key, value in result["machine"].items())]
+    if result["sizes"]["layers"] != FULL.layers:
+        lines.append("networks are tiny: figures show that the check runs, not what a device can do")
     tests = result.get("tests")
     if tests is not None:
         ran = tests.get("tests", 0) - tests.get("skipped", 0)
@@ -157,8 +160,12 @@ def table_of(result: dict[str, Any]) -> str:
         if "error" in figure:
             lines.append(f"  failed: {figure['error'].splitlines()[0]}")
         for row in figure.get("rows", ()):
-            target = f" (at most {row['target']:.3g})" if row["target"] is not None else ""
+            target, missed = "", row["target"] is not None and row["value"] > row["target"]
+            if row["target"] is not None:
+                target = f" ({'MISSED, ' if missed else ''}at most {row['target']:.3g})"
             lines.append(f"  {row['what']:<54}{row['value']:>10.3g} {row['unit']}{target}")
+    left_out = result.get("left_out", ())
+    lines += [f"left out on this device: {', '.join(left_out)}"] * bool(left_out)
     return "\n".join(line[:100] for line in lines)
 
 
@@ -201,7 +208,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help=f"images a batch; default {FULL.batch}")
     parser.add_argument("--pixels", type=int, help=f"width and height of an image; default {FULL.pixels}")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError:
+        parser.error(f"--device {arguments.device!r} is none that torch knows; expected cuda, cuda:1, ..., or cpu")
+    if device.type not in ("cpu", "cuda"):
+        parser.error(f"--device {device} is not read; expected cuda, cuda:1, ..., or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         print(f"there is no {device} here, as this torch ({torch.__version__}) sees it: nothing was run")
         return
@@ -211,6 +223,7 @@ def main() -> None:
     names = arguments.only or [name for name in every if name not in left_out]
     given = {name: value for name in ("batch", "pixels") if (value := getattr(arguments, name)) is not None}
     result = check(names, replace(SMALL if small else FULL, **given), str(device), arguments.minutes, arguments.output)
+    result["left_out"] = [name for name in every if name not in names] if not arguments.only else []
     print(table_of(result))
 
 

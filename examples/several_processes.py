@@ -55,7 +55,8 @@ def pruned(dense: nn.Sequential, loader: DataLoader[tuple[torch.Tensor, ...]], *
 
 
 def main() -> None:
-    dist.init_process_group("gloo")  # "nccl" on GPUs
+    # On GPUs: "cpu:gloo,cuda:nccl", torch.cuda.set_device(int(os.environ["LOCAL_RANK"])), and dense.to("cuda") below.
+    dist.init_process_group("gloo")
     adult = load_adult()
     torch.manual_seed(0)  # the same weights in every process
     dense = network(adult.train[0].shape[1])

@@ -27,7 +27,7 @@ def test_a_device_that_is_not_there(
 ) -> None:
     folder = ["--folder", str(tmp_path / "sweep")] if command == "sweep" else []
     assert main([command, *WORK, *folder, "--device", name]) == 2
-    assert f"--device '{name}' can't be used here (" in (said := capsys.readouterr().err)
+    assert f"--device '{name}' can't be used by torch " in (said := capsys.readouterr().err)
     assert "expected one of ['cpu'" in said
     assert not list(tmp_path.iterdir())
 

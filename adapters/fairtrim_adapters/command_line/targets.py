@@ -128,7 +128,10 @@ def _checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InputError(f"--device {name!r} can't be used here ({_said(error)}); expected one of {there}") from error
+        raise InputError(
+            f"--device {name!r} can't be used by torch {torch.__version__}; expected one of {there}, or install the "
+            "build of torch for it"
+        ) from error
     return device
 
 
