@@ -58,6 +58,10 @@ def floating_type(model: nn.Module) -> torch.dtype:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor in tuples, lists and dicts; what comes to the CPU can be read at once."""
-    # on the CPU nothing waits for a copy that is still under way
-    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))
+    """Move every tensor in tuples, lists and dicts; what comes to the CPU can be read at once.
+
+    Nobody waits for a copy to a device, and its source may be forgotten, but not overwritten where it is pinned.
+    """
+    # on the CPU nothing waits for a copy that is still under way, and MPS reads a source that is already freed
+    # (github.com/pytorch/pytorch/issues/189690)
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type not in ("cpu", "mps")))

@@ -52,7 +52,7 @@ def test_nested_inputs_have_landed() -> None:
     assert moved["x"][0].tolist() == [1, 1] and moved["x"][1][0].tolist() == [1] and moved["name"] == "a"
 
 
-def test_copies_towards_a_device_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_towards_a_device_do_not_wait_but_for_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
 
     def to(self: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
@@ -62,7 +62,7 @@ def test_copies_towards_a_device_do_not_wait(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.Tensor, "to", to)
     for device in ("cuda", "mps", "cpu"):
         to_device(torch.ones(1), torch.device(device))
-    assert asked == [("cuda", True), ("mps", True), ("cpu", False)]
+    assert asked == [("cuda", True), ("mps", False), ("cpu", False)]
 
 
 def test_validation_sets_predictions_and_changed_samples() -> None:
