@@ -21,8 +21,9 @@ from tests.pretend_accelerator import Accelerator, PretendAccelerator, registere
 # Said in the environment too, for the processes that tests start; OMP_NUM_THREADS=2 in front of pytest overrides it.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
+# A process has one accelerator for torch (torch.accelerator, pinned memory), and a pretend one would stand before CUDA.
 # Before the first backward pass of this process: autograd starts its threads then, one for each device that it knows.
-registered()
+_PRETENDS = not torch.cuda.is_available() and registered()
 
 # How long an example takes is no property of the code, least of all on a busy machine.
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -71,8 +72,8 @@ def transformers() -> Any:
 @pytest.fixture
 def pretend() -> Iterator[PretendAccelerator]:
     """A device other than the CPU that keeps its manners and counts waits and copies."""
-    if not registered():
-        pytest.skip("needs a torch with a Python backend for other devices")
+    if not _PRETENDS:
+        pytest.skip("needs a machine without CUDA, and a torch with a Python backend for other devices")
     with PretendAccelerator().running() as device:
         yield device
 
