@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .errors import UnsupportedModelError
 from .placement import execution_device, require_values
 
-__all__ = ["floating_type", "map_tensors", "model_device", "to_device"]
+__all__ = ["floating_type", "has_float64", "map_tensors", "model_device", "to_device", "together_on_cpu"]
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -65,3 +65,36 @@ def to_device(value: Any, device: torch.device) -> Any:
     # on the CPU nothing waits for a copy that is still under way, and MPS reads a source that is already freed
     # (github.com/pytorch/pytorch/issues/189690)
     return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type not in ("cpu", "mps")))
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in double precision; MPS doesn't, nor do some of Intel's, which hold such tensors.
+
+    Example:
+        >>> has_float64(torch.device("cpu"))
+        True
+    """
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).add(1)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def together_on_cpu(*tensors: Tensor) -> list[Tensor]:
+    """Tensors in float64 on the CPU, in one copy, so that a device is waited for once.
+
+    Args:
+        tensors: Of any shapes.
+
+    Returns:
+        As many, of the same shapes.
+
+    Example:
+        >>> together_on_cpu(torch.ones(1, 2), torch.tensor(3.0))
+        [tensor([[1., 1.]], dtype=torch.float64), tensor(3., dtype=torch.float64)]
+    """
+    flat = torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors]).cpu()
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    # each by itself: a part would keep the whole
+    return [part.to(torch.float64, copy=True).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

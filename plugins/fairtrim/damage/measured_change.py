@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch, n_batches_of, slice_samples, tensors_of
-from fairtrim.devices import to_device
+from fairtrim.devices import to_device, together_on_cpu
 from fairtrim.errors import InputError
 from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import ScoredNetwork
@@ -19,7 +19,7 @@ from fairtrim.placement import is_sharded
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.processes import Processes, check_calls_in_step
 
-from .moments import brought_to_cpu, read_order, standard_errors
+from .moments import read_order, standard_errors
 from .reading_options import Reading, ReadingOptions
 from .table import DamageTable
 
@@ -153,7 +153,7 @@ def losses_of(network: ScoredNetwork, sample_loss: SampleLoss, batch: Batch) -> 
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     with torch.autocast(network.device.type, enabled=False):
         losses, units = sample_loss.weighted(scores, batch.target)
-    of_samples, of_loss = brought_to_cpu(losses, units)
+    of_samples, of_loss = together_on_cpu(losses, units)
     return scores, of_samples, of_loss
 
 

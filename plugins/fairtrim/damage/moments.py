@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder
-from fairtrim.devices import to_device
+from fairtrim.devices import to_device, together_on_cpu
 from fairtrim.errors import InputError
 from fairtrim.network.sample_loss import require_finite_losses
 from fairtrim.processes import Processes
@@ -23,7 +23,6 @@ __all__ = [
     "SUMS",
     "Interactions",
     "Moments",
-    "brought_to_cpu",
     "group_sums",
     "members_of",
     "read_order",
@@ -103,25 +102,6 @@ def group_sums(weights: Tensor, values: Tensor) -> Tensor:
     samples, groups = members.unbind(1)
     weighted = values[samples] * weights[groups, samples].view(-1, *[1] * (values.ndim - 1))
     return values.new_zeros(len(weights), *values.shape[1:]).index_add_(0, groups, weighted)
-
-
-def brought_to_cpu(*tensors: Tensor) -> list[Tensor]:
-    """Tensors in float64 on the CPU, in one copy, so that a device is waited for once.
-
-    Args:
-        tensors: Of any shapes.
-
-    Returns:
-        As many, of the same shapes.
-
-    Example:
-        >>> brought_to_cpu(torch.ones(1, 2), torch.tensor(3.0))
-        [tensor([[1., 1.]], dtype=torch.float64), tensor(3., dtype=torch.float64)]
-    """
-    together = torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors]).cpu()
-    parts = torch.split(together, [tensor.numel() for tensor in tensors])
-    # each by itself: a part would keep the whole
-    return [part.to(torch.float64, copy=True).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def members_of(weights: Tensor, numbers: Sequence[int]) -> list[Tensor]:
@@ -289,7 +269,7 @@ class Moments:
         # in one product: what each sample adds to the means, and the squares that say how far they can be off
         values = torch.cat([curvature, (second_order - slope).square(), second_order.square()], 1)
         sums = group_sums(on_device, slope), group_sums(on_device, values)
-        slopes, others, loss, *loss_weights = brought_to_cpu(
+        slopes, others, loss, *loss_weights = together_on_cpu(
             *sums, loss, *([] if loss_weight is None else [loss_weight])
         )
         require_finite_losses(loss)

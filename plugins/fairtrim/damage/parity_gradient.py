@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairtrim.data.labels import whole_labels
 from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, match_groups
-from fairtrim.devices import to_device
+from fairtrim.devices import to_device, together_on_cpu
 from fairtrim.errors import InputError
 from fairtrim.measures.differentiable_bias import proxy_bias
 from fairtrim.measures.group_counts import GroupCounts, canonical_measure, rates
@@ -29,7 +29,7 @@ from fairtrim.processes import Processes
 from .channel_groups import ChannelColumns, ChannelGroup, channel_sites
 from .collection import check_connected, check_independence, refuse_nobody
 from .gates import Gates, hooked_gates
-from .moments import brought_to_cpu, group_sums, spread
+from .moments import group_sums, spread
 from .reading_options import CollectionOptions, Reading
 
 __all__ = ["ParityGradient", "parity_gradient"]
@@ -173,7 +173,7 @@ class _Sums:
             for label, slope in enumerate(self._slopes(gates, scores, leaf, given))
             for part in range(2)
         ]
-        of_samples, *of_gates = brought_to_cpu(values, *slopes)
+        of_samples, *of_gates = together_on_cpu(values, *slopes)
         self._grow(member.shape[1], n_labels)
         self.counts += torch.einsum("ng,npk->gpk", of_groups.double(), of_samples)
         for place, slope in enumerate(of_gates):

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["ON_DEVICE_BYTES", "RunningSums", "has_float64"]
+from fairtrim.devices import has_float64, together_on_cpu
+
+__all__ = ["ON_DEVICE_BYTES", "RunningSums"]
 
 ON_DEVICE_BYTES = 2**30
 """Of sums on an accelerator, the Gram matrices of a run for instance; larger ones go to the CPU batch by batch."""
 
-
-def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in double precision; MPS doesn't.
-
-    Example:
-        >>> has_float64(torch.device("cpu"))
-        True
-    """
-    try:
-        torch.empty(0, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError):
-        return False
-    return True
+_CPU = torch.device("cpu")
 
 
 class RunningSums:
@@ -66,10 +57,27 @@ class RunningSums:
         left += (before - (after - added)) + (values - added)
         before.copy_(after)
 
-    def total(self, n_groups: int) -> Tensor:
-        """The sums, (n_groups, *shape) float64 on the CPU, where they stay until more is added: no copy of them."""
-        self._settle(torch.device("cpu"), n_groups)
+    def total(self, n_groups: int, device: torch.device = _CPU) -> Tensor:
+        """The sums, (n_groups, *shape) float64 on a device, where they stay until more is added: no copy of them.
+
+        It is the CPU, or one that has float64.
+        """
+        self._settle(device, n_groups)
         return self._sums
+
+    @staticmethod
+    def to_cpu(sums: Sequence[RunningSums]) -> None:
+        """Bring several small sums to the CPU in one copy, so that their totals wait for nothing."""
+        there = [one for one in sums if one._sums.device.type != "cpu"]
+        if not there:
+            return
+        parts = [part for one in there for part in (one._sums, one._left) if part is not None]
+        arrived = iter(together_on_cpu(*parts))
+        for one in there:
+            one._sums = next(arrived)
+            if one._left is not None:
+                one._sums += next(arrived)
+                one._left = None
 
     def replace(self, sums: Tensor) -> None:
         """Go on from other sums, (G, *shape) float64 on the CPU."""

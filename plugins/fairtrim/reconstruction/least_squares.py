@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fairtrim.damage.running_sums import RunningSums, has_float64
-from fairtrim.devices import to_device
+from fairtrim.damage.running_sums import RunningSums
+from fairtrim.devices import has_float64, to_device
 from fairtrim.processes import Processes
 
 __all__ = ["MAX_ROWS", "MAX_UNKNOWNS", "RIDGES", "Fit", "MomentSums", "Ridge", "Rows", "Sums", "sums_of"]
@@ -181,7 +181,9 @@ class MomentSums(Sums):
         self.rows = int(processes.sum(torch.tensor([self.rows], device="cpu")))
 
     def fit(self, ridges: Sequence[Ridge]) -> Fit:  # noqa: D102
-        inner, cross, inputs, targets, square = to_device([sums.total(2) for sums in self._sums], self._solver)
+        if self._solver.type == "cpu":
+            RunningSums.to_cpu(self._sums)
+        inner, cross, inputs, targets, square = (sums.total(2, self._solver) for sums in self._sums)
         means = _Means(self._weight, inner, cross, inputs, targets, square, self._constant, self.rows)
         ridge, before, after = means.chosen(ridges)
         solved = None if ridge is None else means.system(slice(0, 2)).solve(ridge)

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
-from fairtrim.damage.running_sums import RunningSums, has_float64
-from fairtrim.devices import model_device, to_device
+from fairtrim.damage.running_sums import RunningSums
+from fairtrim.devices import has_float64, model_device, to_device
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.precision import full_precision
 from fairtrim.preservation import remove_hooks
