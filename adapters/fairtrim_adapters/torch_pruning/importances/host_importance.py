@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 
 from fairtrim import InputError
+from fairtrim.damage.running_sums import RunningSums
 from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.network.sample_loss import SampleLoss
@@ -156,7 +158,8 @@ def _mean_squares(
 ) -> None:
     """The mean of the squared gradients of single samples, handed to the importance."""
     model, sample_loss, n_samples = network.model, SampleLoss(loss_fn), 0
-    squares: dict[nn.Parameter, _Sum] = {}
+    squares: dict[nn.Parameter, RunningSums] = {}
+    precise = torch.float64 if network.device.type == "cpu" else torch.float32
     with preserved_random_state(loader), in_mode(model, training=False), torch.enable_grad():
         for batch in iterate_batches(loader, network.device, progress=progress, description="Hessian scores"):
             losses = sample_loss(network.scores(batch, positions=True), batch.target)
@@ -165,29 +168,11 @@ def _mean_squares(
                 loss.backward(retain_graph=k + 1 < len(losses))
                 for parameter in model.parameters():
                     if parameter.grad is not None:
-                        squares.setdefault(parameter, _Sum(parameter)).add_square(parameter.grad)
+                        sums = squares.setdefault(parameter, RunningSums(*parameter.shape, max_bytes=math.inf))
+                        sums.add(parameter.grad.to(torch.promote_types(precise, parameter.dtype)).square()[None])
             n_samples += len(losses)
     model.zero_grad()
-    for parameter, squared in squares.items():
-        parameter.grad = (squared.total / n_samples).sqrt().to(parameter.dtype)
+    for parameter, sums in squares.items():
+        parameter.grad = (sums.total(1)[0] / n_samples).sqrt().to(parameter.dtype).to(parameter.device)
     importance.zero_grad()
     importance.accumulate_grad(model)
-
-
-class _Sum:
-    """A sum of squares of many samples: in float64 on the CPU, elsewhere in float32 and with what rounding lost."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._dtype = torch.float64 if like.device.type == "cpu" else torch.float32
-        self.total = torch.zeros_like(like, dtype=self._dtype)
-        self._lost = torch.zeros_like(self.total) if like.device.type != "cpu" else None
-
-    def add_square(self, gradient: Tensor) -> None:
-        square = gradient.to(self._dtype).square()
-        if self._lost is None:
-            self.total += square
-            return
-        square -= self._lost
-        total = self.total + square
-        self._lost = (total - self.total) - square
-        self.total = total
