@@ -86,8 +86,10 @@ class IndexedSamples:
         self.n_samples = len(dataset)
         self.batch_size = int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64)
 
-    def _batches(self, order: Iterable[int], device: torch.device | None, seed: int) -> Iterator[tuple[Tensor, Batch]]:
-        batches = list(BatchSampler(order, self.batch_size, drop_last=False))
+    def _batches(
+        self, order: Iterable[int], device: torch.device | None, seed: int, first: int = 0
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        batches = list(BatchSampler(order, self.batch_size, drop_last=False))[first:]
         entries: DataLoader[Any] = DataLoader(
             self.loader.dataset,
             batch_sampler=batches,
@@ -95,7 +97,7 @@ class IndexedSamples:
             generator=random_generator(seed, torch.get_default_device()),
             **{setting: getattr(self.loader, setting) for setting in _KEPT_SETTINGS},
         )
-        for number, (indices, entry) in enumerate(zip(batches, entries, strict=True)):
+        for number, (indices, entry) in enumerate(zip(batches, entries, strict=True), first):
             inputs, target, _ = parts_of_batch(entry[:2] if isinstance(entry, tuple | list) else entry, number)
             if target.ndim != 1 or target.is_floating_point():
                 raise InputError(
@@ -103,25 +105,28 @@ class IndexedSamples:
                 )
             target = target.long()
             if device is not None:
-                inputs, target = to_device(inputs, device), to_device(target, device)
+                inputs, target = to_device((inputs, target), device)
             yield torch.tensor(indices, device="cpu"), Batch(inputs, target, None, number)
 
     def __len__(self) -> int:
         """Number of batches of one pass."""
         return -(-self.n_samples // self.batch_size)
 
-    def in_order(self, device: torch.device | None, *, among: Tensor | None = None) -> Iterator[tuple[Tensor, Batch]]:
+    def in_order(
+        self, device: torch.device | None, *, among: Tensor | None = None, first: int = 0
+    ) -> Iterator[tuple[Tensor, Batch]]:
         """Every sample once, in the dataset's order.
 
         Args:
             device: Where inputs and targets go; None leaves them.
             among: Flags of the samples to give, (N,) bool; None for all.
+            first: Number of the first batch; those before it are passed over.
 
         Returns:
             Pairs of (indices, batch).
         """
         order = range(self.n_samples) if among is None else among.nonzero().flatten().tolist()
-        return self._batches(order, device, seed=0)
+        return self._batches(order, device, seed=0, first=first)
 
     def first(self, device: torch.device) -> Batch:
         """The first batch, to see what the network makes of it; the caller's random state is as before.

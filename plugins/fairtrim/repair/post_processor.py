@@ -21,6 +21,7 @@ from fairtrim.arguments import (
     require_random_state,
 )
 from fairtrim.data.batches import ForwardFunction
+from fairtrim.data.kept_batches import KEPT_BYTES
 from fairtrim.data.sensitive_groups import SensitiveNames, match_groups
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError
@@ -34,7 +35,7 @@ from .candidates import Candidates
 from .cross_fitting import OutOfFold
 from .finishing import Parts, finished
 from .repaired_network import Repair
-from .working_copy import KEPT_BYTES, WorkingCopy
+from .working_copy import WorkingCopy
 
 __all__ = ["POST_PROCESSORS", "PostProcessor"]
 

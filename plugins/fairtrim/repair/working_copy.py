@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from fairtrim.data.batches import Batch, tensors_of
+from fairtrim.data.batches import Batch
+from fairtrim.data.kept_batches import KEPT_BYTES, KeptBatches
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.devices import to_device
 from fairtrim.errors import UnsupportedModelError
@@ -21,10 +22,7 @@ from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode
 
-__all__ = ["KEPT_BYTES", "WorkingCopy", "changed_names"]
-
-KEPT_BYTES = 2.0**31
-"""Of inputs, where a network lies, while candidates are tried, unless a repair says otherwise."""
+__all__ = ["WorkingCopy", "changed_names"]
 
 
 def changed_names(values: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
@@ -80,8 +78,7 @@ class WorkingCopy:
         self.people, self.generator, self.batch_size, self.progress = people, generator, batch_size, progress
         self.device = self.network.device
         self.share, self.stage = 1.0, ""
-        self._kept: dict[int, tuple[ValidationSet, list[Batch]]] = {}  # with the set, so that no id is used again
-        self._room = kept_bytes
+        self._kept = KeptBatches(kept_bytes)
         self._beside: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         _, batch = next(people.batches(batch_size, self.device))
         self.head: LinearHead = find_head(self.network, batch)
@@ -95,16 +92,8 @@ class WorkingCopy:
         return self.network.model
 
     def _batches(self, people: ValidationSet) -> Iterator[Batch]:
-        """Batches in order: the first ones are made once, as many as there is room for, the others anew each time."""
-        _, kept = self._kept.setdefault(id(people), (people, []))
-        yield from kept
-        rest = people.batches(self.batch_size, self.device, first=len(kept))
-        for number, (_, batch) in enumerate(rest, len(kept)):
-            size = sum(tensor.nbytes for tensor in tensors_of(batch.inputs))
-            if number == len(kept) and size <= self._room:
-                kept.append(batch)
-                self._room -= size
-            yield batch
+        """Batches in order, of which the first ones stay on the device."""
+        return self._kept.of(people, lambda first: people.batches(self.batch_size, self.device, first=first))
 
     def scores(self, people: ValidationSet) -> Tensor:
         """Scores of the copy for all of some people, (N, K) float64 on the CPU; they come there together."""

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from fairtrim.arguments import renamed
 from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.data.indexed_samples import IndexedSamples
+from fairtrim.data.kept_batches import KEPT_BYTES, KeptBatches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.devices import to_device
@@ -38,7 +39,6 @@ __all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
 
 _TOLERANCE = 1e-5  # relative residual that is asked for of all layers,
 _SINGLE = 1e-3  # and that does for products in single precision
-_KEPT_BYTES = 2**31  # of samples that stay on a device through the conjugate gradients
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class BiasInfluence:
         Returns:
             −1/N Σ I(z_k).
         """
-        return float(-self.scores[torch.as_tensor(rows, device="cpu")].sum() / len(self.scores))
+        rows = rows.cpu() if isinstance(rows, Tensor) else rows
+        return float(-self.scores[rows].sum() / len(self.scores))
 
 
 @renamed(train_loader="loader")
@@ -452,33 +453,16 @@ class _Scores(nn.Module):
 
 
 class _Entries:
-    """Batches of (inputs, target) in the order of the dataset, as often as they are asked for.
-
-    Where they have to go to a device they stay there from one pass to the next, if all of them fit into the budget.
-    """
+    """Batches of (inputs, target) in the order of the dataset, as often as they are asked for; on the CPU none stay."""
 
     def __init__(self, samples: IndexedSamples, device: torch.device) -> None:
         self._samples, self._device = samples, device
-        self._kept: list[tuple[Any, Tensor]] | None = None
-        self._fits = device.type != "cpu"
+        self._kept = KeptBatches(0 if device.type == "cpu" else KEPT_BYTES)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[tuple[Any, Tensor]] = []
-        room = _KEPT_BYTES
-        for _, batch in self._samples.in_order(self._device):
-            entry = batch.inputs, batch.target
-            room -= sum(tensor.nbytes for tensor in tensors_of(entry))
-            self._fits = self._fits and room >= 0
-            if self._fits:
-                kept.append(entry)
-            else:
-                kept.clear()
-            yield entry
-        if self._fits:
-            self._kept = kept
+        samples, device = self._samples, self._device
+        for batch in self._kept.of(samples, lambda first: samples.in_order(device, first=first)):
+            yield batch.inputs, batch.target
 
 
 def _directional(
