@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairtrim import ChannelGroup, ChannelPlace, InputError, SentencePairs, collect_damage, pair_differences
+from fairtrim import (
+    ChannelGroup,
+    ChannelPlace,
+    InputError,
+    SentencePairs,
+    UnsupportedModelError,
+    collect_damage,
+    pair_differences,
+)
 from fairtrim.measures.log_likelihood import token_log_likelihoods
 
 FIRST, SECOND = [[3, 1, 4, 1], [5, 2, 6]], [[2, 1, 4, 1], [5, 2, 2, 6]]
@@ -164,3 +172,9 @@ def test_likelihoods_of_half_precision_are_summed_in_single() -> None:
 def test_refused(make: object, told: str) -> None:
     with pytest.raises(InputError, match=told):
         make()  # type: ignore[operator]
+
+
+def test_a_network_without_values_is_refused_in_words() -> None:
+    inputs, _, _ = next(iter(SentencePairs.of_tokens(FIRST, SECOND, shared=SHARED).loader()))
+    with pytest.raises(UnsupportedModelError, match="lies on the meta device"):
+        pair_differences(_Bigrams().to("meta"), inputs)

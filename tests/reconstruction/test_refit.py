@@ -356,6 +356,22 @@ def test_precision_below_single_is_kept() -> None:
     assert _error(pruned.float(), dense.float(), X.float()) < before
 
 
+def test_layers_are_looked_at_in_full_precision() -> None:
+    """Else a layer whose products are rounded is no W x + b; the refit itself runs as the caller set torch."""
+    dense, pruned, readers = _residual_pair(X)
+    seen = []
+    for network in (dense, pruned):
+        network.register_forward_pre_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        done = _refit(pruned, dense, X, readers)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(not layer.why for layer in done.layers)
+    assert seen[:4] == ["highest"] * 4 and set(seen[4:]) == {"medium"}
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor
 
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 
 __all__ = ["LossWeights"]
@@ -68,7 +69,7 @@ class LossWeights:
         weights = scores.new_ones(len(scores))
         if self.kind in (None, "none"):
             return weights
-        labels, place = torch.unique(target, dim=0, return_inverse=True)
+        labels, place = torch.unique(target.cpu(), dim=0, return_inverse=True)  # the one wait for a device
         keys = [str(label) for label in labels.tolist()]
         kept = self._of_label if not target.is_floating_point() or 2 * len(keys) <= len(target) else {}
         new = [k for k, key in enumerate(keys) if key not in kept]
@@ -77,7 +78,8 @@ class LossWeights:
                 break
             n = int((place == k).nonzero()[0])
             kept[keys[k]] = self._beside_reference(scores[n : n + 1], target[n : n + 1])
-        return weights.new_tensor([kept.get(key, 1.0) for key in keys])[place]
+        of_labels = torch.tensor([kept.get(key, 1.0) for key in keys], dtype=weights.dtype, device="cpu")
+        return to_device(of_labels[place], weights.device)
 
     def scale(self, losses: Callable[[Tensor, Tensor], Tensor]) -> float:
         """The reference sample's loss in units of what another function gives for it; 1 without a reference yet."""

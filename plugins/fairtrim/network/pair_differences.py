@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairtrim.errors import InputError
 from fairtrim.measures.log_likelihood import token_log_likelihoods
+from fairtrim.placement import require_values
 
 from .scored_network import call_of, explained_indices, logits_of
 
@@ -77,6 +78,7 @@ def pair_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
     Raises:
         InputError: The inputs are not those of pairs, or the scores not those of a causal language model.
+        UnsupportedModelError: The network lies on the meta device.
 
     Example:
         >>> import torch
@@ -87,6 +89,8 @@ def pair_log_likelihoods(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         >>> (pair_log_likelihoods(uniform, batch) / torch.tensor(3.0).log()).round(decimals=4).tolist()
         [[-2.0, -2.0]]
     """
+    if isinstance(model, nn.Module):
+        require_values(model)
     return shared_log_likelihoods(model, inputs).sum(2)
 
 
@@ -101,7 +105,7 @@ def pair_differences(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         (N, 1) in nats.
 
     Raises:
-        InputError: As of ``pair_log_likelihoods``.
+        InputError, UnsupportedModelError: As of ``pair_log_likelihoods``.
 
     Example:
         >>> import torch

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fairtrim.data.batches import LossFunction
 from fairtrim.data.labels import refuse_range, require_labels
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 
 from .loss_weights import LossWeights
@@ -236,8 +237,9 @@ class SampleLoss:
         return losses
 
     def _one_by_one(self, scores: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-        rows = weights.nonzero().squeeze(1)  # by itself a sample that the mean leaves out is 0/0
-        losses = [self._loss_fn(scores[n : n + 1], target[n : n + 1]).mean() for n in rows.tolist()]
+        chosen = weights.cpu().nonzero().squeeze(1)  # by itself a sample that the mean leaves out is 0/0
+        losses = [self._loss_fn(scores[n : n + 1], target[n : n + 1]).mean() for n in chosen.tolist()]
+        rows = to_device(chosen, scores.device)
         alone = torch.stack(losses) if losses else scores[rows].sum(1)
         return alone.new_zeros(len(scores)).index_add(0, rows, alone * weights[rows].to(alone))
 

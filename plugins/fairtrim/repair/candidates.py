@@ -73,9 +73,8 @@ class Candidates:
         self.out_of_fold: OutOfFoldScores | None = None
         self.performance_floor: float | None = None
         self.latest_wins = False
-        self._front = torch.empty(
-            0, 4, dtype=torch.float64, device="cpu"
-        )  # the size is column 3; candidate, threshold, bias first
+        # candidate, threshold, bias and its size
+        self._front = torch.empty(0, 4, dtype=torch.float64, device="cpu")
         self._front_performance = torch.empty(0, dtype=torch.float64, device="cpu")
         self._chosen_key = (-math.inf, -math.inf, -math.inf)
         self._last_gain = 0
