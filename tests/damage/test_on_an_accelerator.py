@@ -19,10 +19,10 @@ from fairtrim import ChannelGroup, ChannelPlace, InputError, collect_damage
 from fairtrim.damage import estimate_scoring, side_by_side
 from fairtrim.damage.channel_costs import ChannelCosts, weight_uses
 from fairtrim.damage.channel_groups import ParameterPlace
-from fairtrim.damage.gates import explicit_gates
+from fairtrim.damage.gates import _over_positions, explicit_gates
 from fairtrim.damage.input_moments import input_moments
 from fairtrim.damage.loss_expansion import softmax_factor
-from fairtrim.damage.measured_change import group_means, measured_change, worse_than_predicted
+from fairtrim.damage.measured_change import group_means, losses_of, measured_change, worse_than_predicted
 from fairtrim.damage.moments import members_of
 from fairtrim.damage.parity_gradient import parity_gradient
 from fairtrim.damage.running_sums import RunningSums
@@ -361,6 +361,18 @@ def test_large_sums_go_to_the_cpu(pretend: PretendAccelerator) -> None:
     assert sums.total(3)[:, 0].tolist() == [3, 2, 1]
 
 
+def test_losses_of_a_batch(accelerator: Accelerator) -> None:
+    x, y, a = _people()[0]
+
+    def found(device: torch.device) -> list[Tensor]:
+        network = ScoredNetwork(_network().to(device))
+        batch = next(iterate_batches([(x, y, a)], device, progress=False))
+        with torch.no_grad():
+            return [tensor.cpu() for tensor in losses_of(network, SampleLoss(F.cross_entropy), batch)]
+
+    accelerator.check_same(found(accelerator.device), found(torch.device("cpu")))
+
+
 # Waits and copies -----------------------------------------------------------------------------------------
 
 
@@ -439,7 +451,31 @@ def test_batches_of_other_methods_wait_twice(pretend: PretendAccelerator) -> Non
     assert copies <= 1
 
 
+def test_a_batch_waits_a_few_times_more_for_a_loss_of_ones_own(pretend: PretendAccelerator) -> None:
+    """For scores, labels, weights, the loss of the batch, losses, whether they are curved, and all sums."""
+    model = _network().to(pretend.device)
+    people = [entry for entry in _people() for _ in range(2)]
+
+    def compute(n_batches: int) -> Any:
+        return collect_damage(
+            model, people[:n_batches], GROUPS, loss_fn=lambda f, y: 2 * F.cross_entropy(f, y), progress=False
+        )
+
+    waits, _ = _per_batch(pretend, compute)
+    assert waits <= 7
+
+
 # What happens in another way there ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", [7, 300])
+def test_products_at_gates(accelerator: Accelerator, positions: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(3, 5, positions, generator=generator).to(accelerator.device) for _ in range(2))
+    expected = (x.cpu().double() * g.cpu().double()).sum(2)
+    for one, other in ((x, g), (x.mT.contiguous().mT, g.mT.contiguous().mT)):
+        found = _over_positions(one, other)
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=1e-6 * positions)
 
 
 def test_cuda_refuses_cumsum_where_algorithms_must_be_deterministic(pretend: PretendAccelerator) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.preservation import remove_hooks
 
@@ -28,6 +29,9 @@ __all__ = ["Gates", "PlaceIndices", "explicit_gates", "hooked_gates", "map_consu
 PlaceIndices = dict[tuple[str, int, torch.device], Tensor]
 """Group and number of a place, and device -> positions in the group and in the module, (2, C), there."""
 
+
+_FEW_POSITIONS = 256
+"""Up to so many a product and a sum is faster on CUDA than a product of matrices, as torch's developers measured."""
 
 _Indices = tuple[Tensor, Tensor, list[tuple[slice, Tensor]]]
 
@@ -51,8 +55,17 @@ def _sum_of_products(activation: Tensor, gradient: Tensor, site: Site, n_samples
     if site.channel_axis == -1:
         return (x * g).flatten(1, -2).sum(1)
     axis = site.channel_axis + 1
-    # one fused pass over both tensors: an explicit product costs ten times as much
-    return torch.einsum("ncl,ncl->nc", x.movedim(axis, 1).flatten(2), g.movedim(axis, 1).flatten(2))
+    return _over_positions(x.movedim(axis, 1).flatten(2), g.movedim(axis, 1).flatten(2))
+
+
+def _over_positions(x: Tensor, g: Tensor) -> Tensor:
+    """Σ_l x_ncl g_ncl, (N, C)."""
+    # einsum makes products of matrices of one row, in which cuBLAS is slow if they are short and many
+    # (github.com/pytorch/pytorch: pull/48184, issues/32591, issues/101249)
+    if x.is_cuda and x.dtype == torch.float32 and x.shape[2] <= _FEW_POSITIONS:
+        return (x * g).sum(2)
+    # no product is held, and on the CPU results stay as they were, to the last bit
+    return torch.einsum("ncl,ncl->nc", x, g)
 
 
 class _IdentityGate(torch.autograd.Function):
@@ -295,7 +308,7 @@ def explicit_gates(
             indices[key] = numbers.to(tensor.device)
         of_group, channels = indices[key]
         factors = torch.ones(tensor.shape[place.channel_axis], dtype=tensor.dtype, device=tensor.device)
-        of_place = gates[group.name].to(tensor.dtype).to(tensor.device)[of_group]
+        of_place = to_device(gates[group.name].to(tensor.dtype), tensor.device)[of_group]
         if place.weight != 1:  # the slope at an open gate, also at a closed one, where that of a root is infinite
             of_place = of_place.detach() ** place.weight + place.weight * (of_place - of_place.detach())
         factors = factors.index_put((channels,), of_place)
