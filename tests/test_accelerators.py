@@ -101,6 +101,7 @@ NOT_ON_A_DEVICE: dict[str, str] = {
     "SensitiveBins": "works on sensitive features, which are read on the CPU",
     "describe_layer": "takes a class",
     "forget_layer": "takes a class",
+    "report_language_models": "tells what functions that are named find",
     "require_class_scores": "looks at shapes",
     "share_of_process": "works on the numbers of samples",
     "traceable": "is for recurrent layers, which the pretend device hasn't",

@@ -480,7 +480,7 @@ class CounterfactualUnlearning(PostProcessor):
             for rows in torch.split(order, self.training_batch_size or 64):
                 inputs = (to_device(slice_samples(side.inputs, rows), working.device) for side in (people, flipped))
                 here, there = (working.network.scores(Batch(side, people.target[rows], None, 0)) for side in inputs)
-                own_here, share = known[rows].to(here).tensor_split([own.shape[1]], 1)
+                own_here, share = to_device(known[rows].to(here.dtype), here.device).tensor_split([own.shape[1]], 1)
                 own_here, share = own_here.contiguous(), share.squeeze(1).contiguous()
                 wanted = own_here[:, 0].sigmoid() if here.shape[1] == 1 else own_here.softmax(1)
                 losses = label_losses(here, wanted)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 
 __all__ = ["LinearisedPairs"]
@@ -54,7 +55,8 @@ class LinearisedPairs:
         likely = log_probabilities.detach().exp()
         if torch.are_deterministic_algorithms_enabled():  # CUDA's cumsum is not, and refuses
             likely = likely.cpu()
-        drawn = torch.rand(len(places), 1, generator=generator, dtype=torch.float32, device="cpu").to(likely)
+        drawn = torch.rand(len(places), 1, generator=generator, dtype=torch.float32, device="cpu")
+        drawn = to_device(drawn.to(likely.dtype), likely.device)
         token = (likely.cumsum(1) < drawn).sum(1).clamp(max=scores.shape[2] - 1).to(scores.device)
         total = log_probabilities.gather(1, token[:, None]).sum()
         gradients = torch.autograd.grad(total, [notes[name][1] for name in self.layers])
@@ -80,7 +82,8 @@ class LinearisedPairs:
         place = (mask.cumsum(2) - 1).clamp(min=0)  # the same on both sides for a token that they share
         side = (1 - 2 * torch.arange(2, device=shared.device)).to(shared)[:, None]  # 1 and −1
         drawn = torch.randint(2, (n_signs - 1, n_pairs, length), generator=generator, device="cpu")
-        every = torch.cat([torch.ones(1, n_pairs, length, device="cpu"), 2.0 * drawn - 1.0]).to(shared)
+        every = torch.cat([torch.ones(1, n_pairs, length, device="cpu"), 2.0 * drawn - 1.0])
+        every = to_device(every.to(shared.dtype), shared.device)
         values, slopes = [], []
         for number, sign in enumerate(every):
             signs = sign[:, None].expand(-1, 2, -1).gather(2, place)
@@ -100,7 +103,7 @@ class LinearisedPairs:
         ]
         used = torch.stack([gradients.abs().sum((0, 2)) > 0 for _, gradients in rows]).cpu()  # the one wait of a batch
         every_used = [own.nonzero().squeeze(1) for own in used]
-        of_layers = torch.split(torch.cat(every_used).to(shared.device), [len(own) for own in every_used])
+        of_layers = torch.split(to_device(torch.cat(every_used), shared.device), [len(own) for own in every_used])
         for name, (inputs, gradients), own in zip(self.layers, rows, of_layers, strict=True):
             owner = first + own.div(2 * length, rounding_mode="floor")
             self._rows[name].append((inputs[own], gradients[:, own], owner))
