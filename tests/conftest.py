@@ -15,6 +15,7 @@ from hypothesis import HealthCheck
 
 from fairtrim.arguments import drawn_seed, random_generator
 from fairtrim.mining import contrastive_objective
+from fairtrim.precision import full_precision
 from tests.pretend_accelerator import Accelerator, PretendAccelerator, registered
 
 # The networks are tiny, and more threads cost them more than they give: on a busy machine, ten times as much.
@@ -79,14 +80,15 @@ def pretend() -> Iterator[PretendAccelerator]:
 
 
 @pytest.fixture(params=["pretend", pytest.param("cuda", marks=pytest.mark.cuda)])
-def accelerator(request: pytest.FixtureRequest) -> Accelerator:
+def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
     """The pretend device, and a real one where there is one."""
     if request.param == "pretend":
-        device: Accelerator = request.getfixturevalue("pretend")
-        return device
+        yield request.getfixturevalue("pretend")
+        return
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    return Accelerator(torch.device("cuda", torch.cuda.current_device()))
+    with full_precision():  # of TF32, cuDNN's default, three digits would be those of the CPU
+        yield Accelerator(torch.device("cuda", torch.cuda.current_device()))
 
 
 @pytest.fixture
