@@ -163,7 +163,7 @@ class GroupSaliency(Criterion):
                     f"privileged={self.privileged!r} and unprivileged={self.unprivileged!r} overlap in "
                     f"{[groups[g] for g in sorted(set(unprivileged) & set(privileged))]}"
                 )
-        weights = torch.zeros(len(groups), dtype=torch.float64, device="cpu")
+        weights = torch.zeros_like(table.counts)
         weights[unprivileged] = table.counts[unprivileged] / table.counts[unprivileged].sum()
         weights[privileged] = -self.beta * table.counts[privileged] / table.counts[privileged].sum()
         return lambda damage: torch.tensordot(weights, damage, dims=1)
@@ -201,10 +201,7 @@ class TailRisk(Criterion):
         """Bind to the number of groups; see ``Criterion.bind``."""
         n_groups = len(table.sensitive_groups)
         worst = max(1.0, self.alpha * n_groups)
-        weights = (
-            torch.tensor([min(1.0, max(0.0, worst - g)) for g in range(n_groups)], dtype=torch.float64, device="cpu")
-            / worst
-        )
+        weights = table.counts.new_tensor([min(1.0, max(0.0, worst - g)) for g in range(n_groups)]) / worst
         used = math.ceil(worst - 1e-12)
         return lambda damage: torch.tensordot(weights[:used], damage.topk(used, 0).values, dims=1)
 
