@@ -66,9 +66,8 @@ class LossWeights:
         scores = scores.detach()
         if self.kind is None:
             self._find_reference(scores, target)
-        weights = scores.new_ones(len(scores))
         if self.kind in (None, "none"):
-            return weights
+            return scores.new_ones(len(scores))
         labels, place = torch.unique(target.cpu(), dim=0, return_inverse=True)  # the one wait for a device
         keys = [str(label) for label in labels.tolist()]
         kept = self._of_label if not target.is_floating_point() or 2 * len(keys) <= len(target) else {}
@@ -78,8 +77,9 @@ class LossWeights:
                 break
             n = int((place == k).nonzero()[0])
             kept[keys[k]] = self._beside_reference(scores[n : n + 1], target[n : n + 1])
-        of_labels = torch.tensor([kept.get(key, 1.0) for key in keys], dtype=weights.dtype, device="cpu")
-        return to_device(of_labels[place], weights.device)
+        of_labels = torch.tensor([kept.get(key, 1.0) for key in keys], dtype=scores.dtype, device="cpu")
+        there: Tensor = to_device(of_labels[place], scores.device)
+        return there
 
     def scale(self, losses: Callable[[Tensor, Tensor], Tensor]) -> float:
         """The reference sample's loss in units of what another function gives for it; 1 without a reference yet."""

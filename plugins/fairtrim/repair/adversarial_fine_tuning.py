@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairtrim.data.batches import Batch
+from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import bias
 from fairtrim.measures.objective import labels_given
@@ -114,7 +115,8 @@ class AdversarialFineTuning(PostProcessor):
             features, scores = working.head.features(working.network, batch)
             counts = working.counts(labels_given(scores.cpu()), rows)
             truth = bias(self.measure, counts, signed=counts.n_groups == 2)
-        return F.mse_loss(critic(features.flatten()[None])[0, 0], truth.to(features))
+        truth = to_device(truth.to(features.dtype), features.device)
+        return F.mse_loss(critic(features.flatten()[None])[0, 0], truth)
 
     def _actor_loss(self, working: WorkingCopy, critic: nn.Module, rows: Tensor, batch: Batch, bound: float) -> Tensor:
         """max(1, λ(|critic| − bound) + 1) · cross-entropy."""
