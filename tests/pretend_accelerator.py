@@ -2,7 +2,8 @@
 
 It stands on torch's Python backend for other devices. As on a GPU, tensors of two devices don't go together, a CPU
 generator doesn't draw there, and a copy to the CPU that nobody waited for holds zeros until the next wait. As on MPS,
-float64 is refused. Waits and copies are counted, each with the line of fairtrim that caused it.
+float64 is refused. As on CUDA, nothing runs any more after an index or a label that can't be. Waits and copies are
+counted, each with the line of fairtrim that caused it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _ANSWERS = (
 # what CUDA refuses under torch.use_deterministic_algorithms(True), of numbers that are no integers
 _WITHOUT_ORDER = (_aten.cumsum, _aten.histc, _aten.nll_loss2d_forward, _aten.median.dim, _aten.kthvalue)
 _INDEXED = (_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_)
+# what kernels of CUDA assert, after which the process can do nothing there any more, and the CPU raises in words
+_ASSERTED = ("out of bounds", "index out of range", "target out of range", "between 0 and 1")
+_ASSERT = "device-side assert triggered"
 
 
 class Accelerator:
@@ -79,11 +83,12 @@ class PretendAccelerator(Accelerator):
         copies: How often a tensor went there, by kind (``"blocking"``, ``"non_blocking"``, ``"index"``) and line.
         float64: How often float64 came up, by line.
         refuses_float64: Whether that is an error, as on MPS.
+        asserted: Whether a kernel met an index or a label that can't be; as on CUDA nothing runs there any more.
     """
 
     def __init__(self) -> None:
         super().__init__(_DEVICE)
-        self.refuses_float64 = False
+        self.refuses_float64 = self.asserted = False
         self.generator = torch.Generator()  # draws without a generator of their own
         self.generators: dict[int, torch.Generator] = {}  # by address, and alive
         self._late: list[tuple[Tensor, Tensor]] = []
@@ -273,6 +278,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if not there and not to_device:
         return func(*args, **kwargs)
     accelerator, packet = _running(), func.overloadpacket
+    if accelerator.asserted:
+        raise RuntimeError(f"{_ASSERT} earlier")
     if func is _aten._to_copy.default:
         return _copied(accelerator, args[0], kwargs)
     if func is _aten._local_scalar_dense.default:
@@ -292,7 +299,13 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         with _drawing_from(accelerator.generator):
             out = func(*inner_args, **inner_kwargs)
     else:
-        out = func(*inner_args, **inner_kwargs)
+        try:
+            out = func(*inner_args, **inner_kwargs)
+        except (IndexError, RuntimeError) as error:
+            if not any(told in str(error) for told in _ASSERTED):
+                raise
+            accelerator.asserted = True
+            raise RuntimeError(f"{_ASSERT} in {func} ({_line()}): {error}") from error
     if not func._schema.is_mutable:
         return _mapped(accelerator.wrap, out)
     outer = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, _PretendTensor)}

@@ -71,6 +71,15 @@ def test_double_precision_is_refused(pretend: PretendAccelerator) -> None:
     assert there.cpu().double().dtype is torch.float64
 
 
+def test_labels_that_can_t_be_stop_the_device(pretend: PretendAccelerator) -> None:
+    scores = torch.zeros(2, 3, device=pretend.device)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        nn.functional.cross_entropy(scores, torch.tensor([0, 3], device=pretend.device))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        scores.sum()
+    assert pretend.asserted
+
+
 def test_loaders_pin(pretend: PretendAccelerator) -> None:
     (batch,) = DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=4, pin_memory=True)
     assert batch[0].is_pinned()
