@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import ChannelGroup, ChannelPlace
+from fairtrim import ChannelGroup, ChannelPlace, InputError
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.mining import (
     MINERS,
@@ -169,3 +169,17 @@ def test_steps_of_gates_cost_their_batches(pretend: PretendAccelerator) -> None:
     (waits, copies), (later, more) = counted(1), counted(3)
     assert later - waits <= 2 * 2  # whether somebody attracts somebody, and whether the loss is finite
     assert more - copies <= 3 * 2  # inputs, targets, and who is mined
+
+
+def test_labels_are_read_before_they_look_scores_up(pretend: PretendAccelerator) -> None:
+    data = TensorDataset(*(column.clone() for column in _loader(CPU).dataset.tensors))  # type: ignore[attr-defined]
+    data.tensors[1][FLAGS] = 2
+    loader, model = DataLoader(data, batch_size=8), _network().to(pretend.device)
+    for learn in (
+        lambda: learn_gates(model, IndexedSamples(loader), GROUPS, _objective(CPU), progress=False),
+        lambda: gate_slopes(model, IndexedSamples(loader), GROUPS, _objective(CPU), progress=False),
+        lambda: learn_weight_masks(model, loader, _objective(CPU), progress=False),
+    ):
+        with pytest.raises(InputError, match=r"labels reach from . to 2"):
+            learn()
+        assert not pretend.asserted

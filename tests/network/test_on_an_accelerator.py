@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import InputError, fine_tune, recalibrate_batchnorm, recalibrate_output
+from fairtrim import (
+    ChannelGroup,
+    ChannelPlace,
+    InputError,
+    collect_damage,
+    fine_tune,
+    recalibrate_batchnorm,
+    recalibrate_output,
+)
 from fairtrim.network.fine_tuning import reinitialized
 from fairtrim.network.late_blocks import LateBlocks
+from fairtrim.network.losses import generalized_cross_entropy, negative_margin
+from fairtrim.network.sample_loss import SampleLoss
 from tests.pretend_accelerator import Accelerator, PretendAccelerator
 
 GENERATOR = torch.Generator().manual_seed(8)
@@ -135,3 +147,45 @@ def test_late_blocks(accelerator: Accelerator) -> None:
         slopes = [zero.grad for _, zero in notes.values()]
         found.append([list(blocks.layers), runs, slopes, blocks.weight("blocks.2.0")])
     accelerator.check_same(found[1], found[0])
+
+
+LOSSES: dict[str, Callable[[torch.device], Any]] = {
+    "plain": lambda device: F.cross_entropy,
+    "weights": lambda device: nn.CrossEntropyLoss(torch.tensor([1.0, 2.0]).to(device)),
+    "smoothing": lambda device: partial(F.cross_entropy, label_smoothing=0.1),
+    "margin": lambda device: nn.MultiMarginLoss(),
+    "ours": lambda device: partial(generalized_cross_entropy, q=0.5),
+    "ours, margin": lambda device: negative_margin,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_labels_are_read_before_they_look_scores_up(pretend: PretendAccelerator, loss: str, where: str) -> None:
+    """A kernel of CUDA would assert that they are in range, and nothing would run there any more."""
+    device = pretend.device if where == "there" else torch.device("cpu")
+    target = TARGET.clone()
+    target[13] = 2
+    loader = DataLoader(TensorDataset(X.to(device), target.to(device)), batch_size=8)
+    model, loss_fn = _network().to(pretend.device), LOSSES[loss](pretend.device)
+    group = ChannelGroup("0", 5, (ChannelPlace("3", "input", range(5), range(5)),))
+    options: dict[str, Any] = {"loss_fn": loss_fn, "progress": False}
+    calls: list[Callable[[], Any]] = [
+        lambda: fine_tune(model, loader, **options),
+        lambda: collect_damage(model, loader, [group], curvature="empirical", **options),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match="labels reach from 0 to 2; expected 0 to 1 for 2 scores"):
+            call()
+        assert not pretend.asserted
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_logits_are_refused_where_a_loss_takes_probabilities(pretend: PretendAccelerator) -> None:
+    scores = torch.tensor([[0.3], [1.5]], device=pretend.device)
+    with pytest.raises(InputError, match=r"reach from 0\.3 to 1\.5, and the loss takes probabilities"):
+        SampleLoss(nn.BCELoss())(scores, torch.tensor([0.0, 1.0], device=pretend.device))
+    assert not pretend.asserted
+    expected = F.binary_cross_entropy(scores[:1].cpu(), torch.ones(1, 1))
+    found = SampleLoss(nn.BCELoss())(scores[:1], torch.ones(1, device=pretend.device))
+    pretend.check_same(found, expected[None])

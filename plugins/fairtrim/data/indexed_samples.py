@@ -144,7 +144,7 @@ class IndexedSamples:
     @renamed(generator="random_state")
     def shuffled(
         self,
-        device: torch.device,
+        device: torch.device | None,
         random_state: RandomState,
         weights: Tensor | None = None,
         *,
@@ -153,7 +153,7 @@ class IndexedSamples:
         """N samples in random order: every one once, or drawn with replacement by weight.
 
         Args:
-            device: Where inputs and targets go.
+            device: Where inputs and targets go; None leaves them.
             random_state: Seed, or a torch.Generator.
             weights: Sampling weights, (N,), or None.
             among: Flags of the samples to draw from, (N,) bool, and as many are drawn; None for all.

@@ -133,7 +133,7 @@ def gate_slopes(
     slopes = torch.zeros(sum(sizes), dtype=torch.float64, device="cpu")
     tap, indices = FeatureTap(model, objective.feature_layer), PlaceIndices()
     with frozen_weights(model):
-        batches = samples.shuffled(device, generator, objective.weights)
+        batches = samples.shuffled(None, generator, objective.weights)
         for rows, batch in tqdm(batches, total=len(samples), desc="gate slopes", leave=False, disable=not progress):
             gates = {
                 g.name: torch.ones(g.size, dtype=torch.float32, device=device, requires_grad=True)

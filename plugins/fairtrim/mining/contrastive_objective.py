@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
@@ -27,6 +27,7 @@ from fairtrim.network.batchnorm import batchnorm_layers
 from fairtrim.network.losses import contrastive_loss, require_class_scores
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
+from fairtrim.network.sample_loss import check_loss_inputs
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state, undisturbed
 
@@ -179,23 +180,26 @@ class ContrastiveObjective:
         Args:
             model: The network, or a gated one.
             indices: Of the samples, (N,).
-            batch: The samples.
+            batch: The samples, on any device.
             tap: Finds the features.
 
         Returns:
             A scalar.
 
         Raises:
-            InputError: It is not finite.
+            InputError: It is not finite, or a label out of range.
         """
+        device = model_device(model)
         with tap.attached() if self.contrastive_weight else nullcontext():
-            scores = self.network(model).scores(batch)
+            scores = self.network(model).scores(replace(batch, inputs=to_device(batch.inputs, device)))
             if self.loss_fn is F.cross_entropy:
                 require_class_scores(scores)
-            loss = self.loss_fn(scores, batch.target).mean()
+            check_loss_inputs(self.loss_fn, scores, batch.target)
+            target = to_device(batch.target, device)
+            loss = self.loss_fn(scores, target).mean()
             if self.contrastive_weight:
                 b = to_device(self.conflicting[indices], scores.device)
-                contrast = contrastive_loss(tap.features(scores), batch.target, b, temperature=self.temperature)
+                contrast = contrastive_loss(tap.features(scores), target, b, temperature=self.temperature)
                 loss = loss + self.contrastive_weight * contrast
         if not bool(torch.isfinite(loss)):
             raise InputError(f"the loss of batch {batch.index} is {loss.item()}; expected a finite one")
@@ -279,7 +283,7 @@ def learn_logits(
         for norm in norms:
             norm.training = True
         bar = tqdm(range(iterations), desc="gates", leave=False, disable=not progress)
-        draws = _endless(samples, device, generator, objective.weights, at_least=2 if norms else 1)
+        draws = _endless(samples, generator, objective.weights, at_least=2 if norms else 1)
         for _ in bar:
             indices, batch = next(draws)
             gates = {
@@ -311,10 +315,10 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _endless(
-    samples: IndexedSamples, device: torch.device, generator: torch.Generator, weights: Tensor, at_least: int
+    samples: IndexedSamples, generator: torch.Generator, weights: Tensor, at_least: int
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Epoch after epoch of batches drawn by weight; smaller ones, the rest of an epoch, are left out."""
     while True:
-        for indices, batch in samples.shuffled(device, generator, weights):
+        for indices, batch in samples.shuffled(None, generator, weights):
             if len(batch) >= at_least:
                 yield indices, batch

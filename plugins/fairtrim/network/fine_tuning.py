@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TypedDict, Unpack
 
 import torch
@@ -26,6 +27,7 @@ from .copied_network import copied_network
 from .held_out import BestEpoch, cells_of, check_held_out, held_out_samples
 from .losses import contrastive_loss
 from .output_layer import FeatureTap
+from .sample_loss import check_loss_inputs
 from .scored_network import OutputTransform, ScoredNetwork
 
 __all__ = ["FineTuning", "check_trainable", "complete_settings", "fine_tune", "reinitialized"]
@@ -153,7 +155,7 @@ def fine_tune(
         The same network.
 
     Raises:
-        InputError: An argument or the data is wrong, or a loss is not finite.
+        InputError: An argument or the data is wrong, a label out of range, or a loss not finite.
         UnsupportedModelError: Its weights are offloaded or sharded.
 
     Example:
@@ -184,11 +186,13 @@ def fine_tune(
 
     def loss_of(indices: Tensor, batch: Batch) -> Tensor:
         with tap.attached() if tap else nullcontext():
-            scores = network.scores(batch)
-            loss = loss_fn(scores, batch.target).mean()  # of a loss that gives one number a sample
+            scores = network.scores(replace(batch, inputs=to_device(batch.inputs, device)))
+            check_loss_inputs(loss_fn, scores, batch.target)  # where the loader has them: no wait on the CPU
+            target = to_device(batch.target, device)
+            loss = loss_fn(scores, target).mean()  # of a loss that gives one number a sample
             if tap is not None and flags is not None:
                 b = to_device(flags[indices], device)
-                loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), batch.target, b)
+                loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), target, b)
         return loss
 
     bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
@@ -198,7 +202,7 @@ def fine_tune(
                 norm.eval()
             for epoch in range(epochs):
                 with seeded(generator):  # dropout and transforms
-                    for indices, batch in samples.shuffled(device, generator, sample_weights, among=seen):
+                    for indices, batch in samples.shuffled(None, generator, sample_weights, among=seen):
                         if norms and len(batch) < 2:  # the rest of an epoch; one sample has no statistics
                             continue
                         loss = loss_of(indices, batch)

@@ -19,9 +19,10 @@ from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 
 from .loss_weights import LossWeights
+from .losses import generalized_cross_entropy, negative_margin
 from .probability_scores import ProbabilityScores, refuse_shares, refuse_sigmoid
 
-__all__ = ["SampleLoss", "require_finite_losses", "require_scores_and_labels"]
+__all__ = ["SampleLoss", "check_loss_inputs", "require_finite_losses", "require_scores_and_labels"]
 
 
 class SampleLoss:
@@ -52,8 +53,7 @@ class SampleLoss:
     """
 
     def __init__(self, loss_fn: LossFunction = F.cross_entropy, *, in_parts: bool = False) -> None:
-        keywords = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
-        settings = {**vars(loss_fn), **loss_fn._buffers} if isinstance(loss_fn, nn.Module) else keywords
+        settings = _settings(loss_fn)
         self.is_cross_entropy = loss_fn is F.cross_entropy or (
             type(loss_fn) is nn.CrossEntropyLoss and loss_fn.weight is None and loss_fn.label_smoothing == 0
         )
@@ -129,7 +129,9 @@ class SampleLoss:
         if self.is_cross_entropy:
             _check_labels(scores, target, are_finite)
             target = target.long()
-        elif scores.shape[1] == 1 and target.ndim == 1 and len(scores):
+            return self._of_targets(scores, target)
+        check_loss_inputs(self._loss_fn, scores, target)
+        if scores.shape[1] == 1 and target.ndim == 1 and len(scores):
             if self._as_column is None:
                 return self._of_single_scores(scores, target)
             target = target.unsqueeze(1) if self._as_column else target
@@ -246,6 +248,8 @@ class SampleLoss:
 
 _OF_LOGITS = (F.cross_entropy, nn.CrossEntropyLoss)
 _OF_CLASSES = (*_OF_LOGITS, F.nll_loss, nn.NLLLoss)
+_OF_LABELS = (*_OF_CLASSES, F.multi_margin_loss, nn.MultiMarginLoss, generalized_cross_entropy, negative_margin)
+_OF_PROBABILITIES = (F.binary_cross_entropy, nn.BCELoss)
 _OF_LOGIT = (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss)
 
 
@@ -254,6 +258,13 @@ def _function(loss_fn: Any) -> Any:
     if isinstance(loss_fn, functools.partial):
         return loss_fn.func
     return type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
+
+
+def _settings(loss_fn: Any) -> dict[str, Any]:
+    """What a loss of torch was told, by name."""
+    if isinstance(loss_fn, nn.Module):
+        return {**vars(loss_fn), **loss_fn._buffers}
+    return loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
 
 
 def _class_weights(loss_fn: Any, settings: dict[str, Any]) -> Tensor | None:
@@ -304,6 +315,40 @@ def require_scores_and_labels(are_finite: Tensor, target: Tensor, n_scores: int,
     _require_finite_scores(bool(numbers[0]))
     if ends:
         refuse_range(numbers[1], numbers[2], n_scores, unit=unit)
+
+
+def check_loss_inputs(loss_fn: LossFunction, scores: Tensor, target: Tensor) -> None:
+    """Refuse labels that none of K scores belongs to, and logits for probabilities, for losses of torch and ours.
+
+    On CUDA the loss of those would be an assertion, after which nothing can be done on the device any more, so that
+    they are read before; labels on the CPU without a wait. Of other losses nothing is known, and they pass.
+
+    Args:
+        loss_fn: The loss.
+        scores: (N, K).
+        target: Labels, (N,), on any device; those that the loss ignores may be any.
+
+    Raises:
+        InputError: A label or a score is out of range.
+
+    Example:
+        >>> check_loss_inputs(nn.CrossEntropyLoss(label_smoothing=0.1), torch.zeros(2, 3), torch.tensor([-100, 3]))
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: labels reach from 0 to 3; expected 0 to 2 for 3 scores
+    """
+    function, of_labels = _function(loss_fn), target.ndim == 1 and not target.is_floating_point()
+    if function in _OF_PROBABILITIES and scores.numel():
+        low, high = torch.stack(scores.detach().aminmax()).tolist()
+        if not (low >= 0 and high <= 1):  # nor NaN
+            raise InputError(
+                f"the scores reach from {low:.3g} to {high:.3g}, and the loss takes probabilities; expected 0 to 1: "
+                "for logits pass loss_fn=torch.nn.functional.binary_cross_entropy_with_logits"
+            )
+    if function not in _OF_LABELS or not of_labels or scores.ndim != 2 or scores.shape[1] < 2:
+        return
+    if function in _OF_CLASSES:
+        target = target.masked_fill(target == int(_settings(loss_fn).get("ignore_index", -100)), 0)
+    require_labels(target, scores.shape[1], unit="scores")
 
 
 def _check_labels(scores: Tensor, target: Tensor, are_finite: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from fairtrim import InputError
 from fairtrim.damage.running_sums import RunningSums
 from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
-from fairtrim.network.sample_loss import SampleLoss
+from fairtrim.network.sample_loss import SampleLoss, check_loss_inputs
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import in_mode, preserved_random_state
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
@@ -145,7 +145,9 @@ def _sum_gradients(network: ScoredNetwork, loader: Iterable[Any], loss_fn: LossF
     network.model.zero_grad()
     with preserved_random_state(loader), in_mode(network.model, training=False), torch.enable_grad():
         for batch in iterate_batches(loader, network.device, progress=progress, description="Taylor scores"):
-            loss = loss_fn(network.scores(batch, positions=True), batch.target)
+            scores = network.scores(batch, positions=True)
+            check_loss_inputs(loss_fn, scores, batch.target)
+            loss = loss_fn(scores, batch.target)
             (loss.mean() * len(batch)).backward()  # type: ignore[no-untyped-call]
 
 
