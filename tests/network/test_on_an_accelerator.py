@@ -189,3 +189,32 @@ def test_logits_are_refused_where_a_loss_takes_probabilities(pretend: PretendAcc
     expected = F.binary_cross_entropy(scores[:1].cpu(), torch.ones(1, 1))
     found = SampleLoss(nn.BCELoss())(scores[:1], torch.ones(1, device=pretend.device))
     pretend.check_same(found, expected[None])
+
+
+class _Elsewhere(nn.Module):
+    """Gives its scores on the CPU, wherever it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.inner(x).cpu()
+        return scores
+
+
+def test_scores_and_losses_may_come_elsewhere(accelerator: Accelerator) -> None:
+    def computed(device: torch.device, loss_fn: Any) -> list[Tensor]:
+        model = _Elsewhere().to(device)
+        group = ChannelGroup("0", 5, (ChannelPlace("inner.3", "input", range(5), range(5)),))
+        table = collect_damage(model, _loader(torch.device("cpu")), [group], loss_fn=loss_fn, progress=False)
+        fine_tune(model, _loader(torch.device("cpu")), loss_fn=loss_fn, progress=False)
+        return [table.slope, table.curvature, *model.parameters()]
+
+    for loss_fn in (F.cross_entropy, lambda scores, y: F.cross_entropy(scores.cpu(), y.cpu())):
+        accelerator.check_same(computed(accelerator.device, loss_fn), computed(torch.device("cpu"), loss_fn))
+
+
+def test_losses_are_tensors() -> None:
+    with pytest.raises(InputError, match="loss_fn gives a float; expected a tensor"):
+        SampleLoss(lambda scores, y: F.cross_entropy(scores, y).item())(torch.eye(2), torch.tensor([0, 1]))

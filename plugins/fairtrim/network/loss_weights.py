@@ -231,6 +231,11 @@ def _value_and_slope(
     leaf = scores.detach().clone().requires_grad_()
     with torch.enable_grad():
         value = loss_fn(leaf, target)
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"loss_fn gives a {type(value).__name__}; expected a tensor, of which slopes are taken: "
+                "leave out float() and .item()"
+            )
         if not value.requires_grad:  # it doesn't depend on the scores
             return value.detach().cpu().double(), torch.zeros(leaf.shape, dtype=torch.float64, device="cpu")
         (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)

@@ -205,7 +205,7 @@ class SampleLoss:
             return None
         losses = self._unreduced(scores, target)
         if losses.ndim and len(losses) == len(scores):
-            return losses.reshape(len(scores), -1).mean(1)
+            return losses.reshape(len(scores), -1).mean(1).to(scores.device)  # a loss may bring its scores elsewhere
         self._unreduced = None  # it has a reduction and doesn't mind it
         return None
 
@@ -242,7 +242,7 @@ class SampleLoss:
         chosen = weights.cpu().nonzero().squeeze(1)  # by itself a sample that the mean leaves out is 0/0
         losses = [self._loss_fn(scores[n : n + 1], target[n : n + 1]).mean() for n in chosen.tolist()]
         rows = to_device(chosen, scores.device)
-        alone = torch.stack(losses) if losses else scores[rows].sum(1)
+        alone = to_device(torch.stack(losses), scores.device) if losses else scores[rows].sum(1)
         return alone.new_zeros(len(scores)).index_add(0, rows, alone * weights[rows].to(alone))
 
 

@@ -139,6 +139,11 @@ class ScoredNetwork:
                 "pass output_transform, e.g. output_transform=lambda output: output[0]"
             )
         scores = output.unsqueeze(1) if output.ndim == 1 else output
+        places = {tensor.device for tensor in tensors_of(batch.inputs)}
+        if (
+            len(places) == 1 and scores.device not in places
+        ):  # the network gives them elsewhere; labels are beside these
+            scores = scores.to(places.pop())
         batch.check_length()
         at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
         if at_positions and not positions:
