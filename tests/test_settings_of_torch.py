@@ -254,3 +254,18 @@ def test_every_tensor_is_made_with_a_device() -> None:
             and not {keyword.arg for keyword in node.keywords} & {"device", None}
         ]
     assert not wrong, "say device=, for torch's default may be another one: " + "; ".join(wrong)
+
+
+_COPIES = ("changed_samples", "reconstruct", "pruner")  # of the test itself, which can't be changed; and a host's
+
+
+@_RUNS
+def test_inference_mode(name: str) -> None:
+    if name in _COPIES:
+        pytest.skip("makes tensors of inference mode by itself")
+    network = _network()
+    expected = RUNS[name](copy.deepcopy(network))
+    with torch.inference_mode():
+        found = RUNS[name](network)
+        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+    Accelerator(torch.device("cpu")).check_same(found, expected)

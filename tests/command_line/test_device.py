@@ -20,7 +20,7 @@ pytest.importorskip("typer", reason="needs the extra cli")
 WORK = ["--model", "tests.sweep_cases:network", "--data", "tests.sweep_cases:splits"]
 
 
-@pytest.mark.parametrize("name", ["gpu", "meta", "xla:3"])
+@pytest.mark.parametrize("name", ["gpu", "meta", "xla:3", "hpu"])
 @pytest.mark.parametrize("command", ["audit", "sweep"])
 def test_a_device_that_is_not_there(
     command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

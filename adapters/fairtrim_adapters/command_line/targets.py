@@ -127,7 +127,7 @@ def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError, TypeError) as error:
         raise InputError(
             f"--device {name!r} can't be used by torch {torch.__version__}; expected one of {there}, or install the "
             "build of torch for it"

@@ -27,6 +27,7 @@ from .table import DamageTable
 __all__ = ["check_connected", "check_independence", "collect_damage", "refuse_nobody"]
 
 
+@torch.inference_mode(False)  # there nothing has a slope
 def collect_damage(
     model: nn.Module,
     loader: Iterable[Any],

@@ -53,6 +53,7 @@ class ParityGradient:
     sensitive_groups: tuple[GroupName, ...]
 
 
+@torch.inference_mode(False)  # there nothing has a slope
 def parity_gradient(
     model: nn.Module,
     loader: Iterable[Any],

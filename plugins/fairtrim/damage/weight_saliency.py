@@ -39,6 +39,7 @@ _Call = tuple[Tensor, Tensor]
 """Input of one call of a layer and the gradient that reached its output."""
 
 
+@torch.inference_mode(False)  # there nothing has a slope
 def squared_gradients(
     model: nn.Module,
     loader: Iterable[Any],

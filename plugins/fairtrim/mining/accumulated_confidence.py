@@ -112,6 +112,7 @@ class AccumulatedConfidence(TrainingMiner):
         if self.n_jobs == 0:
             raise InputError("n_jobs=0; expected how many run at a time, -1 for one a core, or None")
 
+    @torch.inference_mode(False)  # there nothing has a slope
     def trace(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> tuple[Trace, Tensor]:
         """Confidence of every sample at each level.
 

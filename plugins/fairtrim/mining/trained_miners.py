@@ -147,6 +147,7 @@ class TrainedMiner(TrainingMiner):
             raise InputError(f"network() gave a {type(fresh).__name__}; expected a torch.nn.Module")
         return fresh.to(model_device(model))
 
+    @torch.inference_mode(False)  # there nothing has a slope
     def mine(self, model: nn.Module, loader: DataLoader[Any], *, progress: bool = True) -> MinedSamples:
         """Score every sample; see ``Miner.mine``."""
         samples, generator = IndexedSamples(loader), random_generator(self.random_state)

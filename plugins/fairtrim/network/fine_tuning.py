@@ -120,6 +120,7 @@ def complete_settings(given: FineTuning | None, defaults: FineTuning | None = No
 
 
 @renamed(generator="random_state", seed="random_state")
+@torch.inference_mode(False)  # there nothing has a slope
 def fine_tune(
     model: nn.Module,
     loader: DataLoader[object] | IndexedSamples,

@@ -115,6 +115,7 @@ def _average(network: ScoredNetwork, norms: Sequence[_BatchNorm], batches: Itera
         raise InputError("the statistics are not finite; check the inputs for NaN and infinity")
 
 
+@torch.inference_mode(False)  # there nothing has a slope
 def recalibrate_output(
     model: nn.Module,
     loader: Iterable[Any],

@@ -91,6 +91,7 @@ class BiasInfluence:
 
 
 @renamed(train_loader="loader")
+@torch.inference_mode(False)  # there nothing has a slope
 def influence_on_bias(
     model: nn.Module,
     loader: Any,
@@ -209,6 +210,7 @@ def influence_on_bias(
 
 
 @renamed(train_loader="loader")
+@torch.inference_mode(False)  # there nothing has a slope
 def unlearn_samples(
     model: nn.Module,
     loader: Any,

@@ -90,6 +90,7 @@ class PrunedForPairs:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # there nothing has a slope
 def prune_for_pairs(
     model: nn.Module,
     pairs: SentencePairs,

@@ -46,6 +46,7 @@ class _Attempt:
     worse: tuple[str, ...]
 
 
+@torch.inference_mode(False)  # there nothing has a slope
 def prune_to(
     model: nn.Module,
     loader: Iterable[Any],

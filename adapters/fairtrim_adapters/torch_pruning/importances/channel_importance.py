@@ -157,6 +157,7 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
 
     # Collecting -------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # there nothing has a slope
     def fit(self, pruner: tp.pruner.BasePruner, loader: Iterable[Any], **options: Unpack[CollectOptions]) -> Self:
         """Score the network for the pruner's next step, and take that step on trial.
 

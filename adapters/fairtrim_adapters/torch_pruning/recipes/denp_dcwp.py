@@ -43,6 +43,7 @@ def _in(argument: str, *names: str) -> dict[str, str]:
     seed="random_state",
     **_in("fine_tuning", "epochs", "learning_rate", "contrastive_weight", "feature_layer"),
 )
+@torch.inference_mode(False)  # there nothing has a slope
 def denp(
     model: nn.Module,
     loader: DataLoader[Any],
@@ -143,6 +144,7 @@ def denp(
     **_in("gate_training", "upweight", "iterations", "cost", "cost_weight"),
     **_in("fine_tuning", "epochs", "learning_rate", "contrastive_weight", "feature_layer"),
 )
+@torch.inference_mode(False)  # there nothing has a slope
 def dcwp(
     model: nn.Module,
     loader: DataLoader[Any],
