@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import ThresholdSelection, predict
+from fairtrim import InputError, ThresholdSelection, predict
 from fairtrim_adapters.fairlearn import (
     RepairedClassifier,
     compare_models,
@@ -90,3 +90,16 @@ def test_a_net_of_skorch_trains_there(accelerator: Accelerator) -> None:
 
     for found, expected in zip(trained(accelerator.device), trained(CPU), strict=True):
         accelerator.check_same(np.asarray(found, dtype=float), np.asarray(expected, dtype=float))
+
+
+def test_generators_of_the_device_seed_a_bootstrap(accelerator: Accelerator) -> None:
+    predictions = predict({"dense": linear(), "pruned": linear(seed=1)}, loader(), progress=False)
+    rows = [
+        measurements(predictions, "pruned", "dense", n_boot=5, random_state=generator)
+        for generator in (torch.Generator(accelerator.device).manual_seed(seed) for seed in (3, 3, 4))
+    ]
+    ends = [[value for name, value in row.items() if name.endswith("_low")] for row in rows]
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert not np.array_equal(ends[0], ends[2], equal_nan=True)
+    with pytest.raises(InputError, match="random_state='3'; expected a whole number"):
+        measurements(predictions, "pruned", "dense", random_state="3")  # type: ignore[arg-type]

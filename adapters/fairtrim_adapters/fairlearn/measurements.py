@@ -19,6 +19,7 @@ from fairlearn.metrics import count
 from sklearn.metrics import accuracy_score, recall_score
 
 from fairtrim import InputError
+from fairtrim.arguments import RandomState, drawn_seed
 from fairtrim.comparison.predictions import Predictions
 
 from .comparison import Comparison, compare_predictions
@@ -284,7 +285,7 @@ def measurements(
     reference: str,
     *,
     n_boot: int | None = 200,
-    random_state: int | None = 0,
+    random_state: RandomState | None = 0,
     metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
     """One network's figures as a flat row of a table.
@@ -306,7 +307,7 @@ def measurements(
         name: The network.
         reference: The network that changes are measured from.
         n_boot: Number of bootstrap samples, where intervals need some; None for no intervals at all.
-        random_state: Seed of the bootstrap.
+        random_state: Seed of the bootstrap, or a torch.Generator, from which one is drawn; None for another each time.
         metrics: Further metrics by name, as ``metric_frame`` takes them, those of scores with scores: value,
             ``…_difference`` between groups and change, without intervals.
 
@@ -348,7 +349,8 @@ def measurements(
     flags = comparison.flags[comparison.flags["model"].isin([name, DATA])]
     findings = list(zip(flags["flag"], flags["detail"], strict=True))
     if n_boot is not None:
-        cells = _Cells(pair, name, reference, n_boot, random_state)
+        seed = None if random_state is None else drawn_seed(random_state)
+        cells = _Cells(pair, name, reference, n_boot, seed)
         for column, ends in cells.intervals(changed=name != reference).items():
             for suffix, value in zip(("_low", "_high"), ends, strict=True):
                 row[column_of(column, suffix)] = value

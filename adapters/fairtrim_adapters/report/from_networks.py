@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fairtrim import ChangedSamples, DamageTable, InputError, measure_latency, predict
-from fairtrim.arguments import renamed
+from fairtrim.arguments import RandomState, drawn_seed, renamed
 from fairtrim.comparison.changed_samples import changed_between
 from fairtrim.comparison.latency import FEWEST_ROUNDS, Latency
 from fairtrim.comparison.network_size import network_size
@@ -54,7 +54,7 @@ def report_networks(
     samples: int = 20,
     pictures: bool = True,
     title: str = "Compressed networks by sensitive group",
-    random_state: int = 0,
+    random_state: RandomState = 0,
     progress: bool = True,
 ) -> Report:
     """Compare networks on the test people of the data, and tell what was not measured.
@@ -73,7 +73,7 @@ def report_networks(
             single people, with images pictures of them.
         pictures: Whether to draw; needs matplotlib.
         title: Of the report.
-        random_state: Seed of the bootstrap.
+        random_state: Seed of the bootstrap, or a torch.Generator, from which one is drawn.
         progress: Show progress bars.
 
     Returns:
@@ -93,6 +93,7 @@ def report_networks(
     splits = DataSplits.of(splits)
     reference = _checked_names(models, reference)
     _check_numbers(n_boot, latency_rounds, samples)
+    seed = drawn_seed(random_state)
     if damage is not None and not isinstance(damage, DamageTable):
         raise InputError(f"damage is a {type(damage).__name__}; expected a DamageTable, e.g. importance.damage_")
     made = _method_facts(method, list(models))
@@ -100,7 +101,7 @@ def report_networks(
         need_matplotlib()
     test = _read(models, splits, reference, samples, progress)
     rows = {
-        name: measurements(test.people, name, reference, n_boot=n_boot, random_state=random_state)
+        name: measurements(test.people, name, reference, n_boot=n_boot, random_state=seed)
         for name in tqdm(models, desc="measuring", disable=not progress, leave=False, unit="network")
     }
     latency, timing = _latency(models, test, latency_rounds, progress)
