@@ -73,7 +73,7 @@ def test_waits_are_counted_where_torch_can_pretend(pretend: PretendAccelerator) 
     del pretend  # skips where there is none
     rows = figures.waits(SMALL, CPU)
     _check(rows)
-    assert [row.what.rpartition(": ")[2] for row in rows] == ["waits", "waits", "copies", "copies"] * 2
+    assert [row.what.rpartition(": ")[2] for row in rows] == ["waits", "waits beside", "copies", "copies beside"] * 2
 
 
 def test_nothing_is_run_without_a_device(

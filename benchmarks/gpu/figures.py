@@ -196,8 +196,9 @@ def waits(sizes: Sizes, device: torch.device) -> list[Row]:
                 seen.append(counts())
         for what in seen[0]:
             few, many = seen[1][what] - seen[0][what], seen[2][what] - seen[1][what]
-            rows.append(Row(f"{name}: {what}", (many - few) / 4, "a batch"))
-            rows.append(Row(f"{name}: {what}", few - 2 * rows[-1].value, "a run beside"))
+            a_batch = (many - few) / 4
+            rows.append(Row(f"{name}: {what}", a_batch, "a batch"))
+            rows.append(Row(f"{name}: {what} beside", few - 2 * a_batch, "a run"))
     return rows
 
 

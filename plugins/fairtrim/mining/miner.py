@@ -81,10 +81,10 @@ def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> Seen:
     probability = torch.zeros(samples.n_samples, dtype=torch.float64, device="cpu")
     correct = torch.zeros(samples.n_samples, dtype=torch.bool, device="cpu")
     target = torch.zeros(samples.n_samples, dtype=torch.int64, device="cpu")
-    seen = ProbabilityScores()
+    seen, device = ProbabilityScores(), network.device
     with preserved_random_state(), preserved_model(network.model), torch.no_grad():
         for indices, batch in samples.in_order(None):
-            there = replace(batch, inputs=to_device(batch.inputs, network.device))
+            there = replace(batch, inputs=to_device(batch.inputs, device))
             # one wait a batch: labels don't leave the CPU
             scores, labels = network.scores(there).cpu(), batch.target.cpu()
             if not bool(torch.isfinite(scores).all()):

@@ -251,10 +251,11 @@ def _features(
     head: LinearHead | None = None
     parts: list[Tensor] = []
     labels: list[Tensor] = []
+    device = network.device
     for batch in batches:
         batch.check_length()
         target = whole_labels(batch.target.cpu(), batch.index)
-        batch = replace(batch, inputs=to_device(batch.inputs, network.device))
+        batch = replace(batch, inputs=to_device(batch.inputs, device))
         head = head or output_layer_to_fit(network, batch, layer)
         features, scores = head.features(network, batch)
         features = features.cpu()
