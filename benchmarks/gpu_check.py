@@ -164,12 +164,14 @@ def table_of(result: dict[str, Any]) -> str:
             if row["target"] is not None:
                 target = f" ({'MISSED, ' if missed else ''}at most {row['target']:.3g})"
             lines.append(f"  {row['what']:<54}{row['value']:>10.3g} {row['unit']}{target}")
-    left_out = result.get("left_out", ())
-    lines += [f"left out on this device: {', '.join(left_out)}"] * bool(left_out)
+    if result["left_out"]:
+        lines.append(f"left out on this device: {', '.join(result['left_out'])}")
     return "\n".join(line[:100] for line in lines)
 
 
-def check(names: Sequence[str], sizes: Sizes, device: str, minutes: float, file: Path | None) -> dict[str, Any]:
+def check(
+    names: Sequence[str], sizes: Sizes, device: str, minutes: float, file: Path | None, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read figures one after the other, and write after each what there is.
 
     Args:
@@ -178,12 +180,15 @@ def check(names: Sequence[str], sizes: Sizes, device: str, minutes: float, file:
         device: Where.
         minutes: For all of it.
         file: Where the JSON goes.
+        left_out: Figures that aren't for this device.
 
     Returns:
         What the file has.
     """
     end = time.perf_counter() + 60 * minutes
-    result: dict[str, Any] = {"machine": machine(torch.device(device)), "sizes": asdict(sizes), "figures": {}}
+    result: dict[str, Any] = {
+        "machine": machine(torch.device(device)), "sizes": asdict(sizes), "left_out": list(left_out), "figures": {}
+    }  # fmt: skip
     for name in names:
         left = end - time.perf_counter()
         if name == "tests":
@@ -220,10 +225,11 @@ def main() -> None:
     small = device.type == "cpu" if arguments.small is None else arguments.small
     # what is for CUDA alone, and what needs no device
     left_out = {"operations"} if device.type == "cuda" else {"tests", "attention-memory-efficient"}
+    left_out = set() if arguments.only else left_out
     names = arguments.only or [name for name in every if name not in left_out]
     given = {name: value for name in ("batch", "pixels") if (value := getattr(arguments, name)) is not None}
-    result = check(names, replace(SMALL if small else FULL, **given), str(device), arguments.minutes, arguments.output)
-    result["left_out"] = [name for name in every if name not in names] if not arguments.only else []
+    sizes = replace(SMALL if small else FULL, **given)
+    result = check(names, sizes, str(device), arguments.minutes, arguments.output, sorted(left_out))
     print(table_of(result))
 
 
