@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
-from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores, refuse_shares
@@ -251,14 +250,9 @@ def changed_samples(
         ):
             batch = replace(batch, target=batch.target.cpu())
             # the inputs go to a device once for both networks
-            there = {device: to_device(batch.inputs, device) for device in set(devices.values())}
+            there = {device: batch.inputs_on(device) for device in set(devices.values())}
             scores = [
-                _scores(
-                    name,
-                    network,
-                    replace(batch, inputs=there[devices[name]]),
-                    seen.setdefault(name, ProbabilityScores()),
-                )
+                _scores(name, network, there[devices[name]], seen.setdefault(name, ProbabilityScores()))
                 for name, network in networks.items()
             ]
             n_classes, of_model = (max(2, one.shape[1]) for one in scores)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
-from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores
@@ -112,13 +111,12 @@ def predict(
             loader, None, max_batches=max_batches, progress=progress, description="predicting"
         ):
             batch = replace(batch, target=batch.target.cpu())
-            there: dict[torch.device, Batch] = {}  # the inputs go to a device once for all networks on it
+            # the inputs go to a device once for all networks on it
+            there = {device: batch.inputs_on(device) for device in set(devices.values())}
             labelled: Tensor | None = None
             for name, network in networks.items():
                 watch = not collected[name]
-                if (device := devices[name]) not in there:
-                    there[device] = replace(batch, inputs=to_device(batch.inputs, device))
-                given = label_scores(f"network {name!r}", network, there[device], positions=True, watch=watch)
+                given = label_scores(f"network {name!r}", network, there[devices[name]], positions=True, watch=watch)
                 scores = given.cpu().double()
                 if scores.ndim == 3:
                     labelled = batch.target >= 0

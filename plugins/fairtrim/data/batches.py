@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -61,6 +61,10 @@ class Batch:
             raise InputError(
                 f"batch {self.index} has {len(self.inputs)} inputs and {len(self)} targets; expected as many"
             )
+
+    def inputs_on(self, device: torch.device) -> Batch:
+        """The same with the inputs on a device; target and sensitive features stay where they are."""
+        return replace(self, inputs=to_device(self.inputs, device))
 
 
 def slice_samples(inputs: Any, samples: slice | Tensor) -> Any:

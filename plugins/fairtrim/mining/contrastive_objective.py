@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
@@ -191,7 +191,7 @@ class ContrastiveObjective:
         """
         device = model_device(model)
         with tap.attached() if self.contrastive_weight else nullcontext():
-            scores = self.network(model).scores(replace(batch, inputs=to_device(batch.inputs, device)))
+            scores = self.network(model).scores(batch.inputs_on(device))
             if self.loss_fn is F.cross_entropy:
                 require_class_scores(scores)
             check_loss_inputs(self.loss_fn, scores, batch.target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from fairtrim.arguments import Renamed
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels
-from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.losses import require_class_scores
@@ -84,9 +83,8 @@ def seen_labels(network: ScoredNetwork, samples: IndexedSamples) -> Seen:
     seen, device = ProbabilityScores(), network.device
     with preserved_random_state(), preserved_model(network.model), torch.no_grad():
         for indices, batch in samples.in_order(None):
-            there = replace(batch, inputs=to_device(batch.inputs, device))
             # one wait a batch: labels don't leave the CPU
-            scores, labels = network.scores(there).cpu(), batch.target.cpu()
+            scores, labels = network.scores(batch.inputs_on(device)).cpu(), batch.target.cpu()
             if not bool(torch.isfinite(scores).all()):
                 raise InputError(f"the network's scores are not finite in batch {batch.index}")
             require_class_scores(scores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TypedDict, Unpack
 
 import torch
@@ -187,7 +186,7 @@ def fine_tune(
 
     def loss_of(indices: Tensor, batch: Batch) -> Tensor:
         with tap.attached() if tap else nullcontext():
-            scores = network.scores(replace(batch, inputs=to_device(batch.inputs, device)))
+            scores = network.scores(batch.inputs_on(device))
             check_loss_inputs(loss_fn, scores, batch.target)  # where the loader has them: no wait on the CPU
             target = to_device(batch.target, device)
             loss = loss_fn(scores, target).mean()  # of a loss that gives one number a sample

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fairtrim.data.batches import Batch
-from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_model
 
@@ -156,6 +155,8 @@ def label_scores(
 ) -> Tensor:
     """Scores of one batch, whose sign or largest one is to be the label; in eval mode, and the network left as it was.
 
+    The inputs lie where the network does.
+
     With ``positions`` scores (N, T, K) for a target (N, T) will do as well. ``watch`` looks at what makes the scores;
     once a network is enough. The output of a sigmoid is refused.
 
@@ -164,10 +165,9 @@ def label_scores(
         >>> label_scores("net", ScoredNetwork(nn.Sigmoid(), output_transform=torch.logit), batch).tolist()
         [[0.0], [0.0]]
     """
-    here = Batch(to_device(batch.inputs, network.device), batch.target, None, batch.index)
     watched = watch and _can_be_watched(network.model)
     with preserved_model(network.model), SigmoidWatch() if watched else nullcontext() as seen:
-        scores = network.scores(here, positions=positions)
+        scores = network.scores(batch, positions=positions)
     if seen is not None and scores.shape[-1] == 1 and seen.made(scores):
         refuse_sigmoid(name, "its single score is the output of a sigmoid")
     return scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from fairtrim.arguments import RandomState, random_generator, require_choice
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels, whole_labels
-from fairtrim.devices import model_device, to_device
+from fairtrim.devices import model_device
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_losses, positive_margin
 from fairtrim.measures.threshold_sweep import ThresholdSweep
@@ -255,7 +254,7 @@ def _features(
     for batch in batches:
         batch.check_length()
         target = whole_labels(batch.target.cpu(), batch.index)
-        batch = replace(batch, inputs=to_device(batch.inputs, device))
+        batch = batch.inputs_on(device)
         head = head or output_layer_to_fit(network, batch, layer)
         features, scores = head.features(network, batch)
         features = features.cpu()

@@ -140,9 +140,8 @@ class ScoredNetwork:
             )
         scores = output.unsqueeze(1) if output.ndim == 1 else output
         places = {tensor.device for tensor in tensors_of(batch.inputs)}
-        if (
-            len(places) == 1 and scores.device not in places
-        ):  # the network gives them elsewhere; labels are beside these
+        # the network may give them elsewhere; what is compared with them lies beside the inputs
+        if len(places) == 1 and scores.device not in places:
             scores = scores.to(places.pop())
         batch.check_length()
         at_positions = scores.ndim == 3 and batch.target.ndim >= 2 and scores.shape[:2] == batch.target.shape[:2]
