@@ -10,7 +10,7 @@ from pathlib import Path
 
 SOURCES = ("plugins", "adapters")
 
-TOP = ("errors", "arguments", "devices", "placement", "precision", "preservation", "processes", "registry")
+TOP = ("errors", "arguments", "devices", "placement", "precision", "preservation", "printing", "processes", "registry")
 """Files of the core that every room leans on; in the picture one box."""
 
 CORE = (

@@ -1,0 +1,186 @@
+"""What results print: sentences, figures and tables in under 100 columns, and the same as HTML in notebooks."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+__all__ = ["WIDTH", "Block", "Printed", "TextTable", "figure"]
+
+WIDTH = 99  # printed lines stay under 100 columns
+_GAP = "  "
+_NAMES = 28  # what a name keeps where a table would be too wide
+
+
+def figure(
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    digits: int = 3,
+    sign: bool = False,
+) -> str:
+    """A figure as it is printed everywhere, with its interval where there is one.
+
+    Args:
+        value: The figure; an ``int`` is a count.
+        low: Lower end of the interval.
+        high: Upper end.
+        digits: After the point.
+        sign: Show a plus, too: of changes.
+
+    Returns:
+        Text; "-" for what there is no figure of.
+
+    Example:
+        >>> figure(0.8789, 0.866, 0.892), figure(16281), figure(float("nan")), figure(-0.0502, sign=True)
+        ('0.879 [0.866, 0.892]', '16,281', '-', '-0.050')
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    plus = "+" if sign else ""
+    if isinstance(value, Integral):
+        return f"{int(value):{plus},}"
+    ends = [end for end in (low, high) if end is not None and not math.isnan(end)]
+    shown = [f"{_without_minus_zero(part, digits):{plus}.{digits}f}" for part in (value, *ends)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(ends) == 2 else shown[0]
+
+
+def _without_minus_zero(value: float, digits: int) -> float:
+    return 0.0 if abs(value) < 0.5 * 10**-digits else value
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts; too wide for the page it is continued below, its names repeated.
+
+    Attributes:
+        heads: Of the columns.
+        rows: Texts, as many in each as there are heads.
+        names: How many of the first columns say what a row is of: they stand on the left, and the first of them isn't
+            repeated from row to row.
+        title: A line above, or nothing.
+
+    Example:
+        >>> print(TextTable(["model", "group", "accuracy"], [["dense", "a", "0.9"], ["dense", "b", "0.8"]], names=2))
+        model  group  accuracy
+        dense  a           0.9
+               b           0.8
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            assert len(row) == len(self.heads), (row, self.heads)
+
+    def _named_once(self) -> Iterator[Sequence[str]]:
+        last = None
+        for row in self.rows:
+            yield ["", *row[1:]] if self.names > 1 and row[0] == last else row
+            last = row[0]
+
+    def lines(self, width: int = WIDTH) -> Iterator[str]:
+        """The table's lines.
+
+        Args:
+            width: Characters that a line may have.
+
+        Yields:
+            Lines; names that leave no room are shortened.
+        """
+        if self.title:
+            yield from textwrap.wrap(self.title, width)
+        table = [list(self.heads), *map(list, self._named_once())]
+        widths = [max(len(row[column]) for row in table) for column in range(len(self.heads))]
+        values = range(self.names, len(widths))
+        widest = max((widths[column] for column in values), default=0)
+        if sum(widths[: self.names]) + len(_GAP) * self.names + widest > width:
+            widths[: self.names] = [min(name, _NAMES) for name in widths[: self.names]]
+        taken = sum(widths[: self.names]) + len(_GAP) * (self.names - 1)
+        blocks: list[list[int]] = [[]]
+        room = width - taken
+        for column in values:
+            room -= len(_GAP) + widths[column]
+            if room < 0 and blocks[-1]:
+                blocks.append([])
+                room = width - taken - len(_GAP) - widths[column]
+            blocks[-1].append(column)
+        for number, block in enumerate(blocks):
+            if number:
+                yield ""
+            for row in table:
+                names = [_shortened(row[column], widths[column]).ljust(widths[column]) for column in range(self.names)]
+                yield _GAP.join([*names, *(row[column].rjust(widths[column]) for column in block)]).rstrip()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def to_html(self) -> str:
+        """The table as HTML.
+
+        Returns:
+            A ``<table>``, its texts escaped.
+        """
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        heads = "".join(f"<th>{html.escape(head)}</th>" for head in self.heads)
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<{tag}>{html.escape(text)}</{tag}>"
+                for tag, text in ((("th" if column < self.names else "td"), text) for column, text in enumerate(row))
+            )
+            + "</tr>"
+            for row in self._named_once()
+        )
+        return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+Block = str | TextTable
+
+
+class Printed:
+    """Prints its ``blocks()``, and shows them as HTML in a notebook.
+
+    Example:
+        >>> class Result(Printed):
+        ...     def blocks(self):
+        ...         return ["All is well.", TextTable(["group", "people"], [["a", figure(1200)]])]
+        >>> print(Result())
+        All is well.
+        <BLANKLINE>
+        group  people
+        a       1,200
+    """
+
+    def blocks(self) -> Iterable[Block]:
+        """What there is to show, the verdict first: sentences and tables."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n\n".join("\n".join(_lines(block)) for block in self.blocks())
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            block.to_html() if isinstance(block, TextTable) else f"<p>{html.escape(block)}</p>"
+            for block in self.blocks()
+        )
+
+
+def _lines(block: Block) -> Iterator[str]:
+    if isinstance(block, TextTable):
+        yield from block.lines()
+        return
+    for line in block.splitlines():
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent="  ") or [""]
