@@ -10,7 +10,18 @@ from pathlib import Path
 
 SOURCES = ("plugins", "adapters")
 
-TOP = ("errors", "arguments", "devices", "placement", "precision", "preservation", "printing", "processes", "registry")
+TOP = (
+    "arguments",
+    "devices",
+    "errors",
+    "placement",
+    "precision",
+    "preservation",
+    "printing",
+    "processes",
+    "progress",
+    "registry",
+)
 """Files of the core that every room leans on; in the picture one box."""
 
 CORE = (

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.damage.channel_groups import ChannelGroup
 from fairtrim.damage.gates import explicit_gates
@@ -21,6 +20,7 @@ from fairtrim.damage.table import DamageTable
 from fairtrim.data.batches import iterate_batches
 from fairtrim.data.sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames
 from fairtrim.devices import model_device
+from fairtrim.progress import progress_bar
 
 from .preservation import preserved_model, preserved_random_state
 
@@ -328,6 +328,6 @@ def measured_damage(
             return (weights.T @ torch.cat(losses).double().cpu() / counts)[order]
 
         dense = group_losses({})
-        bar = tqdm(removals, desc="measured damage", disable=not progress, leave=False)
+        bar = progress_bar(removals, description="measured damage", shown=progress, unit="removal")
         changes = torch.stack([group_losses(removal) - dense for removal in bar])
     return tuple(encoder.groups[g] for g in order), changes

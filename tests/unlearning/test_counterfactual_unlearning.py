@@ -440,7 +440,8 @@ def test_seed_shuffles_the_batches_of_fine_tuning() -> None:
     assert not torch.equal(first[1][0].weight, second[1][0].weight)
 
 
-def test_rows_and_people_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_and_people_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRTRIM_PROGRESS", "always")
     people, model = leaning_people(83), leaning_network()
     repair = METHODS["all"](selection_share=0.3).repair(model, people, progress=True)
     assert "counterfactual unlearning" in capsys.readouterr().err

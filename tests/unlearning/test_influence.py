@@ -926,7 +926,8 @@ def test_large_layers_need_no_hessian(monkeypatch: pytest.MonkeyPatch, model: nn
     torch.testing.assert_close(large["unlearning"].state_dict(), small["unlearning"].state_dict(), rtol=1e-5, atol=1e-6)
 
 
-def test_progress_bars(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bars(model: nn.Module, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRTRIM_PROGRESS", "always")
     RUNS["output"](model, _loader(X, Y), P)
     assert capsys.readouterr().err == ""
     for run, word in (("output", "features"), ("all", "conjugate gradients"), ("unlearning", "features")):

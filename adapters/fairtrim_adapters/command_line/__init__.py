@@ -11,9 +11,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from fairtrim import FairtrimError
+from fairtrim.progress import say_beside_bars
 
 __all__ = ["main"]
 
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(text: str) -> None:
     """One line to the standard error, not behind a progress bar that was left open."""
-    tqdm.write(f"fairtrim: {text}", file=sys.stderr)
+    say_beside_bars(f"fairtrim: {text}")
 
 
 def _interrupted() -> int:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from fairtrim import InputError, SentencePairs, pair_differences
 from fairtrim.data.batches import Batch, iterate_batches
@@ -24,6 +23,7 @@ from fairtrim.devices import model_device, to_device
 from fairtrim.measures.log_likelihood import sums_of_token_losses, token_log_likelihoods
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.progress import progress_bar
 
 from .stereotypes import StereoSetContext
 
@@ -238,7 +238,7 @@ def _by_length(
     values: dict[str, Floats] = {}
     with (
         _reading(models),
-        tqdm(total=len(models) * len(batches), desc=what, disable=not progress, leave=False, unit="batch") as bar,
+        progress_bar(description=what, total=len(models) * len(batches), shown=progress, unit="batch") as bar,
     ):
         for name, model in models.items():
             parts = []

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim import ChangedSamples, DamageTable, InputError, measure_latency, predict
 from fairtrim.arguments import RandomState, drawn_seed, renamed
@@ -23,6 +22,7 @@ from fairtrim.comparison.predictions import Predictions
 from fairtrim.data.batches import Batch, slice_samples
 from fairtrim.devices import model_device, to_device
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.progress import progress_bar
 from fairtrim_adapters.fairlearn import Comparison, compare_predictions, measurements, plot_comparison
 from fairtrim_adapters.fairlearn.flags import OF_DATA
 from fairtrim_adapters.fairlearn.measurements import group_names
@@ -102,7 +102,7 @@ def report_networks(
     test = _read(models, splits, reference, samples, progress)
     rows = {
         name: measurements(test.people, name, reference, n_boot=n_boot, random_state=seed)
-        for name in tqdm(models, desc="measuring", disable=not progress, leave=False, unit="network")
+        for name in progress_bar(models, description="measuring", shown=progress, unit="network")
     }
     latency, timing = _latency(models, test, latency_rounds, progress)
     data_facts = _data_facts(test)

@@ -16,7 +16,6 @@ import pandas as pd
 import torch_pruning as tp
 from joblib import Parallel, delayed
 from torch import nn
-from tqdm.auto import tqdm
 
 from fairtrim import InputError, PostProcessor
 from fairtrim.arguments import renamed, require_known
@@ -24,6 +23,7 @@ from fairtrim.data.data_splits import DataSplits
 from fairtrim.files.resumption import fingerprint
 from fairtrim.files.run_settings import described, plain_settings
 from fairtrim.placement import require_whole
+from fairtrim.progress import progress_bar
 
 from .cell import DENSE, PEOPLE, UNREPAIRED, Cell, Dense, run_cell, run_dense
 from .named_methods import DEFAULT_CRITERIA, CriterionFactory, by_label, criteria_by_label, post_processors_by_label
@@ -222,7 +222,8 @@ def _run(
     """Rows of all runs, those that are missing run and kept."""
     kept = {key: store.finished(key, plan.described(key)) for key in plan.keys}
     rows = {key: found[0] for key, found in kept.items() if found is not None}
-    with tqdm(total=len(kept), initial=len(rows), desc="sweep", unit="run", disable=not progress, smoothing=0) as bar:
+    options = {"initial": len(rows), "smoothing": 0}  # runs of a sweep take different times
+    with progress_bar(description="sweep", total=len(kept), shown=progress, unit="run", **options) as bar:
         for seed in plan.seeds:
             if not plan.missing(seed, rows):
                 continue

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from scipy.stats import quantile_test
 from torch import nn
-from tqdm.auto import tqdm
 
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.devices import model_device, to_device
@@ -23,6 +22,7 @@ from fairtrim.errors import InputError
 from fairtrim.network.scored_network import call_of
 from fairtrim.placement import holds_nothing
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +221,7 @@ def measure_latency(
         for name in names:
             _warm_up(name, calls[name], warm_up)
         repeats = {name: _repeats(timers[name]) for name in names}
-        for i in tqdm(range(rounds), desc="timing", disable=not progress, leave=False, unit="round"):
+        for i in progress_bar(range(rounds), description="timing", shown=progress, unit="round"):
             for j in range(len(names)):
                 name = names[(i + j) % len(names)]
                 seconds[name].append(timers[name].timeit(repeats[name]) / repeats[name])

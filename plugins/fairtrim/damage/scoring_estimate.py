@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import require_number
 from fairtrim.data.batches import Batch, map_tensors, n_batches_of, parts_of_batch, slice_samples, tensors_of
@@ -23,6 +21,7 @@ from fairtrim.network.activation_checkpointing import blocks_of, is_checkpointed
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import holds_nothing, is_sharded
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
+from fairtrim.progress import say_beside_bars
 
 from .channel_groups import ChannelGroup, Site, channel_sites
 from .gates import hooked_gates
@@ -295,7 +294,7 @@ def tell_large(
         forward_fn=reading.forward_fn,
         output_transform=reading.output_transform,
     )
-    tqdm.write(estimate.line(), file=sys.stderr)
+    say_beside_bars(estimate.line())
 
 
 def _n_inputs(module: nn.Module, site: Site) -> int:

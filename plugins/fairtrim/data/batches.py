@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.devices import map_tensors, to_device
 from fairtrim.errors import InputError
+from fairtrim.progress import progress_bar
 
 __all__ = [
     "Batch",
@@ -186,13 +186,12 @@ def iterate_batches(
             f"the loader is a {type(loader).__name__}; expected a DataLoader or another iterable of batches"
         )
     empty = True
-    bar = tqdm(
+    bar = progress_bar(
         islice(loader, max_batches),
-        total=n_batches_of(loader, max_batches),
-        desc=description,
-        disable=not progress,
-        leave=False,
+        description=description,
+        shown=progress,
         unit="batch",
+        total=n_batches_of(loader, max_batches),
     )
     for index, entry in enumerate(bar):
         inputs, target, sensitive = parts_of_batch(entry, index)

@@ -12,7 +12,6 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import RandomState, random_generator, renamed, require_choice
 from fairtrim.damage.channel_costs import ChannelCosts, Cost, weight_uses
@@ -24,6 +23,7 @@ from fairtrim.devices import model_device
 from fairtrim.network.output_layer import FeatureTap
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.progress import progress_bar
 
 from .contrastive_objective import ContrastiveObjective, GateLearning, frozen_weights, learn_logits
 
@@ -134,7 +134,8 @@ def gate_slopes(
     tap, indices = FeatureTap(model, objective.feature_layer), PlaceIndices()
     with frozen_weights(model):
         batches = samples.shuffled(None, generator, objective.weights)
-        for rows, batch in tqdm(batches, total=len(samples), desc="gate slopes", leave=False, disable=not progress):
+        bar = progress_bar(batches, description="gate slopes", total=len(samples), shown=progress, unit="batch")
+        for rows, batch in bar:
             gates = {
                 g.name: torch.ones(g.size, dtype=torch.float32, device=device, requires_grad=True)
                 for g in channel_groups

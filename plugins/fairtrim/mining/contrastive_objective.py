@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import RandomState, random_generator, require_choice, require_known, require_number
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
@@ -30,6 +29,7 @@ from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.network.sample_loss import check_loss_inputs
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state, undisturbed
+from fairtrim.progress import progress_bar
 
 from .mined_samples import require_some_mined
 
@@ -282,7 +282,7 @@ def learn_logits(
     with frozen_weights(model):
         for norm in norms:
             norm.training = True
-        bar = tqdm(range(iterations), desc="gates", leave=False, disable=not progress)
+        bar = progress_bar(range(iterations), description="gates", shown=progress)
         draws = _endless(samples, generator, objective.weights, at_least=2 if norms else 1)
         for _ in bar:
             indices, batch = next(draws)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, WeightedRandomSampler
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import RandomState, keyword_names, random_generator, renamed, require_known, require_number
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction
@@ -20,6 +19,7 @@ from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.placement import require_whole
 from fairtrim.preservation import in_mode, seeded
+from fairtrim.progress import progress_bar
 
 from .batchnorm import batchnorm_layers
 from .copied_network import copied_network
@@ -195,7 +195,7 @@ def fine_tune(
                 loss = loss + contrastive_weight * contrastive_loss(tap.features(scores), target, b)
         return loss
 
-    bar = tqdm(total=total, desc="training", leave=False, disable=not progress, unit="batch")
+    bar = progress_bar(description="training", total=total, shown=progress, unit="batch")
     try:
         with bar, in_mode(model, training=True):
             for norm in frozen:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
-from tqdm.auto import tqdm
 
 from fairtrim.damage.running_sums import RunningSums
 from fairtrim.devices import has_float64, model_device, to_device
@@ -20,6 +19,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.precision import full_precision
 from fairtrim.preservation import remove_hooks
 from fairtrim.processes import Processes
+from fairtrim.progress import progress_bar
 
 from .least_squares import MAX_ROWS, MAX_UNKNOWNS, Fit, Sums, sums_of
 from .readers import LayerRows
@@ -241,7 +241,7 @@ class Passes:
 
         handles: list[RemovableHandle] = []
         device = model_device(self._dense.model)
-        bar = tqdm(self._parts, desc="dense outputs", disable=not self._progress, leave=False, unit="batch")
+        bar = progress_bar(self._parts, description="dense outputs", shown=self._progress, unit="batch")
         try:
             for layer in self._layers:
                 handles.append(_listen(modules[layer.name], "output", self._guarded(noted(layer))))
@@ -290,8 +290,7 @@ class Passes:
         Args:
             finish: Gets each layer with its sums, and may change it.
         """
-        bar = tqdm(total=len(self._layers), desc="refit", disable=not self._progress, leave=False, unit="layer")
-        with bar:
+        with progress_bar(description="refit", total=len(self._layers), shown=self._progress, unit="layer") as bar:
             if len(self._parts) == 1 and self._processes.count == 1:
                 self._run(self._layers, 0, finish, bar)
                 return

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.data.batches import Batch
 from fairtrim.data.kept_batches import KEPT_BYTES, KeptBatches
@@ -21,6 +20,7 @@ from fairtrim.network.copied_network import copied_network
 from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode
+from fairtrim.progress import progress_bar
 
 __all__ = ["WorkingCopy", "changed_names"]
 
@@ -201,5 +201,5 @@ class WorkingCopy:
     @contextmanager
     def bar(self, total: int, description: str) -> Iterator[Any]:
         """A progress bar."""
-        with tqdm(total=total, desc=description + self.stage, leave=False, disable=not self.progress) as shown:
+        with progress_bar(description=description + self.stage, total=total, shown=self.progress) as shown:
             yield shown

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from fairtrim.criteria import Criterion
 from fairtrim.damage.channel_costs import ChannelCosts
 from fairtrim.damage.input_moments import ReadInputs
 from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
+from fairtrim.progress import progress_bar
 
 from .elimination import Elimination, Floats, Indices, eliminations
 from .ranking import Floor, Pool, Selection, finite
@@ -201,9 +201,7 @@ def compensated_selection(
     change = torch.zeros(n_columns, dtype=torch.float64, device="cpu")
     at_turn = torch.ones(n_columns, dtype=torch.float64, device="cpu")
     value = float(value_of(current)[0])
-    bar = tqdm(
-        total=n_columns, desc="compensated selection", disable=not progress, leave=False, unit="channel", delay=2
-    )
+    bar = progress_bar(description="compensated selection", total=n_columns, shown=progress, unit="channel")
     while True:
         candidates = finite(value_of(current + damage))
         ranked_by = candidates - value + tie

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import few_of, require_flag, require_number
 from fairtrim.criteria import GroupSaliency
@@ -38,6 +37,7 @@ from fairtrim.network.probability_scores import label_scores
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.network.weight_masks import in_shapes_of, mask_weights
 from fairtrim.preservation import preserved_random_state
+from fairtrim.progress import progress_bar
 from fairtrim.repair.figures import Figure, figures_of, group_label, moved
 
 __all__ = ["GroupSaliencyPruning", "MaskingStep", "prune_by_group_saliency"]
@@ -260,7 +260,7 @@ def prune_by_group_saliency(
         masked_in = torch.zeros(n_weights, dtype=torch.int32, device="cpu")
         stopped = _ended(history[0], measure, target)
         goals = _goals(n_weights, pruning_ratio, iterative_steps)
-        with tqdm(goals, desc="masking weights", leave=False, disable=not progress) as bar:
+        with progress_bar(goals, description="masking weights", shown=progress, unit="step") as bar:
             for iteration, goal in enumerate(bar, 1):
                 if stopped is not None:
                     break

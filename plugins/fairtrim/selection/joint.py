@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fairtrim.criteria import BoundCriterion, Criterion
 from fairtrim.damage.channel_costs import ChannelCosts
 from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.damage.table import DamageTable
 from fairtrim.errors import InputError
+from fairtrim.progress import progress_bar
 
 from .ranking import Floor, Pool, Selection, finite
 from .turns import Turns
@@ -74,7 +74,7 @@ def joint_selection(
     change = torch.zeros(n_columns, dtype=torch.float64, device="cpu")
     value = value_of(current)
     candidates = finite(value_of(current + addition))
-    bar = tqdm(total=n_columns, desc="joint selection", disable=not progress, leave=False, unit="channel", delay=2)
+    bar = progress_bar(description="joint selection", total=n_columns, shown=progress, unit="channel")
     sketched = isinstance(table.interactions, SampleSketch)
     while len(order) < n_columns:
         cost = None if costs is None else costs.each

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import renamed
 from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
@@ -31,6 +30,7 @@ from fairtrim.network.output_layer import LinearHead, find_head
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.placement import require_whole
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.progress import progress_bar
 
 from .conjugate_gradients import conjugate_gradients
 from .output_layer_problem import OutputLayerProblem
@@ -322,7 +322,7 @@ def _last_layer(
         )
     features, targets = [], []
     # labels stay on the CPU, where the layer is solved
-    bar = tqdm(samples.in_order(None), total=len(samples), desc="features", leave=False, disable=not progress)
+    bar = progress_bar(samples.in_order(None), description="features", total=len(samples), shown=progress, unit="batch")
     for _, batch in bar:
         inputs = to_device(batch.inputs, network.device)
         inputs = inputs if counterfactual is None else counterfactual(inputs)
@@ -428,7 +428,7 @@ def _damped_solution(
         product = np.asarray(products @ vector.numpy().astype(products.dtype), dtype=np.float64)
         return torch.from_numpy(product) + damping * vector
 
-    with tqdm(total=max_iterations, desc="conjugate gradients", leave=False, disable=not progress) as bar:
+    with progress_bar(description="conjugate gradients", total=max_iterations, shown=progress) as bar:
         solution = conjugate_gradients(
             damped, slope, tolerance=_TOLERANCE, max_iterations=max_iterations, each=bar.update
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import RandomState, random_generator, require_number
 from fairtrim.data.sentence_pairs import SentencePairs
@@ -18,6 +17,7 @@ from fairtrim.network.late_blocks import LateBlocks
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode, preserved_random_state
+from fairtrim.progress import progress_bar
 
 from .influence import BiasInfluence
 from .linearised_pairs import LinearisedPairs
@@ -95,7 +95,7 @@ def influence_of_sentences(
 
         late = LateBlocks(copied, edited_layers, n_blocks, lambda: scores_of(batches[0].inputs))
         problem = LinearisedPairs(list(late.layers))
-        bar = tqdm(desc="influence of sentences", total=2 * len(batches), leave=False, disable=not progress)
+        bar = progress_bar(description="influence of sentences", total=2 * len(batches), shown=progress, unit="batch")
         for batch in batches:
             with late.noted() as notes:
                 scores = late.scores(lambda inputs=batch.inputs: scores_of(inputs), batch.kept)  # type: ignore[misc]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from tqdm.auto import tqdm
 
 from fairtrim.data.sentence_pairs import SentencePairs
 from fairtrim.devices import model_device
@@ -22,6 +21,7 @@ from fairtrim.network.late_blocks import LateBlocks, last_blocks, late_parameter
 from fairtrim.network.pair_differences import next_token_scores, shared_log_likelihoods
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode, preserved_model, preserved_random_state
+from fairtrim.progress import progress_bar
 
 from .linearised_pairs import LinearisedPairs
 from .sentence_batches import SentenceBatch, pair_batches, predicting, sentences_of, text_batches, text_losses
@@ -235,7 +235,7 @@ class _Search:
     def __init__(self, working: _Sentences, progress: bool) -> None:
         self.working, self.flags = working, list[str]()
         self.began, self.stale = time.monotonic(), 0
-        self.bar = tqdm(desc="unlearning from sentences", leave=False, disable=not progress, unit="candidate")
+        self.bar = progress_bar(description="unlearning from sentences", shown=progress, unit="candidate")
         given = working.figures()
         if not given.is_finite():
             raise InputError(

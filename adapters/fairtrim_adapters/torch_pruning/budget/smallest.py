@@ -12,12 +12,12 @@ import torch
 import torch_pruning as tp
 from scipy.stats import norm
 from torch import nn
-from tqdm.auto import tqdm
 
 from fairtrim.arguments import drawn_seed, few_of, require_choice, require_number
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_random_state, seeded
+from fairtrim.progress import progress_bar
 
 from .candidates import Candidates
 from .measuring import LOSS, Allowed, allowed_drops, degenerate, drops, measured, of_judges, unjudged
@@ -173,11 +173,10 @@ class _Search:
         passing, best, failing = 0, None, candidates.most + 1
         stopping: _Point | None = None
         largest, least = 1.0, candidates.shares(candidates.most).of(self._cost)
-        bar = tqdm(
+        bar = progress_bar(
+            description="sizes tried",
             total=max(1, math.ceil(math.log2(max(1.0, (largest - least) / grid)))) + 1,
-            desc="sizes tried",
-            disable=not work.task.reading.progress,
-            leave=False,
+            shown=work.task.reading.progress,
             unit="network",
         )
         with bar:
