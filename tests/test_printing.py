@@ -67,7 +67,8 @@ def test_long_names_are_shortened_only_where_there_is_no_room():
 def test_sentences_are_wrapped():
     class Result(Printed):
         def blocks(self):
-            return ["word " * 50, TextTable(["a"], [["b"]])]
+            return ["word " * 50, TextTable(["a"], [["b"]]), "Flags\n  <one>\n  two"]
 
     assert all(len(line) <= WIDTH for line in str(Result()).splitlines())
     assert Result()._repr_html_().startswith("<p>word")
+    assert Result()._repr_html_().endswith("<p>Flags<br>  &lt;one&gt;<br>  two</p>")

@@ -173,7 +173,9 @@ class Printed:
 
     def _repr_html_(self) -> str:
         return "".join(
-            block.to_html() if isinstance(block, TextTable) else f"<p>{html.escape(block)}</p>"
+            block.to_html()
+            if isinstance(block, TextTable)
+            else "<p>" + "<br>".join(html.escape(block).splitlines()) + "</p>"
             for block in self.blocks()
         )
 

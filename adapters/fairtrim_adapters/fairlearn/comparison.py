@@ -7,27 +7,32 @@ together side by side.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, get_args, get_type_hints
 
 import pandas as pd
 from fairlearn.metrics import MetricFrame
 from torch import nn
-from tqdm.auto import tqdm
 
 from fairtrim import InputError
-from fairtrim.arguments import did_you_mean
+from fairtrim.arguments import did_you_mean, drawn_seed
 from fairtrim.comparison.predictions import Predictions, predict
+from fairtrim.printing import Block, Printed
+from fairtrim.progress import progress_bar
 
+from .comparison_intervals import Resampling, add_intervals
+from .comparison_text import comparison_blocks, comparison_verdict
 from .flags import data_flags, model_flags
 from .frames import (
     GAPS,
+    QUANTILES,
     FrameOptions,
     NetworkFrameOptions,
     bootstrap_options,
     build_frame,
+    check_bootstrap,
     check_order,
     check_sample_params,
     default_metrics,
@@ -42,6 +47,9 @@ __all__ = ["Comparison", "Metric", "compare_models", "compare_predictions", "met
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+N_BOOT = 1000
+"""Draws of intervals that cost nothing."""
 
 _OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "accuracy score difference", *GAPS}
 
@@ -145,8 +153,10 @@ def metric_frame(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Printed):
     """Networks side by side, each against the reference.
+
+    It prints its verdict, figures of each sensitive group and of everybody, and flags; a notebook shows them as HTML.
 
     Attributes:
         reference: Name of the network that changes are measured from.
@@ -154,10 +164,11 @@ class Comparison:
         by_group: Index (model, sensitive features …): every metric of one number; ``change in accuracy`` against the
             reference; ``excess change``, the group's change minus the overall one; ``changed predictions``, the share
             of the group's samples whose predicted label differs from the reference's (the rate of
-            compression-identified exemplars, Hooker et al. 2020); with a bootstrap, ``accuracy low`` and
-            ``accuracy high``.
+            compression-identified exemplars, Hooker et al. 2020); with intervals, ``accuracy low``, ``accuracy
+            high``, and those of the change.
         overall: Index model: every metric over everybody; ``accuracy score difference`` (largest between groups);
-            for two classes Fairlearn's equalized-odds and demographic-parity differences; changed predictions.
+            for two classes Fairlearn's equalized-odds and demographic-parity differences; changed predictions; ends of
+            the intervals of accuracy and of the gaps.
         flags: One row a finding: model, flag, detail.
 
     Example:
@@ -179,27 +190,40 @@ class Comparison:
     overall: pd.DataFrame
     flags: pd.DataFrame
 
-    def __str__(self) -> str:
-        def show(value: float) -> str:
-            return f"{value:.3f}"
+    def verdict(self, at: str = "") -> str:
+        """One sentence: what each network, or the dearest and the cheapest, costs the group that loses most.
 
-        # one against the rest, three rates a class: too many to read in a row
-        rates = [name for name in self.by_group if " rate of " in name]
-        counts = {"people": "{:.0f}".format}
-        parts = [
-            f"Everybody (changes against {self.reference!r})",
-            self.overall.drop(columns=rates).T.to_string(float_format=show),
-            "By sensitive group",
-            self.by_group.drop(columns=rates).to_string(float_format=show, formatters=counts),
-        ]
+        Args:
+            at: What the networks have in common, e.g. "50 % of the MACs".
+
+        Returns:
+            The sentence. A loss is told where its interval says that it is one; without intervals, as measured.
+
+        Example:
+            >>> import torch
+            >>> people = [(torch.eye(2).repeat(50, 1), torch.arange(100) % 2, ["a", "b"] * 50)]
+            >>> constant = nn.Linear(2, 2)
+            >>> with torch.no_grad():
+            ...     _ = constant.weight.zero_(), constant.bias.copy_(torch.tensor([1.0, 0.0]))
+            >>> compare_models({"dense": nn.Identity(), "pruned": constant}, people, progress=False).verdict()
+            "Against 'dense', pruned costs b 100.0 points of accuracy."
+        """
+        return comparison_verdict(self.reference, self.by_group, at)
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, figures of each sensitive group, of everybody, and flags."""
+        return comparison_blocks(self.verdict(), self.reference, self.by_group, self.overall, self.flags, self._left())
+
+    def _left(self) -> str:
+        """What isn't printed."""
         tables = [name for name in next(iter(self.frames.values())).by_group if name not in self.by_group]
-        if tables:
-            parts.append(f"({', '.join(tables)}: several numbers a group, in frames)")
-        if rates:
-            parts.append(f"({len(rates)} rates of single classes are in by_group and overall)")
-        if len(self.flags):
-            parts += ["Flags", self.flags.to_string(index=False)]
-        return "\n".join(parts)
+        rates = [name for name in self.by_group if " rate of " in name and not name.endswith((" low", " high"))]
+        return "\n".join(
+            [
+                *([f"({', '.join(tables)}: several numbers a group, in frames)"] if tables else []),
+                *([f"({len(rates)} rates of single classes are in by_group and overall)"] if rates else []),
+            ]
+        )
 
 
 @_suggesting
@@ -220,8 +244,8 @@ def compare_models(
         reference: The network that changes are measured from; default the first.
         metrics: Metrics by name; must include ``accuracy``. Default ``default_metrics(K)``. Those that give several
             numbers, such as ``confusion_matrix``, are in ``frames`` only.
-        interval_metrics: Metrics that get intervals, with ``n_boot=``; Fairlearn's bootstrap takes about 0.1 s a sample
-            and metric.
+        interval_metrics: Metrics that get intervals. Accuracy and Fairlearn's rates are resampled for nothing, by what
+            Fairlearn's bootstrap comes to for them; all others only with ``n_boot=``, by Fairlearn's own.
         options: See ``NetworkFrameOptions``; of several quantiles the outer ones are shown.
 
     Returns:
@@ -263,7 +287,7 @@ def _check_comparison(
     interval_metrics: Sequence[str],
     options: FrameOptions,
 ) -> None:
-    bootstrap_options(options)
+    check_bootstrap(options)
     if reference is not None and reference not in names:
         raise InputError(
             f"reference={reference!r}{did_you_mean(reference, names)} is not one of the networks: {list(names)}"
@@ -282,7 +306,7 @@ def _check_comparison(
     if taken:
         raise InputError(f"metrics holds {taken[0]!r}, which other figures are called; expected another name")
     check_sample_params(options.get("sample_params"), metrics)
-    if options.get("n_boot") is not None:
+    if options.get("n_boot", N_BOOT) is not None:
         _check_interval_metrics(interval_metrics, metrics)
 
 
@@ -333,12 +357,12 @@ def compare_predictions(
     models = list(predictions.label)
     _check_comparison(models, reference, metrics, interval_metrics, options)
     reference = models[0] if reference is None else reference
-    bootstrap = bootstrap_options(options)
+    resampling = _resampling(options)
     every = default_metrics(predictions.n_classes) if metrics is None else dict(metrics)
     given = dict(options.get("sample_params") or {})
     check_sample_params(given, every)
     sensitive = _sensitive_frame(predictions)
-    if bootstrap:
+    if resampling is not None:
         _check_interval_metrics(interval_metrics, every)
 
     def frame(name: str, chosen: Mapping[str, Metric], bootstrap: Mapping[str, Any] | None = None) -> MetricFrame:
@@ -360,15 +384,25 @@ def compare_predictions(
     if "accuracy" in several:
         raise InputError("the metric 'accuracy', which changes are measured in, gives several numbers; expected one")
     by_group = {name: group_columns(predictions, frames, name, reference, sensitive, several) for name in models}
-    if bootstrap:
-        chosen = {name: every[name] for name in interval_metrics}
-        for name in tqdm(models, desc="bootstrap", leave=False, disable=not progress):
-            low, *_, high = frame(name, chosen, bootstrap).by_group_ci
-            for metric in chosen:
-                by_group[name][f"{metric} low"], by_group[name][f"{metric} high"] = low[metric], high[metric]
-    overall = pd.DataFrame(
-        {n: overall_columns(predictions, frames[n], n, reference, sensitive, several, given) for n in models}
-    ).T
+    overall = {n: overall_columns(predictions, frames[n], n, reference, sensitive, several, given) for n in models}
+    if resampling is not None:
+        figures = (every, interval_metrics, given, resampling)
+        for name in progress_bar(models, description="bootstrap", shown=progress, unit="network"):
+            slow = partial(frame, name, bootstrap=resampling.of_fairlearn)
+            tables = (by_group[name], overall[name])
+            add_intervals(predictions, name, reference, sensitive, *figures, slow, *tables)
     found = [*data_flags(predictions), *model_flags(predictions, reference)]
     flags = pd.DataFrame(found, columns=["model", "flag", "detail"])
-    return Comparison(reference, frames, pd.concat(by_group, names=["model"]), overall.rename_axis("model"), flags)
+    everybody = pd.DataFrame(overall).T.rename_axis("model")
+    return Comparison(reference, frames, pd.concat(by_group, names=["model"]), everybody, flags)
+
+
+def _resampling(options: FrameOptions) -> Resampling | None:
+    n_boot, quantiles = options.get("n_boot", N_BOOT), options.get("ci_quantiles")
+    if n_boot is None:
+        if quantiles is not None:
+            raise InputError("ci_quantiles needs n_boot=, the number of bootstrap samples; got n_boot=None")
+        return None
+    random_state = options.get("random_state", 0)
+    seed = None if random_state is None else drawn_seed(random_state)
+    return Resampling(n_boot, tuple(QUANTILES if quantiles is None else quantiles), seed, also_slow="n_boot" in options)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from fairtrim import InputError
-from fairtrim.arguments import did_you_mean
+from fairtrim.arguments import RandomState, did_you_mean, drawn_seed, require_random_state
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.sensitive_groups import SensitiveNames
@@ -32,17 +32,20 @@ from .responses import Metric, ResponseMethod, check_defined, metric_inputs
 
 __all__ = [
     "GAPS",
+    "QUANTILES",
     "FrameOptions",
     "NetworkFrameOptions",
     "SampleParams",
     "bootstrap_options",
     "build_frame",
+    "check_bootstrap",
     "check_order",
     "check_sample_params",
     "default_metrics",
     "group_columns",
     "named_features",
     "not_numbers",
+    "one_vs_rest",
     "overall_columns",
 ]
 
@@ -52,11 +55,28 @@ GAPS = {
 }
 """Fairlearn's gaps of two classes, with the rates that each compares; of more classes it is the largest difference."""
 
+QUANTILES = (0.025, 0.5, 0.975)
+
 SampleParams = Mapping[str, Any]
 """As for MetricFrame: arrays of N values by argument of the metric, or for metrics by name, such arrays by metric."""
 
 
-def _one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int) -> Any:
+def one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric, label: int) -> Any:
+    """A rate of Fairlearn of one class against the rest.
+
+    Args:
+        y_true: Labels, (N,).
+        y_pred: Predicted labels, (N,).
+        metric: The rate of label 1.
+        label: The class.
+
+    Returns:
+        The rate.
+
+    Example:
+        >>> float(one_vs_rest([0, 2, 2], [2, 2, 1], metric=true_positive_rate, label=2))
+        0.5
+    """
     return metric(np.asarray(y_true) == label, np.asarray(y_pred) == label, pos_label=True)
 
 
@@ -88,7 +108,7 @@ def default_metrics(n_classes: int) -> dict[str, Metric]:
         metrics |= rates
     else:
         metrics |= {
-            f"{name} of {label}": partial(_one_vs_rest, metric=metric, label=label)
+            f"{name} of {label}": partial(one_vs_rest, metric=metric, label=label)
             for label in range(n_classes)
             for name, metric in rates.items()
         }
@@ -104,9 +124,12 @@ class FrameOptions(TypedDict, total=False):
             the default, is labels, and scores for the metrics of scikit-learn that need them. One for all, or by name
             of a metric.
         sample_params: As for MetricFrame: arrays in the order of the samples; a loader may not shuffle then.
-        n_boot: Number of bootstrap samples for confidence intervals; default none.
+        n_boot: Number of bootstrap samples for confidence intervals; None for no intervals. Default none of a
+            ``metric_frame``; of comparisons 1,000 where a figure is a rate of counts, which costs nothing. Fairlearn's
+            bootstrap of other figures takes about 0.1 s a sample and metric, and must be asked for.
         ci_quantiles: Quantiles of the intervals; default 0.025, 0.5, 0.975.
-        random_state: Seed of the bootstrap.
+        random_state: Seed of the bootstrap, or a torch.Generator, from which one is drawn; None for another each time.
+            Default None of a ``metric_frame``, 0 of comparisons.
 
     Example:
         >>> options: FrameOptions = {"n_boot": 50, "random_state": 0}
@@ -118,7 +141,7 @@ class FrameOptions(TypedDict, total=False):
     sample_params: SampleParams | None
     n_boot: int | None
     ci_quantiles: Sequence[float] | None
-    random_state: int | None
+    random_state: RandomState | None
 
 
 class NetworkFrameOptions(FrameOptions, total=False):
@@ -142,11 +165,33 @@ class NetworkFrameOptions(FrameOptions, total=False):
     progress: bool
 
 
+def check_bootstrap(options: FrameOptions) -> None:
+    """Refuse arguments of a bootstrap that are wrong; nothing is drawn from a generator.
+
+    Args:
+        options: As given.
+
+    Raises:
+        InputError: One is wrong.
+
+    Example:
+        >>> check_bootstrap({"n_boot": 5, "random_state": 0})
+    """
+    n_boot, random_state = options.get("n_boot"), options.get("random_state")
+    if n_boot is not None and n_boot < 1:
+        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
+    quantiles = options.get("ci_quantiles")
+    if quantiles is not None and not (len(quantiles) and all(0 <= quantile <= 1 for quantile in quantiles)):
+        raise InputError(f"ci_quantiles={quantiles}; expected some between 0 and 1, e.g. [0.025, 0.975]")
+    if random_state is not None:
+        require_random_state(random_state)
+
+
 def bootstrap_options(options: FrameOptions) -> dict[str, Any]:
     """MetricFrame's arguments of its bootstrap.
 
     Args:
-        options: As given.
+        options: As given; a generator gives its draw.
 
     Returns:
         The arguments; none without a bootstrap.
@@ -158,15 +203,18 @@ def bootstrap_options(options: FrameOptions) -> dict[str, Any]:
         >>> bootstrap_options({}), bootstrap_options({"n_boot": 5, "ci_quantiles": [0.1, 0.9]})["ci_quantiles"]
         ({}, [0.1, 0.9])
     """
+    check_bootstrap(options)
     n_boot, ci_quantiles = options.get("n_boot"), options.get("ci_quantiles")
     if n_boot is None:
         if ci_quantiles is not None:
             raise InputError("ci_quantiles needs n_boot=, the number of bootstrap samples")
         return {}
-    if n_boot < 1:
-        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
-    quantiles = [0.025, 0.5, 0.975] if ci_quantiles is None else list(ci_quantiles)
-    return {"n_boot": n_boot, "ci_quantiles": quantiles, "random_state": options.get("random_state")}
+    random_state = options.get("random_state")
+    return {
+        "n_boot": n_boot,
+        "ci_quantiles": list(QUANTILES if ci_quantiles is None else ci_quantiles),
+        "random_state": None if random_state is None else drawn_seed(random_state),
+    }
 
 
 def check_order(loader: Iterable[Any], **given: Any) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_CLASSES",
     "RATES_OF_TWO_CLASSES",
     "Rate",
+    "against_rest",
     "change_interval",
     "gap_interval",
     "gaps_of",
@@ -90,13 +91,26 @@ def rates_of(n_classes: int) -> dict[str, Rate]:
     if n_classes == 2:
         return {"accuracy": ACCURACY, **RATES_OF_TWO_CLASSES}
     labels = range(n_classes if n_classes <= MAX_CLASSES else 0)
-    of_labels = {
-        f"{name}_of_{k}": _against_rest(rate, k) for k in labels for name, rate in RATES_OF_TWO_CLASSES.items()
-    }
+    of_labels = {f"{name}_of_{k}": against_rest(rate, k) for k in labels for name, rate in RATES_OF_TWO_CLASSES.items()}
     return {"accuracy": ACCURACY, **of_labels}
 
 
-def _against_rest(rate: Rate, label: int) -> Rate:
+def against_rest(rate: Rate, label: int) -> Rate:
+    """A rate of two classes as that of one class of more against the rest.
+
+    Args:
+        rate: Of label 1.
+        label: The class.
+
+    Returns:
+        Its rate.
+
+    Example:
+        >>> rate = against_rest(RATES_OF_TWO_CLASSES["selection_rate"], 2)
+        >>> rate.counted(np.array([0, 1]), np.array([2, 1])).tolist()
+        [True, False]
+    """
+
     def is_label(labels: Labels) -> Labels:
         flags: Labels = (labels == label).astype(np.int64)
         return flags

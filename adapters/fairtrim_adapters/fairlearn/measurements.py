@@ -339,7 +339,7 @@ def measurements(
     pair = Predictions(predictions.target, labels, scores, predictions.sensitive, predictions.n_classes)
     # of more than two classes Fairlearn's rates of each class would cost most of the time: see _of_each_class
     few = None if pair.n_classes == 2 else {"accuracy": accuracy_score, "people": count}
-    comparison = compare_predictions(pair, reference=reference, metrics=few, progress=False)
+    comparison = compare_predictions(pair, reference=reference, metrics=few, n_boot=None, progress=False)
     row: dict[str, Any] = {}
     of_name, of_reference = _points(comparison, pair, name), _points(comparison, pair, reference)
     for column, value in of_name.items():

@@ -1,0 +1,142 @@
+"""One sentence on who pays for a compression: the largest loss of a sensitive group, said only beyond chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import norm
+
+__all__ = ["GroupChange", "verdict_of"]
+
+_LISTED = 3  # networks that a sentence names each
+_NAMED = 2  # groups that lose the same
+_TAIL = 0.025  # of the intervals
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """What a network does to the accuracy of a sensitive group.
+
+    Attributes:
+        group: Its name.
+        change: Of its accuracy, against the reference; NaN for a group of nobody.
+        low: Lower end of the 95 % interval of the change; NaN where there is none.
+        high: Upper end.
+    """
+
+    group: str
+    change: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def points(self) -> str:
+        """The size of the change in points of accuracy."""
+        size = 100 * abs(self.change)
+        return f"{size:.1f}" if size >= 0.05 else f"{size:.1g}"
+
+    def is_beyond_chance(self, n_groups: int) -> bool:
+        """Whether it is a loss still if the interval pays for having chosen the group (Bonferroni)."""
+        wider = float(norm.ppf(1 - _TAIL / n_groups) / norm.ppf(1 - _TAIL))
+        return (self.low + self.high) / 2 + (self.high - self.low) / 2 * wider < 0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What can be said of one network; ``rank`` 0: a loss, 1: a loss that may be chance, 2: none, 3: nothing known."""
+
+    name: str
+    rank: int
+    largest: GroupChange | None = None
+    who: str = ""
+    aside: str = ""
+    measured_only: bool = False
+
+    @property
+    def order(self) -> tuple[int, float]:
+        return self.rank, 0.0 if self.largest is None else self.largest.change
+
+    def clause(self, *, word: str = "costs") -> str:
+        """On its own."""
+        if self.largest is not None and self.rank == 0:
+            return f"{self.name} {word} {self.who} {self.largest.points} points of accuracy{self.aside}"
+        if self.largest is not None and self.rank == 1:
+            return f"a loss by {self.name} can't be told from chance (largest: {self.who} {self.largest.points} points)"
+        return (
+            f"{self.name} costs no group accuracy among these people"
+            if self.rank == 2
+            else f"what {self.name} costs isn't known, for no group has an accuracy"
+        )
+
+    def short(self) -> str:
+        """After the clause of another loss."""
+        assert self.largest is not None
+        return f"{self.name} {self.largest.points} ({self.who}){self.aside}"
+
+
+def _finding(name: str, groups: Sequence[GroupChange]) -> _Finding:
+    known = [group for group in groups if not math.isnan(group.change)]
+    lost = sorted((group for group in known if group.change < 0), key=lambda group: group.change)
+    if not lost:
+        return _Finding(name, 2 if known else 3)
+    measured_only = any(math.isnan(group.high) for group in lost)
+    told = [group for group in lost if math.isnan(group.high) or group.is_beyond_chance(len(known))]
+    largest = (told or lost)[0]
+    equal = [group.group for group in (told or lost) if group.points == largest.points]
+    who = " and ".join(equal) if len(equal) <= _NAMED else f"each of {len(equal)} groups"
+    if not told:
+        return _Finding(name, 1, largest, who)
+    aside = "" if lost[0].change >= largest.change else f" ({lost[0].group}'s {lost[0].points} may be chance)"
+    return _Finding(name, 0, largest, who, aside, measured_only)
+
+
+def verdict_of(reference: str, changes: Mapping[str, Sequence[GroupChange]], at: str = "") -> str:
+    """Say what compressions cost.
+
+    Args:
+        reference: Name of the network that changes are measured from.
+        changes: Of each other network, of each sensitive group.
+        at: What they have in common, e.g. "50 % of the MACs".
+
+    Returns:
+        A sentence. Of up to three networks each is named, of more the one that costs most and the one that costs least.
+
+    Example:
+        >>> male = GroupChange("Male", -0.058, -0.064, -0.052), GroupChange("Male", -0.001, -0.003, 0.001)
+        >>> print(verdict_of("dense", {"magnitude": male[:1], "worst group": male[1:]}))
+        Against 'dense', magnitude costs Male 5.8 points of accuracy; a loss by worst group can't be told from chance
+        (largest: Male 0.1 points).
+        >>> print(verdict_of("dense", {"magnitude": male[:1]}, at="50 % of the MACs"))
+        At 50 % of the MACs, against 'dense', magnitude costs Male 5.8 points of accuracy.
+    """
+    findings = [_finding(name, groups) for name, groups in changes.items()]
+    begin = f"At {at}, against {reference!r}, " if at else f"Against {reference!r}, "
+    end = ""
+    if any(finding.measured_only for finding in findings):
+        end = " (as measured: without intervals it can't be told from chance)"
+    body = _each(findings) if len(findings) <= _LISTED else _ends(sorted(findings, key=lambda finding: finding.order))
+    return f"{begin}{body}{end}."
+
+
+def _each(findings: Sequence[_Finding]) -> str:
+    first, *rest = findings
+    if rest and all(finding.rank == 0 for finding in findings):
+        *others, last = [finding.short() for finding in rest]
+        return ", ".join([first.clause(), *others]) + f" and {last}"
+    return "; ".join(finding.clause() for finding in findings)
+
+
+def _ends(ordered: Sequence[_Finding]) -> str:
+    """The first and the last, and how many are between."""
+    worst, best = ordered[0], ordered[-1]
+    if worst.rank == 1 and worst.largest is not None:
+        largest = f"{worst.name}, {worst.who} {worst.largest.points} points"
+        return f"a loss by none of {len(ordered)} networks can be told from chance (largest: {largest})"
+    if worst.rank == 2:
+        return f"none of {len(ordered)} networks costs a group accuracy among these people"
+    if worst.rank == 3:
+        return f"what {len(ordered)} networks cost isn't known, for no group has an accuracy"
+    least = f"least: {best.short()}" if best.rank == 0 else best.clause()
+    return f"of {len(ordered)} networks {worst.clause(word='costs most:')}; {least}; {len(ordered) - 2} are between"
