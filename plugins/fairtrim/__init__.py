@@ -15,6 +15,7 @@ from .damage.collection import collect_damage
 from .damage.scoring_estimate import ScoringEstimate, estimate_scoring
 from .damage.table import DamageTable
 from .data.sensitive_bins import SensitiveBins
+from .data.sensitive_loader import with_sensitive_features
 from .data.sentence_pairs import SentencePairs
 from .data.validation_set import ValidationSet
 from .errors import FairtrimError, InputError, NotFittedError, ProcessError, StaleTableError, UnsupportedModelError
@@ -117,4 +118,5 @@ __all__ = [
     "save_pruned",
     "share_of_process",
     "unlearn_samples",
+    "with_sensitive_features",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairtrim import ColumnFlip, SensitiveBins, SentencePairs
+from fairtrim import ColumnFlip, SensitiveBins, SentencePairs, with_sensitive_features
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.padding import real_tokens
 from fairtrim.data.token_rows import token_rows
@@ -47,6 +47,18 @@ def _pairs(device: torch.device) -> list[Any]:
     return [vars(pairs), vars(part), vars(pairs.in_folds(2)), loaded]
 
 
+def _beside(device: torch.device) -> list[Any]:
+    n = 11
+    codes = torch.arange(n)
+    table = TensorDataset(torch.eye(n), codes % 3)
+    there = TensorDataset(torch.eye(n).to(device), (codes % 3).to(device))
+    loaders = (
+        DataLoader(table, 4, shuffle=True, generator=torch.Generator(), pin_memory=device.type != "cpu"),
+        list(DataLoader(there, 4)),
+    )
+    return [list(with_sensitive_features(loader, {"code": codes.to(device)})) for loader in loaders]
+
+
 EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
     "one-hot columns": lambda device: ColumnFlip(one_hot=[0, 1], interactions={4: [0, 2]})(TABLE.to(device)),
     "coded columns": lambda device: ColumnFlip(codes={3: (1.5, 3.0, 4.0)}, other="random")(TABLE.to(device)),
@@ -58,6 +70,7 @@ EVERYTHING: dict[str, Callable[[torch.device], Any]] = {
     ),
     "pairs": _pairs,
     "samples": _indexed,
+    "sensitive features beside a loader": _beside,
     "tokens": lambda device: token_rows(
         ["a b", "c"],
         lambda texts: {

@@ -82,7 +82,10 @@ def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
 
 def _sensitive_frame(predictions: Predictions) -> pd.DataFrame:
     if not predictions.sensitive:
-        raise InputError("the loader gives (inputs, target) only; expected (inputs, target, sensitive)")
+        raise InputError(
+            "the loader gives (inputs, target) only; expected (inputs, target, sensitive), or sensitive_features= "
+            "beside it"
+        )
     return pd.DataFrame({name: values.astype(object) for name, values in predictions.sensitive.items()})
 
 

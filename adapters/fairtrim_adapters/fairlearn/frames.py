@@ -148,6 +148,8 @@ class NetworkFrameOptions(FrameOptions, total=False):
     """How figures of networks are computed: ``FrameOptions``, and how networks and loaders are read.
 
     Attributes:
+        sensitive_features: Of a loader of (inputs, target), one row a sample of its dataset, shuffled or not; see
+            ``fairtrim.with_sensitive_features``.
         sensitive_names: Names of the sensitive features, and of their values.
         forward_fn: How to call a network.
         output_transform: How to find the scores in what it returns.
@@ -158,6 +160,7 @@ class NetworkFrameOptions(FrameOptions, total=False):
         >>> options: NetworkFrameOptions = {"sensitive_names": ["sex"], "progress": False}
     """
 
+    sensitive_features: Any
     sensitive_names: SensitiveNames | None
     forward_fn: ForwardFunction | None
     output_transform: Callable[[Any], Tensor] | None

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import EVERYONE, GroupName, SensitiveEncoder, SensitiveNames
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import label_probability, labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores, refuse_shares
@@ -188,6 +189,7 @@ def changed_samples(
     model: nn.Module,
     loader: Iterable[Any],
     *,
+    sensitive_features: Any = None,
     sensitive_names: SensitiveNames | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: OutputTransform | None = None,
@@ -210,6 +212,7 @@ def changed_samples(
         reference: The network before, e.g. the dense one.
         model: The network after.
         loader: Batches of (inputs, target) or (inputs, target, sensitive), one label a sample.
+        sensitive_features: Of a loader of (inputs, target), one row a sample; see ``with_sensitive_features``.
         sensitive_names: Names of the sensitive features, and of their values.
         forward_fn: How to call a network.
         output_transform: How to find the scores in what it returns; for scores at several positions, such as tokens,
@@ -239,6 +242,7 @@ def changed_samples(
     networks = {"the reference": before, "the model": before.of(model)}
     devices = {name: network.device for name, network in networks.items()}
     encoder = SensitiveEncoder(sensitive_names)
+    loader = with_sensitive_features(loader, sensitive_features)
     people: Counter[GroupName] = Counter()
     parts: list[dict[str, Any]] = []
     kept = _KeptInputs() if keep_inputs else None

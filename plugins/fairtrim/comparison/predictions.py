@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import labels_of
 from fairtrim.network.probability_scores import ProbabilityScores, label_scores
@@ -60,6 +61,7 @@ def predict(
     models: nn.Module | Mapping[str, nn.Module],
     loader: Iterable[Any],
     *,
+    sensitive_features: Any = None,
     sensitive_names: SensitiveNames | None = None,
     forward_fn: ForwardFunction | None = None,
     output_transform: OutputTransform | None = None,
@@ -75,6 +77,7 @@ def predict(
     Args:
         models: One network (named ``model``) or several by name.
         loader: Batches of (inputs, target) or (inputs, target, sensitive).
+        sensitive_features: Of a loader of (inputs, target), one row a sample; see ``with_sensitive_features``.
         sensitive_names: Names of the sensitive features, and of their values.
         forward_fn: How to call a network.
         output_transform: How to find the scores in what it returns.
@@ -102,6 +105,7 @@ def predict(
     networks = {name: ScoredNetwork(model, forward_fn, output_transform) for name, model in named.items()}
     devices = {name: network.device for name, network in networks.items()}
     encoder = SensitiveEncoder(sensitive_names)
+    loader = with_sensitive_features(loader, sensitive_features)
     targets: list[npt.NDArray[np.int64]] = []
     collected: dict[str, list[Tensor]] = {name: [] for name in named}
     seen = {name: ProbabilityScores() for name in named}

@@ -150,8 +150,8 @@ def refuse_nobody(batch: Batch) -> None:
     named = f"a dict with {sorted(map(str, batch.inputs))}" if isinstance(batch.inputs, Mapping) else "(inputs, target)"
     raise InputError(
         f"batch {batch.index} of the loader is {named}, without sensitive features, which the criterion compares; "
-        "expected (inputs, target, sensitive), a dict with them under 'sensitive_features', or a criterion that needs "
-        "none, such as MeanDamage"
+        "expected (inputs, target, sensitive), a dict with them under 'sensitive_features', sensitive_features= beside "
+        "the loader, or a criterion that needs none, such as MeanDamage"
     )
 
 

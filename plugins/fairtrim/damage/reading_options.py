@@ -14,6 +14,7 @@ from torch import nn
 from fairtrim.arguments import require_known
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.network.sample_loss import SampleLoss
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 
@@ -28,6 +29,8 @@ class ReadingOptions(TypedDict, total=False):
             cross-entropy. A mean with weights, Σ w_n ℓ_n / Σ w_n, gives the damages of w_n ℓ_n over the mean weight.
         forward_fn: How to call the network: ``forward_fn(model, inputs)``.
         output_transform: Finds the scores (N, K) in what the network returns.
+        sensitive_features: Of a loader of (inputs, target), one row a sample of its dataset, shuffled or not; see
+            ``fairtrim.with_sensitive_features``.
         sensitive_names: Names of the sensitive features, and of their values.
         sensitive_weights: Whether the third entry of a batch holds no values of features but weights, (N, G): how much
             each person counts in each group; ``sensitive_names`` is then a list with the names of the groups. Default
@@ -48,6 +51,7 @@ class ReadingOptions(TypedDict, total=False):
     loss_fn: LossFunction
     forward_fn: ForwardFunction | None
     output_transform: OutputTransform | None
+    sensitive_features: Any
     sensitive_names: SensitiveNames | None
     sensitive_weights: bool
     max_batches: int | None
@@ -75,6 +79,7 @@ class Reading:
     loss_fn: LossFunction = F.cross_entropy
     forward_fn: ForwardFunction | None = None
     output_transform: OutputTransform | None = None
+    sensitive_features: Any = None
     sensitive_names: SensitiveNames | None = None
     sensitive_weights: bool = False
     max_batches: int | None = None
@@ -103,7 +108,7 @@ class Reading:
     ) -> Iterator[Batch]:
         """Go through a loader; see ``iterate_batches``."""
         return iterate_batches(
-            loader,
+            with_sensitive_features(loader, self.sensitive_features),
             device,
             max_batches=self.max_batches,
             progress=self.progress,

@@ -9,15 +9,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairtrim.arguments import did_you_mean
+from fairtrim.arguments import did_you_mean, require_known
 from fairtrim.errors import InputError
 from fairtrim.preservation import preserved_random_state
 
 from .batches import Batch, ForwardFunction, LossFunction, iterate_batches
 from .sensitive_groups import SensitiveNames
+from .sensitive_loader import with_sensitive_features
 from .sentence_pairs import SentencePairs
 
 __all__ = ["DataSplits"]
+
+_LOADERS = ("test", "scoring", "validation", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class DataSplits:
         scoring: Who scores the channels; default ``train``. A few thousand are enough.
         validation: Whom post-processors edit and select on.
         train: A DataLoader to fine-tune on.
+        sensitive_features: Of loaders of (inputs, target), by split, one row a sample: ``{"test": test_frame["sex"],
+            "validation": ...}``; see ``with_sensitive_features``. None once the loaders have them.
         sensitive_names: Names of the sensitive features and of their values.
         loss_fn: Loss of scores and target, for the criteria and for fine-tuning.
         forward_fn: How to call the network.
@@ -44,7 +49,7 @@ class DataSplits:
         pairs: Pairs of sentences, by which language models are compared too.
 
     Raises:
-        InputError: A loader can be read only once, or the pairs are something else.
+        InputError: A loader can be read only once, sensitive features don't fit theirs, or the pairs are none.
 
     Example:
         >>> import torch
@@ -57,6 +62,7 @@ class DataSplits:
     scoring: Iterable[Any] | None = None
     validation: Iterable[Any] | None = None
     train: Iterable[Any] | None = None
+    sensitive_features: Mapping[str, Any] | None = None
     sensitive_names: SensitiveNames | None = None
     loss_fn: LossFunction = F.cross_entropy
     forward_fn: ForwardFunction | None = None
@@ -68,7 +74,7 @@ class DataSplits:
     pairs: SentencePairs | None = None
 
     def __post_init__(self) -> None:
-        for name in ("test", "scoring", "validation", "train"):
+        for name in _LOADERS:
             loader = getattr(self, name)
             if loader is None and name != "test":
                 continue
@@ -78,10 +84,27 @@ class DataSplits:
                 raise InputError(
                     f"{name} is a {type(loader).__name__}, which can be read only once; expected a DataLoader or a list"
                 )
+        self._give_sensitive_features()
         if not isinstance(self.pairs, SentencePairs | None):
             raise InputError(
                 f"pairs is a {type(self.pairs).__name__}; expected SentencePairs, e.g. SentencePairs.of_texts(...)"
             )
+
+    def _give_sensitive_features(self) -> None:
+        """Put them beside the batches of their loaders, once."""
+        given = {} if self.sensitive_features is None else self.sensitive_features
+        if not isinstance(given, Mapping):
+            raise InputError(
+                f"sensitive_features is a {type(given).__name__}; expected them by split: "
+                "{'test': test_frame['sex'], 'scoring': ...}"
+            )
+        require_known("sensitive_features", given, _LOADERS)
+        made = {
+            name: with_sensitive_features(getattr(self, name), rows, argument=f"sensitive_features[{name!r}]")
+            for name, rows in given.items()
+        }
+        for name, loader in {**made, "sensitive_features": None}.items():
+            object.__setattr__(self, name, loader)
 
     @classmethod
     def of(cls, value: Any) -> DataSplits:

@@ -85,12 +85,12 @@ def _is_column(value: Any) -> bool:
     return isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
 
 
-def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
+def sensitive_columns(sensitive: Any, n_samples: int, *, whose: str = "samples of a batch") -> dict[str, list[Any]]:
     """Columns of the sensitive features of one batch.
 
     They come as (N,) or (N, S) numbers, booleans or strings; a dict or data frame of S columns by name; or a list of S
     columns, as the default collate function makes of strings. Gives S lists of N values by feature name (``sensitive``
-    for one unnamed, else ``sensitive_0`` …).
+    for one unnamed, else ``sensitive_0`` …). ``whose``: the samples' name in messages.
 
     Example:
         >>> sensitive_columns(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), 2)
@@ -126,7 +126,7 @@ def sensitive_columns(sensitive: Any, n_samples: int) -> dict[str, list[Any]]:
         missing = sum(map(_is_missing, column))
         if missing:
             raise InputError(
-                f"sensitive feature {name!r} is missing for {missing} of {n_samples} samples of a batch; leave those "
+                f"sensitive feature {name!r} is missing for {missing} of {n_samples} {whose}; leave those "
                 "people out, or give the missing value a name of its own, e.g. 'unknown'"
             )
     return columns

@@ -20,6 +20,7 @@ from .batches import Batch, iterate_batches, slice_samples, tensors_of
 from .labels import require_labels, whole_labels
 from .sensitive_bins import SensitiveBins, continuous_column, many_numbers
 from .sensitive_groups import GroupName, SensitiveEncoder, SensitiveNames, match_groups
+from .sensitive_loader import with_sensitive_features
 
 __all__ = ["ValidationSet"]
 
@@ -141,6 +142,7 @@ class ValidationSet:
         cls,
         loader: Iterable[Any],
         *,
+        sensitive_features: Any = None,
         sensitive_names: SensitiveNames | None = None,
         privileged: Any = None,
         require_sensitive: bool = True,
@@ -152,6 +154,7 @@ class ValidationSet:
 
         Args:
             loader: Batches of (inputs, target, sensitive).
+            sensitive_features: Of a loader of (inputs, target), one row a sample; see ``with_sensitive_features``.
             sensitive_names: Names of the sensitive features and of their values.
             privileged: The privileged side (a value, a crossing, a dict, or a list of those); everybody else is then
                 the unprivileged one. None compares every pair of groups.
@@ -180,6 +183,7 @@ class ValidationSet:
                 "ColumnFlip, and of several one at a time"
             )
         encoder = SensitiveEncoder(sensitive_names)
+        loader = with_sensitive_features(loader, sensitive_features)
         if bins is not None and isinstance(sensitive_names, Mapping):
             raise InputError("sensitive_names names values, and bins name theirs; expected the feature's name: ['age']")
         inputs, targets, codes, continuous, feature = [], [], [], [], ""
@@ -188,7 +192,8 @@ class ValidationSet:
                 if batch.sensitive is None and (require_sensitive or bins is not None):
                     raise InputError(
                         f"batch {batch.index} of the loader is (inputs, target); expected (inputs, target, sensitive), "
-                        "the sensitive features of the validation people: they are needed here, not at prediction"
+                        "the sensitive features of the validation people, or sensitive_features= beside the loader: "
+                        "they are needed here, not at prediction"
                     )
                 inputs.append(map_tensors(batch.inputs, lambda tensor: tensor.detach()))
                 targets.append(whole_labels(batch.target, batch.index))

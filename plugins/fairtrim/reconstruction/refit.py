@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fairtrim.arguments import RandomState, few_of, random_generator, require_number
 from fairtrim.data.batches import ForwardFunction, tensors_of
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError, UnsupportedModelError
 from fairtrim.files.resumption import fingerprint
@@ -148,6 +149,7 @@ def reconstruct(
     loader: Iterable[Any],
     readers: Sequence[Reader],
     *,
+    sensitive_features: Any = None,
     forward_fn: ForwardFunction | None = None,
     weigh_groups: bool = False,
     max_samples: int = 4096,
@@ -189,6 +191,7 @@ def reconstruct(
             refit changes in ``model``, become copies of their own in ``dense``.
         loader: Batches of (inputs, target[, sensitive]); targets are not used.
         readers: The layers that read removed channels, in any order.
+        sensitive_features: Of a loader of (inputs, target), one row a sample; see ``fairtrim.with_sensitive_features``.
         forward_fn: How to call the networks.
         weigh_groups: Let the sensitive groups count alike, however many people each has.
         max_samples: Read about so many.
@@ -227,6 +230,7 @@ def reconstruct(
         require_whole(model)
         require_whole(dense)
         _check(model, dense, readers)
+        loader = with_sensitive_features(loader, sensitive_features)
     with processes.together(), preserved_random_state(loader):
         share = -(-max_samples // processes.count)
         reading = read(loader, share, weigh_groups=weigh_groups, some=processes.count == 1, progress=progress)

@@ -23,6 +23,7 @@ from fairtrim.arguments import (
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.kept_batches import KEPT_BYTES
 from fairtrim.data.sensitive_groups import SensitiveNames, match_groups
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError
 from fairtrim.measures.group_counts import BIAS_MEASURES
@@ -215,6 +216,8 @@ class PostProcessor(Described, ABC):
         loader: Iterable[Any] | ValidationSet,
         *,
         selection_loader: Iterable[Any] | ValidationSet | None = None,
+        sensitive_features: Any = None,
+        selection_sensitive_features: Any = None,
         sensitive_names: SensitiveNames | None = None,
         forward_fn: ForwardFunction | None = None,
         output_transform: OutputTransform | None = None,
@@ -230,6 +233,8 @@ class PostProcessor(Described, ABC):
             loader: Validation people: a loader of (inputs, target, sensitive) or a ``ValidationSet``; best not the
                 training data.
             selection_loader: Other people who select the candidate and the threshold; default a share of the first.
+            sensitive_features: Of a loader of (inputs, target), one row a sample; see ``with_sensitive_features``.
+            selection_sensitive_features: The same of the ``selection_loader``.
             sensitive_names: Names of the sensitive features and of their values, for loaders; a ``ValidationSet`` has
                 its own.
             forward_fn: How to call the network.
@@ -249,6 +254,10 @@ class PostProcessor(Described, ABC):
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         generator = random_generator(self.random_state)
+        loader = with_sensitive_features(loader, sensitive_features)
+        selection_loader = with_sensitive_features(
+            selection_loader, selection_sensitive_features, argument="selection_sensitive_features"
+        )
         sources = [loader] if selection_loader is None else [loader, selection_loader]
         parts = self._parts(self._read(sources, sensitive_names, progress), generator)
         with preserved_random_state(), torch.inference_mode(False), torch.no_grad():

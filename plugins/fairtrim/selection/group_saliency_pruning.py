@@ -27,6 +27,7 @@ from fairtrim.damage.loss_expansion import Curvature
 from fairtrim.damage.weight_saliency import squared_gradients
 from fairtrim.data.batches import ForwardFunction, LossFunction
 from fairtrim.data.sensitive_groups import GroupName, SensitiveNames, match_groups
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.errors import InputError
 from fairtrim.measures.class_sums import CLASS_SUMS, class_sum
@@ -180,6 +181,8 @@ def prune_by_group_saliency(
     loss_fn: LossFunction = F.cross_entropy,
     forward_fn: ForwardFunction | None = None,
     output_transform: OutputTransform | None = None,
+    sensitive_features: Any = None,
+    held_out_sensitive_features: Any = None,
     sensitive_names: SensitiveNames | None = None,
     progress: bool = True,
 ) -> GroupSaliencyPruning:
@@ -213,6 +216,8 @@ def prune_by_group_saliency(
         loss_fn: Loss of scores and target.
         forward_fn: How to call the network.
         output_transform: Finds the scores in what it returns.
+        sensitive_features: Of a loader of (inputs, target), one row a sample; see ``with_sensitive_features``.
+        held_out_sensitive_features: The same of ``held_out``.
         sensitive_names: Names of the sensitive features, and of their values.
         progress: Show a progress bar.
 
@@ -244,6 +249,8 @@ def prune_by_group_saliency(
     require_flag("only_negative", only_negative)
     criterion = GroupSaliency(privileged, unprivileged, beta)
     _refuse_masks(model)
+    loader = with_sensitive_features(loader, sensitive_features)
+    held_out = with_sensitive_features(held_out, held_out_sensitive_features, argument="held_out_sensitive_features")
     with preserved_random_state(), torch.inference_mode(False), torch.no_grad():
         people = loader if held_out is None else held_out
         if not isinstance(people, ValidationSet):

@@ -183,6 +183,8 @@ class CounterfactualUnlearning(PostProcessor):
         loader: Iterable[Any] | ValidationSet,
         *,
         selection_loader: Iterable[Any] | ValidationSet | None = None,
+        sensitive_features: Any = None,
+        selection_sensitive_features: Any = None,
         sensitive_names: SensitiveNames | None = None,
         forward_fn: ForwardFunction | None = None,
         output_transform: OutputTransform | None = None,

@@ -16,6 +16,7 @@ from fairtrim.arguments import RandomState, require_choice, require_known
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.devices import to_device
 from fairtrim.errors import InputError
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
@@ -45,6 +46,9 @@ class BudgetOptions(TypedDict, total=False):
         forward_fn: How to call the network: ``forward_fn(model, inputs)``.
         output_transform: Finds the scores (N, K) in what the network returns.
         loss_fn: Loss of scores and target; default cross-entropy.
+        sensitive_features: Of a loader of (inputs, target), one row a sample of its dataset, shuffled or not; see
+            ``fairtrim.with_sensitive_features``.
+        held_out_sensitive_features: The same of ``held_out``.
         sensitive_names: Names of the sensitive features, and of their values.
         random_state: Of everything random; default 0.
         progress: Show progress bars; default True.
@@ -59,6 +63,8 @@ class BudgetOptions(TypedDict, total=False):
     forward_fn: ForwardFunction | None
     output_transform: OutputTransform | None
     loss_fn: LossFunction
+    sensitive_features: Any
+    held_out_sensitive_features: Any
     sensitive_names: SensitiveNames | None
     random_state: RandomState
     progress: bool
@@ -122,6 +128,10 @@ def prepared(
                 f"{name} is a {type(given).__name__}; expected a DataLoader or a list of batches, which can be gone "
                 "through several times"
             )
+    given = loader, held_out
+    loader = with_sensitive_features(loader, options.get("sensitive_features"))
+    of_held_out = options.get("held_out_sensitive_features")
+    held_out = with_sensitive_features(held_out, of_held_out, argument="held_out_sensitive_features")
     reading = Reading(
         loss_fn=options.get("loss_fn", F.cross_entropy),
         forward_fn=options.get("forward_fn"),
@@ -152,7 +162,7 @@ def prepared(
     flags: tuple[str, ...] = ()
     if held_out is None:
         flags = ("measured on the people by whom channels were chosen, which flatters: pass held_out=",)
-    elif shares_samples(loader, held_out):
+    elif shares_samples(*given):
         told = "held_out gives samples that the loader gives, too: what is measured there flatters"
         warnings.warn(f"{told}; expected samples of their own", stacklevel=4)
         flags = (told,)

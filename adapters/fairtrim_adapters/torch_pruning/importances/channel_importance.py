@@ -20,6 +20,7 @@ from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, Sta
 from fairtrim.arguments import did_you_mean
 from fairtrim.damage import CollectionOptions
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import require_whole
 from fairtrim.processes import Processes
@@ -140,6 +141,8 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             raise InputError("the self-collecting form needs both model= and loader=; for the explicit one call fit")
         _check_options(options, type(self), constructing=True)
         self.normalizer = normalizer
+        if loader is not None:
+            loader = with_sensitive_features(loader, options.pop("sensitive_features", None))
         self._model, self._loader, self._options = model, loader, options
 
     idle_options: ClassVar[Mapping[str, str]] = {}
@@ -180,7 +183,9 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
         _check_options(options, type(self), constructing=False)
         if not isinstance(pruner, tp.pruner.BasePruner):
             raise InputError(f"got a {type(pruner).__name__}; expected the pruner: importance.fit(pruner, loader)")
-        self._collect(pruner.DG, pruner, partial(plan_of_pruner, pruner), loader, {**self._options, **options})
+        reading = {**self._options, **options}
+        loader = with_sensitive_features(loader, reading.pop("sensitive_features", None))
+        self._collect(pruner.DG, pruner, partial(plan_of_pruner, pruner), loader, reading)
         return self
 
     def _collect(

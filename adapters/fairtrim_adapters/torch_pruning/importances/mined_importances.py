@@ -112,7 +112,7 @@ class ContrastiveImportance(ChannelImportance):
     seed = Renamed("random_state")
 
     idle_options: ClassVar[Mapping[str, str]] = {
-        "sensitive_names": _NO_PEOPLE,
+        **dict.fromkeys(("sensitive_features", "sensitive_names"), _NO_PEOPLE),
         "folder": "that keeps the sums of a damage pass, and there is none; set iterations= if it takes long",
         "max_batches": "the samples are drawn by weight; set iterations=",
     }
@@ -247,7 +247,7 @@ class AccumulatedConfidenceImportance(ChannelImportance):
     standing = "reconstruction"
     remark = "the idea is published, the formulas are not"
 
-    idle_options: ClassVar[Mapping[str, str]] = {"sensitive_names": _NO_PEOPLE}
+    idle_options: ClassVar[Mapping[str, str]] = dict.fromkeys(("sensitive_features", "sensitive_names"), _NO_PEOPLE)
 
     def __init__(
         self,

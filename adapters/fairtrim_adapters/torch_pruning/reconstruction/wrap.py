@@ -21,6 +21,7 @@ from fairtrim.arguments import RandomState, require_known
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import Batch, ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.placement import require_whole
 from fairtrim.preservation import insist, preserved_random_state, undisturbed
@@ -47,6 +48,9 @@ class ReconstructionOptions(TypedDict, total=False):
         forward_fn: How to call the network: ``forward_fn(model, inputs)``.
         output_transform: Finds the scores (N, K) in what the network returns; for measuring only.
         loss_fn: Loss of scores and target that is measured; default cross-entropy.
+        sensitive_features: Of a loader of (inputs, target), one row a sample of its dataset, shuffled or not; see
+            ``fairtrim.with_sensitive_features``.
+        held_out_sensitive_features: The same of ``held_out``.
         sensitive_names: Names of the sensitive features, and of their values.
         weigh_groups: Whether sensitive groups count alike in the refit, whatever their size; default False.
         max_samples: Refit on at most so many samples, default 4096.
@@ -65,6 +69,8 @@ class ReconstructionOptions(TypedDict, total=False):
     forward_fn: ForwardFunction | None
     output_transform: OutputTransform | None
     loss_fn: LossFunction
+    sensitive_features: Any
+    held_out_sensitive_features: Any
     sensitive_names: SensitiveNames | None
     weigh_groups: bool
     max_samples: int
@@ -163,6 +169,9 @@ def reconstructed(
         ['a', 'b', 'everybody']
     """
     reading = _checked(pruner, loader, held_out, options)
+    loader = with_sensitive_features(loader, options.get("sensitive_features"))
+    of_held_out = options.get("held_out_sensitive_features")
+    held_out = with_sensitive_features(held_out, of_held_out, argument="held_out_sensitive_features")
     model, graph = pruner.model, pruner.DG
     network = reading.network(model)
     with preserved_random_state(loader):
