@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-__all__ = ["WIDTH", "Block", "Printed", "TextTable", "figure"]
+__all__ = ["WIDTH", "Block", "Printed", "TextTable", "figure", "flag_lines", "movement", "percent"]
 
 WIDTH = 99  # printed lines stay under 100 columns
 _GAP = "  "
@@ -48,6 +48,63 @@ def figure(
     ends = [end for end in (low, high) if end is not None and not math.isnan(end)]
     shown = [f"{_without_minus_zero(part, digits):{plus}.{digits}f}" for part in (value, *ends)]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(ends) == 2 else shown[0]
+
+
+def percent(share: float, *, digits: int = 1, sign: bool = False) -> str:
+    """A share in percent.
+
+    Args:
+        share: Such as 0.5.
+        digits: After the point.
+        sign: Show a plus, too.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> percent(0.1234), percent(0.5, digits=0), percent(0.05, sign=True)
+        ('12.3 %', '50 %', '+5.0 %')
+    """
+    shown = figure(100 * float(share), digits=digits, sign=sign)
+    return shown if shown == "-" else f"{shown} %"
+
+
+def movement(before: float, after: float, *, digits: int = 3) -> str:
+    """What a figure did, as part of a sentence.
+
+    Args:
+        before: The figure before.
+        after: And now.
+        digits: After the point.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> movement(0.25, 0.125), movement(0.5, 0.5001)
+        ('falls from 0.250 to 0.125', 'stays at 0.500')
+    """
+    shown = [figure(float(value), digits=digits) for value in (before, after)]
+    if shown[0] == shown[1]:
+        return f"stays at {shown[1]}"
+    return f"{'rises' if after > before else 'falls'} from {shown[0]} to {shown[1]}"
+
+
+def flag_lines(flags: Iterable[str]) -> Iterator[str]:
+    """What a user should know, as a block of lines that begin with "! "; no block where there is nothing.
+
+    Args:
+        flags: Sentences.
+
+    Yields:
+        The block.
+
+    Example:
+        >>> list(flag_lines(["too few people"])), list(flag_lines([]))
+        (['! too few people'], [])
+    """
+    if lines := [f"! {flag}" for flag in flags]:
+        yield "\n".join(lines)
 
 
 def _without_minus_zero(value: float, digits: int) -> float:

@@ -143,7 +143,11 @@ def test_frame_and_text() -> None:
         "calls": 5,
     }
     assert list(frame["ratio"]) == [1.0, 0.25]
-    assert str(latency).splitlines()[1] == "pruned  1000 ms (250 to 1750)  0.250 of the first (0.250 to 0.250)"
+    assert latency.verdict().startswith(
+        "A call of pruned takes 1000.000 ms, 0.250 [0.250, 0.250] of the time of dense ("
+    )
+    row = str(latency).splitlines()[-1].split("  ")
+    assert [cell.strip() for cell in row if cell] == ["pruned", "1000.000 [250.000, 1750.000]", "0.250 [0.250, 0.250]"]
     with pytest.raises(InputError, match=r"'prunde' was not timed; expected one of \['dense', 'pruned'\]"):
         latency.ratio("prunde")
     with pytest.raises(InputError, match="5 rounds have no 95 % interval"):

@@ -508,7 +508,7 @@ def test_callers_contexts_are_no_matter(context: Any) -> None:
 def test_what_was_done_is_told_in_under_100_columns(number: int, error: float) -> None:
     done = Reconstruction(tuple(LayerRefit(str(k), 2, 40, "0.01 of the mean", error, error) for k in range(number)))
     lines = str(done).splitlines()
-    assert max(map(len, lines)) < 100 and lines[0].startswith(f"{number} of {number} layers refitted;")
+    assert max(map(len, lines)) < 100 and lines[0].startswith(f"{number} of {number} layers refitted; ")
     assert f"{error:.1%}".replace("%", " %") in str(done) or error > 100
 
 

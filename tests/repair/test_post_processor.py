@@ -306,7 +306,7 @@ def test_aif360_s_name_of_a_measure_means_the_same() -> None:
     ]
     assert [entry["bias"] for entry in repairs[0].history] == [entry["bias"] for entry in repairs[1].history]
     for repair in repairs:
-        assert str(repair).startswith("demographic_parity_difference: ")
+        assert str(repair).startswith("demographic_parity_difference among a, b ")
         assert repair.to_frame().columns[2] == "demographic_parity_difference"
     method = RandomPerturbation(measure="statistical_parity_difference")
     assert method.get_params()["measure"] == "statistical_parity_difference"

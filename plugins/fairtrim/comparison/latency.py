@@ -22,6 +22,7 @@ from fairtrim.errors import InputError
 from fairtrim.network.scored_network import call_of
 from fairtrim.placement import holds_nothing
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.printing import Block, Printed, TextTable, figure
 from fairtrim.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class MedianInterval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Printed):
     """Seconds of a forward pass, network by network and round by round.
 
     Attributes:
@@ -139,16 +140,35 @@ class Latency:
             )
         return pd.DataFrame(rows)
 
-    def __str__(self) -> str:
-        width = max(map(len, self.seconds))
-        lines = []
+    def verdict(self) -> str:
+        """How long the last network takes beside the first one.
+
+        Returns:
+            One sentence.
+        """
+        first, last = next(iter(self.seconds)), next(reversed(self.seconds))
+        took = f"A call of {last} takes {_milliseconds(self.median(last).median)}"
+        rounds = f"the median of {len(self.seconds[first]):,} rounds"
+        if first == last:
+            return f"{took}, {rounds}."
+        ratio = self.ratio(last)
+        told = "faster" if ratio.upper < 1 else "slower" if ratio.lower > 1 else "not told apart from it"
+        return f"{took}, {figure(*ratio)} of the time of {first} ({told}), {rounds}."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, and a row a network."""
+        yield self.verdict()
+        rows = []
         for name in self.seconds:
-            seconds, ratio = self.median(name), self.ratio(name)
-            lines.append(
-                f"{name:{width}}  {1e3 * seconds.median:.4g} ms ({1e3 * seconds.lower:.4g} to "
-                f"{1e3 * seconds.upper:.4g})  {ratio.median:.3f} of the first ({ratio.lower:.3f} to {ratio.upper:.3f})"
-            )
-        return "\n".join(lines)
+            median = (1e3 * seconds for seconds in self.median(name))
+            rows.append((name, figure(*median), figure(*self.ratio(name))))
+        threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
+        title = f"Medians with 95 % intervals{threads}; ratios are to the first network, round by round."
+        yield TextTable(("network", "ms a call", "ratio"), rows, title=title)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{figure(1e3 * seconds)} ms"
 
 
 def _interval(values: npt.NDArray[np.float64]) -> MedianInterval:

@@ -21,6 +21,7 @@ from fairtrim.network.activation_checkpointing import blocks_of, is_checkpointed
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import holds_nothing, is_sharded
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
+from fairtrim.printing import Block, Printed, TextTable
 from fairtrim.progress import say_beside_bars
 
 from .channel_groups import ChannelGroup, Site, channel_sites
@@ -41,7 +42,7 @@ _SUMS = 8  # of the table, (G, C) float64 each, and as many means
 
 
 @dataclass(frozen=True)
-class ScoringEstimate:
+class ScoringEstimate(Printed):
     """Bytes and passes that ``collect_damage`` needs; print it.
 
     Attributes:
@@ -114,21 +115,31 @@ class ScoringEstimate:
         of_weights = f"{_size(self.weight_bytes)} of weights"
         return f"{self.n_channels:,} channels: {self._passes()}; about {_size(self.peak_bytes)} ({of_weights})"
 
-    def __str__(self) -> str:
-        again = f"; {_size(self.checkpointed_bytes)} with activation_checkpointing" if self.checkpointed_bytes else ""
+    def verdict(self) -> str:
+        """What scoring takes.
+
+        Returns:
+            One sentence.
+        """
+        return f"Scoring {self.n_channels:,} channels takes {self._passes()} and about {_size(self.peak_bytes)}."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, and what takes how much memory."""
+        yield self.verdict()
         rows = [
-            ("weights", self.weight_bytes, f"{self.n_parameters:,} parameters"),
-            ("activations", self.activation_bytes, f"kept for the backward pass of {self.batch_size} samples{again}"),
-            ("scores", self.score_bytes, "in single precision, and the losses' gradients"),
-            ("gates", self.gate_bytes + self.waiting_bytes, "gradients of a batch, and those that wait"),
-            ("table", self.table_bytes, "sums and means"),
-            ("interactions", self.interaction_bytes, self.interactions or "none"),
-            ("peak", self.peak_bytes, "of these at once" + ", with activation_checkpointing" * self.checkpointed),
-            ("moments", self.moment_bytes, "besides, with compensated=True: of all layers at once"),
-            ("refit", self.largest_moment_bytes, "afterwards: moments of the widest layer, one at a time"),
+            ("weights", f"{self.n_parameters:,} parameters", self.weight_bytes),
+            ("activations", f"kept for the backward pass of {self.batch_size:,} samples", self.activation_bytes),
+            *([("", "with activation_checkpointing", again)] if (again := self.checkpointed_bytes) else []),
+            ("scores", "in single precision, and the losses' gradients", self.score_bytes),
+            ("gates", "gradients of a batch, and those that wait", self.gate_bytes + self.waiting_bytes),
+            ("table", "sums and means", self.table_bytes),
+            ("interactions", self.interactions or "none", self.interaction_bytes),
+            ("peak", "of these at once" + ", with activation_checkpointing" * self.checkpointed, self.peak_bytes),
+            ("moments", "besides, with compensated=True: of all layers at once", self.moment_bytes),
+            ("refit", "afterwards: moments of the widest layer, one at a time", self.largest_moment_bytes),
         ]
-        lines = [f"  {name:<13}{_size(size):>10}  {what}" for name, size, what in rows]
-        return "\n".join([f"scoring {self.n_channels:,} channels: {self._passes()}", *lines])
+        cells = [(name, what, _size(size)) for name, what, size in rows]
+        yield TextTable(("what", "of", "memory"), cells, names=2)
 
     def _passes(self) -> str:
         if self.n_samples is None:

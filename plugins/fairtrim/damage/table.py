@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.errors import InputError
 from fairtrim.measures.shrinkage import own_shares
+from fairtrim.printing import Block, Printed, TextTable, figure, percent
 
 from .channel_groups import ChannelColumns
 from .moments import standard_errors
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DamageTable"]
 
+_SHOWN, _CHANNELS = 8, 4  # groups, and channels at either end, that are printed
+
 
 @dataclass(frozen=True)
-class DamageTable:
-    """Predicted rise of the mean loss of each sensitive group when channels are removed.
+class DamageTable(Printed):
+    """Predicted rise of the mean loss of each sensitive group when channels are removed; print it.
 
     For group g, channel c and the gate gradients s_nc(y) of sample n under label y,
 
@@ -103,6 +106,58 @@ class DamageTable:
 
     def __contains__(self, name: object) -> bool:
         return name in self.sizes
+
+    def verdict(self) -> str:
+        """How many channels of how many layers were scored, for whom, and whom the mean channel hurts most.
+
+        Returns:
+            One sentence.
+        """
+        n_groups, n_channels = self.damage.shape
+        text = f"{n_channels:,} channels of {len(self.sizes):,} layers, scored for {n_groups:,} sensitive groups"
+        if not n_channels:
+            return f"{text}."
+        mean = self.damage.mean(1)
+        worst = int(mean.argmax())
+        whose = _label(self.sensitive_groups[worst])
+        return f"{text}: removing one raises the mean loss of {whose} most, by {mean[worst]:.3g} on average."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, the groups, and the channels that hurt somebody most and least."""
+        yield self.verdict()
+        if not self.damage.numel():
+            return
+        groups = range(len(self.sensitive_groups))
+        rows = []
+        for g in groups[:_SHOWN]:
+            damage = self.damage[g]
+            shown = [f"{float(value):+.3g}" for value in (damage.min(), damage.median(), damage.max())]
+            share = percent(float(self.shares[g]))
+            name = _label(self.sensitive_groups[g])
+            rows.append((name, f"{float(self.counts[g]):,g}", share, figure(float(self.loss[g])), *shown))
+        title = "Mean loss, and predicted change of it when a channel is removed by itself."
+        heads = ("group", "people", "share", "loss", "least", "median", "most")
+        yield TextTable(heads, rows, title=title)
+        if len(groups) > _SHOWN:
+            yield f"and {len(groups) - _SHOWN} more groups"
+        yield self._channels()
+        yield "all of it: table['layer'] (G, C), table.to_frame(), table.predict({layer: channels})"
+
+    def _channels(self) -> TextTable:
+        """Those that the worst-hit group would miss most, and least, and of whom that is."""
+        worst, whom = self.damage.max(0)
+        order = worst.argsort(descending=True, stable=True)
+        number = min(_CHANNELS, (len(order) + 1) // 2)
+        chosen = [("most", column) for column in order[:number].tolist()]
+        chosen += [("least", column) for column in order[number:].tolist()[-number:]]
+        rows = []
+        for what, column in chosen:
+            layer = self.columns.layer_of(column)
+            number = column - self.columns.section(layer).start
+            whose = _label(self.sensitive_groups[int(whom[column])])
+            rows.append((what, whose, layer, str(number), f"{float(worst[column]):+.3g}"))
+        heads = ("hurts", "the group it hurts most", "layer", "channel", "damage")
+        return TextTable(heads, rows, names=3)
 
     def predict(self, channels: Mapping[str, Iterable[int]]) -> Tensor:
         """Δ_g(R): predicted rise of each group's mean loss when a set of channels is removed together.
@@ -300,6 +355,10 @@ class DamageTable:
             for g, name in enumerate(self.sensitive_groups)
         ]
         return pd.concat(frames, ignore_index=True)
+
+
+def _label(group: GroupName) -> str:
+    return group if isinstance(group, str) else ", ".join(map(str, group))
 
 
 def _mixed_errors(mixing: Tensor, errors: Tensor | None) -> Tensor | None:

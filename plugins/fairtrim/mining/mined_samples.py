@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,18 +11,20 @@ from torch.utils.data import WeightedRandomSampler
 
 from fairtrim.arguments import RandomState, random_generator, renamed, require_known, require_number
 from fairtrim.errors import InputError
+from fairtrim.printing import Block, Printed, TextTable, figure, percent
 
 __all__ = ["MinedSamples", "check_cut", "require_some_mined"]
 
 MAD_TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation, in median absolute deviations."""
 
+_CLASSES = 10  # that are printed
 _WAYS = ("threshold", "share_per_class", "deviations", "fraction_of_range")
 
 
 @dataclass(frozen=True)
-class MinedSamples:
-    """One score for each training sample, by its index in the dataset.
+class MinedSamples(Printed):
+    """One score for each training sample, by its index in the dataset; print it.
 
     Attributes:
         scores: Larger = more likely bias-conflicting, (N,) float64.
@@ -74,6 +76,33 @@ class MinedSamples:
         low, high = float(self.scores.min()), float(self.scores.max())
         n_classes = len(torch.unique(self.target))
         return f"MinedSamples({len(self.scores)} samples, {n_classes} classes, scores {low:.3g} to {high:.3g})"
+
+    def verdict(self) -> str:
+        """How many samples are taken for bias-conflicting.
+
+        Returns:
+            One sentence.
+        """
+        chosen = self.conflicting()
+        share = percent(float(chosen.double().mean()))
+        return f"{int(chosen.sum()):,} of {len(chosen):,} samples ({share}) are taken for bias-conflicting."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, and a row a class."""
+        yield self.verdict()
+        chosen = self.conflicting()
+        rows = []
+        for label in torch.unique(self.target).tolist():
+            of_class = self.target == label
+            scores = self.scores[of_class]
+            n_chosen = int(chosen[of_class].sum())
+            ends = [figure(float(score)) for score in (scores.min(), scores.median(), scores.max())]
+            rows.append((str(label), figure(len(scores)), figure(n_chosen), percent(n_chosen / len(scores)), *ends))
+        heads = ("class", "samples", "mined", "share", "lowest score", "median", "highest")
+        by = "by the miner's own decision" if self.cut is not None else "beyond half of the way to the highest score"
+        yield TextTable(heads, rows[:_CLASSES], title=f"Mined {by}; conflicting(...) cuts otherwise.")
+        if len(rows) > _CLASSES:
+            yield f"and {len(rows) - _CLASSES} more classes"
 
     def conflicting(
         self,

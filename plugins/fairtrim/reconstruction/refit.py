@@ -30,6 +30,7 @@ from fairtrim.preservation import (
     preserved_random_state,
     undisturbed,
 )
+from fairtrim.printing import Block, Printed, flag_lines, percent
 from fairtrim.processes import Processes
 
 from .least_squares import RIDGES, Sums
@@ -40,7 +41,6 @@ from .samples import Part, few_samples, read
 
 __all__ = ["LayerRefit", "Reconstruction", "reconstruct"]
 
-_WIDTH = 99
 _FEWEST = 10  # samples: two held out
 _ROWS = 2  # an input, with fewer of which a refit is mostly ridge
 _NAMED = 3
@@ -73,7 +73,7 @@ class LayerRefit:
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Printed):
     """What a refit did, layer by layer in the order of computation; print it.
 
     Attributes:
@@ -81,7 +81,8 @@ class Reconstruction:
 
     Example:
         >>> print(Reconstruction((LayerRefit("1", 2, 40, "0.01 of the mean", 0.5, 0.125),)))
-        1 of 1 layers refitted; median error on held-out samples, of the outputs' variance: 50.0 % -> 12.5 %
+        1 of 1 layers refitted; their median error is 12.5 % of the outputs' variance on held-out samples,
+          was 50.0 %.
     """
 
     layers: tuple[LayerRefit, ...]
@@ -103,42 +104,45 @@ class Reconstruction:
         enough = max(layer.enough for layer in short)
         return (f"{'; '.join(found)}: {enough:,} samples would be enough",)
 
-    def __str__(self) -> str:
+    def share(self) -> str:
+        """How many of the layers were refitted.
+
+        Returns:
+            Part of a sentence.
+        """
+        return f"{sum(not layer.why for layer in self.layers)} of {len(self.layers)} layers"
+
+    def verdict(self) -> str:
+        """How many layers were refitted, and how much of their error that took away.
+
+        Returns:
+            One sentence.
+        """
         done = [layer for layer in self.layers if not layer.why]
-        text = f"{len(done)} of {len(self.layers)} layers refitted"
-        if done:
-            before, after = (median(errors) for errors in zip(*((x.before, x.after) for x in done), strict=True))
-            errors = (
-                f"median error on held-out samples, of the outputs' variance: {_percent(before)} -> {_percent(after)}"
-            )
-            text += f"; {errors}" if len(text) + len(errors) < _WIDTH - 1 else f";\n    {errors}"
+        if not done:
+            return f"{self.share()} refitted."
+        before, after = (median(errors) for errors in zip(*((x.before, x.after) for x in done), strict=True))
+        of = "the outputs' variance on held-out samples"
+        return f"{self.share()} refitted; their median error is {percent(after)} of {of}, was {percent(before)}."
+
+    def told(self) -> Iterator[str]:
+        """The verdict, and why layers are left as they are.
+
+        Yields:
+            Lines.
+        """
+        yield self.verdict()
         reasons: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.why:
                 reasons.setdefault(layer.why, []).append(layer.module)
-        lines = [text]
         for why, names in reasons.items():
-            lines.append(_cut(f"left as they are: {few_of(names, most=_NAMED)}"))
-            lines += _wrapped(why)
-        lines += [_cut(f"! {flag}") for flag in self.flags]
-        return "\n".join(lines)
+            yield f"left as they are: {few_of(names, most=_NAMED)}: {why}"
 
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share < 100 else f"{100 * share:.1e} %"
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
-
-
-def _wrapped(text: str, width: int = 95) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) + 1 > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return [_cut(f"    {line}") for line in lines]
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, why layers are left as they are, and flags."""
+        yield "\n".join(self.told())
+        yield from flag_lines(self.flags)
 
 
 @torch.inference_mode(False)  # there tensors don't tell whether they were changed in place

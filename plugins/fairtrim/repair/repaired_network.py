@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fairtrim.arguments import few_of
+from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.errors import InputError
 from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
 from fairtrim.network.output_layer import fold_threshold
+from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, movement
 
 from .figures import Figure, group_label
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["OperatingPoint", "Repair"]
 
 
-_WIDTH, _NAMES, _GROUPS = 99, 26, 12
+_GROUPS = 12  # that are printed
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def edited(template: nn.Module, head: str, state: dict[str, Tensor], margin_thre
 
 
 @dataclass(frozen=True)
-class Repair:
-    """A repaired network, and how it was chosen.
+class Repair(Printed):
+    """A repaired network, and how it was chosen; print it.
 
     Attributes:
         model: The repaired network: a plain module that needs no sensitive feature and no threshold; its largest score
@@ -187,27 +189,74 @@ class Repair:
         names = ["candidate", "threshold", self.objective.measure, self.objective.performance, "believed"]
         return pd.DataFrame(rows, columns=names)
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """What the repair changed, whether that is within the bound, and on whom it was judged.
+
+        Returns:
+            One sentence.
+        """
+        objective = self.objective
+        groups = [group_label(group) for group in self._groups()]
+        among = f" among {few_of(groups, most=3)}" if groups else ""
+        text = f"{objective.measure}{among} {movement(self.bias_before, self.bias)}"
+        if objective.epsilon < 1:
+            measured = abs(self.bias) <= objective.epsilon
+            within = "within" if self.within_bound else "not surely within" if measured else "not within"
+            text += f", {within} the {objective.epsilon:g} asked for"
+        people = f"judged on the {len(self.selection_rows):,} people that it was selected on"
+        return f"{text}; {objective.performance} {movement(self.performance_before, self.performance)}, {people}."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, what was chosen and how, the figures of each group, and flags."""
+        yield self.verdict()
+        yield "\n".join(self._choice())
+        yield from self._table()
+        yield from flag_lines(self.flags)
+
+    def _groups(self) -> list[GroupName]:
+        return [group for group in dict.fromkeys(f.sensitive_group for f in self.figures) if group is not None]
+
+    def _choice(self) -> Iterator[str]:
         objective = self.objective
         of = f" (epsilon {objective.epsilon:g} − margin {objective.margin:g})" if objective.margin else ""
-        asked = "no bound" if objective.epsilon >= 1 else f"at most {objective.bound:g} either way{of}"
-        lines = [
-            f"{objective.measure}: {self.bias_before:+.4f} before, {self.bias:+.4f} after",
-            f"    (asked for: {asked})",
-            f"{objective.performance}: {self.performance_before:.4f} before, {self.performance:.4f} after",
-            f"candidate {self.chosen.candidate} of {len(self.history)}{self._folded()};",
-            f"    selected on {len(self.selection_rows)} people, edited on {len(self.edit_rows)}"
-            + (" (cross-fitted)" if self.cross_fitted else ""),
-            *self._believed(),
-            *_table(self.figures, objective.measure),
-        ]
-        for flag in self.flags:
-            lines += textwrap.wrap(f"! {flag}", _WIDTH, subsequent_indent="  ")
-        return "\n".join(lines)
+        yield f"asked for: {'no bound' if objective.epsilon >= 1 else f'at most {objective.bound:g} either way{of}'}"
+        yield from self._believed()
+        yield (
+            f"candidate {self.chosen.candidate} of {len(self.history)}{self._folded()}; selected on "
+            f"{len(self.selection_rows):,} people, edited on {len(self.edit_rows):,}"
+            + (" (cross-fitted)" if self.cross_fitted else "")
+        )
 
     def _folded(self) -> str:
         head: Any = self._template.get_submodule(self._head)
-        return f", threshold {self.threshold:.4f} (folded into the last bias)" if head.out_features <= 2 else ""
+        return (
+            f", threshold {figure(self.threshold, digits=4)} (folded into the last bias)"
+            if head.out_features <= 2
+            else ""
+        )
+
+    def _table(self) -> Iterator[Block]:
+        """Before, after and change, of the first groups."""
+        shown = [None, *self._groups()[:_GROUPS]]
+        rows = [
+            (
+                group_label(f.sensitive_group),
+                "bias" if f.name == self.objective.measure else f.name.replace("_", " "),
+                figure(f.people),
+                figure(f.before),
+                figure(f.after, f.after_low, f.after_high),
+                figure(f.change, f.change_low, f.change_high, sign=True),
+            )
+            for f in self.figures
+            if f.sensitive_group in shown
+        ]
+        if not rows:
+            return
+        heads = ("group", "figure", "people", "before", "after, 95 %", "change, 95 %")
+        title = "Of the people that it was selected on; change: after − before, person by person."
+        yield TextTable(heads, rows, names=2, title=title)
+        if (more := len(self._groups()) - _GROUPS) > 0:
+            yield f"and {more} more groups: pd.DataFrame(repair.figures)"
 
     def _believed(self) -> Iterator[str]:
         """What was compared with the bound, where that is not the bias itself."""
@@ -215,29 +264,4 @@ class Repair:
         if confidence is None or self.objective.measure in COUNTERFACTUAL_MEASURES:
             return
         sure = "95 % as far as half of epsilon suffices" if confidence == "auto" else f"{100 * float(confidence):g} %"
-        yield f"believed, with what it may be off by ({sure}): {self.chosen.believed:.4f}"
-
-
-def _table(figures: Sequence[Figure], measure: str) -> Iterator[str]:
-    """Before, after and change, with intervals."""
-    if not figures:
-        return
-    yield f"{'':{_NAMES}} {'people':>6}  {'before, 95 %':<20} {'after':<20} {'change':<23}".rstrip()
-    shown = dict.fromkeys(figure.sensitive_group for figure in figures)
-    hidden = list(shown)[_GROUPS + 1 :]
-    last = None
-    for figure in figures:
-        if figure.sensitive_group in hidden:
-            continue
-        if figure.sensitive_group != last:  # on a line of its own: beside a long rate no name would be left
-            last = figure.sensitive_group
-            yield textwrap.shorten(f"{group_label(last)}:", _WIDTH, placeholder="…")
-        what = "bias" if figure.name == measure else figure.name.replace("_", " ")
-        name = what if last is None else f"  {what}"
-        cells = [
-            f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]".replace("0.", ".")
-            for sign, value, low, high in (("", *figure[3:6]), ("", *figure[6:9]), ("+", *figure[9:12]))
-        ]
-        yield f"{name:{_NAMES}} {figure.people:>6}  {cells[0]:<20} {cells[1]:<20} {cells[2]}".rstrip()
-    if hidden:
-        yield f"  and {len(hidden)} more groups: see figures"
+        yield f"believed, with what it may be off by ({sure}): {figure(self.chosen.believed)}"

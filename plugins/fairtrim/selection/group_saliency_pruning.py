@@ -38,6 +38,7 @@ from fairtrim.network.probability_scores import label_scores
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.network.weight_masks import in_shapes_of, mask_weights
 from fairtrim.preservation import preserved_random_state
+from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, movement, percent
 from fairtrim.progress import progress_bar
 from fairtrim.repair.figures import Figure, figures_of, group_label, moved
 
@@ -47,7 +48,7 @@ Stopped = Literal["target met", "pruning ratio reached", "no negative score left
 
 _Sides = tuple[tuple[GroupName, ...], tuple[GroupName, ...]]
 
-_WIDTH, _ROWS, _GROUPS, _NAME = 99, 12, 4, 11
+_ROWS, _GROUPS, _NAME = 12, 4, 40  # that are printed
 _CERTAIN = NormalDist().inv_cdf(0.975)
 """Standard errors that two accuracies differ by, for their order to be told from chance."""
 
@@ -75,8 +76,8 @@ class MaskingStep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GroupSaliencyPruning:
-    """A network with masked weights, and how it came to them.
+class GroupSaliencyPruning(Printed):
+    """A network with masked weights, and how it came to them; print it.
 
     Attributes:
         model: A copy of the given network with masks of ``torch.nn.utils.prune``; ``save_pruned`` bakes them in.
@@ -132,36 +133,53 @@ class GroupSaliencyPruning:
             raise InputError(f"iteration={iteration!r}; expected 0 to {len(self.history) - 1}")
         return _masked(self._template, self._masked_in, iteration)
 
-    def __str__(self) -> str:
-        first, last = self.history[0], self.history[-1]
-        asked = "no target" if self.target is None else f"asked for: at most {self.target:g}"
-        masked = f"{round(last.pruning_ratio * self.n_weights):,} of {self.n_weights:,} weights masked"
-        lines = [
-            f"{masked} ({last.pruning_ratio:.1%}) in {last.iteration} iterations; stopped: {self.stopped}",
-            f"{self.measure}: {first.gaps[self.measure]:.4f} before, {last.gaps[self.measure]:.4f} after ({asked}), "
-            f"on {self.people:,} people",
-            *_wrapped(f"privileged: {_named(self.privileged)}; unprivileged: {_named(self.unprivileged)}"),
-            *self._table(),
-        ]
-        for flag in self.flags:
-            lines += _wrapped(f"! {flag}")
-        return "\n".join(lines)
+    def verdict(self) -> str:
+        """What masking did to the measure and to the accuracies, whether the target is met, and who judged.
 
-    def _table(self) -> Iterator[str]:
+        Returns:
+            One sentence.
+        """
+        first, last = self.history[0], self.history[-1]
+        met = "met" if self.target_met else "not met"
+        target = "" if self.target is None else f", target of {self.target:g} {met}"
+        change = {group: last.group_accuracy[group] - was for group, was in first.group_accuracy.items()}
+        worst = min(change, key=lambda group: change[group])
+        return (
+            f"Without {percent(last.pruning_ratio)} of the weights {self.measure} "
+            f"{movement(first.gaps[self.measure], last.gaps[self.measure])}{target}, and accuracy "
+            f"{movement(first.accuracy, last.accuracy)}; worst for {group_label(worst)} "
+            f"({figure(change[worst], sign=True)}), judged on {self.people:,} people."
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, why the loop ended, the gap and accuracies on the way, and flags."""
+        yield self.verdict()
+        last = self.history[-1]
+        masked = f"{round(last.pruning_ratio * self.n_weights):,} of {self.n_weights:,} weights masked"
+        yield "\n".join(
+            [
+                f"{masked} in {last.iteration} iterations; stopped: {self.stopped}",
+                f"privileged: {_named(self.privileged)}; unprivileged: {_named(self.unprivileged)}",
+            ]
+        )
+        yield self._table()
+        yield from flag_lines(self.flags)
+
+    def _table(self) -> TextTable:
         """The gap beside the accuracies of everybody and of the first groups."""
         groups = list(self.history[0].group_accuracy)
-        shown = [(group, group_label(group)) for group in groups[:_GROUPS]]
-        names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for _, name in shown]
-        more = f"  (and {len(groups) - _GROUPS} more groups)" if len(groups) > _GROUPS else ""
-        yield f"{'':9} {'':>7} {'':>7}  accuracy of{more}"
-        yield f"{'iteration':9} {'masked':>7} {'gap':>7}  {'everybody':>9}" + "".join(f" {n:>{_NAME}}" for n in names)
-        last = len(self.history) - 1
-        rows = dict.fromkeys(round(last * k / (_ROWS - 1)) for k in range(_ROWS))
-        for step in (self.history[k] for k in rows):
-            cells = "".join(f" {step.group_accuracy[group]:>{_NAME}.3f}" for group, _ in shown)
-            gap = f"{step.gaps[self.measure]:.4f}"
-            constant = "  constant" if step.constant else ""
-            yield f"{step.iteration:>9} {step.pruning_ratio:>7.1%} {gap:>7}  {step.accuracy:>9.3f}{cells}{constant}"
+        constant = any(step.constant for step in self.history)
+        end = len(self.history) - 1
+        rows = []
+        for step in (self.history[k] for k in dict.fromkeys(round(end * k / (_ROWS - 1)) for k in range(_ROWS))):
+            cells = [figure(value) for value in (step.gaps[self.measure], step.accuracy)]
+            cells += [figure(step.group_accuracy[group]) for group in groups[:_GROUPS]]
+            said = ["constant" if step.constant else ""] if constant else []
+            rows.append([figure(step.iteration), percent(step.pruning_ratio), *cells, *said])
+        of_groups = [textwrap.shorten(group_label(group), _NAME, placeholder="…") for group in groups[:_GROUPS]]
+        heads = ["iteration", "masked", self.measure, "everybody", *of_groups, *(["labels"] if constant else [])]
+        more = f" (and {len(groups) - _GROUPS} more groups)" if len(groups) > _GROUPS else ""
+        return TextTable(heads, rows, title=f"{self.measure}, and the accuracy of everybody and of each group{more}:")
 
 
 def prune_by_group_saliency(
@@ -487,7 +505,3 @@ def _flags(
 
 def _named(groups: Sequence[GroupName]) -> str:
     return few_of([group_label(group) for group in groups])
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ")

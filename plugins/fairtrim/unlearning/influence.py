@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from fairtrim.placement import require_whole
 from fairtrim.preservation import preserved_model, preserved_random_state
 from fairtrim.progress import progress_bar
 
+from .bias_influence import BiasInfluence
 from .conjugate_gradients import conjugate_gradients
 from .output_layer_problem import OutputLayerProblem
 
@@ -39,55 +40,6 @@ __all__ = ["BiasInfluence", "influence_on_bias", "unlearn_samples"]
 
 _TOLERANCE = 1e-5  # relative residual that is asked for of all layers,
 _SINGLE = 1e-3  # and that does for products in single precision
-
-
-@dataclass(frozen=True)
-class BiasInfluence:
-    """What each training sample does to the bias.
-
-    Attributes:
-        scores: I(z_k) = −∇B(θ)ᵀ H⁻¹ ∇ℓ(z_k, θ), (N,) float64: the change of the bias for each unit of weight that
-            sample k gains. Positive scores are harmful; leaving the sample out changes the bias by about −I(z_k) / N.
-        bias: B(θ) where the influence was taken: after refitting the output layer, for ``layers="output"``.
-        measure: Of the bias.
-
-    Example:
-        >>> influence = BiasInfluence(torch.tensor([0.5, -1.0, 0.0, 0.25]), 0.1, "counterfactual_bias")
-        >>> influence.predicted_change(torch.tensor([0, 3]))  # −(0.5 + 0.25) / 4
-        -0.1875
-    """
-
-    scores: Tensor
-    bias: float
-    measure: str
-
-    def most_harmful(self, number: int) -> Tensor:
-        """Positions of the samples that raise the bias most.
-
-        Args:
-            number: At most so many; samples that lower it are never among them.
-
-        Returns:
-            Positions in the training set, most harmful first.
-
-        Example:
-            >>> BiasInfluence(torch.tensor([0.1, -0.2, 0.3]), 0.1, "counterfactual_bias").most_harmful(3).tolist()
-            [2, 0]
-        """
-        order = self.scores.argsort(descending=True, stable=True)[:number]
-        return order[self.scores[order] > 0]
-
-    def predicted_change(self, rows: Tensor) -> float:
-        """First-order change of the bias if samples are left out, each on its own.
-
-        Args:
-            rows: Their positions.
-
-        Returns:
-            −1/N Σ I(z_k).
-        """
-        rows = rows.cpu() if isinstance(rows, Tensor) else rows
-        return float(-self.scores[rows].sum() / len(self.scores))
 
 
 @renamed(train_loader="loader")

@@ -19,7 +19,7 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import every_module_in_eval_mode, preserved_random_state
 from fairtrim.progress import progress_bar
 
-from .influence import BiasInfluence
+from .bias_influence import BiasInfluence
 from .linearised_pairs import LinearisedPairs
 from .sentence_batches import pair_batches, predicting, sentences_of, text_batches, text_losses
 

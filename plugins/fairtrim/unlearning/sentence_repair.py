@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, movement, percent
+
 __all__ = ["SentenceFigures", "SentenceRepair"]
 
-_WIDTH = 99
+_SHOWN = {
+    "mean |ΔLL|, nats": "bias",
+    "rms ΔLL, nats": "rms",
+    "mean |ΔLL| / spread of LL": "relative",
+    "perplexity of texts": "perplexity",
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ class SentenceFigures:
 
 
 @dataclass(frozen=True)
-class SentenceRepair:
-    """A language model after ``CounterfactualUnlearning.repair(model, pairs, texts=...)``.
+class SentenceRepair(Printed):
+    """A language model after ``CounterfactualUnlearning.repair(model, pairs, texts=...)``; print it.
 
     Attributes:
         model: The repaired model; a copy unless ``inplace``, and as it was given where no candidate was better.
@@ -128,8 +135,8 @@ class SentenceRepair:
         >>> repair = SentenceRepair(nn.Identity(), 1, before, after, ("down",), (), (), rows, rows, (9, 9))
         >>> repair.bias_before, repair.bias
         (2.5, 1.5)
-        >>> print(str(repair).splitlines()[1])
-        mean |ΔLL|, nats            2.500      1.500  -40.0 % (-1.00 ± 0.00, 95 %)
+        >>> repair.verdict().split(";")[0]
+        'Mean |ΔLL| of 2 held-out pairs falls from 2.500 to 1.500 nats, beyond chance'
     """
 
     model: nn.Module
@@ -179,28 +186,39 @@ class SentenceRepair:
         """
         return self.before.perplexity
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """What the repair changed of the held-out pairs and texts.
+
+        Returns:
+            One sentence.
+        """
         before, after = self.before, self.after
         change, error = after.change_from(before)
-        shown = [
-            ("mean |ΔLL|, nats", before.bias, after.bias, f" ({change:+.2f} ± {error:.2f}, 95 %)"),
-            ("rms ΔLL, nats", before.rms, after.rms, ""),
-            ("mean |ΔLL| / spread of LL", before.relative, after.relative, ""),
-            ("perplexity of texts", before.perplexity, after.perplexity, ""),
-        ]
-        lines = [f"{'':24} {'before':>8}   {'after':>8}"]
-        lines += [
-            f"{name:24} {one:>8.3f}   {other:>8.3f}  {100 * (other / one - 1):+.1f} %{more}"
-            for name, one, other, more in shown
-        ]
-        lines.append(f"x preferred to x̄         {before.preferred:>7.1%}    {after.preferred:>7.1%}")
-        selected = f"{len(self.selection_rows)} others" if len(self.selection_rows) else "pairs of their own"
-        lines.append(
-            f"candidate {self.candidate} of {len(self.history)}; edited on {len(self.edit_rows)} pairs, selected on "
-            f"{selected}; texts {self.n_texts[0]} and {self.n_texts[1]}"
+        beyond = "beyond" if abs(change) > error else "within"
+        return (
+            f"Mean |ΔLL| of {len(after.differences):,} held-out pairs {movement(before.bias, after.bias)} nats, "
+            f"{beyond} chance; perplexity of {self.n_texts[1]:,} held-out texts "
+            f"{movement(before.perplexity, after.perplexity, digits=2)}."
         )
-        if self.edited_layers:
-            lines += textwrap.wrap(f"layers: {', '.join(self.edited_layers)}", _WIDTH, subsequent_indent="  ")
-        for flag in self.flags:
-            lines += textwrap.wrap(f"! {flag}", _WIDTH, subsequent_indent="  ")
-        return "\n".join(lines)
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, the figures before and after, how it was chosen, and flags."""
+        yield self.verdict()
+        before, after = self.before, self.after
+        change, error = after.change_from(before)
+        interval = figure(change, change - error, change + error, sign=True)
+        rows = []
+        for name, what in _SHOWN.items():
+            one, other = getattr(before, what), getattr(after, what)
+            moved = interval if what == "bias" else figure(other - one, sign=True)
+            rows.append((name, figure(one), figure(other), moved, percent(other / one - 1, sign=True) if one else "-"))
+        preferred = [percent(share) for share in (before.preferred, after.preferred)]
+        rows.append(("x preferred to x̄", *preferred, percent(after.preferred - before.preferred, sign=True), ""))
+        yield TextTable(("held out", "before", "after", "change, 95 %", "in percent"), rows)
+        selected = f"{len(self.selection_rows):,} others" if len(self.selection_rows) else "pairs of their own"
+        how = (
+            f"candidate {self.candidate} of {len(self.history)}; edited on {len(self.edit_rows):,} pairs, selected on "
+            f"{selected}; texts {self.n_texts[0]:,} and {self.n_texts[1]:,}"
+        )
+        yield "\n".join([how, f"layers: {', '.join(self.edited_layers)}"] if self.edited_layers else [how])
+        yield from flag_lines(self.flags)

@@ -177,7 +177,7 @@ def test_few_people_can_tell_nothing() -> None:
     done = smallest(model, data.scoring, torch.ones(1, 6), held_out=data.test, **QUIET)
     assert done.macs == done.parameters == 1 and not len(done.history) and done.stopped_by is None
     assert any("too few people" in flag and "about 165" in flag for flag in done.flags)
-    assert str(done).startswith("100.0 % of the MACs") and done.report()
+    assert str(done).startswith("At 100.0 % of the MACs") and done.report()
     for one, other in zip(done.model.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     estimate = smallest(model, data.scoring, torch.ones(1, 6), held_out=data.test, confidence=None, **QUIET)

@@ -119,7 +119,7 @@ def test_on_an_error_everything_is_as_before(name: str, where: str, monkeypatch:
     assert torch.equal(torch.get_rng_state(), random)
     assert (pruner.current_step, pruner.pruning_history()) == (0, [])
     assert "get_pruning_group" not in vars(pruner.DG)
-    assert refit.reconstruction is None and "not refitted yet" in str(refit)
+    assert refit.reconstruction is None and "Not refitted yet" in str(refit)
     Noted(monkeypatch)
     with reconstructed(pruner, batches_of(case), **QUIET):  # the same pruner goes on
         pruner.step()
@@ -220,13 +220,12 @@ def test_what_was_predicted_is_printed_beside_what_was_measured(compensated: boo
     told = refit.predicted.set_index("sensitive_group").filter(like="predicted change").iloc[:, 0]
     told = told[refit.measured["sensitive_group"].iloc[:2]]
     lines = str(refit).splitlines()
-    (header,) = (line for line in lines if "predicted" in line)
-    place = header.split().index("predicted")
+    text = str(refit).replace("\n", " ")
+    assert f"predicted: the change of the mean loss {'after the' if compensated else 'without a'} refit" in text
+    header = next(line for line in lines if "predicted" in line.split() and "people" in line.split())
     rows = lines[lines.index(header) + 1 :][:3]
-    assert [row.split()[place] for row in rows] == [*(f"{change:+.4f}" for change in told), "-"]
-    assert len({row.split()[0] for row in rows}) == 3 and any(
-        "a-state " in row for row in rows
-    )  # names are cut in the middle
+    ends = header.index("predicted") + len("predicted")
+    assert [row[:ends].split()[-1] for row in rows] == [*(f"{change:+.3f}" for change in told), "-"]
     assert max(map(len, lines)) < 100
 
 
@@ -340,7 +339,7 @@ def test_measured_on_held_out_samples_or_with_a_word(monkeypatch: pytest.MonkeyP
             expected = [first.mean(), second.mean(), change.mean(), change.std() / len(change) ** 0.5]
             found = [rows.loc[name, f"{kind} {what}"] for what in ("dense", "pruned", "change", "standard error")]
             torch.testing.assert_close(torch.tensor(found), torch.stack(expected), rtol=1e-9, atol=1e-12)
-    assert max(map(len, str(refit).splitlines()[1:])) < 100
+    assert max(map(len, str(refit).splitlines())) < 100
 
 
 def test_samples_of_the_refit_are_said_to_flatter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +350,7 @@ def test_samples_of_the_refit_are_said_to_flatter(monkeypatch: pytest.MonkeyPatc
     pruner = _pruner(model)
     with reconstructed(pruner, loader, progress=False) as refit:
         pruner.step()
-    assert "! measured on 40 of the samples that layers were refitted on, which flatters" in str(refit)
+    assert "! measured on 40 of the samples that layers were refitted on, which flatters" in str(refit) and refit.flags
     for held_out in (loader, DataLoader(data), DataLoader(Subset(data, [1, 2])), DataLoader(data)):
         pruner = _pruner(_perceptron())
         with (
@@ -379,4 +378,4 @@ def test_a_block_without_a_step_is_said_and_changes_nothing(monkeypatch: pytest.
         reconstructed(pruner, [_people()], **QUIET) as refit,
     ):
         pass
-    assert held(model) == before and "nothing to refit" in str(refit)
+    assert held(model) == before and "Nothing to refit" in str(refit)

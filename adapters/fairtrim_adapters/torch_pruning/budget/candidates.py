@@ -67,6 +67,11 @@ class Task:
         return isinstance(self.importance, ChannelImportance)
 
     @property
+    def predicted_of(self) -> str:
+        """Of which network the importance predicts the change."""
+        return "after the refit" if getattr(self.importance, "compensated", False) else "without a refit"
+
+    @property
     def calling(self) -> dict[str, Any]:
         """How networks are called and losses computed."""
         reading = self.reading

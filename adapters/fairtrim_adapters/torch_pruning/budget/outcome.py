@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
+from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, percent
+from fairtrim_adapters.torch_pruning.reconstruction.group_table import count, ends_of, group_table, who_pays
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .measuring import LOSS
 from .sizes import COSTS, Budget
 
 __all__ = ["PrunedToBudget", "Stop"]
-
-_WIDTH = 99
-_NAMES = 26  # characters of the name of a group in a table
-_IN_WORDS = {0.75: "three quarters", 0.5: "half", 0.25: "a quarter"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +43,13 @@ class Stop:
         perhaps = f", perhaps by {self.upper:.3f}," if self.upper > self.drop else ""
         moves = "rises" if self.metric == LOSS else "falls"
         return (
-            f"{self.sensitive_group}: {self.metric} {moves} by {self.drop:.3f}{perhaps} at {_percent(self.share)}; "
+            f"{self.sensitive_group}: {self.metric} {moves} by {self.drop:.3f}{perhaps} at {percent(self.share)}; "
             f"allowed are {self.allowed:g}"
         )
 
 
 @dataclass(frozen=True)
-class PrunedToBudget:
+class PrunedToBudget(Printed):
     """A pruned network, and who pays for it; print it.
 
     Attributes:
@@ -71,6 +67,7 @@ class PrunedToBudget:
         flags: Sentences on what to look at.
         stopped_by: Of ``smallest``: who did not let the network become smaller; None where nobody did.
         reconstruction: What the refit did to each layer, printable; None without one.
+        predicted_of: Of what ``predicted`` is: of the network after the refit, or without one.
 
     Example: see ``prune_to``, which makes one.
     """
@@ -86,6 +83,7 @@ class PrunedToBudget:
     flags: tuple[str, ...] = ()
     stopped_by: Stop | None = None
     reconstruction: Any = field(default=None, repr=False)
+    predicted_of: str = ""
 
     @property
     def share(self) -> float:
@@ -103,12 +101,30 @@ class PrunedToBudget:
         """Whether the network has no more than was asked for."""
         return self.share <= self.budget.share
 
-    def __str__(self) -> str:
-        lines = [_wrapped(self._verdict()), *_table(self.measured, self.predicted)]
+    def verdict(self) -> str:
+        """What is left of the network, what that costs whom, and on whom that was measured.
+
+        Returns:
+            One sentence.
+        """
+        cost, asked = COSTS[self.budget.cost], self.budget.share
+        others = ", ".join(f"{percent(value)} of the {COSTS[name]}" for name, value in self._other_shares())
+        found = f"{percent(self.share)} of the {cost}"
+        if not self.within_budget:
+            found += f", not the {100 * asked:.3g} % asked for"
+        elif self.share != asked:  # else nothing else was asked for
+            found += f", within the {100 * asked:.3g} % asked for"
+        told = who_pays(self.measured) if len(self.measured) else "not measured"
+        return f"At {found} ({others}): {told}."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, the figures of each group, who stopped it, and flags."""
+        yield self.verdict()
+        if len(self.measured):
+            yield group_table(self.measured, self.predicted, on=self._judges(), predicted_of=self.predicted_of)
         if self.stopped_by is not None:
-            lines.append(_wrapped(f"stopped by {self.stopped_by}"))
-        lines.extend(_wrapped(f"! {flag}") for flag in self.flags)
-        return "\n".join(lines)
+            yield f"stopped by {self.stopped_by}"
+        yield from flag_lines(self.flags)
 
     def report(self) -> str:
         """All there is to say, in under 100 columns.
@@ -116,31 +132,11 @@ class PrunedToBudget:
         Returns:
             The text of ``str``, everything that was tried, and what the refit did to each layer.
         """
-        lines = [str(self), "", "tried:", *_tried(self.history)]
-        if self.reconstruction is not None:
-            lines += ["", str(self.reconstruction)]
-        return "\n".join(lines)
+        tried = str(_tried(self.history)) if len(self.history) else "tried: nothing"
+        return "\n\n".join([str(self), tried, *([] if self.reconstruction is None else [str(self.reconstruction)])])
 
-    def _verdict(self) -> str:
-        cost = COSTS[self.budget.cost]
-        asked = self.budget.share
-        others = ", ".join(f"{_percent(value)} of the {COSTS[name]}" for name, value in self._other_shares())
-        if self.share == asked:  # nothing else was asked for
-            found = f"{_percent(asked)} of the {cost} ({others})"
-        elif not self.within_budget:
-            found = f"{_percent(self.share)} of the {cost}, not the {100 * asked:.3g} % asked for ({others})"
-        else:
-            found = f"{_IN_WORDS.get(asked, f'{100 * asked:.3g} %')} of the {cost} ({_percent(self.share)}; {others})"
-        if not len(self.measured):
-            return f"{found}: not measured"
-        overall = self.measured.iloc[-1]
-        if pd.isna(overall["accuracy dense"]):
-            return f"{found}: loss {overall['loss dense']:.4f} -> {overall['loss pruned']:.4f}"
-        text = f"{found}: accuracy {_share(overall['accuracy dense'])} -> {_share(overall['accuracy pruned'])}"
-        groups = self.measured[self.measured["sensitive_group"] != EVERYBODY].sort_values("accuracy change")
-        told = [f"{_short(row['sensitive_group'])} {_points(row)}" for _, row in groups.head(3).iterrows()]
-        more = f", {len(groups) - 3} others less" if len(groups) > 3 else ""
-        return f"{text}; {', '.join(told)}{more}" if len(groups) > 1 else text
+    def _judges(self) -> str:
+        return f"the {figure(count(self.measured['people'].iloc[-1]))} who judge"
 
     def _other_shares(self) -> Iterator[tuple[Any, float]]:
         for name in ("macs", "parameters"):
@@ -148,62 +144,25 @@ class PrunedToBudget:
                 yield name, getattr(self, name)
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
-
-
-def _share(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAMES else f"{name[: _NAMES - 1]}…"
-
-
-def _points(row: Any) -> str:
-    """A change of the accuracy in points of a hundred, with its interval."""
-    change, low, high = (100 * row[f"accuracy {what}"] for what in ("change", "low", "high"))
-    return f"{change:+.1f} points [{low:+.1f}, {high:+.1f}]"
-
-
-def _table(measured: pd.DataFrame, predicted: pd.DataFrame) -> Iterator[str]:
-    """By sensitive group: people, accuracy before, after and its change, change of the loss predicted and measured."""
-    if not len(measured):
-        return
-    told: dict[str, float] = {}
-    if len(predicted):
-        told = dict(zip(predicted["sensitive_group"], predicted["predicted change"], strict=True))
-    heads = f"{'accuracy':>8} {'now':>6}  {'change, 95 %':<20} {'loss: predicted':>15} {'measured':>8}"
-    yield f"{'':{_NAMES}} {'people':>7}  {heads}"
-    for _, row in measured.iterrows():
-        name = row["sensitive_group"]
-        change = told.get(name, np.nan)
-        before, after = (
-            "-" if pd.isna(row[f"accuracy {what}"]) else _share(row[f"accuracy {what}"]) for what in ("dense", "pruned")
-        )
-        points = "-" if pd.isna(row["accuracy change"]) else _points(row).replace(" points", "")
-        yield (
-            f"{_short(name):{_NAMES}} {row['people']:>7g}  {before:>8} {after:>6}  {points:<20} "
-            f"{'-' if pd.isna(change) else f'{change:+.4f}':>15} {row['loss change']:>+8.4f}"
-        )
-
-
-def _tried(history: pd.DataFrame) -> Sequence[str]:
-    if not len(history):
-        return ["nothing"]
-    lines = [f"{'':6}{'MACs':>8} {'param.':>8} {'steps':>6}  worst accuracy change, and loss change"]
+def _tried(history: pd.DataFrame) -> TextTable:
+    rows = []
     for _, of_network in history.groupby("network", sort=False):
         first = of_network.iloc[0]
         groups = of_network[of_network["sensitive_group"] != EVERYBODY]
-        kept = "kept" if first["kept"] else ""
-        losses = groups.loc[groups["loss change"].idxmax()]
-        text = f"{kept:6}{_percent(first['macs']):>8} {_percent(first['parameters']):>8} {first['steps']:>6g}  "
-        if groups["accuracy change"].notna().any():
-            row = groups.loc[groups["accuracy change"].idxmin()]
-            text += f"{_short(row['sensitive_group'])} {_points(row).replace(' points', '')}; "
-        lines.append(text + f"{losses['loss change']:+.4f}")
-    return lines
+        judged = groups[groups["accuracy change"].notna()]
+        worst = groups.loc[groups["loss change"].idxmax() if judged.empty else judged["accuracy change"].idxmin()]
+        costs = [percent(first[name]) for name in ("macs", "parameters")]
+        accuracy = figure(worst["accuracy change"], *ends_of(worst, "accuracy"), sign=True)
+        loss = figure(worst["loss change"], sign=True)
+        rows.append(
+            [
+                worst["sensitive_group"],
+                "yes" if first["kept"] else "no",
+                *costs,
+                figure(int(first["steps"])),
+                accuracy,
+                loss,
+            ]
+        )
+    heads = ["worst for", "kept", "MACs", "parameters", "steps", "accuracy change, 95 %", "loss change"]
+    return TextTable(heads, rows, title="Tried, and whose accuracy falls most:")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from fairtrim.measures.log_likelihood import sums_of_token_losses
 from fairtrim.network.copied_network import copied_network
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, movement
 from fairtrim.selection import Selection
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
@@ -50,7 +50,7 @@ class _Figures:
 
 
 @dataclass(frozen=True)
-class PrunedForPairs:
+class PrunedForPairs(Printed):
     """A pruned language model, and what was measured on the way; print it.
 
     Attributes:
@@ -70,24 +70,37 @@ class PrunedForPairs:
     history: pd.DataFrame
     flags: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """What was removed, and what that changed of the held-out pairs and texts.
+
+        Returns:
+            One sentence.
+        """
         first, last = self.history.iloc[0], self.history.iloc[-1]
-        rms = f"{last['rms']:.3f}, was {first['rms']:.3f} ({_percent(last['rms'] / first['rms'])})"
-        perplexity = f"{last['perplexity']:.2f}, was {first['perplexity']:.2f}"
-        told = f"{int(last['removed'])} channels removed: rms of ΔLL on held-out pairs {rms}; perplexity {perplexity} "
-        told += f"({_percent(last['perplexity'] / first['perplexity'])}); first sentence preferred "
-        told += f"{last['preferred']:.1f} %, was {first['preferred']:.1f} %"
-        lines = [textwrap.fill(told, 99, subsequent_indent="  ")]
-        heads = f"{'predicted':>20} {'perplexity':>10} {'predicted':>15} {'rms':>8} {'preferred':>10}"
-        lines.append(f"{'removed':>8} {heads}  kept")
-        for _, row in self.history.iterrows():
-            lines.append(
-                f"{int(row['removed']):>8} {row['predicted perplexity']:>20.2f} {row['perplexity']:>10.2f} "
-                f"{row['predicted rms']:>15.3f} {row['rms']:>8.3f} {row['preferred']:>9.1f}%  "
-                f"{'yes' if row['kept'] else 'no'}"
+        return (
+            f"Without {int(last['removed']):,} channels the rms of ΔLL on held-out pairs "
+            f"{movement(first['rms'], last['rms'])} nats, and the perplexity of held-out texts "
+            f"{movement(first['perplexity'], last['perplexity'], digits=2)}; the first sentence is preferred in "
+            f"{figure(last['preferred'], digits=1)} % of the pairs, was {figure(first['preferred'], digits=1)} %."
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, what was tried, and flags."""
+        yield self.verdict()
+        rows = [
+            (
+                figure(int(row["removed"])),
+                "yes" if row["kept"] else "no",
+                *(figure(row[name], digits=2) for name in ("predicted perplexity", "perplexity")),
+                *(figure(row[name]) for name in ("predicted rms", "rms")),
+                f"{figure(row['preferred'], digits=1)} %",
             )
-        lines += [textwrap.fill(f"! {flag}", 99, subsequent_indent="  ") for flag in self.flags]
-        return "\n".join(lines)
+            for _, row in self.history.iterrows()
+        ]
+        heads = ("removed", "kept", "predicted", "perplexity", "predicted", "rms of ΔLL", "first preferred")
+        title = "Held-out texts and pairs; predicted: of the perplexity there, and of the rms on the pairs chosen by."
+        yield TextTable(heads, rows, title=title)
+        yield from flag_lines(self.flags)
 
 
 @torch.inference_mode(False)  # there nothing has a slope
@@ -273,10 +286,6 @@ def _row(removed: int, figures: _Figures, perplexity: float, rms: float, kept: b
         "preferred": figures.preferred,
         "kept": kept,
     }
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"
 
 
 def _flags(kept: Sequence[int], chosen: Sequence[int]) -> Iterator[str]:

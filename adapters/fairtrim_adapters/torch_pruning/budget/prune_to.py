@@ -230,6 +230,7 @@ def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> Pruned
             *flags_of(best.reconstruction),
         ),
         reconstruction=best.reconstruction,
+        predicted_of=work.task.predicted_of,
     )
 
 

@@ -257,6 +257,7 @@ class _Search:
             flags=(*work.flags, *flags),
             stopped_by=None if stopping is None else self._stop(stopping),
             reconstruction=reconstruction,
+            predicted_of=work.task.predicted_of,
         )
 
     def _stop(self, point: _Point) -> Stop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +35,7 @@ from fairtrim.network.probability_scores import ProbabilityScores, refuse_shares
 from fairtrim.network.recalibration import output_layer_to_fit, recalibrate_batchnorm
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.preservation import preserved_model, preserved_random_state
+from fairtrim.printing import Block, Printed, TextTable, figure, movement, percent
 from fairtrim_adapters.torch_pruning.graph.corrections import correct_graph
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.level_pruner import freeze, frozen_parameters, pruner_of_levels
@@ -46,12 +47,13 @@ from .recipe_options import RunSettings
 
 __all__ = ["RecipeResult", "SparseRun", "begin"]
 
+_SHARES = ("confidence in mined", "confidence in others", "training accuracy")
 _REMEDY = "cut={'share_per_class': ...}"
 
 
 @dataclass(frozen=True)
-class RecipeResult:
-    """What a recipe made.
+class RecipeResult(Printed):
+    """What a recipe made; print it.
 
     Attributes:
         model: The sparse network, in eval mode; the caller's is untouched.
@@ -67,9 +69,38 @@ class RecipeResult:
     mined: MinedSamples
     conflicting: Tensor
 
-    def __str__(self) -> str:
-        share = f"{int(self.conflicting.sum()):,} of {len(self.conflicting):,} samples mined"
-        return f"{share}\n{self.history.T.to_string(header=False, float_format='{:.3f}'.format, line_width=99)}"
+    def verdict(self) -> str:
+        """How many samples were mined, and what pruning did to the confidence in them.
+
+        Returns:
+            One sentence.
+        """
+        mined = f"{int(self.conflicting.sum()):,} of {len(self.conflicting):,} training samples are mined"
+        if not len(self.history):
+            return f"{mined}; no step was taken."
+        first, last = self.history.iloc[0], self.history.iloc[-1]
+        of_mined, of_others = (
+            movement(first[f"confidence in {whom}"], last[f"confidence in {whom}"]) for whom in ("mined", "others")
+        )
+        gone = percent(last["level"])
+        return f"{mined}; with {gone} gone the mean confidence in them {of_mined}, in the others {of_others}."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, and a row a step."""
+        yield self.verdict()
+        if not len(self.history):
+            return
+        rows = [
+            (
+                row["what"],
+                percent(row["level"]),
+                *(figure(int(row[name])) for name in ("parameters", "mined")),
+                *(figure(row[name]) for name in _SHARES),
+            )
+            for _, row in self.history.iterrows()
+        ]
+        heads = ("step", "gone", "parameters", "mined", "confidence: mined", "others", "training accuracy")
+        yield TextTable(heads, rows, title="After each step, on the training samples.")
 
 
 @dataclass(kw_only=True)

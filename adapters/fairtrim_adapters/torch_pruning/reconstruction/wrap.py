@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.placement import require_whole
 from fairtrim.preservation import insist, preserved_random_state, undisturbed
+from fairtrim.printing import Block, Printed, flag_lines
 from fairtrim.reconstruction import Reader, Reconstruction, reconstruct
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.kept import KeptChannels, corrected, readers_of_removed
@@ -33,11 +33,11 @@ from fairtrim_adapters.torch_pruning.graph.undoing import Held, undone
 from fairtrim_adapters.torch_pruning.importances.channel_importance import ChannelImportance
 from fairtrim_adapters.torch_pruning.verification.trial_run import at_least_two, failing
 
+from .group_table import group_table, who_pays
 from .measuring import measured_by_group, shares_samples
 
 __all__ = ["ReconstructionOptions", "Refit", "reconstructed"]
 
-_WIDTH = 99
 _SAMPLES_OF_REFIT = 4096
 
 
@@ -86,7 +86,7 @@ _OF_READING = ("forward_fn", "output_transform", "loss_fn", "sensitive_names", "
 
 
 @dataclass
-class Refit:
+class Refit(Printed):
     """What ``reconstructed`` did, known when its block has ended; print it.
 
     Attributes:
@@ -97,6 +97,7 @@ class Refit:
         predicted: The prediction of fairtrim's importance for each sensitive group: of ``compensated=True`` for the
             network after the refit, else for that without one; None of other importances.
         measured_on: On which samples, or why not.
+        flags: What a user should know of how it was measured.
 
     Example: see ``reconstructed``, which makes one.
     """
@@ -106,15 +107,33 @@ class Refit:
     measured: pd.DataFrame | None = None
     predicted: pd.DataFrame | None = None
     measured_on: str = ""
+    flags: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """How many layers were refitted, and who paid for the step.
+
+        Returns:
+            One sentence.
+        """
         if self.reconstruction is None:
-            return "not refitted yet: that is done where the block ends"
-        told = str(self.reconstruction) if self.kept else "nothing to refit: no layer lost inputs in the block"
-        lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in (*told.splitlines(), self.measured_on)]
+            return "Not refitted yet: that is done where the block ends."
+        if not self.kept:
+            return "Nothing to refit: no layer lost inputs in the block."
+        if self.measured is None:
+            return self.reconstruction.verdict()
+        return f"With {self.reconstruction.share()} refitted, {who_pays(self.measured)}."
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, the figures of each group, what became of the layers, and flags."""
+        yield self.verdict()
+        if self.reconstruction is None:
+            return
         if self.measured is not None:
-            lines.insert(-1, _table(self.measured, self.predicted))
-        return "\n".join(filter(None, lines))
+            yield group_table(self.measured, self.predicted, on=self.measured_on)
+        if self.kept:
+            yield "\n".join(self.reconstruction.told())
+        not_measured = [self.measured_on] if self.measured is None and self.measured_on else []
+        yield from flag_lines([*not_measured, *self.flags, *self.reconstruction.flags])
 
 
 @contextmanager
@@ -329,44 +348,9 @@ def _measure(
     except FairtrimError as error:
         refit.measured_on = f"not measured: {error}"
         return
-    people = f"{table['people'].iloc[-1]:g}"  # the last row is everybody, or the one group that there is
+    people = f"{table['people'].iloc[-1]:,g}"  # the last row is everybody, or the one group that there is
     refit.measured = table
-    refit.measured_on = (
-        f"measured on {people} held-out samples"
-        if held_out is not None
-        else f"! measured on {people} of the samples that layers were refitted on, which flatters: pass held_out="
-    )
-
-
-def _table(measured: pd.DataFrame, predicted: pd.DataFrame | None) -> str:
-    """As text, within the width: names that are too long are cut in the middle."""
-    heads = ["people", "loss: dense", "now", "change", "accuracy: dense", "now", "change"]
-    told: dict[str, str] | None = None
-    if predicted is not None:
-        column = next(name for name in predicted if str(name).startswith("predicted change"))
-        changes = zip(predicted["sensitive_group"], predicted[column], strict=True)
-        told = {group: "impossible" if pd.isna(change) else f"{change:+.4f}" for group, change in changes}
-        heads = ["people", "loss", "now", "predicted", "change", "accuracy", "now", "change"]
-    rows = [heads]
-    for _, row in measured.iterrows():
-        cells = [f"{row['people']:g}"]
-        for kind, digits in (("loss", 4), ("accuracy", 3)):
-            dense, now, change, error = (
-                row[f"{kind} {what}"] for what in ("dense", "pruned", "change", "standard error")
-            )
-            off = "" if pd.isna(error) else f"±{error:.{digits}f}"
-            cells += [f"{dense:.{digits}f}", f"{now:.{digits}f}", f"{change:+.{digits}f}{off}"]
-        if told is not None:
-            cells.insert(3, told.get(row["sensitive_group"], "-"))
-        rows.append(cells)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = min(26, _WIDTH - sum(widths) - len(widths))
-    names = ["group", *(_cut(str(name), room) for name in measured["sensitive_group"])]
-    first = max(map(len, names))
-    figures = (" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(f"{name.rjust(first)} {text}" for name, text in zip(names, figures, strict=True))
-
-
-def _cut(name: str, room: int) -> str:
-    ahead = room // 2
-    return name if len(name) <= room else f"{name[:ahead]}…{name[ahead + 1 - room :]}"
+    refit.measured_on = f"{people} held-out samples"
+    if held_out is None:
+        refit.measured_on = f"{people} of the samples that layers were refitted on"
+        refit.flags = (f"measured on {refit.measured_on}, which flatters: pass held_out=",)
