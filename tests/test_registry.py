@@ -18,6 +18,33 @@ from fairtrim_adapters.torch_pruning import AccumulatedConfidence
 REGISTRIES = {"post-processors": POST_PROCESSORS, "miners": MINERS}
 
 
+@pytest.mark.parametrize("registry", [*REGISTRIES.values(), adapter.IMPORTANCES], ids=[*REGISTRIES, "importances"])
+def test_every_method_says_when_to_take_it_and_the_default_is_marked(registry: Registry) -> None:
+    text = str(registry).replace("\n  ", " ")
+    assert all(method.when for method in registry.known().values())
+    lines = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    assert set(lines) == set(registry) and all(". Take it " in line for line in lines.values())
+    marked = {name for name, line in lines.items() if line.startswith("(default) ")}
+    assert marked == ({registry.default} if registry.default else set())
+    assert all(len(line) < 100 for line in str(registry).splitlines()) and registry._repr_html_()
+
+
+def test_a_derived_method_does_not_take_over_when_and_a_wrong_one_is_refused() -> None:
+    class Elsewhere(ThresholdSelection):
+        name: ClassVar[str] = "elsewhere"
+        does: ClassVar[str] = "nothing"
+        standing: ClassVar[Standing] = "ours"
+
+    assert Elsewhere.when == "" and ThresholdSelection.when
+    with pytest.raises(InputError, match="Often has when=7; expected what stands behind 'take it'"):
+
+        class Often(ThresholdSelection):
+            name: ClassVar[str] = "often"
+            does: ClassVar[str] = "nothing"
+            when: ClassVar[Any] = 7
+            standing: ClassVar[Standing] = "ours"
+
+
 @pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
 def test_every_method_of_the_rooms_is_found_and_describes_itself(registry: Registry) -> None:
     for name, method in registry.items():

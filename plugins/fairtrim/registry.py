@@ -6,14 +6,16 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from .arguments import Renamed, did_you_mean
 from .errors import InputError
+from .printing import Block, Printed
 
-__all__ = ["Described", "Registry", "Standing"]
+__all__ = ["Described", "Registry", "Standing", "what_it_is"]
 
 Standing = Literal["published", "reconstruction", "ours", "baseline"]
 
@@ -26,6 +28,7 @@ class Described:
     Attributes:
         name: Lower-case words joined by hyphens; a class without one of its own is not offered by name.
         does: What it does, to whom, in a line.
+        when: When to take it: what stands behind "take it ..."; methods of others may lack it.
         source: Paper or library that it comes from.
         link: Where that can be read.
         standing: ``published``, ``reconstruction`` (only the idea is public), ``ours`` or ``baseline``.
@@ -38,6 +41,7 @@ class Described:
 
     name: ClassVar[str]
     does: ClassVar[str]
+    when: ClassVar[str] = ""
     source: ClassVar[str] = ""
     link: ClassVar[str] = ""
     standing: ClassVar[Standing]
@@ -46,11 +50,18 @@ class Described:
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if (name := _own_name(cls)) is not None:
+            if "when" not in vars(cls):
+                cls.when = ""  # that of what it is derived from is of another method
             unsaid = [f"{entry}=" for entry in ("does", "standing") if entry not in vars(cls)]
             if unsaid:
                 raise InputError(
                     f"{cls.__qualname__} has name={name!r}, by which registries would offer it, and doesn't say "
                     f"{', '.join(unsaid)} beside it"
+                )
+            if not isinstance(cls.when, str) or cls.when.endswith("."):
+                raise InputError(
+                    f"{cls.__qualname__} has when={cls.when!r}; expected what stands behind 'take it', such as 'where "
+                    "groups are small', without a full stop"
                 )
             if cls.standing not in get_args(Standing):
                 raise InputError(
@@ -70,8 +81,26 @@ class _UnknownMethodError(InputError, KeyError):
         return str(self.args[0])  # a KeyError would show the message in quotation marks
 
 
-class Registry(Mapping[str, type[Any]]):
-    """Classes by name.
+def what_it_is(method: Any) -> str:
+    """What a method does and when to take it, in a line.
+
+    Args:
+        method: A class that describes itself, or whatever says as much.
+
+    Returns:
+        The line; empty of one that says nothing.
+
+    Example:
+        >>> from fairtrim import ThresholdSelection
+        >>> what_it_is(ThresholdSelection).partition(". Take it ")[2]
+        'where weights must stay, and as the rival of every edit'
+    """
+    does, when = (str(getattr(method, entry, "")) for entry in ("does", "when"))
+    return ". Take it ".join(filter(None, (does, when)))
+
+
+class Registry(Printed, Mapping[str, type[Any]]):
+    """Classes by name; print it for what each does, and when to take it.
 
     Every module of a package is read at the first look-up, so that a new method is one new file. Names that other
     packages announce come from their metadata; such a class is imported when it is asked for, so that a package that
@@ -82,6 +111,7 @@ class Registry(Mapping[str, type[Any]]):
         packages: The package, or packages, whose modules hold members: classes with a ``name`` of their own.
         base: What a member is a subclass of.
         group: Entry-point group of other packages.
+        default: Name of the member that is taken where none is named, if there is one.
 
     Example:
         >>> from fairtrim.repair import POST_PROCESSORS
@@ -89,8 +119,8 @@ class Registry(Mapping[str, type[Any]]):
         'ParityFineTuning'
     """
 
-    def __init__(self, kind: str, packages: str | Sequence[str], base: type, group: str) -> None:
-        self.kind, self.base, self.group = kind, base, group
+    def __init__(self, kind: str, packages: str | Sequence[str], base: type, group: str, default: str = "") -> None:
+        self.kind, self.base, self.group, self.default = kind, base, group, default
         owner = base.__module__.partition(".")[0]
         self._base = base.__qualname__ if owner == "fairtrim" else f"{owner}'s {base.__qualname__}"
         self._packages = (packages,) if isinstance(packages, str) else tuple(packages)
@@ -262,6 +292,29 @@ class Registry(Mapping[str, type[Any]]):
 
     def __repr__(self) -> str:
         return f"{self.kind}s {sorted(self)}"
+
+    def lines(self) -> dict[str, str]:
+        """What each member does and when to take it, by name, the default's marked; none of others is loaded for it.
+
+        Returns:
+            Lines; that of one that another package announces says only that.
+        """
+        known, announced = self.known(), self.announced()
+        found = {}
+        for name in self:
+            entries = announced.get(name, [])
+            if name not in known and any(map(_is_ours, entries)):
+                with suppress(InputError):  # what it needs isn't installed: then it says no more than those of others
+                    known[name] = self[name]
+            packages = " or ".join(map(_package_of, entries))
+            line = what_it_is(known[name]) if name in known else f"of the package {packages}"
+            found[name] = f"(default) {line}" if name == self.default else line
+        return found
+
+    def blocks(self) -> Iterator[Block]:
+        """How many there are, and a line each."""
+        yield f"{len(self)} {self.kind}s"
+        yield "\n".join(f"{name}: {line}" for name, line in sorted(self.lines().items()))
 
 
 def _own_classes(module: ModuleType) -> Iterator[type[Any]]:

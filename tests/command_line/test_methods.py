@@ -12,7 +12,7 @@ from fairtrim_adapters.command_line import main
 from fairtrim_adapters.torch_pruning import IMPORTANCES
 
 
-@pytest.mark.parametrize("command", ["sweep", "prune", "repair"])
+@pytest.mark.parametrize("command", ["", "sweep", "prune", "repair"])
 def test_help_lists_methods_and_loads_none_of_other_packages(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -20,7 +20,7 @@ def test_help_lists_methods_and_loads_none_of_other_packages(
     monkeypatch.setattr("fairtrim.registry.entry_points", lambda group: [found] if found.group == group else [])
     IMPORTANCES.refresh()
     try:
-        assert main([command, "--help"]) == 0
+        assert main([*filter(None, [command]), "--help"]) == 0
     finally:
         monkeypatch.undo()
         IMPORTANCES.refresh()
@@ -29,5 +29,8 @@ def test_help_lists_methods_and_loads_none_of_other_packages(
     assert ("worst-group removes first what raises the loss of the most hurt" in text) is prunes
     assert ("magnitude removes channels of small weights first" in text) is prunes and ("of-others" in text) is prunes
     assert ("threshold-selection moves the threshold" in text) is repairs
+    assert ("mean-damage (default) removes first what raises" in text) is prunes
+    assert ("parity-fine-tuning (default) edits the output layer" in text) is repairs
+    assert ("of small weights first; looks at no data. Take it as the usual rival" in text) is prunes
     if command == "sweep":
         assert "magnitude, mean-damage, worst-group" in text and "0.25, 0.5, 0.75" in text

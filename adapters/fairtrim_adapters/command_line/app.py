@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairtrim import InputError, save_pruned
+from fairtrim import POST_PROCESSORS, InputError, save_pruned
 from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.measurements import joined_flags
 from fairtrim_adapters.sweep.named_methods import DEFAULT_CRITERIA, post_processors_by_label
@@ -19,7 +19,7 @@ from .bounds import Bound, judge, parse_bounds
 from .examples import example
 from .gate import flags_of, shut
 from .language import is_language, no_language
-from .methods import listing
+from .methods import ListingGroup, listing
 from .options import (
     NETWORK,
     Bootstrap,
@@ -57,6 +57,7 @@ _AUDIT_VERSION = 4
 
 app = typer.Typer(
     name="fairtrim",
+    cls=ListingGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -232,7 +233,7 @@ def repair(
     output: Output,
     post_processor: Annotated[
         str, typer.Option("--post-processor", metavar="NAME[:SETTING=VALUE,...]", help="Listed below.")
-    ] = "parity-fine-tuning",
+    ] = POST_PROCESSORS.default,
     checkpoint: Checkpoint = None,
     onnx: Onnx = None,
     require_bound: Annotated[

@@ -17,6 +17,7 @@ from fairtrim.devices import model_device
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.sweep.named_methods import criteria_by_label
 from fairtrim_adapters.torch_pruning.budget.outcome import PrunedToBudget
+from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
 
 from .audits import audited
 from .bounds import parse_bounds
@@ -49,7 +50,7 @@ from .targets import data_of, networks_of
 
 __all__ = ["prune", "smallest"]
 
-_DEFAULT = "mean-damage"
+_DEFAULT = IMPORTANCES.default
 _MOST_HEADS = 0.5  # of those that --prune names, within a budget
 _OF_TOKENS = ("loss", "accuracy")
 Criterion = Annotated[

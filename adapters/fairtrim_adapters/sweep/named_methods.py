@@ -12,7 +12,7 @@ import torch_pruning as tp
 
 from fairtrim import POST_PROCESSORS, InputError, PostProcessor
 from fairtrim.arguments import did_you_mean
-from fairtrim.registry import Described, Registry
+from fairtrim.registry import Described, Registry, what_it_is
 from fairtrim_adapters.torch_pruning.importances.registry import IMPORTANCES
 from fairtrim_adapters.torch_pruning.importances.torch_pruning_importances import (
     TORCH_PRUNING_CRITERIA,
@@ -158,25 +158,28 @@ def what_methods_do(kind: str) -> dict[str, str]:
         kind: ``criterion`` or ``post-processor``.
 
     Returns:
-        A line by name, Torch-Pruning's first; an empty one for those that other packages announce, which aren't loaded
-        for it.
+        A line by name, Torch-Pruning's first: what it does, and when to take it; the default's is marked. Those that
+        other packages announce say only that, for they aren't loaded for it.
 
     Example:
-        >>> what_methods_do("criterion")["magnitude"]
+        >>> what_methods_do("criterion")["magnitude"].partition(". ")[0]
         'removes channels of small weights first; looks at no data'
     """
     found: dict[str, str] = {}
     for registry in _registries(kind):
-        announced = registry.announced() if isinstance(registry, Registry) else {}
-        for name in registry:
-            found.setdefault(name, "" if name in announced else _what_it_does(registry[name]))
+        if isinstance(registry, Registry):
+            known = registry.known()
+            for name, line in registry.lines().items():
+                found.setdefault(name, line + (_needs(known[name]) if name in known else ""))
+        else:
+            found |= {name: what_it_is(method) for name, method in registry.items()}
     return found
 
 
-def _what_it_does(method: Any) -> str:
-    parameters = inspect.signature(method).parameters if isinstance(method, type) else {}
+def _needs(method: type[Any]) -> str:
+    parameters = inspect.signature(method).parameters
     needed = [what for name, what in _FROM_PYTHON.items() if name in parameters and _required(parameters[name])]
-    return str(getattr(method, "does", "")) + "".join(f" (needs {what}: from Python)" for what in needed)
+    return "".join(f" (needs {what}: from Python)" for what in needed)
 
 
 def _registries(kind: str) -> tuple[Mapping[str, Any], ...]:

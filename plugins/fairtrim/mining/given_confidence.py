@@ -46,6 +46,7 @@ class GivenConfidence(Miner):
 
     name: ClassVar[str] = "given-confidence"
     does: ClassVar[str] = "mines what the network as it is given is unsure of, without any training"
+    when: ClassVar[str] = "first, for it is free; a miner that trains finds more"
     standing: ClassVar[Standing] = "baseline"
 
     forward_fn: ForwardFunction | None = None

@@ -183,6 +183,7 @@ class GeneralizedCrossEntropyMiner(TrainedMiner):
 
     name: ClassVar[str] = "generalized-cross-entropy"
     does: ClassVar[str] = "mines what a network trained with generalised cross-entropy gets wrong"
+    when: ClassVar[str] = "for most data: it found most of what is bias-conflicting; labels have to be right"
     source: ClassVar[str] = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2210.05247"
     standing: ClassVar[Standing] = "published"
@@ -226,6 +227,7 @@ class EpochEnsemble(TrainedMiner):
     does: ClassVar[str] = (
         "mines what a network that trains on what it is already sure of gives a low probability, over its epochs"
     )
+    when: ClassVar[str] = "for many classes, of which none is lost"
     source: ClassVar[str] = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2210.05247"
     standing: ClassVar[Standing] = "published"
@@ -285,6 +287,7 @@ class LossMiner(TrainedMiner):
 
     name: ClassVar[str] = "loss"
     does: ClassVar[str] = "mines what has a large training loss after a few epochs"
+    when: ClassVar[str] = "as the simplest rival; its best number of epochs can't be known"
     standing: ClassVar[Standing] = "baseline"
 
     epochs: int = 3
@@ -308,6 +311,7 @@ class MisclassifiedMiner(TrainedMiner):
 
     name: ClassVar[str] = "misclassified"
     does: ClassVar[str] = "mines what a network gets wrong after a few epochs of ordinary training"
+    when: ClassVar[str] = "to compare with JTT; its best number of epochs can't be known"
     source: ClassVar[str] = "JTT: Liu and others, ICML 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2107.09044"
     standing: ClassVar[Standing] = "published"

@@ -54,6 +54,7 @@ class AdversarialFineTuning(PostProcessor):
 
     name: ClassVar[str] = "adversarial-fine-tuning"
     does: ClassVar[str] = "trains all layers against a critic that predicts a batch's bias"
+    when: ClassVar[str] = "to compare with what was published"
     source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
     standing: ClassVar[Standing] = "published"

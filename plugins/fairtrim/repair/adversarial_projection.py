@@ -55,6 +55,7 @@ class AdversarialProjection(PostProcessor):
 
     name: ClassVar[str] = "adversarial-projection"
     does: ClassVar[str] = "trains all layers by steps that don't help an adversary to tell the sensitive group"
+    when: ClassVar[str] = "to compare with what was published"
     source: ClassVar[str] = "Zhang, Lemoine, Mitchell, AIES 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1801.07593"
     standing: ClassVar[Standing] = "published"

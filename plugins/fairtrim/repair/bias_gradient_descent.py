@@ -47,6 +47,7 @@ class BiasGradientDescent(PostProcessor):
 
     name: ClassVar[str] = "bias-gradient-descent"
     does: ClassVar[str] = "moves all layers down the bias itself while the performance stays above a floor"
+    when: ClassVar[str] = "to compare with what was published"
     source: ClassVar[str] = "Marcinkevics, Ozkan, Vogt, MLHC 2022"
     standing: ClassVar[Standing] = "published"
     remark: ClassVar[str] = "optimizer and step are ours"

@@ -59,6 +59,7 @@ class LayerwiseOptimization(PostProcessor):
 
     name: ClassVar[str] = "layerwise-optimization"
     does: ClassVar[str] = "searches one weight tensor at a time for performance within the bound on the bias"
+    when: ClassVar[str] = "to compare with what was published"
     source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
     standing: ClassVar[Standing] = "published"

@@ -75,6 +75,7 @@ class ParityFineTuning(PostProcessor):
 
     name: ClassVar[str] = "parity-fine-tuning"
     does: ClassVar[str] = "edits the output layer, or all layers, under a penalty on the bias between sensitive groups"
+    when: ClassVar[str] = "first, for rates of groups within a bound; layers='all' where the output layer isn't enough"
     source: ClassVar[str] = "fairtrim"
     standing: ClassVar[Standing] = "ours"
 

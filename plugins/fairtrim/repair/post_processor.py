@@ -395,7 +395,11 @@ class PostProcessor(Described, ABC):
 
 
 POST_PROCESSORS = Registry(
-    "post-processor", ("fairtrim.repair", "fairtrim.unlearning"), PostProcessor, "fairtrim.post_processors"
+    "post-processor",
+    ("fairtrim.repair", "fairtrim.unlearning"),
+    PostProcessor,
+    "fairtrim.post_processors",
+    default="parity-fine-tuning",
 )
 """Post-processors by name, e.g. ``POST_PROCESSORS["parity-fine-tuning"]``; other packages' too, by the entry-point
 group ``fairtrim.post_processors``."""

@@ -41,6 +41,7 @@ class RandomPerturbation(PostProcessor):
     does: ClassVar[str] = (
         "multiplies every weight by noise, many times, and keeps the best within the bound on the bias"
     )
+    when: ClassVar[str] = "to compare with what was published"
     source: ClassVar[str] = "Savani, White, Govindarajulu, NeurIPS 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2006.08564"
     standing: ClassVar[Standing] = "published"

@@ -34,6 +34,7 @@ class ThresholdSelection(PostProcessor):
 
     name: ClassVar[str] = "threshold-selection"
     does: ClassVar[str] = "moves the threshold that all people share until the bias is within its bound"
+    when: ClassVar[str] = "where weights must stay, and as the rival of every edit"
     standing: ClassVar[Standing] = "baseline"
 
     edits_on_data: ClassVar[bool] = False

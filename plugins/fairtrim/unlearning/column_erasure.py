@@ -51,6 +51,7 @@ class ColumnErasure(PostProcessor):
     does: ClassVar[str] = (
         "holds the columns of an attribute at their mean inside of the first layer: no decision minds them"
     )
+    when: ClassVar[str] = "first, for a table whose columns that hold the attribute are known: it costs nothing"
     source: ClassVar[str] = "fairtrim"
     standing: ClassVar[Standing] = "baseline"
 

@@ -106,6 +106,7 @@ class CounterfactualUnlearning(PostProcessor):
 
     name: ClassVar[str] = "counterfactual-unlearning"
     does: ClassVar[str] = "lessens how much predictions change when an attribute is flipped, from a few pairs"
+    when: ClassVar[str] = "where decisions must not change with an attribute, and there are pairs of the same person"
     source: ClassVar[str] = "FMD: Chen and others, NeurIPS 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2310.12560"
     standing: ClassVar[Standing] = "ours"

@@ -311,6 +311,7 @@ class GroupSaliencyImportance(DamageImportance):
         "removes first what hurts the unprivileged little and the privileged much: harm to the privileged counts in "
         "favour, so a gap may close by levelling down"
     )
+    when = "to compare with FairPrune, of two sides; look at each group's accuracy, not at the gap alone"
     source = "FairPrune: Wu, Zeng, Xu, Shi, Hu, MICCAI 2022"
     link = "https://arxiv.org/abs/2203.02110"
     standing = "published"
@@ -333,6 +334,7 @@ class MeanDamageImportance(DamageImportance):
 
     name = "mean-damage"
     does = "removes first what raises the loss of everybody least on average; blind to who is hurt"
+    when = "where layers are refitted (compensated=True), or nobody's group is known"
     source = "fairtrim"
     standing = "ours"
 
@@ -354,6 +356,7 @@ class WorstGroupImportance(DamageImportance):
 
     name = "worst-group"
     does = "removes first what raises the loss of the most hurt sensitive group least"
+    when = "without a refit, where 2 to about 10 groups have some hundred people each"
     source = "fairtrim"
     standing = "ours"
 
@@ -374,6 +377,7 @@ class TailRiskImportance(DamageImportance):
 
     name = "tail-risk"
     does = "removes first what raises the loss of the worst-off share α of the sensitive groups least"
+    when = "without a refit, where groups are many, crossed or small"
     source = "fairtrim"
     standing = "ours"
 
@@ -398,6 +402,7 @@ class ShareBalancedImportance(DamageImportance):
 
     name = "share-balanced"
     does = "keeps the share that each sensitive group has in a layer's importance"
+    when = "to compare with FairGRAPE"
     source = "FairGRAPE: Lin, Kim, Joo, ECCV 2022"
     standing = "published"
     remark = "for weights; the form for channels is ours"

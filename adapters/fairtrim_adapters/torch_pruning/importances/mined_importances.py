@@ -104,6 +104,7 @@ class ContrastiveImportance(ChannelImportance):
 
     name = "contrastive"
     does = "removes first what a contrastive loss on the mined bias-conflicting samples needs least"
+    when = "where nobody's group is known, a shortcut is feared, and you train afterwards"
     source = "DCWP: Park, Lee, Lee, Ye, CVPR 2023"
     link = "https://arxiv.org/abs/2210.05247"
     standing = "published"
@@ -242,6 +243,7 @@ class AccumulatedConfidenceImportance(ChannelImportance):
 
     name = "accumulated-confidence"
     does = "removes first what the mined bias-conflicting samples need least, and the others most"
+    when = "where nobody's group is known, a shortcut is feared, and you train afterwards"
     source = "DENP: Hong, Kim, Joo, Han, Shin, Wald, Lee, IEEE TIP 2026"
     link = "https://doi.org/10.1109/TIP.2026.3687070"
     standing = "reconstruction"

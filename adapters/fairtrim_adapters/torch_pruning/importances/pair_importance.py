@@ -49,6 +49,7 @@ class PairDamageImportance(ChannelImportance):
 
     name = "pair-damage"
     does = "removes first what lowers the difference of log-likelihoods of pairs of sentences, perplexity bounded"
+    when = "for a causal language model and pairs of sentences; prune_for_pairs uses it"
     source = "fairtrim"
     standing = "ours"
 

@@ -62,6 +62,7 @@ class ParityGradientImportance(ChannelImportance):
 
     name = "parity-gradient"
     does = "removes first what the bias between sensitive groups grows with; says nothing about performance"
+    when = "to compare with what was published; look at the accuracy, too"
     source = "Marcinkevics, Ozkan, Vogt, MLHC 2022"
     standing = "published"
     remark = "for more than two groups and classes ours"

@@ -15,7 +15,11 @@ __all__ = ["IMPORTANCES", "register", "register_importance"]
 ImportanceClass = TypeVar("ImportanceClass", bound=type[Any])
 
 IMPORTANCES = Registry(
-    "importance", "fairtrim_adapters.torch_pruning.importances", tp.importance.Importance, "fairtrim.criteria"
+    "importance",
+    "fairtrim_adapters.torch_pruning.importances",
+    tp.importance.Importance,
+    "fairtrim.criteria",
+    default="mean-damage",
 )
 """Importance classes by name, e.g. ``IMPORTANCES["worst-group"]``; an InputError names them if there is none. Classes
 that other packages announce under the entry-point group ``fairtrim.criteria`` are among them."""

@@ -21,6 +21,7 @@ class TorchPruningCriterion:
 
     name: str
     does: str
+    when: str
     standing: Standing
     importance: Callable[..., tp.importance.Importance]
 
@@ -33,17 +34,23 @@ TORCH_PRUNING_CRITERIA = {
     criterion.name: criterion
     for criterion in (
         TorchPruningCriterion(
-            "random", "removes channels at random; looks at nobody", "baseline", importance=RandomImportance
+            "random",
+            "removes channels at random; looks at nobody",
+            "as what every criterion has to beat",
+            "baseline",
+            importance=RandomImportance,
         ),
         TorchPruningCriterion(
             "magnitude",
             "removes channels of small weights first; looks at no data",
+            "as the usual rival, or where there are no data",
             "published",
             importance=lambda random_state: tp.importance.GroupMagnitudeImportance(),
         ),
         TorchPruningCriterion(
             "taylor",
             "removes first what changes everybody's loss least, to first order and weight by weight",
+            "as the rival that looks at the loss, and at nobody's group",
             "published",
             importance=lambda random_state: tp.importance.GroupTaylorImportance(),
         ),

@@ -117,6 +117,7 @@ class AccumulatedConfidence(core.AccumulatedConfidence):
 
     name: ClassVar[str] = "accumulated-confidence"
     does: ClassVar[str] = "mines what a trained network loses confidence in first when it is pruned"
+    when: ClassVar[str] = "for a network that is trained already; accumulate='drop' where labels may be wrong"
     source: ClassVar[str] = "DENP: Hong, Kim, Joo, Han, Shin, Wald, Lee, IEEE TIP 2026"
     link: ClassVar[str] = "https://doi.org/10.1109/TIP.2026.3687070"
     standing: ClassVar[Standing] = "reconstruction"
