@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from fairtrim import InputError
+from fairtrim.measures.measure_names import SAME_MEASURES, refuse_other_measure
 
-__all__ = ["DEFAULT_OBJECTIVES", "Direction", "mean_over_seeds", "now_called", "pareto_set"]
+__all__ = ["DEFAULT_OBJECTIVES", "Direction", "column_called", "mean_over_seeds", "now_called", "pareto_set"]
 
 Direction = Literal["max", "min"]
 """Whether more of a column is better, or less."""
@@ -83,8 +84,9 @@ def pareto_set(frame: pd.DataFrame, objectives: Mapping[str, Direction] | None =
 
     Args:
         frame: One row a choice, such as ``mean_over_seeds`` of a sweep.
-        objectives: Columns, and whether their values should be large (``"max"``) or small (``"min"``); default
-            ``{"accuracy": "max", "worst_group_accuracy": "max", "parameters": "min"}``. With a gap, for example:
+        objectives: Columns (AIF360's names of gaps will do), and whether their values should be large (``"max"``) or
+            small (``"min"``); default ``{"accuracy": "max", "worst_group_accuracy": "max", "parameters": "min"}``.
+            With a gap, for example:
             ``{"accuracy": "max", "equalized_odds_difference": "min", "parameters": "min"}``; a gap can be small because
             everybody is treated badly, so keep an absolute figure beside it.
 
@@ -106,6 +108,8 @@ def pareto_set(frame: pd.DataFrame, objectives: Mapping[str, Direction] | None =
     wrong = {column: direction for column, direction in objectives.items() if direction not in ("max", "min")}
     if wrong:
         raise InputError(f"objectives holds the directions {wrong}; expected 'max' or 'min' for each column")
+    _check_columns(frame, ())
+    objectives = {column_called(frame, column): direction for column, direction in objectives.items()}
     _check_columns(frame, tuple(objectives))
     costs = np.empty((len(frame), len(objectives)))
     for place, (column, direction) in enumerate(objectives.items()):
@@ -143,6 +147,29 @@ def _check_columns(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
     if missing:
         former = now_called(frame, missing)
         raise InputError(f"the frame has no column {missing}{former}; its columns are {frame.columns.tolist()}")
+
+
+def column_called(frame: pd.DataFrame, name: str) -> str:
+    """The column that a name means: AIF360's names of measures, too, mean Fairlearn's columns.
+
+    Args:
+        frame: Of a sweep.
+        name: Of a column, or another one of its measure.
+
+    Returns:
+        The column's name; the name itself where there is none.
+
+    Raises:
+        InputError: It is the name of another measure, which these frames never have.
+
+    Example:
+        >>> column_called(pd.DataFrame({"demographic_parity_difference": [0.1]}), "statistical_parity_difference")
+        'demographic_parity_difference'
+    """
+    if name in frame or name in _FORMER:
+        return name
+    refuse_other_measure(name)
+    return SAME_MEASURES.get(name, name)
 
 
 def now_called(frame: pd.DataFrame, missing: Sequence[str]) -> str:

@@ -29,6 +29,12 @@ def test_names_of_measures() -> None:
     former = r"--max 'accuracy_difference=0.1': .* is called 'accuracy_score_difference'"
     with pytest.raises(InputError, match=former):
         parse_bounds("max", ["accuracy_difference=0.1"])
+    with pytest.raises(InputError, match=r"--max 'disparate-impact=0.8': .* is a ratio; the nearest difference is"):
+        parse_bounds("max", ["disparate-impact=0.8"])
+    for text in ("average_odds_difference=0.1", "true_positive_rate_difference=0.1"):
+        (bound,) = parse_bounds("max", [text])
+        with pytest.raises(InputError, match=f"expected equalized_odds_difference, .* which {bound.metric} is never"):
+            judge([bound], {"accuracy": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairtrim import InputError
-from fairtrim.measures.group_counts import canonical_measure
+from fairtrim.measures.measure_names import BIAS_MEASURE_NAMES, canonical_measure
 from fairtrim_adapters.fairlearn.intervals import GAPS, MAX_CLASSES, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import column_of
 
@@ -252,6 +252,11 @@ def _unknown(bound: Bound, figures: Mapping[str, Any]) -> str:
         return (
             "it is the rate of label 1 of two classes, and these data have more; expected that of one class, such as "
             f"{bound.name}_of_1, of up to {MAX_CLASSES} classes"
+        )
+    if bound.name in BIAS_MEASURE_NAMES:
+        return (
+            "no such figure; expected equalized_odds_difference, the larger difference of true and false positive "
+            f"rates, than which {bound.name} is never larger"
         )
     near = difflib.get_close_matches(bound.metric, names, 1, cutoff=0.5)
     meant = f"did you mean {near[0]!r}? " if near else ""

@@ -11,6 +11,7 @@ from torch import nn
 
 from fairtrim import InputError
 from fairtrim.devices import model_device
+from fairtrim.measures.measure_names import SAME_MEASURES
 from fairtrim_adapters.huggingface import pruning_options
 from fairtrim_adapters.huggingface.sizes import holds_transformers
 from fairtrim_adapters.pareto import Direction
@@ -272,7 +273,7 @@ def objectives_of(texts: list[str] | None) -> dict[str, Direction] | None:
     """Objectives of the Pareto set.
 
     Args:
-        texts: ``column=max`` or ``column=min``, or None.
+        texts: ``column=max`` or ``column=min``, or None; AIF360's name of a measure is Fairlearn's.
 
     Returns:
         Directions by column, or None for the usual ones.
@@ -281,8 +282,8 @@ def objectives_of(texts: list[str] | None) -> dict[str, Direction] | None:
         InputError: One has another form.
 
     Example:
-        >>> objectives_of(["accuracy=max"])
-        {'accuracy': 'max'}
+        >>> objectives_of(["accuracy=max", "statistical_parity_difference=min"])
+        {'accuracy': 'max', 'demographic_parity_difference': 'min'}
     """
     if not texts:
         return None
@@ -292,5 +293,5 @@ def objectives_of(texts: list[str] | None) -> dict[str, Direction] | None:
         column, _, direction = text.rpartition("=")
         if not column or direction not in directions:
             raise InputError(f"--objective {text!r}: expected column=max or column=min, e.g. accuracy=max")
-        objectives[column] = directions[direction]
+        objectives[SAME_MEASURES.get(column, column)] = directions[direction]
     return objectives

@@ -13,7 +13,14 @@ import pandas as pd
 
 from fairtrim import InputError
 from fairtrim_adapters.fairlearn.flags import CONSTANT, KINDS, OF_DATA
-from fairtrim_adapters.pareto import DEFAULT_OBJECTIVES, Direction, mean_over_seeds, now_called, pareto_set
+from fairtrim_adapters.pareto import (
+    DEFAULT_OBJECTIVES,
+    Direction,
+    column_called,
+    mean_over_seeds,
+    now_called,
+    pareto_set,
+)
 from fairtrim_adapters.sweep import read_sweep
 from fairtrim_adapters.sweep.cell import DENSE, UNREPAIRED
 
@@ -70,7 +77,8 @@ def report_sweep(
     table, about = (sweep, {}) if isinstance(sweep, pd.DataFrame) else read_sweep(sweep)
     about = {**about, **(facts or {})}
     _check_table(table)
-    chosen = dict(DEFAULT_OBJECTIVES if objectives is None else cast(Mapping[str, Direction], objectives))
+    asked = DEFAULT_OBJECTIVES if objectives is None else cast(Mapping[str, Direction], objectives)
+    chosen = {column_called(table, column): direction for column, direction in asked.items()}
     means = mean_over_seeds(table)
     optimal = pareto_set(means, chosen)
     data = _data(table, about)

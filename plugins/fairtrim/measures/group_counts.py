@@ -6,14 +6,15 @@ differentiable proxies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fairtrim.arguments import did_you_mean
 from fairtrim.errors import InputError
+
+from .measure_names import canonical_measure
 
 __all__ = [
     "BIAS_MEASURES",
@@ -147,41 +148,6 @@ BIAS_MEASURES: dict[str, tuple[Callable[[GroupCounts], Tensor], ...]] = {
 
 The names are Fairlearn's; ``average_odds_difference`` is AIF360's. Where two sides are named the sign is AIF360's,
 unprivileged minus privileged."""
-
-_SAME = {"statistical_parity_difference": "demographic_parity_difference"}
-"""AIF360's names of the same measures."""
-
-_FORMER = {"accuracy_difference": "accuracy_score_difference"}
-"""What measures used to be called here."""
-
-
-def canonical_measure(name: str, others: Sequence[str] = ()) -> str:
-    """The one name of a bias measure, for whichever of its names is given.
-
-    Args:
-        name: Fairlearn's name, or AIF360's.
-        others: Further names that are allowed, as they are.
-
-    Returns:
-        A name of ``BIAS_MEASURES``, or of the others.
-
-    Raises:
-        InputError: There is no such measure.
-
-    Example:
-        >>> canonical_measure("statistical_parity_difference"), canonical_measure("equalized_odds_difference")
-        ('demographic_parity_difference', 'equalized_odds_difference')
-    """
-    if name in _FORMER:
-        raise InputError(f"measure={name!r} is called {_FORMER[name]!r}")
-    known = [*BIAS_MEASURES, *others]
-    measure = _SAME.get(name, name)
-    if measure not in known:
-        raise InputError(
-            f"measure={name!r} is not a bias measure{did_you_mean(name, [*known, *_SAME])}; expected one of {known}"
-        )
-    return measure
-
 
 _NEEDED_LABELS = {
     "equal_opportunity_difference": (True, False),
