@@ -146,7 +146,8 @@ class Latency(Printed):
         Returns:
             One sentence.
         """
-        first, last = next(iter(self.seconds)), next(reversed(self.seconds))
+        names = list(self.seconds)
+        first, last = names[0], names[-1]
         took = f"A call of {last} takes {_milliseconds(self.median(last).median)}"
         rounds = f"the median of {len(self.seconds[first]):,} rounds"
         if first == last:

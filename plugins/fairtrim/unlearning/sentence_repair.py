@@ -207,7 +207,7 @@ class SentenceRepair(Printed):
         before, after = self.before, self.after
         change, error = after.change_from(before)
         interval = figure(change, change - error, change + error, sign=True)
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for name, what in _SHOWN.items():
             one, other = getattr(before, what), getattr(after, what)
             moved = interval if what == "bias" else figure(other - one, sign=True)
