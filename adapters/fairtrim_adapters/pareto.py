@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from fairtrim import InputError
 from fairtrim.measures.measure_names import SAME_MEASURES, refuse_other_measure
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["DEFAULT_OBJECTIVES", "Direction", "column_called", "mean_over_seeds", "now_called", "pareto_set"]
 
@@ -45,11 +47,14 @@ def mean_over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
         InputError: A column that tells runs apart is missing, or a run is there twice.
 
     Example:
+        >>> import pandas as pd
         >>> run = {"criterion": "mean-damage", "pruning_ratio": 0.5, "post_processor": "none"}
         >>> runs = pd.DataFrame([{"seed": 0, **run, "accuracy": 0.75}, {"seed": 1, **run, "accuracy": 0.25}])
         >>> mean_over_seeds(runs)[["seeds", "accuracy", "accuracy_lowest", "accuracy_highest"]].iloc[0].tolist()
         [2.0, 0.5, 0.25, 0.75]
     """
+    import pandas as pd
+
     _check_columns(frame, ("seed", *_RUN))
     twice = frame.duplicated(["seed", *_RUN])
     if twice.any():
@@ -98,10 +103,13 @@ def pareto_set(frame: pd.DataFrame, objectives: Mapping[str, Direction] | None =
             ``"min"``, or there are no objectives.
 
     Example:
+        >>> import pandas as pd
         >>> runs = pd.DataFrame({"accuracy": [0.9, 0.8, 0.7], "parameters": [100, 50, 60]})
         >>> pareto_set(runs, {"accuracy": "max", "parameters": "min"}).tolist()
         [True, True, False]
     """
+    import pandas as pd
+
     objectives = DEFAULT_OBJECTIVES if objectives is None else objectives
     if not isinstance(objectives, Mapping) or not objectives:
         raise InputError(f"objectives is {objectives!r}; expected columns with 'max' or 'min': {DEFAULT_OBJECTIVES}")
@@ -130,6 +138,8 @@ def _undominated(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
+    import pandas as pd
+
     if frame.columns.tolist().count(column) > 1:
         raise InputError(f"the frame has several columns called {column!r}; expected one")
     try:
@@ -141,6 +151,8 @@ def _numbers(frame: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
 
 
 def _check_columns(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    import pandas as pd
+
     if not isinstance(frame, pd.DataFrame):
         raise InputError(f"the sweep is a {type(frame).__name__}; expected a pandas DataFrame with one row a run")
     missing = [name for name in columns if name not in frame]
@@ -183,6 +195,7 @@ def now_called(frame: pd.DataFrame, missing: Sequence[str]) -> str:
         Text with a semicolon before it; nothing if no former name is the cause.
 
     Example:
+        >>> import pandas as pd
         >>> now_called(pd.DataFrame({"ratio": [0.5]}), ["pruning_ratio"])
         "; 'ratio' is called 'pruning_ratio' now"
     """

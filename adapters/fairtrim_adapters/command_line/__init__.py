@@ -10,9 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-
-from fairtrim import FairtrimError
-from fairtrim.progress import say_beside_bars
+from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["main"]
 
@@ -35,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"] and (installed := _installed_version()):  # without torch, whose import takes seconds
+        print(f"fairtrim {installed}")
+        return 0
     try:
         import typer
     except ModuleNotFoundError as error:
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"the code that was called stopped: exit code {error.code!r}")
         return WRONG_INPUT
     except Exception as error:
+        from fairtrim import FairtrimError
+
         if debug:
             traceback.print_exc()
         if (option := getattr(error, "option_name", None)) in _RENAMED:
@@ -71,8 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNFORESEEN
 
 
+def _installed_version() -> str | None:
+    try:
+        return version("fairtrim")
+    except PackageNotFoundError:  # only on the path
+        return None
+
+
 def _say(text: str) -> None:
     """One line to the standard error, not behind a progress bar that was left open."""
+    from fairtrim.progress import say_beside_bars
+
     say_beside_bars(f"fairtrim: {text}")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
 from fairtrim.comparison.network_size import network_size
@@ -55,6 +54,8 @@ def audited(
     Returns:
         The figures.
     """
+    import pandas as pd
+
     if not language:
         rows = audit_rows(networks, data, n_boot=n_boot, seed=seed, progress=progress)
         return Audit(rows, audit_text(rows))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import Tensor, nn
 
 from fairtrim import InputError
@@ -14,6 +13,9 @@ from fairtrim.data.batches import Batch
 from fairtrim_adapters.huggingface import LanguageComparison, compare_language_models, next_token_labels
 from fairtrim_adapters.huggingface.language_scores import check_next_tokens
 from fairtrim_adapters.sweep import DataSplits
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["compared", "figures_of_language", "is_language", "no_language"]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import nn
 
 from fairtrim import predict
@@ -22,6 +21,9 @@ from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 
 from .gate import flags_of, groups_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["audit_rows", "audit_text", "sweep_text"]
 
@@ -120,6 +122,8 @@ def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
     Returns:
         Text.
     """
+    import pandas as pd
+
     reference = next(iter(rows))
     overall = pd.DataFrame(
         {name: {column: _figure(row, column) for column in _OVERALL if column in row} for name, row in rows.items()}

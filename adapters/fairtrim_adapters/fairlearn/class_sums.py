@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 
 from fairtrim import InputError
@@ -93,6 +92,8 @@ def eodd(
 
 
 def _class_sum(measure: str, y_true: Any, y_pred: Any, sensitive_features: Any, sample_weight: Any) -> float:
+    import pandas as pd
+
     target, given = np.asarray(y_true), np.asarray(y_pred)
     n = target.size
     try:

@@ -10,10 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar, Unpack, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast
 
-import pandas as pd
-from fairlearn.metrics import MetricFrame
 from torch import nn
 
 from fairtrim import InputError
@@ -43,6 +41,10 @@ from .frames import (
 )
 from .responses import Metric, check_metric_functions, check_responses
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from fairlearn.metrics import MetricFrame
+
 __all__ = ["Comparison", "Metric", "compare_models", "compare_predictions", "metric_frame"]
 
 P = ParamSpec("P")
@@ -54,12 +56,11 @@ N_BOOT = 1000
 _OWN_COLUMNS = {"change in accuracy", "excess change", "changed predictions", "accuracy score difference", *GAPS}
 
 
-def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
+def _suggesting(function: Callable[P, R], options: type) -> Callable[P, R]:
     """Answer a misspelt argument with the one that it was meant to be, and one without its name with the names."""
     parameters = inspect.signature(function).parameters.values()
     in_place = [entry.name for entry in parameters if entry.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    (options,) = get_args(get_type_hints(function)["options"])
-    known = [*(entry.name for entry in parameters if entry.name != "options"), *get_type_hints(options)]
+    known = [*(entry.name for entry in parameters if entry.name != "options"), *options.__annotations__]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -81,6 +82,8 @@ def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _sensitive_frame(predictions: Predictions) -> pd.DataFrame:
+    import pandas as pd
+
     if not predictions.sensitive:
         raise InputError(
             "the loader gives (inputs, target) only; expected (inputs, target, sensitive), or sensitive_features= "
@@ -98,7 +101,7 @@ def _predicted(
     return predict(models, loader, **reading)
 
 
-@_suggesting
+@partial(_suggesting, options=NetworkFrameOptions)
 def metric_frame(
     model: nn.Module,
     loader: Iterable[Any],
@@ -229,7 +232,7 @@ class Comparison(Printed):
         )
 
 
-@_suggesting
+@partial(_suggesting, options=NetworkFrameOptions)
 def compare_models(
     models: Mapping[str, nn.Module],
     loader: Iterable[Any],
@@ -321,7 +324,7 @@ def _check_interval_metrics(interval_metrics: Sequence[str], metrics: Mapping[st
         )
 
 
-@_suggesting
+@partial(_suggesting, options=FrameOptions)
 def compare_predictions(
     predictions: Predictions,
     *,
@@ -357,6 +360,8 @@ def compare_predictions(
         >>> compare_predictions(both).by_group["change in accuracy"]["swapped"].to_dict()
         {'a': -1.0, 'b': 1.0}
     """
+    import pandas as pd
+
     models = list(predictions.label)
     _check_comparison(models, reference, metrics, interval_metrics, options)
     reference = models[0] if reference is None else reference

@@ -9,21 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from fairlearn.metrics import (
-    MetricFrame,
-    false_negative_rate,
-    false_positive_rate,
-    selection_rate,
-    true_negative_rate,
-    true_positive_rate,
-)
-from sklearn.metrics import accuracy_score
 
 from fairtrim.comparison.predictions import Predictions
 
@@ -44,14 +34,30 @@ from .responses import Metric
 
 __all__ = ["Resampling", "add_intervals", "rate_of_metric", "resampled_rates"]
 
-_RATES: tuple[tuple[Metric, Rate], ...] = (
-    (accuracy_score, ACCURACY),
-    (selection_rate, RATES_OF_TWO_CLASSES["selection_rate"]),
-    (true_positive_rate, RATES_OF_TWO_CLASSES["true_positive_rate"]),
-    (false_positive_rate, RATES_OF_TWO_CLASSES["false_positive_rate"]),
-    (true_negative_rate, Rate(lambda target, label: (label == 0) & (target == 0), lambda target: target == 0)),
-    (false_negative_rate, Rate(lambda target, label: (label == 0) & (target == 1), lambda target: target == 1)),
-)
+if TYPE_CHECKING:
+    import pandas as pd
+    from fairlearn.metrics import MetricFrame
+
+
+@cache
+def _rates() -> tuple[tuple[Metric, Rate], ...]:
+    from fairlearn import metrics
+    from sklearn.metrics import accuracy_score
+
+    return (
+        (accuracy_score, ACCURACY),
+        (metrics.selection_rate, RATES_OF_TWO_CLASSES["selection_rate"]),
+        (metrics.true_positive_rate, RATES_OF_TWO_CLASSES["true_positive_rate"]),
+        (metrics.false_positive_rate, RATES_OF_TWO_CLASSES["false_positive_rate"]),
+        (
+            metrics.true_negative_rate,
+            Rate(lambda target, label: (label == 0) & (target == 0), lambda target: target == 0),
+        ),
+        (
+            metrics.false_negative_rate,
+            Rate(lambda target, label: (label == 0) & (target == 1), lambda target: target == 1),
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,14 @@ def rate_of_metric(metric: Metric) -> Rate | None:
         Who is counted, among whom.
 
     Example:
+        >>> from sklearn.metrics import accuracy_score
         >>> rate_of_metric(accuracy_score) is ACCURACY, rate_of_metric(len)
         (True, None)
     """
     if isinstance(metric, partial) and metric.func is one_vs_rest:
         rate = rate_of_metric(metric.keywords["metric"])
         return None if rate is None else against_rest(rate, metric.keywords["label"])
-    return next((rate for known, rate in _RATES if known is metric), None)
+    return next((rate for known, rate in _rates() if known is metric), None)
 
 
 def resampled_rates(
@@ -139,6 +146,8 @@ class _Counts:
 
     def __call__(self, flags: Flags) -> npt.NDArray[np.int64]:
         """(G + 1,), everybody last."""
+        import pandas as pd
+
         by_group = pd.Series(flags).groupby(self._groups).sum().reindex(self._index, fill_value=0)
         return np.append(by_group.to_numpy(dtype=np.int64), int(flags.sum()))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fairtrim.printing import Block, TextTable, figure
 
 from .verdicts import GroupChange, verdict_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["comparison_blocks", "comparison_verdict"]
 
@@ -30,6 +31,7 @@ def comparison_verdict(reference: str, by_group: pd.DataFrame, at: str) -> str:
         The sentence; of one network its worst group.
 
     Example:
+        >>> import pandas as pd
         >>> rows = pd.MultiIndex.from_tuples([("dense", "a"), ("dense", "b")], names=["model", "team"])
         >>> comparison_verdict("dense", pd.DataFrame({"accuracy": [0.9, 0.8]}, rows), "")
         "One network, 'dense': its accuracy is lowest for b, 0.800."

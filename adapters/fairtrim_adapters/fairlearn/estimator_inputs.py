@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from fairtrim import InputError
@@ -47,6 +45,8 @@ def tensor_of_entry(values: Any, name: str, dtype: torch.dtype, estimator: Any) 
     Returns:
         On the CPU.
     """
+    from sklearn.utils.validation import check_array
+
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.to(torch.float32) if values.dtype in (torch.bfloat16, torch.float16) else values
@@ -100,6 +100,8 @@ def sensitive_columns(sensitive: Any, n_samples: int, *, fractions: bool = False
 
 def _plain_values(column: Any, name: str, n_samples: int, fractions: bool) -> list[Any]:
     """Names and whole numbers, or any numbers, one a person."""
+    import pandas as pd
+
     values = np.asarray(column.detach().cpu().numpy() if isinstance(column, Tensor) else column, dtype=object)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from fairlearn.metrics import (
-    MetricFrame,
-    count,
-    demographic_parity_difference,
-    equalized_odds_difference,
-    false_positive_rate,
-    selection_rate,
-    true_positive_rate,
-)
-from sklearn.metrics import accuracy_score
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
@@ -29,6 +18,10 @@ from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.sensitive_groups import SensitiveNames
 
 from .responses import Metric, ResponseMethod, check_defined, metric_inputs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from fairlearn.metrics import MetricFrame
 
 __all__ = [
     "GAPS",
@@ -50,8 +43,8 @@ __all__ = [
 ]
 
 GAPS = {
-    "equalized odds difference": (equalized_odds_difference, ("true positive rate", "false positive rate")),
-    "demographic parity difference": (demographic_parity_difference, ("selection rate",)),
+    "equalized odds difference": ("true positive rate", "false positive rate"),
+    "demographic parity difference": ("selection rate",),
 }
 """Fairlearn's gaps of two classes, with the rates that each compares; of more classes it is the largest difference."""
 
@@ -98,6 +91,9 @@ def default_metrics(n_classes: int) -> dict[str, Metric]:
         >>> [name for name in default_metrics(3) if name.endswith("2")]
         ['selection rate of 2', 'true positive rate of 2', 'false positive rate of 2']
     """
+    from fairlearn.metrics import count, false_positive_rate, selection_rate, true_positive_rate
+    from sklearn.metrics import accuracy_score
+
     rates = {
         "selection rate": selection_rate,
         "true positive rate": true_positive_rate,
@@ -254,6 +250,7 @@ def check_sample_params(sample_params: SampleParams | None, metrics: Mapping[str
         InputError: They are no dict, or name no metric.
 
     Example:
+        >>> from sklearn.metrics import accuracy_score
         >>> check_sample_params({"sample_weight": [1.0, 2.0]}, accuracy_score)
     """
     if sample_params is None:
@@ -308,11 +305,15 @@ def build_frame(
             interval.
 
     Example:
+        >>> import pandas as pd
         >>> people = Predictions(np.array([0, 1, 1]), {"net": np.array([0, 1, 0])}, {}, {})
         >>> frame = build_frame(people, "net", pd.DataFrame({"team": ["a", "b", "b"]}), accuracy_score)
         >>> frame.by_group.to_dict()
         {'a': 1.0, 'b': 0.5}
     """
+    import pandas as pd
+    from fairlearn.metrics import MetricFrame
+
     n_rows = len(predictions.target)
     check_sample_params(sample_params, metrics)
     if taken := {"y_true", "y_pred"} & set(sensitive):
@@ -360,6 +361,8 @@ def not_numbers(frame: MetricFrame) -> list[str]:
     Returns:
         Their names.
     """
+    import pandas as pd
+
     by_group = frame.by_group if isinstance(frame.by_group, pd.DataFrame) else frame.by_group.to_frame()
     return [str(name) for name in by_group if not all(np.isscalar(v) or v is None for v in by_group[name])]
 
@@ -385,6 +388,8 @@ def group_columns(
     Returns:
         A row for each group, a column for each figure.
     """
+    import pandas as pd
+
     frame, dense = frames[name], frames[reference]
     columns = frame.by_group.drop(columns=left_out)
     change = frame.by_group["accuracy"] - dense.by_group["accuracy"]
@@ -422,19 +427,22 @@ def overall_columns(
     Raises:
         InputError: Some rates of a gap are weighted and others are not.
     """
+    import fairlearn.metrics
+    import pandas as pd
+
     columns = dict(frame.overall.drop(left_out))
     difference = frame.difference()
     columns["accuracy score difference"] = difference["accuracy"]
     if predictions.n_classes == 2:
-        for gap, (function, rates) in GAPS.items():
-            columns[gap] = function(
+        for gap, rates in GAPS.items():
+            columns[gap] = getattr(fairlearn.metrics, gap.replace(" ", "_"))(
                 y_true=predictions.target,
                 y_pred=predictions.label[name],
                 sensitive_features=sensitive,
                 sample_weight=_weight_of(rates, gap, sample_params),
             )
     else:
-        for gap, (_, rates) in GAPS.items():
+        for gap, rates in GAPS.items():
             of_classes = [f"{rate} of {label}" for label in range(predictions.n_classes) for rate in rates]
             if set(of_classes) <= set(difference.index):
                 columns[gap] = difference[of_classes].max()

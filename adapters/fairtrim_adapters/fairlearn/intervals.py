@@ -13,10 +13,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, studentized_range
 
 __all__ = [
     "ACCURACY",
@@ -39,7 +39,7 @@ Flags = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int64]
 
 COVERAGE = 0.95
-_NORMAL = float(norm.ppf(0.5 + COVERAGE / 2))
+_NORMAL = float(NormalDist().inv_cdf(0.5 + COVERAGE / 2))
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,8 @@ def gap_interval(rates: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[
 @functools.cache
 def _of_all_pairs(n_groups: int, n_rates: int) -> float:
     """Tukey's quantile for every difference of two of G, in units of its error; of two groups the normal one."""
+    from scipy.stats import studentized_range
+
     return float(studentized_range.ppf(COVERAGE ** (1 / n_rates), n_groups, np.inf) / np.sqrt(2))
 
 
@@ -243,7 +245,7 @@ def lowest_interval(counted: npt.ArrayLike, among: npt.ArrayLike) -> tuple[float
         (0.657, 0.825)
     """
     G = len(np.asarray(among))
-    wide = max(_NORMAL, float(norm.ppf(COVERAGE ** (1 / G))))
+    wide = max(_NORMAL, float(NormalDist().inv_cdf(COVERAGE ** (1 / G))))
     return float(rate_interval(counted, among)[0].min()), float(rate_interval(counted, among, wide)[1].min())
 
 

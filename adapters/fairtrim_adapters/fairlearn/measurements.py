@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from fairlearn.metrics import count
-from sklearn.metrics import accuracy_score, recall_score
 
 from fairtrim import InputError
 from fairtrim.arguments import RandomState, drawn_seed
@@ -330,6 +327,9 @@ def measurements(
         >>> row["accuracy"], row["accuracy[M]"], row["accuracy_change[F]"], row["accuracy_score_difference"]
         (0.75, 0.5, 0.0, 0.5)
     """
+    from fairlearn.metrics import count
+    from sklearn.metrics import accuracy_score
+
     if n_boot is not None and n_boot < 1:
         raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
     check_metrics(metrics)
@@ -389,6 +389,8 @@ def _levelled(row: Mapping[str, float], groups: Iterable[str]) -> str:
 
 def _points(comparison: Comparison, predictions: Predictions, name: str) -> dict[str, float]:
     """Fairlearn's own figures of one network under the names of the row."""
+    from sklearn.metrics import recall_score
+
     overall, by_group = comparison.overall.loc[name], comparison.by_group.loc[name]
     metrics = ["accuracy", *(RATES_OF_TWO_CLASSES if predictions.n_classes == 2 else ())]
     found = {metric: float(overall[metric.replace("_", " ")]) for metric in metrics}
@@ -466,6 +468,8 @@ def _of_each_label(predictions: Predictions, names: Iterable[str]) -> dict[str, 
 
 
 def _further(predictions: Predictions, name: str, reference: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    import pandas as pd
+
     groups = pd.DataFrame({"group": group_names(predictions).astype(object)})
     frames = [build_frame(predictions, model, groups, metrics) for model in (name, reference)]
     several = not_numbers(frames[0])

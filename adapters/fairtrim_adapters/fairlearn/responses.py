@@ -11,19 +11,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import fairlearn.metrics
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import sklearn.metrics
 import torch
 
 from fairtrim import InputError
 from fairtrim.arguments import did_you_mean
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.measures.scores import positive_margin, probabilities
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Metric",
@@ -77,12 +78,12 @@ _KNOWN: dict[str, _Scored] = {
     "metric_at_thresholds": _CURVE,
 }
 _OF_LABELS = {
-    sklearn.metrics: (
+    "sklearn.metrics": (
         "accuracy_score balanced_accuracy_score class_likelihood_ratios classification_report cohen_kappa_score "
         "confusion_matrix f1_score fbeta_score hamming_loss jaccard_score matthews_corrcoef "
         "multilabel_confusion_matrix precision_recall_fscore_support precision_score recall_score zero_one_loss"
     ),
-    fairlearn.metrics: (
+    "fairlearn.metrics": (
         "false_negative_rate false_positive_rate selection_rate true_negative_rate true_positive_rate "
         "demographic_parity_difference demographic_parity_ratio equalized_odds_difference equalized_odds_ratio "
         "equal_opportunity_difference equal_opportunity_ratio"
@@ -92,17 +93,24 @@ _OF_LABELS = {
 
 def _scored(function: Any) -> _Scored | None:
     """What is known of a function; some that a user writes can't be hashed, so by identity."""
+    import sklearn.metrics
+
     name = getattr(function, "__name__", None)
     return _KNOWN.get(str(name)) if name and getattr(sklearn.metrics, str(name), None) is function else None
 
 
 def _takes_labels(function: Any) -> bool:
     name = str(getattr(function, "__name__", ""))
-    return any(name in names.split() and getattr(host, name, None) is function for host, names in _OF_LABELS.items())
+    return any(
+        name in names.split() and getattr(import_module(host), name, None) is function
+        for host, names in _OF_LABELS.items()
+    )
 
 
 def _scores_inside(metric: Any) -> str | None:
     """The metric of scores that a function from outside scikit-learn and Fairlearn refers to, if any."""
+    import sklearn.metrics
+
     function, _, of_scorer = _unwrapped(metric)
     if not hasattr(function, "__code__") and not inspect.isroutine(function) and not isinstance(function, type):
         function = type(function).__call__  # an object
@@ -141,6 +149,7 @@ def check_metric_functions(metrics: Any) -> None:
         InputError: They are something else.
 
     Example:
+        >>> import sklearn.metrics
         >>> check_metric_functions({"accuracy": sklearn.metrics.accuracy_score})
     """
     if metrics is None or (callable(metrics) and not isinstance(metrics, Mapping)):
@@ -233,6 +242,7 @@ def metric_inputs(
             argument.
 
     Example:
+        >>> import sklearn.metrics
         >>> scores = {"net": np.array([[0.0, -2.0], [0.0, 1.0], [0.0, 3.0]])}
         >>> people = Predictions(np.array([0, 1, 1]), {"net": np.array([0, 1, 1])}, scores, {})
         >>> rows, metric = metric_inputs(people, "net", sklearn.metrics.brier_score_loss)
@@ -266,9 +276,13 @@ def check_defined(predictions: Predictions, metrics: Mapping[str, Metric] | Metr
         InputError: There is such a metric and such a group; the message names them.
 
     Example:
+        >>> import pandas as pd
+        >>> import sklearn.metrics
         >>> people = Predictions(np.array([0, 1, 2]), {}, {}, {}, 3)
         >>> check_defined(people, sklearn.metrics.log_loss, pd.DataFrame({"team": ["a", "b", "b"]}))
     """
+    import pandas as pd
+
     if predictions.n_classes <= 2:
         return
     for name, metric in metrics.items() if isinstance(metrics, Mapping) else [(_name_of(metrics), metrics)]:
@@ -328,6 +342,8 @@ def _name_of(metric: Any) -> str:
 
 def _response(metric: Metric, name: str, asked: str, n_classes: int) -> str:
     """The response of one metric: what was asked for, what is known of it, or labels."""
+    import sklearn.metrics
+
     function, keywords, of_scorer = _unwrapped(metric)
     scored = _scored(function)
     if asked != "auto":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy.stats import norm
+from statistics import NormalDist
 
 __all__ = ["GroupChange", "verdict_of"]
 
@@ -39,7 +38,7 @@ class GroupChange:
 
     def is_beyond_chance(self, n_groups: int) -> bool:
         """Whether it is a loss still if the interval pays for having chosen the group (Bonferroni)."""
-        wider = float(norm.ppf(1 - _TAIL / n_groups) / norm.ppf(1 - _TAIL))
+        wider = NormalDist().inv_cdf(1 - _TAIL / n_groups) / NormalDist().inv_cdf(1 - _TAIL)
         return (self.low + self.high) / 2 + (self.high - self.low) / 2 * wider < 0
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from fairlearn.metrics import MetricFrame
-from scipy.stats import norm
 from torch import nn
 
 from fairtrim import InputError, SentencePairs
@@ -25,6 +23,9 @@ from fairtrim_adapters.fairlearn.intervals import change_interval, rate_interval
 
 from .language_scores import Floats, context_scores, differences_of_pairs, text_losses
 from .stereotypes import StereoSetContext
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LanguageComparison", "compare_language_models"]
 
@@ -57,7 +58,7 @@ def _perplexity_end(sign: int) -> Metric:
             return float("nan")
         beyond = np.asarray(losses) - mean * np.asarray(tokens)
         error = np.sqrt(np.square(beyond).sum() * n / (n - 1)) / np.sum(np.asarray(tokens))
-        return float(np.exp(mean + sign * norm.ppf(0.975) * error))
+        return float(np.exp(mean + sign * NormalDist().inv_cdf(0.975) * error))
 
     return end
 
@@ -171,6 +172,7 @@ class LanguageComparison:
         flags: One row a finding: model, flag, detail.
 
     Example:
+        >>> import pandas as pd
         >>> overall = pd.DataFrame({"perplexity": [38.8, 43.1], "times reference": [1.0, 1.111]}, ["dense", "pruned"])
         >>> none = pd.DataFrame()
         >>> print(LanguageComparison("dense", overall, none, none, none, pd.DataFrame(columns=["model"])))
@@ -187,6 +189,8 @@ class LanguageComparison:
     flags: pd.DataFrame
 
     def __str__(self) -> str:
+        import pandas as pd
+
         parts = [f"Everything (changes against {self.reference!r})", _wide(self._shown(self.overall.T))]
         tables = {
             "Perplexity by group of texts": (self.texts_by_group, "perplexity", "texts"),
@@ -208,6 +212,8 @@ class LanguageComparison:
 
     def _shown(self, figures: pd.DataFrame) -> pd.DataFrame:
         """Rows of figures with their intervals and errors beside them."""
+        import pandas as pd
+
         hidden = ("texts", "tokens", "pairs", "contexts", TIMES)
         rows = [name for name in figures.index if name not in hidden and not name.endswith((" low", " high", " error"))]
         return pd.DataFrame({name: self._cells(self.overall, name) for name in rows}).T
@@ -296,6 +302,8 @@ def compare_language_models(
         >>> compared.overall[["perplexity", "stereotype preferred"]].round(4).to_dict("records")
         [{'perplexity': 8.0, 'stereotype preferred': 0.0}]
     """
+    import pandas as pd
+
     if not isinstance(models, Mapping) or not models:
         raise InputError(
             f"models is {type(models).__name__}; expected networks by name: {{'dense': ..., 'pruned': ...}}"
@@ -345,6 +353,9 @@ def _figures(
     groups: Mapping[str, Sequence[str]],
 ) -> pd.DataFrame:
     """Put the figures of everything into ``overall``; return those of every group."""
+    import pandas as pd
+    from fairlearn.metrics import MetricFrame
+
     by_group = {}
     for name, figures in overall.items():
         figures |= {metric: float(function(first[name], second[name])) for metric, function in metrics.items()}

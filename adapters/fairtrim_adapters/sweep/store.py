@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -21,6 +20,9 @@ from torch import nn
 from fairtrim import InputError, load_pruned, save_pruned
 from fairtrim.files.atomic_file import write_text
 from fairtrim.files.resumption import FORMAT, Resumption
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["RunKey", "SweepStore", "as_table", "read_sweep"]
 
@@ -206,6 +208,8 @@ def as_table(rows: list[Row]) -> pd.DataFrame:
     Returns:
         The table.
     """
+    import pandas as pd
+
     table = pd.DataFrame([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows])
     groups = [column for column in table if "[" in column]
     edges = [*_FIRST, *_TIMES, *_LAST]
@@ -240,6 +244,8 @@ def read_sweep(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, 
         >>> table["parameters"].tolist(), about["seeds"], "constant classifier" in table["flags"][0]
         ([44, 23], [0], True)
     """
+    import pandas as pd
+
     folder = Path(folder)
     paths = folder / TABLE_FILE, folder / SWEEP_FILE
     if not all(path.is_file() for path in paths):

@@ -9,12 +9,10 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import pandas as pd
 import torch_pruning as tp
-from joblib import Parallel, delayed
 from torch import nn
 
 from fairtrim import InputError, PostProcessor
@@ -30,6 +28,9 @@ from .named_methods import DEFAULT_CRITERIA, CriterionFactory, by_label, criteri
 from .store import Row, RunKey, SweepStore, as_table
 from .sweep_options import DEFAULT_PRUNING_RATIOS, Settings, SweepOptions
 from .versions import versions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["sweep"]
 
@@ -238,6 +239,8 @@ def _run_seed(
     plan: _Plan, dense: Dense, seed: int, rows: Mapping[RunKey, Row], store: SweepStore, n_jobs: int | None
 ) -> Iterator[list[tuple[RunKey, Row]]]:
     """What is missing of a seed, the dense network as it is first."""
+    from joblib import Parallel, delayed
+
     todo = plan.missing(seed, rows)
     if UNREPAIRED in todo[0].post_processors and todo[0].criterion == DENSE:
         # kept before any run that is measured against it, or those would go on from another training of it

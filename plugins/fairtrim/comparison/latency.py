@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import quantile_test
 from torch import nn
 
 from fairtrim.data.batches import ForwardFunction
@@ -173,6 +172,8 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _interval(values: npt.NDArray[np.float64]) -> MedianInterval:
+    from scipy.stats import quantile_test
+
     ends = quantile_test(values).confidence_interval(0.95)
     if np.isnan(ends.low):
         raise InputError(f"{len(values)} rounds have no 95 % interval of the median; expected at least {FEWEST_ROUNDS}")

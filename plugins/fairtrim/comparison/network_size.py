@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from fairtrim.data.batches import Batch, slice_samples
 from fairtrim.network.scored_network import ScoredNetwork
@@ -27,6 +26,8 @@ def network_size(network: ScoredNetwork, batch: Batch) -> dict[str, int]:
         >>> network_size(ScoredNetwork(torch.nn.Linear(3, 2)), Batch(torch.ones(5, 3), torch.zeros(5), None, 0))
         {'parameters': 8, 'macs': 6}
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     one = Batch(slice_samples(batch.inputs, slice(0, 1)), batch.target[:1], None, batch.index)
     counter = FlopCounterMode(display=False)
     with preserved_random_state(), preserved_model(network.model), torch.no_grad(), _nothing_fused(), counter:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -124,6 +123,8 @@ class AccumulatedConfidence(TrainingMiner):
         Returns:
             The trace, one row a repeat and level, and the confidence of the unpruned network, (N,).
         """
+        from joblib import Parallel, delayed
+
         ScoredNetwork(model).check()
         dense, _, target = self._seen(model, IndexedSamples(loader))
         seed = drawn_seed(self.random_state)

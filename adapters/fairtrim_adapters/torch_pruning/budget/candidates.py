@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
@@ -35,6 +34,9 @@ from fairtrim_adapters.torch_pruning.importances.host_importance import scored
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
 
 from .sizes import Cost, Counter, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Candidates", "Refitted", "Task"]
 
@@ -303,6 +305,8 @@ class Candidates:
         Returns:
             Columns ``sensitive_group`` and ``predicted change`` of the mean loss; empty where it predicts nothing.
         """
+        import pandas as pd
+
         table = pd.DataFrame()
         if isinstance(self._task.importance, ChannelImportance):
             with self._without(amount):

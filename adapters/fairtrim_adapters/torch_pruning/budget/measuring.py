@@ -6,14 +6,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
-import fairlearn.metrics
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import sklearn.metrics
-from scipy.stats import norm
 from torch import nn
 
 from fairtrim.arguments import few_of, require_number
@@ -28,6 +25,9 @@ from fairtrim_adapters.fairlearn.frames import build_frame
 from fairtrim_adapters.fairlearn.measurements import group_names
 from fairtrim_adapters.fairlearn.responses import Metric, check_responses
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY, measured_by_group
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LOSS", "Allowed", "allowed_drops", "degenerate", "drops", "measured", "of_judges", "unjudged"]
 
@@ -54,7 +54,7 @@ def measured(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading
         is counted, as in Agresti and Min's.
     """
     table = measured_by_group(dense, pruned, loader, reading)
-    half = norm.ppf(0.975) * _with_one_person(table["accuracy standard error"], 1 / table["people"])
+    half = NormalDist().inv_cdf(0.975) * _with_one_person(table["accuracy standard error"], 1 / table["people"])
     table["accuracy low"] = (table["accuracy change"] - half).clip(lower=-1)
     table["accuracy high"] = (table["accuracy change"] + half).clip(upper=1)
     return table
@@ -92,6 +92,7 @@ def of_judges(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """Predictions with the names that those who judge have: without groups on its own data, one is of everybody.
 
     Example:
+        >>> import pandas as pd
         >>> told = pd.DataFrame({"sensitive_group": ["everyone"], "predicted change": [0.1]})
         >>> of_judges(told, pd.DataFrame({"sensitive_group": ["a", "b", "everybody"]}))["sensitive_group"].tolist()
         ['everybody']
@@ -106,6 +107,7 @@ def unjudged(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     """Which groups channels were chosen for though nobody who judges is of them, in a sentence; none if all are there.
 
     Example:
+        >>> import pandas as pd
         >>> both, one = pd.DataFrame({"sensitive_group": ["a", "b"]}), pd.DataFrame({"sensitive_group": ["a"]})
         >>> unjudged(both, both), unjudged(both, one)
         ([], ['nobody of b is among those who judge: what happens to them was not measured'])
@@ -187,6 +189,9 @@ def _by_name(key: Any) -> tuple[str, Metric | None]:
         return "accuracy", None
     if name == LOSS:
         return LOSS, None
+    import fairlearn.metrics
+    import sklearn.metrics
+
     for module in (sklearn.metrics, fairlearn.metrics):
         for full in (name, f"{name}_score"):
             if callable(metric := getattr(module, full, None)):
@@ -230,7 +235,9 @@ def drops(
     Raises:
         InputError: The targets are no labels, so that there is no such metric.
     """
-    z = 0.0 if confidence is None else float(norm.ppf(confidence))
+    import pandas as pd
+
+    z = 0.0 if confidence is None else float(NormalDist().inv_cdf(confidence))
     groups = table[table["sensitive_group"] != EVERYBODY]
     rows: list[dict[str, Any]] = []
     predictions: Predictions | None = None
@@ -269,6 +276,8 @@ def _row(
 
 
 def _of_metric(entry: Allowed, metric: Metric, predictions: Predictions, only: str, z: float) -> list[dict[str, Any]]:
+    import pandas as pd
+
     n_rows = len(predictions.target)
     names = group_names(predictions) if predictions.sensitive else np.full(n_rows, only)
     groups = pd.DataFrame({"sensitive group": names})

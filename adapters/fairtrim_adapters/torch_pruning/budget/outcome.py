@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import nn
 
 from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, percent
@@ -15,6 +14,9 @@ from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .measuring import LOSS
 from .sizes import COSTS, Budget
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["PrunedToBudget", "Stop"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +28,9 @@ from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan
 from fairtrim_adapters.torch_pruning.graph.pruner_options import PrunerOptions
 from fairtrim_adapters.torch_pruning.graph.removing import remove_units
 from fairtrim_adapters.torch_pruning.importances.pair_importance import PairDamageImportance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["PrunedForPairs", "prune_for_pairs"]
 
@@ -169,6 +171,8 @@ def prune_for_pairs(
         >>> done.model.up.out_features == 16 - len(done.removed.get("up", []))
         True
     """
+    import pandas as pd
+
     require_number("perplexity_rise", perplexity_rise, above=0, remedy=", such as 0.05 for 5 %")
     require_number("chunks", chunks, at_least=1, whole=True)
     require_number("pruning_ratio", pruning_ratio, above=0, below=1, remedy=", a share of the channels")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
-import pandas as pd
 import torch
 import torch_pruning as tp
 from torch import nn
@@ -24,6 +23,9 @@ from .measuring import degenerate, measured, of_judges, unjudged
 from .outcome import PrunedToBudget
 from .preparation import BudgetOptions, Prepared, prepared
 from .sizes import COSTS, Budget, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["history_of", "prune_to"]
 
@@ -120,6 +122,8 @@ def prune_to(
 
 
 def _attempt(work: Prepared, budget: Budget, steps: int) -> _Attempt:
+    import pandas as pd
+
     network, fewest = work.dense, None
     predicted: dict[str, float] = {}
     for step in range(1, steps + 1):
@@ -189,6 +193,8 @@ def history_of(
     Returns:
         A row for each sensitive group.
     """
+    import pandas as pd
+
     changes = dict(zip(predicted["sensitive_group"], predicted["predicted change"], strict=True))
     first = {
         "network": number,
@@ -204,6 +210,8 @@ def history_of(
 
 def _outcome(work: Prepared, budget: Budget, attempts: list[_Attempt]) -> PrunedToBudget:
     # a network beyond the budget is no rival of one within it
+    import pandas as pd
+
     best = min(attempts, key=lambda attempt: (not attempt.within, _loss_that_counts(attempt.measured)))
     history = pd.concat(
         [

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Unpack
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Unpack
 
-import pandas as pd
 import torch
 import torch_pruning as tp
-from scipy.stats import norm
 from torch import nn
 
 from fairtrim.arguments import drawn_seed, few_of, require_choice, require_number
@@ -25,6 +24,9 @@ from .outcome import PrunedToBudget, Stop
 from .preparation import BudgetOptions, Prepared, prepared
 from .prune_to import flags_of, history_of, worse_than_told
 from .sizes import COSTS, Budget, Cost, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["smallest"]
 
@@ -143,8 +145,10 @@ class _Search:
 
     def too_few(self) -> list[str]:
         """The groups of so few people that an unchanged network wouldn't pass, each with what it takes."""
+        import pandas as pd
+
         self._figures, found = self._judged(self._work.dense)
-        z = 0.0 if self._confidence is None else float(norm.ppf(self._confidence))
+        z = 0.0 if self._confidence is None else float(NormalDist().inv_cdf(self._confidence))
         few = []
         for _, row in found[~found["passes"]].iterrows():
             needed = row["people"] * row["least"] / row["allowed"] if row["allowed"] else math.inf
@@ -211,6 +215,8 @@ class _Search:
         return point
 
     def _result(self, best: _Point | None, stopping: _Point | None, flags: tuple[str, ...]) -> PrunedToBudget:
+        import pandas as pd
+
         work = self._work
         history = [
             _with_metrics(history_of(k + 1, 1, p.shares, p.predicted, p.measured, p is best), p.drops)

@@ -6,10 +6,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +18,9 @@ from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.measures.shrinkage import own_shares
 from fairtrim.selection.ranking import Selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units, rounded_quota
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["UNLEARNED_BEFORE", "PruningReport", "asked_of_layers", "predicted_change", "pruning_report"]
 
@@ -168,6 +170,8 @@ def pruning_report(
     Returns:
         The report.
     """
+    import pandas as pd
+
     removed: dict[str, set[int]] = {group.name: set() for group in plan.groups} | removed_units(plan, history)
     asked = asked_of_layers(selection, plan) if rule is None else rule
     layers = pd.DataFrame(

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -44,6 +43,9 @@ from fairtrim_adapters.torch_pruning.importances.channel_importance import Chann
 from fairtrim_adapters.torch_pruning.reconstruction.wrap import reconstructed
 
 from .recipe_options import RunSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["RecipeResult", "SparseRun", "begin"]
 
@@ -341,6 +343,8 @@ class SparseRun:
 
     def result(self) -> RecipeResult:
         """What the recipe returns."""
+        import pandas as pd
+
         return RecipeResult(self.model.eval(), pd.DataFrame(self.rows), self.mined, self.conflicting)
 
 

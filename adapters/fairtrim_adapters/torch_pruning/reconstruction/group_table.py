@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fairtrim.printing import TextTable, figure, movement
 
 from .measuring import EVERYBODY
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["count", "ends_of", "group_table", "points", "who_pays"]
 
@@ -69,13 +70,14 @@ def who_pays(measured: pd.DataFrame) -> str:
         Text.
 
     Example:
+        >>> import pandas as pd
         >>> row = {"sensitive_group": "Male", "people": 9, "accuracy dense": 0.75, "accuracy pruned": 0.5}
         >>> row |= {"accuracy change": -0.25, "accuracy standard error": 0.1}
         >>> who_pays(pd.DataFrame([row, row | {"sensitive_group": "everybody"}]))
         'accuracy of everybody falls from 0.750 to 0.500, judged on 9 people'
     """
     overall = measured.iloc[-1]
-    kind = "loss" if pd.isna(overall["accuracy change"]) else "accuracy"
+    kind = "loss" if math.isnan(overall["accuracy change"]) else "accuracy"
     groups = measured[measured["sensitive_group"] != EVERYBODY]
     text = f"{kind} of everybody {movement(overall[f'{kind} dense'], overall[f'{kind} pruned'])}"
     changes = groups[f"{kind} change"].dropna()
@@ -134,7 +136,7 @@ def _told(predicted: pd.DataFrame, column: str) -> Mapping[str, str]:
 
 
 def _of(change: float) -> str:
-    return "impossible" if pd.isna(change) else figure(change, sign=True)
+    return "impossible" if math.isnan(change) else figure(change, sign=True)
 
 
 def count(people: float) -> int | float:

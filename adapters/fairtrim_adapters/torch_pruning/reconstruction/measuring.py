@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +15,9 @@ from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import Batch, tensors_of
 from fairtrim.measures.scores import labels_of
 from fairtrim.preservation import preserved_model, preserved_random_state
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["EVERYBODY", "measured_by_group", "shares_samples"]
 
@@ -55,6 +57,8 @@ def measured_by_group(
         >>> table[["sensitive_group", "people", "accuracy dense", "accuracy pruned"]].values.tolist()
         [['a', 1.0, 1.0, 0.0], ['b', 1.0, 1.0, 0.0], ['everybody', 2.0, 1.0, 0.0]]
     """
+    import pandas as pd
+
     encoder, sample_loss = reading.encoder(), reading.sample_loss()
     networks = (reading.network(dense), reading.network(pruned))
     device = networks[1].device

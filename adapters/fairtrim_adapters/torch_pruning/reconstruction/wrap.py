@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import pandas as pd
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -35,6 +34,9 @@ from fairtrim_adapters.torch_pruning.verification.trial_run import at_least_two,
 
 from .group_table import group_table, who_pays
 from .measuring import measured_by_group, shares_samples
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["ReconstructionOptions", "Refit", "reconstructed"]
 
