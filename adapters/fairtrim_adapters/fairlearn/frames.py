@@ -67,6 +67,7 @@ def one_vs_rest(y_true: npt.ArrayLike, y_pred: npt.ArrayLike, *, metric: Metric,
         The rate.
 
     Example:
+        >>> from fairlearn.metrics import true_positive_rate
         >>> float(one_vs_rest([0, 2, 2], [2, 2, 1], metric=true_positive_rate, label=2))
         0.5
     """
@@ -306,6 +307,7 @@ def build_frame(
 
     Example:
         >>> import pandas as pd
+        >>> from sklearn.metrics import accuracy_score
         >>> people = Predictions(np.array([0, 1, 1]), {"net": np.array([0, 1, 0])}, {}, {})
         >>> frame = build_frame(people, "net", pd.DataFrame({"team": ["a", "b", "b"]}), accuracy_score)
         >>> frame.by_group.to_dict()
