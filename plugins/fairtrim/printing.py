@@ -160,7 +160,9 @@ class TextTable:
         values = range(self.names, len(widths))
         widest = max((widths[column] for column in values), default=0)
         if sum(widths[: self.names]) + len(_GAP) * self.names + widest > width:
-            widths[: self.names] = [min(name, _NAMES) for name in widths[: self.names]]
+            left = width - sum(len(_GAP) + widths[column] for column in values) - len(_GAP) * (self.names - 1)
+            most = max(_NAMES, left // self.names)
+            widths[: self.names] = [min(name, most) for name in widths[: self.names]]
         taken = sum(widths[: self.names]) + len(_GAP) * (self.names - 1)
         blocks: list[list[int]] = [[]]
         room = width - taken
@@ -201,7 +203,9 @@ class TextTable:
 
 
 def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    """Both ends of it: names of layers begin alike."""
+    end = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 Block = str | TextTable

@@ -56,7 +56,7 @@ def test_prune_writes_what_the_library_prunes(folder: Path, capsys: pytest.Captu
     pruned = load_pruned("pruned.safetensors", network(4))
     for mine, theirs in zip(pruned.state_dict().values(), expected.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
-    assert "removed 11 of 22 channels" in text and "predicted change" in text
+    assert "Removed 11 of 22 channels" in text and "Change of the mean loss: predicted" in text
     predictions = predict({"dense": network(), "pruned": expected}, splits().test, sensitive_names={"sex": ["F", "M"]})
     assert f"{measurements(predictions, 'pruned', 'dense', n_boot=None)['accuracy']:.3f}" in text
 

@@ -554,7 +554,7 @@ def test_groups_of_few_people_are_named() -> None:
 
 
 def test_a_printed_report_fits_a_hundred_columns() -> None:
-    """With long names and reasons; names are broken, not lost, and of a reason the first sentence is shown."""
+    """With long names and reasons; of a name both ends are shown, of a reason the first sentence."""
     names = [f"model.encoder.stages.{k}.blocks.10.{'deeply_' * 10}nested.pwconv1" for k in range(3)]
     layers = pd.DataFrame({"layer": names, "before": 64, "asked": 32, "removed": 0, "kept": 64, "skipped": True})
     figures = ["loss before", "predicted change", "error of the sketch", "measured change", "standard error"]
@@ -564,15 +564,46 @@ def test_a_printed_report_fits_a_hundred_columns() -> None:
     unscored = {"up." * 50: f"{reason}; add the layer to ignored_layers. Or not", "down": "short"}
     report = PruningReport(layers, predicted, unscored, ("a flag " * 30,), "measured on 6 of 6 samples, " * 8)
     text = str(report)
-    assert max(map(len, text.splitlines())) <= 100
-    assert "removed 0 of 192 channels that were scored; 2 groups are left as they are: no step" in text
+    assert max(map(len, text.splitlines())) < 100
+    assert "Removed 0 of 192 channels that were scored; 2 groups are left as they are: no step" in " ".join(
+        text.split()
+    )
     assert "not scored: down: short\n" in text and "ignored_layers" not in text
     assert report.unscored == unscored and list(report.layers["layer"]) == names
     whole = "".join(text.split())
-    assert "".join(people[0].split()).startswith("Female,Amer") and whole.count("pwconv1") == 6  # skipped, too
+    assert text.count("Female, Amer-") >= 2 and whole.count("pwconv1") == 6  # skipped, too
+    assert (
+        all(f"model.encoder.stages.{k}." in text for k in range(3)) and "Change of the mean loss: predicted | m" in text
+    )
     one = PruningReport(layers.assign(removed=32), pd.DataFrame(), {"down": "short"})
-    assert str(one).startswith("removed 96 of 192 channels that were scored; 1 group is left as it is\n")
-    assert str(PruningReport(layers.assign(removed=32), pd.DataFrame(), {})).startswith("removed 96 of 192 channels\n")
+    assert str(one).startswith("Removed 96 of 192 channels that were scored; 1 group is left as it is.\n")
+    assert str(PruningReport(layers.assign(removed=32), pd.DataFrame(), {})).startswith("Removed 96 of 192 channels.\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"predicted change": [0.2, -0.1]}, "the mean loss rises most for a, by 0.2000 (predicted)."),
+        (
+            {"predicted change": [0.2, 0.1], "measured change": [0.1, 0.3], "standard error": [0.1, 0.1]},
+            "the mean loss rises most for b, by 0.3000 ± 0.1000 (measured).",
+        ),
+        (
+            {"predicted change": [0.2, 0.1], "measured change": [0.1, np.nan], "standard error": [0.1, np.nan]},
+            "the mean loss rises most for a, by 0.1000 ± 0.1000 (measured), which may be chance.",
+        ),
+        ({"predicted change after a refit": [-0.2, -0.1]}, "no group's mean loss rises (predicted)."),
+        ({"predicted change": [np.nan] * 2}, "no group's change of the mean loss is predicted."),
+    ],
+)
+def test_the_sentence_of_a_report(columns: dict[str, list[float]], sentence: str) -> None:
+    layers = pd.DataFrame({"layer": ["0"], "before": 20000, "asked": 16281, "removed": 16281, "kept": 3719})
+    table = pd.DataFrame({"sensitive_group": ["a", "b"], "people": ["16281", "2.5"], "loss before": 0.5, **columns})
+    report = PruningReport(layers.assign(skipped=False), table, {})
+    assert report.verdict() == f"Removed 16,281 of 20,000 channels; {sentence}"
+    text = str(report)
+    assert " ".join(text.split()).startswith(report.verdict()) and text.count("16,281") == 4 and " 2.5 " in text
+    assert report._repr_html_().startswith(f"<p>{report.verdict()}".replace("'", "&#x27;"))
 
 
 def test_worse_than_predicted_as_it_is_written_down() -> None:

@@ -211,7 +211,8 @@ def test_what_is_printed() -> None:
         progress=False,
     )
     text = str(found)
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) < 100
+    assert " ".join(text.split()).startswith(found.verdict()) and "2 of 8" not in found.verdict()
     row, times = found.overall.loc["pruned 0"], found.overall["times reference"]["pruned 0"]
     name = "stereotype preferred"
     assert f"{row[name]:.1f} [{row[f'{name} low']:.1f}, {row[f'{name} high']:.1f}]" in text

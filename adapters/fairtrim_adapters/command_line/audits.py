@@ -11,6 +11,7 @@ from torch import nn
 from fairtrim.comparison.network_size import network_size
 from fairtrim.devices import model_device
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.printing import TextTable, figure
 from fairtrim_adapters.sweep import DataSplits
 
 from .language import compared, figures_of_language
@@ -54,8 +55,6 @@ def audited(
     Returns:
         The figures.
     """
-    import pandas as pd
-
     if not language:
         rows = audit_rows(networks, data, n_boot=n_boot, seed=seed, progress=progress)
         return Audit(rows, audit_text(rows))
@@ -63,6 +62,6 @@ def audited(
     sizes = {name: network_size(ScoredNetwork(model), batch) for name, model in networks.items()}
     comparison = compared(networks, data, progress=progress)
     rows = {name: {**sizes[name], **row} for name, row in figures_of_language(comparison).items()}
-    shown = pd.DataFrame({name: {key: f"{n:,}" for key, n in size.items()} for name, size in sizes.items()})
-    shown.index = ["parameters", f"MACs of {batch.target.shape[1]} tokens"]
-    return Audit(rows, f"{shown.to_string()}\n{comparison}")
+    heads = {"parameters": "parameters", "macs": f"MACs of {batch.target.shape[1]} tokens"}
+    cells = [[head, *(figure(size[key]) for size in sizes.values())] for key, head in heads.items()]
+    return Audit(rows, f"{comparison}\n\n{TextTable(['', *sizes], cells, title='Size')}")

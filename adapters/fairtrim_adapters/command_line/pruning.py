@@ -14,6 +14,7 @@ from torch import nn
 from fairtrim import InputError, predict, save_pruned
 from fairtrim.data.batches import slice_samples
 from fairtrim.devices import model_device
+from fairtrim.printing import WIDTH, TextTable, figure
 from fairtrim_adapters.sweep import DataSplits
 from fairtrim_adapters.sweep.named_methods import criteria_by_label
 from fairtrim_adapters.torch_pruning.budget.outcome import PrunedToBudget
@@ -298,12 +299,20 @@ def _shown(result: PrunedToBudget, language: bool) -> str:
     if not language:
         return str(result)
     sizes = f"{100 * result.parameters:.1f} % of the parameters, {100 * result.macs:.1f} % of the MACs"
-    table = result.measured[["sensitive_group", "people", "loss dense", "loss pruned", "loss change"]]
-    shown = table.rename(columns={"sensitive_group": "group", "people": "texts"})
-    shown["± standard error"] = result.measured["loss standard error"]
+    rows = [
+        [
+            str(row["sensitive_group"]),
+            figure(int(row["people"])),
+            figure(row["loss dense"], digits=4),
+            figure(row["loss pruned"], digits=4),
+            f"{figure(row['loss change'], digits=4, sign=True)} ± {figure(row['loss standard error'], digits=4)}",
+        ]
+        for _, row in result.measured.iterrows()
+    ]
+    heads = ["group", "texts", "dense", "pruned", "change ± standard error"]
     stopped = [] if result.stopped_by is None else [f"stopped by {result.stopped_by}"]
-    told = [textwrap.fill(line, 99) for line in (*stopped, *(f"! {flag}" for flag in result.flags))]
-    return "\n".join([sizes, shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"), *told])
+    told = [textwrap.fill(line, WIDTH) for line in (*stopped, *(f"! {flag}" for flag in result.flags))]
+    return "\n\n".join([sizes, str(TextTable(heads, rows, title="Mean loss of a token")), *told])
 
 
 @dataclass(frozen=True)

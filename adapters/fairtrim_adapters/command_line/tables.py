@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,9 +16,11 @@ from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.devices import model_device
 from fairtrim.network.scored_network import ScoredNetwork
+from fairtrim.printing import WIDTH, Block, Printed, TextTable, figure
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.intervals import MAX_CLASSES, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
+from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 
@@ -104,17 +108,69 @@ def _empty_crossings(predictions: Predictions) -> Iterator[str]:
 
 
 def _figure(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    low, high = (row.get(column_of(column, end)) for end in ("_low", "_high"))
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return figure(row.get(column), *(row.get(column_of(column, end)) for end in ("_low", "_high")))
+
+
+def _verdict(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    reference, *others = rows
+    groups = groups_of(rows[reference])
+    if not others:
+        known = [group for group in groups if not math.isnan(rows[reference][f"accuracy[{group}]"])]
+        lowest = min(known, key=lambda group: float(rows[reference][f"accuracy[{group}]"]))
+        return f"One network, {reference!r}: its accuracy is lowest for {lowest}."
+
+    def changes(row: Mapping[str, Any]) -> list[GroupChange]:
+        columns = ("accuracy_change", "accuracy_change_low", "accuracy_change_high")
+        return [GroupChange(group, *(row.get(f"{c}[{group}]", math.nan) for c in columns)) for group in groups]
+
+    return verdict_of(reference, {name: changes(rows[name]) for name in others})
+
+
+@dataclass(frozen=True)
+class _Audit(Printed):
+    """Rows of ``audit_rows``."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+
+    def blocks(self) -> Iterator[Block]:
+        reference, names = next(iter(self.rows)), list(self.rows)
+        groups = groups_of(self.rows[reference])
+        told = "; [95 % interval over people]" if any("accuracy_low" in row for row in self.rows.values()) else ""
+        yield _verdict(self.rows)
+        columns = [column for column in _OVERALL if any(column in row for row in self.rows.values())]
+        yield TextTable(
+            ["", *names],
+            [[column, *(_figure(row, column) for row in self.rows.values())] for column in columns],
+            title=f"Everybody (changes against {reference!r}{told})",
+        )
+        columns = [c for c in _BY_GROUP if any(f"{c}[{group}]" in self.rows[reference] for group in groups)]
+        yield TextTable(
+            ["group", "network", *columns],
+            [
+                [group, name, *(_figure(row, f"{column}[{group}]") for column in columns)]
+                for group in groups
+                for name, row in self.rows.items()
+            ],
+            names=2,
+            title="By sensitive group",
+        )
+        of_classes = [
+            [group, str(label), name, *(_figure(row, f"{rate}_of_{label}[{group}]") for rate in RATES_OF_TWO_CLASSES)]
+            for group in groups
+            for label in range(MAX_CLASSES)
+            for name, row in self.rows.items()
+            if f"selection_rate_of_{label}[{group}]" in row
+        ]
+        if of_classes:
+            heads = ["group", "class", "network", *RATES_OF_TWO_CLASSES]
+            yield TextTable(heads, of_classes, names=3, title="Each class against the rest")
+        flags = [f"  {name}: {flag}" for name, row in self.rows.items() for flag in flags_of(row)]
+        if flags:
+            yield "\n".join(["Flags", *flags])
 
 
 def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables for people to read: everybody, each sensitive group, flags.
+    """Tables for people to read: a verdict, everybody, each sensitive group, flags.
 
     Args:
         rows: From ``audit_rows``.
@@ -122,40 +178,7 @@ def audit_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
     Returns:
         Text.
     """
-    import pandas as pd
-
-    reference = next(iter(rows))
-    overall = pd.DataFrame(
-        {name: {column: _figure(row, column) for column in _OVERALL if column in row} for name, row in rows.items()}
-    )
-    groups = groups_of(rows[reference])
-    by_group = pd.DataFrame(
-        {
-            (name, group): {c: _figure(row, f"{c}[{group}]") for c in _BY_GROUP if f"{c}[{group}]" in row}
-            for group in groups
-            for name, row in rows.items()
-        }
-    ).T
-    by_group.index = pd.MultiIndex.from_tuples([(group, name) for name, group in by_group.index])
-    interval = "; [95 % interval over people]" if any("accuracy_low" in row for row in rows.values()) else ""
-    lines = [
-        f"Everybody (changes against {reference!r}{interval})",
-        overall.to_string(),
-        "",
-        "By sensitive group",
-        by_group.to_string(),
-    ]
-    of_classes = {
-        (group, label, name): {rate: _figure(row, f"{rate}_of_{label}[{group}]") for rate in RATES_OF_TWO_CLASSES}
-        for group in groups
-        for label in range(MAX_CLASSES)
-        for name, row in rows.items()
-        if f"selection_rate_of_{label}[{group}]" in row
-    }
-    if of_classes:
-        lines += ["", "Each class against the rest", pd.DataFrame(of_classes).T.to_string()]
-    flags = [f"  {name}: {flag}" for name, row in rows.items() for flag in flags_of(row)]
-    return "\n".join([*lines, *(["", "Flags", *flags] if flags else [])])
+    return str(_Audit(rows))
 
 
 _SHOWN = ["parameters_ratio", "macs_ratio", "latency_ratio", "accuracy", "worst_group_accuracy"]
@@ -174,10 +197,39 @@ def sweep_text(table: pd.DataFrame, objectives: Mapping[str, Direction] | None) 
     """
     means = mean_over_seeds(table)
     columns = [column for column in [*_SHOWN, *_GAPS, *(objectives or {})] if column in means]
-    shown = means[["criterion", "pruning_ratio", "post_processor", *dict.fromkeys(columns)]].copy()
-    shown.insert(0, "pareto", ["*" if member else "" for member in pareto_set(means, objectives)])
-    if (shown["post_processor"] == "none").all():
-        shown = shown.drop(columns="post_processor")
+    columns = list(dict.fromkeys(columns))
+    names = ["criterion", "pruning_ratio", "post_processor"]
+    if (means["post_processor"] == "none").all():
+        names.remove("post_processor")
+    rows = [
+        [
+            *(f"{row[name]:g}" if name == "pruning_ratio" else str(row[name]) for name in names),
+            "*" if member else "",
+            *(figure(float(row[column])) for column in columns),
+        ]
+        for (_, row), member in zip(means.iterrows(), pareto_set(means, objectives), strict=True)
+    ]
     n_seeds = table["seed"].nunique()
-    head = f"Means over {n_seeds} seed{'s' if n_seeds > 1 else ''}; * in the Pareto set"
-    return f"{head}\n{shown.to_string(index=False, float_format=lambda value: f'{value:.3f}')}"
+    title = f"Means over {n_seeds} seed{'s' if n_seeds > 1 else ''}; * in the Pareto set"
+    shown = TextTable([*names, "pareto", *columns], rows, names=len(names), title=title)
+    return f"{textwrap.fill(_best_of(means), WIDTH)}\n\n{shown}"
+
+
+def _best_of(means: pd.DataFrame) -> str:
+    """Who keeps the worst group where most was removed."""
+    ratio = means["pruning_ratio"].max()
+    if "worst_group_accuracy" not in means or not ratio:
+        return "Nothing was pruned."
+    there = means[(means["pruning_ratio"] == ratio) & means["worst_group_accuracy"].notna()]
+    if there.empty:
+        return f"At a pruning ratio of {ratio:g} no network has a worst group."
+    accuracy = there["worst_group_accuracy"]
+    best, worst = there.loc[accuracy.idxmax()], there.loc[accuracy.idxmin()]
+    least = f", least with {_run(worst)}, {worst['worst_group_accuracy']:.3f}" if len(there) > 1 else ""
+    most = f"{_run(best)}, {best['worst_group_accuracy']:.3f}{least}"
+    return f"At a pruning ratio of {ratio:g} the worst group keeps most accuracy with {most}."
+
+
+def _run(row: pd.Series) -> str:
+    repaired = row["post_processor"]
+    return str(row["criterion"]) if repaired == "none" else f"{row['criterion']} and {repaired}"

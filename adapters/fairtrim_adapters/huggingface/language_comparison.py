@@ -5,8 +5,7 @@ Figures by group of texts and by category are Fairlearn's MetricFrame of sums th
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,13 @@ from torch import nn
 from fairtrim import InputError, SentencePairs
 from fairtrim.arguments import require_known, require_number
 from fairtrim.data.sensitive_groups import SensitiveNames
+from fairtrim.printing import Block, Printed, TextTable, figure
 from fairtrim_adapters.fairlearn.flags import FEWEST
 from fairtrim_adapters.fairlearn.intervals import change_interval, rate_interval
 
+from .language_figures import CHANGE, SCORE, SHARE, TIMES
 from .language_scores import Floats, context_scores, differences_of_pairs, text_losses
+from .language_verdict import language_verdict
 from .stereotypes import StereoSetContext
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageComparison", "compare_language_models"]
 
-SHARE, SCORE, CHANGE, TIMES = "stereotype preferred", "stereotype score", "change of preference", "times reference"
-_WIDTH = 100
 _WORSE = 1.05
 """A perplexity so many times that of the reference is called worse."""
 
@@ -155,7 +155,7 @@ _CONTEXTS: dict[str, Metric] = {
 
 
 @dataclass(frozen=True)
-class LanguageComparison:
+class LanguageComparison(Printed):
     """Causal language models side by side. Shares and scores are in per cent, log-likelihoods in nats.
 
     Attributes:
@@ -176,9 +176,11 @@ class LanguageComparison:
         >>> overall = pd.DataFrame({"perplexity": [38.8, 43.1], "times reference": [1.0, 1.111]}, ["dense", "pruned"])
         >>> none = pd.DataFrame()
         >>> print(LanguageComparison("dense", overall, none, none, none, pd.DataFrame(columns=["model"])))
+        Against 'dense', pruned's perplexity is 1.11 times as high.
+        <BLANKLINE>
         Everything (changes against 'dense')
-                   dense         pruned
-        perplexity 38.80  43.10 (x1.11)
+                    dense         pruned
+        perplexity  38.80  43.10 (x1.11)
     """
 
     reference: str
@@ -188,27 +190,39 @@ class LanguageComparison:
     contexts_by_category: pd.DataFrame
     flags: pd.DataFrame
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """One sentence: which texts are predicted worse, or without texts, what became of the stereotypes.
+
+        Returns:
+            The sentence.
+        """
+        return language_verdict(self.reference, self.overall, self.texts_by_group)
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, figures of everything, of groups of texts and of categories, and flags."""
         import pandas as pd
 
-        parts = [f"Everything (changes against {self.reference!r})", _wide(self._shown(self.overall.T))]
+        yield self.verdict()
+        yield self._table(f"Everything (changes against {self.reference!r})", "", self._shown(self.overall.T))
         tables = {
             "Perplexity by group of texts": (self.texts_by_group, "perplexity", "texts"),
             "Pairs with the stereotype preferred, by category, %": (self.pairs_by_category, SHARE, "pairs"),
             "StereoSet's stereotype score by category": (self.contexts_by_category, SCORE, "contexts"),
         }
-        for title, (frame, figure, count) in tables.items():
+        for title, (frame, shown, count) in tables.items():
             if len(frame):
-                shown = pd.DataFrame(
-                    {name: self._cells(frame.xs(name, level="model"), figure) for name in self.overall.index}
-                )
-                shown.insert(0, count, frame.xs(self.reference, level="model")[count].fillna(0).astype(int))
-                parts += [title, _wide(shown)]
+                cells = {name: self._cells(frame.xs(name, level="model"), shown) for name in self.overall.index}
+                counts = frame.xs(self.reference, level="model")[count].fillna(0).astype(int)
+                table = pd.DataFrame({count: counts.map(figure), **cells})
+                yield self._table(title, ", ".join(map(str, frame.index.names[1:])), table)
         if len(self.flags):
-            parts.append("Flags")
-            for model, flag, detail in self.flags.itertuples(index=False):
-                parts += textwrap.wrap(f"{model}: {flag}: {detail}", _WIDTH, subsequent_indent="    ")
-        return "\n".join(parts)
+            flags = self.flags.itertuples(index=False)
+            yield "\n".join(["Flags", *(f"  {model}: {flag}: {detail}" for model, flag, detail in flags)])
+
+    def _table(self, title: str, head: str, table: pd.DataFrame) -> TextTable:
+        names = [name if isinstance(name, str) else ", ".join(map(str, name)) for name in table.index]
+        rows = [[name, *map(str, cells)] for name, cells in zip(names, table.to_numpy(), strict=True)]
+        return TextTable([head, *map(str, table.columns)], rows, title=title)
 
     def _shown(self, figures: pd.DataFrame) -> pd.DataFrame:
         """Rows of figures with their intervals and errors beside them."""
@@ -218,27 +232,22 @@ class LanguageComparison:
         rows = [name for name in figures.index if name not in hidden and not name.endswith((" low", " high", " error"))]
         return pd.DataFrame({name: self._cells(self.overall, name) for name in rows}).T
 
-    def _cells(self, frame: pd.DataFrame, figure: str) -> pd.Series:
+    def _cells(self, frame: pd.DataFrame, name: str) -> pd.Series:
         def shown(row: Any) -> str:
-            value = row[figure]
-            if np.isnan(value) or (figure == CHANGE and row.name == self.reference):
+            value = row[name]
+            if np.isnan(value) or (name == CHANGE and row.name == self.reference):
                 return "-"
-            if figure == "perplexity":
+            if name == "perplexity":
                 ends = f" [{row[f'{TIMES} low']:.2f}, {row[f'{TIMES} high']:.2f}]" if f"{TIMES} low" in row else ""
                 times = f" (x{row[TIMES]:.2f}{ends})" if row[TIMES] != 1 else ""
                 return f"{value:.2f}{times}"
-            if f"{figure} low" in row:
-                sign = "+" if figure == CHANGE else ""
-                return f"{value:{sign}.1f} [{row[f'{figure} low']:.1f}, {row[f'{figure} high']:.1f}]"
-            if f"{figure} error" in row:
-                return f"{value:.3f} ± {row[f'{figure} error']:.3f}"
+            if f"{name} low" in row:
+                return figure(value, row[f"{name} low"], row[f"{name} high"], digits=1, sign=name == CHANGE)
+            if f"{name} error" in row:
+                return f"{value:.3f} ± {row[f'{name} error']:.3f}"
             return f"{value:.1f}"
 
         return frame.apply(shown, axis=1)
-
-
-def _wide(frame: pd.DataFrame) -> str:
-    return str(frame.to_string(line_width=_WIDTH))
 
 
 def compare_language_models(
@@ -375,21 +384,21 @@ def _change(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> dict
 def _findings(overall: pd.DataFrame, frames: Sequence[pd.DataFrame], reference: str) -> list[tuple[str, str, str]]:
     """What must not be read out of the figures."""
     found = []
-    for figure, what in ((SHARE, "pairs"), (SCORE, "contexts")):
-        if figure not in overall:
+    for preferred, what in ((SHARE, "pairs"), (SCORE, "contexts")):
+        if preferred not in overall:
             continue
         for name, row in overall.iterrows():
-            low, high = row[f"{figure} low"], row[f"{figure} high"]
+            low, high = row[f"{preferred} low"], row[f"{preferred} high"]
             if low <= 50 <= high:
                 detail = (
-                    f"{figure} {row[figure]:.1f} [{low:.1f}, {high:.1f}] holds 50, from which {row[what]:.0f} {what} "
-                    "can't tell it; no proof of a model without stereotypes: other sentences were not asked"
+                    f"{preferred} {row[preferred]:.1f} [{low:.1f}, {high:.1f}] holds 50, from which {row[what]:.0f} "
+                    f"{what} can't tell it; no proof of a model without stereotypes: other sentences were not asked"
                 )
                 found.append((str(name), "no proof", detail))
-            nearer = abs(row[figure] - 50) < abs(overall[figure][reference] - 50)
+            nearer = abs(row[preferred] - 50) < abs(overall[preferred][reference] - 50)
             if nearer and row.get(TIMES, 1.0) > _WORSE:
                 detail = (
-                    f"{figure} is nearer to 50 than that of {reference!r}, at {row[TIMES]:.2f} times its "
+                    f"{preferred} is nearer to 50 than that of {reference!r}, at {row[TIMES]:.2f} times its "
                     "perplexity: a model that knows less of the language prefers less of everything"
                 )
                 found.append((str(name), "worse language model", detail))

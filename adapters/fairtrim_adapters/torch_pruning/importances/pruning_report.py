@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from fairtrim import DamageTable
 from fairtrim.damage.measured_change import MeasuredChange, worse_than_predicted
 from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.measures.shrinkage import own_shares
+from fairtrim.printing import Block, Printed, TextTable, figure
 from fairtrim.selection.ranking import Selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units, rounded_quota
 
@@ -40,11 +41,11 @@ _GO_BY_MEASUREMENT = (
     "the predicted change serves to order channels, and may be far too small: go by what is measured after the refit"
 )
 
-_WIDTH = 99  # of what is printed
+_BEYOND_CHANCE = 1.96  # standard errors
 
 
 @dataclass(frozen=True)
-class PruningReport:
+class PruningReport(Printed):
     """Channels removed since the last fit, layer by layer.
 
     Attributes:
@@ -87,26 +88,81 @@ class PruningReport:
         """Layers that were to lose channels and lost none: Torch-Pruning skips a group whole, without a word."""
         return list(self.layers.loc[self.layers["skipped"], "layer"])
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """One sentence: how much went, and whose mean loss rises most by that.
+
+        Returns:
+            The sentence; the rise as measured, or where it wasn't, as predicted.
+        """
         removed, before = int(self.layers["removed"].sum()), int(self.layers["before"].sum())
-        lines = [
-            _wrapped(
-                f"removed {removed} of {before} channels"
-                + (f" that were scored{_left(len(self.unscored))}" if self.unscored else "")
-                + ("" if removed else ": no step since the fit, or none was asked for")
-            ),
-            _fitting(self.layers),
-            _wrapped("skipped by Torch-Pruning: " + (", ".join(self.skipped) or "none")),
-            *(_wrapped(f"not scored: {name}: {_first_sentence(reason)}") for name, reason in self.unscored.items()),
-        ]
+        gone = f"Removed {figure(removed)} of {figure(before)} channels"
+        gone += f" that were scored{_left(len(self.unscored))}" if self.unscored else ""
+        if not removed:
+            return f"{gone}: no step since the fit, or none was asked for."
+        return f"{gone}; {self._rise()}." if len(self.predicted) else f"{gone}."
+
+    def _rise(self) -> str:
+        how = "measured" if "measured change" in self.predicted else "predicted"
+        changes = self.predicted[next(name for name in self.predicted if name.startswith(f"{how} change"))]
+        if changes.isna().all():
+            return f"no group's change of the mean loss is {how}"
+        row = self.predicted.loc[changes.idxmax()]
+        error = float(row["standard error"]) if how == "measured" else math.nan
+        if changes.max() <= 0:
+            return f"no group's mean loss rises ({how})"
+        rise = f"{figure(float(changes.max()), digits=4)}{_plus_minus(error)} ({how})"
+        chance = ", which may be chance" if changes.max() < _BEYOND_CHANCE * error else ""
+        return f"the mean loss rises most for {row['sensitive_group']}, by {rise}{chance}"
+
+    def blocks(self) -> Iterator[Block]:
+        """The verdict, layers, changes of the loss, and what to look at."""
+        yield self.verdict()
+        columns = ["before", "asked", "removed", "kept"]
+        yield TextTable(
+            ["layer", *columns],
+            [[str(row["layer"]), *(_count(row[name]) for name in columns)] for _, row in self.layers.iterrows()],
+        )
+        yield "\n".join(
+            [
+                "skipped by Torch-Pruning: " + (", ".join(self.skipped) or "none"),
+                *(f"not scored: {name}: {_first_sentence(reason)}" for name, reason in self.unscored.items()),
+            ]
+        )
         if len(self.predicted):
-            shown = self.predicted.rename(columns={"sensitive_group": "group"})
-            for name in [name for name in shown if name.startswith("predicted change")]:
-                shown[name] = ["impossible" if np.isnan(value) else f"{value:.4f}" for value in shown[name]]
-            lines.append(_fitting(shown))
-        lines.extend([_wrapped(self.measured)] if self.measured else [])
-        lines.extend(_wrapped(f"! {flag}") for flag in self.flags)
-        return "\n".join(lines)
+            yield self._changes()
+        told = [*([self.measured] if self.measured else []), *(f"! {flag}" for flag in self.flags)]
+        if told:
+            yield "\n".join(told)
+
+    def _changes(self) -> TextTable:
+        """Of each group; the head of a column says what the whole table is of."""
+        rows = []
+        for _, row in self.predicted.iterrows():
+            cells = [str(row["sensitive_group"]), _count(float(row["people"])), f"{row['loss before']:.4f}"]
+            for name, value in row.iloc[3:].items():
+                if name == "standard error":
+                    cells[-1] += _plus_minus(value)
+                elif str(name).startswith("predicted"):
+                    cells.append("impossible" if np.isnan(value) else figure(float(value), digits=4, sign=True))
+                else:
+                    cells.append(figure(float(value), digits=4, sign=str(name).startswith("measured")))
+            rows.append(cells)
+        heads = [str(name).replace(" change", "") for name in self.predicted.columns[3:] if name != "standard error"]
+        measured = [f"{head} ± standard error" if head == "measured" else head for head in heads]
+        title = f"Change of the mean loss: {' | '.join(head for head in heads if not head.startswith('error'))}"
+        return TextTable(["group", "people", "loss before", *measured], rows, title=title)
+
+
+def _count(value: Any) -> str:
+    import pandas as pd
+
+    if pd.isna(value):
+        return "-"
+    return figure(int(value)) if value == int(value) else f"{value:,.1f}"  # of weighted people a fraction
+
+
+def _plus_minus(error: float) -> str:
+    return "" if math.isnan(error) else f" ± {error:.4f}"
 
 
 def _left(number: int) -> str:
@@ -116,34 +172,6 @@ def _left(number: int) -> str:
 def _first_sentence(reason: str) -> str:
     """The warning of the fit and ``unscored`` have all of it."""
     return re.split(r"; |\.\s|\n", reason.strip(), maxsplit=1)[0]
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
-
-
-def _fitting(table: pd.DataFrame) -> str:
-    """A table as text, names in its first column broken over several lines where it would be too wide."""
-
-    def lines_of(names: Iterable[str]) -> list[str]:
-        shown = table.assign(**{column: list(names)})
-        text: str = shown.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-")
-        return text.splitlines()
-
-    column = table.columns[0]
-    names = [str(name) for name in table[column]]
-    lines = lines_of(names)
-    excess = max(map(len, lines)) - _WIDTH
-    if excess <= 0 or not names:
-        return "\n".join(lines)
-    width = max(max(map(len, names)) - excess, 8)
-    parts = [textwrap.wrap(name, width) or [""] for name in names]
-    header, *rows = lines_of(part[0] for part in parts)
-    end = header.index(column) + len(column)
-    broken = [
-        line for row, (_, *rest) in zip(rows, parts, strict=True) for line in (row, *(r.rjust(end) for r in rest))
-    ]
-    return "\n".join([header, *broken])
 
 
 def pruning_report(
@@ -207,7 +235,7 @@ def pruning_report(
             flags = (*flags, *_contradictions(names, table, change, error, measured))
         total = 0 if table.sample_losses is None else len(table.sample_losses)
         order = "" if measured.paired else ", not person by person: the loader gives them in another order"
-        told = f"measured on {measured.n_samples} of {total} samples{order}"
+        told = f"measured on {measured.n_samples:,} of {total:,} samples{order}"
     else:
         flags = (*flags, *(_impossible(name) for name, never in zip(names, impossible.tolist(), strict=True) if never))
         told = measured
