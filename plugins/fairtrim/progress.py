@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from fairtrim.errors import InputError
 
@@ -22,15 +22,39 @@ VARIABLE = "FAIRTRIM_PROGRESS"
 _DELAY = 2.0  # seconds
 
 
+@overload
 def progress_bar(
-    iterable: Iterable[T] | None = None,
+    iterable: None = None,
     *,
     description: str,
     shown: bool = True,
     unit: str = "it",
     total: int | None = None,
     **options: Any,
-) -> tqdm[T]:
+) -> tqdm[NoReturn]: ...
+
+
+@overload
+def progress_bar(
+    iterable: Iterable[T],
+    *,
+    description: str,
+    shown: bool = True,
+    unit: str = "it",
+    total: int | None = None,
+    **options: Any,
+) -> tqdm[T]: ...
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None,
+    *,
+    description: str,
+    shown: bool = True,
+    unit: str = "it",
+    total: int | None = None,
+    **options: Any,
+) -> tqdm[Any]:
     """A progress bar that leaves nothing behind.
 
     It shows where somebody may look: where the standard error is a terminal, or in a notebook. The environment variable

@@ -201,7 +201,8 @@ def add_intervals(
         frame = slow_frame(slow)
         groups, everybody = frame.by_group_ci, frame.overall_ci
         for metric in slow:
-            put(metric, tuple([*groups[end][metric], everybody[end][metric]] for end in (0, -1)))
+            low, high = ([*groups[end][metric], everybody[end][metric]] for end in (0, -1))
+            put(metric, (low, high))
     if rates.get("accuracy") is ACCURACY:
         now, then = label == target, before == target
         ends = change_interval(counts(now & ~then), counts(then & ~now), counts.members)
