@@ -223,7 +223,7 @@ def _run(
     """Rows of all runs, those that are missing run and kept."""
     kept = {key: store.finished(key, plan.described(key)) for key in plan.keys}
     rows = {key: found[0] for key, found in kept.items() if found is not None}
-    options = {"initial": len(rows), "smoothing": 0}  # runs of a sweep take different times
+    options: Any = {"initial": len(rows), "smoothing": 0}  # runs of a sweep take different times
     with progress_bar(description="sweep", total=len(kept), shown=progress, unit="run", **options) as bar:
         for seed in plan.seeds:
             if not plan.missing(seed, rows):
