@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import re
 import shlex
 import sys
@@ -35,12 +36,31 @@ TEXTS = [ROOT / "README.md", *PAGES]
 _WARNS = {"huggingface.md": "BertConfig can't say that heads have 8 dimensions"}
 
 
+# Pages about a library that is an extra.
+_NEEDS = {"skorch_and_pipelines.md": "skorch", "aif360_and_pandas_3.md": "aif360"}
+
+
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
 def _blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+
+
+def _blocks_and_outputs(path: Path) -> list[tuple[str, str]]:
+    """Blocks of Python, each with the block of text right below it, which shows what it prints."""
+    return re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", path.read_text(encoding="utf-8"), re.S)
+
+
+_NUMBER = re.compile(r"[-+]?\d*\.\d+|[-+]?\d+")
+
+
+def _assert_prints(printed: str, shown: str) -> None:
+    """The same words; numbers as close as processors are, and what is a whole number exactly."""
+    assert _NUMBER.sub("#", printed).split() == _NUMBER.sub("#", shown).split(), printed
+    for number, expected in zip(_NUMBER.findall(printed), _NUMBER.findall(shown), strict=True):
+        assert float(number) == pytest.approx(float(expected), abs=0.02 if "." in expected else 0), printed
 
 
 # Blocks of Python.
@@ -68,11 +88,17 @@ def undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_blocks_of_a_page_run_in_order(page: Path, request: pytest.FixtureRequest) -> None:
     if page.name == "huggingface.md":
         request.getfixturevalue("transformers")
+    if page.name in _NEEDS:
+        pytest.importorskip(_NEEDS[page.name])
     names: dict[str, Any] = {"__name__": "page"}
     expected = _WARNS.get(page.name)
     with pytest.warns(UserWarning, match=expected) if expected else contextlib.nullcontext():
-        for number, block in enumerate(_blocks(page, "python")):
-            exec(compile(block, f"{page.name}, block {number + 1}", "exec", dont_inherit=True), names)
+        for number, (block, shown) in enumerate(_blocks_and_outputs(page)):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block, f"{page.name}, block {number + 1}", "exec", dont_inherit=True), names)
+            if shown:
+                _assert_prints(printed.getvalue(), shown)
     if "describe_layer" in names:
         forget_layer(names["Transposed"])
     if page.name == "huggingface.md":
@@ -80,8 +106,15 @@ def test_blocks_of_a_page_run_in_order(page: Path, request: pytest.FixtureReques
         assert torch.equal(names["loader"][0][1][:, :-1] >= 0, names["mask"][:, 1:] == 1)
 
 
-def test_criterion_of_ones_own_is_a_short_page() -> None:
-    assert len((DOCS / "adding_a_criterion.md").read_text(encoding="utf-8").splitlines()) < 30
+def test_criterion_of_ones_own_is_short() -> None:
+    assert len(_blocks(DOCS / "adding_a_criterion.md", "python")[0].splitlines()) < 20
+
+
+def test_output_that_differs_would_be_seen() -> None:
+    _assert_prints("a  0.512 of 3 [-1.20,\n+4]", "a 0.514 of 3 [-1.21, +4]")
+    for wrong in ("b 0.514 of 3 [-1.21, +4]", "a 0.614 of 3 [-1.21, +4]", "a 0.514 of 4 [-1.21, +4]", "a 0.514 of 3"):
+        with pytest.raises(AssertionError):
+            _assert_prints("a  0.512 of 3 [-1.20,\n+4]", wrong)
 
 
 # Commands.
