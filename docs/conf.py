@@ -20,7 +20,7 @@ release = version = fairtrim.__version__
 extensions = [
     "docstrings",
     "mathml",
-    "myst_parser",
+    "myst_nb",  # with myst_parser inside
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -29,6 +29,7 @@ extensions = [
 exclude_patterns = [
     "_build",
     "gallery_sources",
+    "gallery/*.ipynb",  # downloads, not pages
     "**sg_execution_times.rst",
 ]  # the last: pages that load scripts from elsewhere
 nitpicky = False
@@ -39,6 +40,10 @@ myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
 math_renderer_name = html_math_renderer = "mathml"
+
+# Notebooks are shown as they are stored: python docs/extensions/notebooks.py runs them.
+
+nb_execution_mode = "off"
 
 # Names of the library, from their docstrings.
 
