@@ -24,7 +24,6 @@ NOT_RUN = {
 
 ARGUMENTS = {
     "sweep_adult": ["--seeds", "1", "--pruning-ratio", "0.65"],
-    "prune_adult": ["--bootstrap", "20"],
     "colored_digits": ["--share", "0.05", "--pruning-ratio", "0.5", "--epochs", "6"],
 }
 """Scripts that run with other arguments than their default ones, so that a build takes minutes."""
