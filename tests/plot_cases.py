@@ -72,7 +72,12 @@ def sweep_frame(
                 "parameters_ratio": (1 - ratio) ** 2,
                 "latency_ratio": math.nan,
             }
-            names = ["accuracy", "equalized_odds_difference", *(f"accuracy[{name}]" for name in people)]
+            names = [
+                "accuracy",
+                "worst_group_accuracy",
+                "equalized_odds_difference",
+                *(f"accuracy[{name}]" for name in people),
+            ]
             for name in names:
                 entry[name] = value = math.nan if name.endswith("[Nobody]") else float(generator.uniform(0.2, 0.8))
                 if intervals:

@@ -37,10 +37,10 @@ CORE = (
 picture's, so that no arrow runs behind a room."""
 
 ADAPTERS = (
-    ("", "torch_pruning.graph", "fairlearn", "pareto", "onnx_export", "aif360"),
-    ("huggingface", "torch_pruning.verification", "", "plots"),
-    ("", "torch_pruning.importances"),
-    ("", "torch_pruning.reconstruction"),
+    ("", "torch_pruning.graph", "", "pareto", "onnx_export", "aif360"),
+    ("", "torch_pruning.verification", "", "plots"),
+    ("", "torch_pruning.importances", "fairlearn"),
+    ("huggingface", "torch_pruning.reconstruction"),
     ("torch_pruning.recipes", "torch_pruning.prune_copy"),
     ("", "torch_pruning.budget"),
     ("", "", "sweep"),

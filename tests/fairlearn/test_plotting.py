@@ -26,14 +26,20 @@ def test_plot_takes_and_returns_axes() -> None:
     figure, ax = pyplot.subplots()
     assert plot_comparison(comparison, ax=ax) is ax
     assert [label.get_text() for label in ax.get_xticklabels()] == ["dense", "pruned", "constant\n(constant)"]
-    dots = {line.get_label().split(" (")[0]: line.get_ydata() for line in ax.get_lines() if line.get_marker() == "o"}
+    dots = {
+        line.get_label().split(" (")[0]: line.get_ydata() for line in ax.get_lines() if line.get_marker() in ("o", "s")
+    }
     for group in ("0", "1"):
         expected = [comparison.by_group.loc[(name, group), "accuracy"] for name in models]
         np.testing.assert_allclose(dots[group], expected)
+    changes = comparison.by_group["change in accuracy"]
+    (name, group), loss = changes.idxmin(), -100 * changes.min()
+    assert " ".join(ax.get_title().split()).startswith(f"{name} costs {group} {loss:.1f} points of accuracy")
+    assert ax.get_ylabel() == "accuracy (higher is better ↑)"
     pyplot.close(figure)
     crossed = compare_models(models, [(x, y, codes)], progress=False)
     new = plot_comparison(crossed, metric="selection rate")
-    assert new.get_ylabel() == "selection rate" and len(new.get_legend().get_texts()) == 7
+    assert new.get_ylabel() == "selection rate" and len(new.get_legend().get_texts()) == 8
     pyplot.close(new.figure)
     with pytest.raises(InputError, match="metric='auc' is not in the comparison"):
         plot_comparison(comparison, metric="auc")

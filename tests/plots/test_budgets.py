@@ -14,7 +14,7 @@ import pytest
 
 from fairtrim import InputError
 from fairtrim_adapters.plots import plot_budget
-from fairtrim_adapters.torch_pruning.budget import Stop
+from fairtrim_adapters.plots.styles import group_styles
 from tests.plot_cases import check_drawn
 
 GROUPS = {"women": 80.0, "men": 130.0, "everybody": 210.0}
@@ -48,6 +48,7 @@ def test_points_lines_and_intervals_are_those_of_the_table() -> None:
     ax = plot_budget(result)
     check_drawn(ax)
     assert ax.get_title() == "Largest loss: women, −2.0 points at 50 % of the MACs"
+    assert ax.get_ylabel() == "accuracy (higher is better ↑)"
     women = ax.collections[1]
     x, y = np.asarray(women.get_offsets()).T
     assert x == pytest.approx([30 - 0.3, 50 - 0.3]) and y == pytest.approx([0.85 - 0.2, 0.85 - 0.02])
@@ -56,18 +57,22 @@ def test_points_lines_and_intervals_are_those_of_the_table() -> None:
     assert bars == [pytest.approx([0.62, 0.67]), pytest.approx([0.80, 0.85])]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["women (n = 80)", "men (n = 130)", "dense network", "95 % of the change", "kept"]
-    assert plot_budget(result, size="parameters").get_xlabel() == "left of the parameters, %"
+    assert plot_budget(result, size="parameters").get_xlabel() == "left of the parameters, % (less is better ←)"
 
 
-def test_what_was_allowed_is_drawn_for_whom_it_stopped() -> None:
+def test_what_was_allowed_is_drawn_for_each_group() -> None:
     result = _result([0.5, 0.3], 0, {"women": [-0.02, -0.2], "men": [-0.01, -0.05], "everybody": [0.0, 0.0]})
-    result.stopped_by = Stop("women", "accuracy", 0.3, 0.2, 0.23, 0.05)
+    assert not [line for line in plot_budget(result).lines if line.get_linestyle() == ":"]
+    history = result.history
+    result.history = history.assign(
+        **{"accuracy allowed": history["sensitive_group"].map({"women": 0.05, "men": 0.02})}
+    )
     ax = plot_budget(result)
     check_drawn(ax)
-    (line,) = (line for line in ax.lines if line.get_label() == "allowed, women")
-    assert list(line.get_ydata()) == pytest.approx([0.8, 0.8]) and line.get_linestyle() == ":"
-    result.stopped_by = Stop("women", "recall", 0.3, 0.2, 0.23, 0.05)
-    assert not any(line.get_label() == "allowed, women" for line in plot_budget(result).lines)
+    dotted = [(line.get_ydata()[0], line.get_color()) for line in ax.lines if line.get_linestyle() == ":"]
+    colours = {name: style.colour for name, style in group_styles(["women", "men"]).items()}
+    assert dotted == [(pytest.approx(0.8), colours["women"]), (pytest.approx(0.81), colours["men"])]
+    assert "allowed drop" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_titles_where_nobody_loses_or_nothing_was_pruned() -> None:

@@ -48,7 +48,11 @@ def test_medians_and_quartiles_of_every_set(label: int | None) -> None:
             at_level = band[band[:, 0] == level, 1]
             ends = (at_level.min(), at_level.max())
             assert ends == pytest.approx((np.quantile(of_level, 0.25), np.quantile(of_level, 0.75)))
-    assert ax.get_ylabel() == ("confidence in the label" if label is None else "confidence in label 2")
+    what = "confidence in the label" if label is None else "confidence in label 2"
+    assert ax.get_ylabel() == f"{what} (low: given up first)"
+    chosen = mined.confidence.numpy()[-1, mined.conflicting().numpy() & of_class]  # type: ignore[union-attr]
+    words = " ".join(ax.get_title().split())
+    assert f"With 50 % of the channels gone, median {what}: " in words and f"{np.median(chosen):.2f} in mined" in words
 
 
 def test_a_set_of_one_s_own_and_an_empty_one() -> None:

@@ -42,7 +42,7 @@ def test_lines_and_points_of_the_trade_off(repairs: dict[str, Repair], max_bias:
     assert len(ax.lines) == 2 * 2 + 2
     for i, (name, repair) in enumerate(repairs.items()):
         line, dot = ax.lines[2 * i : 2 * i + 2]
-        assert line.get_label() == name and line.get_drawstyle() == "steps-post"
+        assert dot.get_label() == name and line.get_drawstyle() == "steps-post"
         inside = [point for point in repair.trade_off if point.believed <= right]
         assert len(inside) > 1 and (max_bias != 0.1 or len(inside) < len(repair.trade_off))
         sizes, performances = line.get_data()
@@ -52,14 +52,17 @@ def test_lines_and_points_of_the_trade_off(repairs: dict[str, Repair], max_bias:
             shown = performances[np.searchsorted(sizes, bound, side="right") - 1]
             assert shown == max(point.performance for point in repair.trade_off if point.believed <= bound)
         assert dot.get_data() == ([repair.chosen.believed], [repair.performance])
-        assert dot.get_marker() == "o" and dot.get_color() == line.get_color()
+        assert dot.get_markerfacecolor() == "white" and dot.get_color() == line.get_color()  # a method, no people
     cross, bound = ax.lines[4:]
     assert cross.get_data() == ([abs(first.bias_before)], [first.performance_before])
     assert cross.get_marker() == "x" and cross.get_label() == "as given"
     assert list(bound.get_xdata()) == [pytest.approx(0.13)] * 2
     assert ax.lines[0].get_color() != ax.lines[2].get_color()
-    assert ax.get_xlabel() == "|demographic parity difference|, selection people"
-    assert ax.get_ylabel() == "balanced accuracy"
+    assert ax.get_xlabel() == "|demographic parity difference|, selection people (less is better ←)"
+    assert ax.get_ylabel() == "balanced accuracy (higher is better ↑)"
+    best = max(repairs, key=lambda name: repairs[name].performance)
+    words = " ".join(ax.get_title().split())
+    assert f"{best} keeps most balanced accuracy, {repairs[best].performance:.3f}" in words
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [*repairs, "as given"]
 
 
@@ -111,7 +114,7 @@ def test_bars() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["5", "2", "0"]
     low, high = ax.get_ylim()
     assert low > high  # the most harmful on top
-    assert ax.get_xlabel() == "influence on counterfactual bias (positive: raises it)"
+    assert ax.get_xlabel() == "influence on counterfactual bias (more is worse →)"
     everything = plot_most_harmful(INFLUENCE)
     assert [bar.get_width() for bar in everything.patches] == [3.0, 2.0, 0.5, 0.25]  # never those that lower it
     assert everything.figure.get_size_inches()[1] > ax.figure.get_size_inches()[1]

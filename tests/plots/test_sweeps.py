@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from matplotlib.text import Text
 
 from fairtrim import (
     InputError,
@@ -30,19 +32,14 @@ from tests.plot_cases import (
 )
 
 
-def _points(ax: Any, markersize: float | None = None) -> list[Any]:
-    """Lines of a single point that are no rings: (x, y, marker)."""
-    found = [line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_markerfacecolor() != "none"]
-    return [line for line in found if markersize is None or line.get_markersize() == markersize]
+def _curves(ax: Any) -> dict[str, Any]:
+    """The criteria's lines by name."""
+    return {line.get_label(): line for line in ax.lines if line.get_label() in CRITERIA}
 
 
-def _rings(ax: Any) -> list[Any]:
-    return [line for line in ax.lines if line.get_marker() == "o" and line.get_markersize() > 13]
-
-
-def _at(line: Any) -> tuple[float, float]:
-    ((x,), (y,)) = line.get_data()
-    return float(x), float(y)
+def _labels(ax: Any) -> list[str]:
+    """What stands at the lines' ends."""
+    return [text.get_text() for text in ax.texts if not text.get_text().startswith("shaded")]
 
 
 def test_pareto_picture_holds_the_sweep() -> None:
@@ -51,65 +48,74 @@ def test_pareto_picture_holds_the_sweep() -> None:
     ax = plot_pareto(frame)
     check_drawn(ax)
     pd.testing.assert_frame_equal(frame, before)
-    means = mean_over_seeds(frame)
-    x, y = "equalized_odds_difference", "accuracy"
-    small = [_at(line) for line in _points(ax, 3.2)]
-    assert small == list(zip(frame[x], frame[y], strict=True))
-    large = [line for line in ax.lines if line.get_markersize() in (8, 15)]
-    assert [_at(line) for line in large] == list(zip(means[x], means[y], strict=True))
-    shapes = {
-        criterion: {line.get_marker() for line, c in zip(large, means["criterion"], strict=True) if c == criterion}
-        for criterion in ("dense", *CRITERIA)
-    }
-    assert shapes["dense"] == {"*"} and all(len(shape) == 1 for shape in shapes.values())
-    assert len(set.union(*shapes.values())) == 4
-    for line, post, ratio in zip(large, means["post_processor"], means["pruning_ratio"], strict=True):
-        assert line.get_fillstyle() == ("full" if post == "none" else "none")
-        if ratio:
-            assert (line.get_color() == large[1].get_color()) == (ratio == 0.25)  # the colour is the size
-    members = pareto_set(means, {y: "max", x: "min", "parameters": "min"})
-    assert 1 < members.sum() < len(means)
-    assert [_at(line) for line in _rings(ax)] == list(zip(means[x][members], means[y][members], strict=True))
-    segments = [path.get_segments()[0] for path in ax.collections]
-    assert len(segments) == 2 * len(means)
-    np.testing.assert_allclose(segments[0], [(means[x][0] - 0.03, means[y][0]), (means[x][0] + 0.05, means[y][0])])
-    np.testing.assert_allclose(segments[1], [(means[x][0], means[y][0] - 0.03), (means[x][0], means[y][0] + 0.05)])
-    texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert texts[:6] == ["dense", *CRITERIA, "no post-processor", "parity"]
-    assert texts[6:8] == ["95 % interval", "single seeds"] and texts[8].startswith("Pareto set of\naccuracy")
-    assert ax.get_xlabel() == "equalized odds difference  (← better)" and ax.get_ylabel() == "accuracy  (better →)"
-    (bar,) = [axes for axes in ax.figure.axes if axes is not ax]
-    assert bar.get_xlabel() == "parameters removed (%)"
-    assert bar.get_xlim() == pytest.approx((0, 75))
+    means = mean_over_seeds(frame).query("post_processor == 'none'").set_index(["criterion", "pruning_ratio"])
+    y = "worst_group_accuracy"
+    bars = [path for path in ax.collections if type(path).__name__ == "LineCollection"]
+    for (name, line), bar in zip(_curves(ax).items(), bars, strict=True):
+        assert list(line.get_xdata()) == pytest.approx([100 * 0.75**2, 25])
+        assert list(line.get_ydata()) == [means.loc[(name, ratio)][y] for ratio in RATIOS]
+        runs = frame[(frame["criterion"] == name) & (frame["post_processor"] == "none")]
+        for ratio, segment in zip(RATIOS, bar.get_segments(), strict=True):
+            of_seeds = runs.loc[runs["pruning_ratio"] == ratio, y]
+            assert segment[:, 1].tolist() == [of_seeds.min(), of_seeds.max()]
+    assert list(_curves(ax)) == CRITERIA
+    dense = means.loc[("dense", 0.0)][y]
+    assert sorted(_labels(ax)) == sorted([*CRITERIA, f"dense {dense:.3f}"]) and not ax.get_legend()
+    assert ax.xaxis_inverted() and ax.get_xlabel() == "parameters left, % (less is better →)"
+    assert ax.get_ylabel() == "accuracy of the worst group (higher is better ↑)"
+    at = means.xs(0.5, level="pruning_ratio")[y].drop("dense", errors="ignore").sort_values(ascending=False)
+    assert " ".join(ax.get_title().split()) == (
+        f"With 50 % of the channels removed, accuracy of the worst group: {at.iloc[0]:.3f} ({at.index[0]}) to "
+        f"{at.iloc[-1]:.3f} ({at.index[-1]})"
+    )
 
 
-def test_front_of_what_is_drawn_is_joined() -> None:
+def test_names_at_the_ends_do_not_touch() -> None:
+    frame = sweep_frame(seeds=(0,)).assign(worst_group_accuracy=0.5)
+    ax = plot_pareto(frame)
+    check_drawn(ax)
+    boxes = sorted(
+        (Text.get_window_extent(text) for text in ax.texts if text.get_text() in _labels(ax)), key=lambda box: box.y0
+    )
+    assert len(boxes) == 4 and all(low.y1 <= high.y0 + 2 for low, high in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("y", ["worst_group_accuracy", "equalized_odds_difference"])
+def test_what_is_shaded_is_beaten(y: str) -> None:
+    """The edge passes through the Pareto set of size and figure, and no network lies beyond it."""
     frame = sweep_frame()
-    ax = plot_pareto(frame, objectives={"accuracy": "max", "equalized_odds_difference": "min"})
+    ax = plot_pareto(frame, y=y)
     means = mean_over_seeds(frame)
-    front = means[pareto_set(means, {"accuracy": "max", "equalized_odds_difference": "min"})]
-    front = front.sort_values("equalized_odds_difference")
-    (line,) = [line for line in ax.lines if len(line.get_xdata()) > 1]
-    assert len(front) > 1
-    assert list(line.get_xdata()) == front["equalized_odds_difference"].tolist()
-    assert list(line.get_ydata()) == front["accuracy"].tolist() == sorted(front["accuracy"])
-    assert not [line for line in plot_pareto(frame).lines if len(line.get_xdata()) > 1]
+    sign = 1 if y.endswith("accuracy") else -1
+    (edge,) = [line for line in ax.lines if line.get_drawstyle() == "steps-post"]
+    front = means[pareto_set(means, {"parameters_ratio": "min", y: "max" if sign > 0 else "min"})]
+    corners = set(zip(edge.get_xdata(), edge.get_ydata(), strict=True))
+    assert {(100 * share, value) for share, value in zip(front["parameters_ratio"], front[y], strict=True)} <= corners
+    for share, value in zip(means["parameters_ratio"], means[y], strict=True):
+        reached = [level for at, level in zip(edge.get_xdata(), edge.get_ydata(), strict=True) if at <= 100 * share]
+        assert sign * value <= max(sign * level for level in reached)
 
 
 def test_other_columns_one_seed_and_no_intervals() -> None:
     frame = sweep_frame(seeds=(3,), intervals=False)
-    ax = plot_pareto(frame, x="accuracy[Male]", y="pruning_ratio", colour="parameters")
+    ax = plot_pareto(frame, x="accuracy[Male]", y="pruning_ratio")
     check_drawn(ax)
-    assert not _points(ax, 3.2) and not ax.collections
-    assert ax.get_xlabel() == "accuracy[Male]" and ax.get_ylabel() == "pruning ratio"
-    texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert texts == ["dense", *CRITERIA, "Pareto set of\nparameters"]
-    balanced = plot_pareto(frame.assign(balanced_accuracy=frame["accuracy"]), y="balanced_accuracy")
-    assert balanced.get_ylabel() == "balanced accuracy  (better →)"
-    mixed = frame.assign(accuracy=frame["accuracy"].where(frame["criterion"] != "tail-risk"))
+    assert not ax.xaxis_inverted() and not [text for text in ax.texts if text.get_text().startswith("shaded")]
+    assert ax.get_xlabel() == "accuracy[Male] (more is better →)" and ax.get_ylabel() == "pruning ratio"
+    mixed = frame.assign(worst_group_accuracy=frame["accuracy"].where(frame["criterion"] != "tail-risk"))
     left_out = plot_pareto(mixed)
     check_drawn(left_out)
-    assert len([line for line in left_out.lines if line.get_markersize() in (8, 15)]) == 5
+    assert list(_curves(left_out)) == ["worst-group", "mean-damage"]
+    far = frame.assign(parameters_ratio=frame["pruning_ratio"].map({0.0: 1.0, 0.25: 0.4, 0.5: 0.02}))
+    assert plot_pareto(far).get_xscale() == "log" and plot_pareto(frame).get_xscale() == "linear"
+
+
+def test_bars_of_one_seed_are_its_intervals() -> None:
+    frame = sweep_frame(seeds=(3,))
+    ax = plot_pareto(frame, y="accuracy", post_processor="none")
+    bar = next(path for path in ax.collections if type(path).__name__ == "LineCollection")
+    value = frame.query("criterion == 'worst-group' and pruning_ratio == 0.25")["accuracy"].iloc[0]
+    assert bar.get_segments()[0][:, 1].tolist() == pytest.approx([value - 0.03, value + 0.05])
 
 
 def test_group_metric_holds_the_sweep() -> None:
@@ -120,15 +126,13 @@ def test_group_metric_holds_the_sweep() -> None:
     assert [panel.get_title() for panel in panels] == CRITERIA
     dense = means.loc[("dense", 0.0, "none")]
     for criterion, panel in zip(CRITERIA, panels, strict=True):
-        curves = [line for line in panel.lines if line.get_linestyle() != ":"]
+        curves = [line for line in panel.lines if len(line.get_xdata()) == 3]
         assert [line.get_label() for line in curves] == [*PEOPLE, "everybody"] and curves[-1].get_color() == "black"
         for column, line in zip([*(f"accuracy[{name}]" for name in PEOPLE), "accuracy"], curves, strict=True):
             assert list(line.get_xdata()) == [0, 25, 50]
             values = [dense[column], *(means.loc[(criterion, ratio, "none")][column] for ratio in RATIOS)]
             np.testing.assert_array_equal(line.get_ydata(), values)
-            level = [
-                other for other in panel.lines if other.get_linestyle() == ":" and other.get_color() == line.get_color()
-            ]
+            level = [other for other in panel.lines if other not in curves and other.get_color() == line.get_color()]
             assert [other.get_ydata()[0] for other in level] == ([] if "Nobody" in column else [dense[column]])
         assert len(panel.collections) == 3  # nobody has no interval
         low = panel.collections[0].get_paths()[0].vertices[:, 1].min()
@@ -138,6 +142,10 @@ def test_group_metric_holds_the_sweep() -> None:
         ]
         assert low == pytest.approx(min(female) - 0.03)
     assert len({panel.get_ylim() for panel in panels}) == 1
+    loss = {name: (dense - means.xs(name).xs(0.5).loc["none"])[[f"accuracy[{p}]" for p in PEOPLE]] for name in CRITERIA}
+    worst = max(CRITERIA, key=lambda name: loss[name].max())
+    told = f"{worst} costs {loss[worst].idxmax()[9:-1]} {100 * loss[worst].max():.1f} points of accuracy"
+    assert panels[0].figure.get_suptitle().startswith(f"With 50 % of the channels removed, {told}")
     (legend,) = panels[0].figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*PEOPLE, "everybody", "95 % interval", "dense network"]
 
@@ -146,14 +154,14 @@ def test_group_metric_of_a_post_processor_does_not_begin_at_another_network() ->
     frame = sweep_frame(("none", "parity"), intervals=False)
     panels = plot_group_metric(frame, post_processor="parity")
     assert list(panels[0].lines[0].get_xdata()) == [25, 50]
-    assert not panels[0].collections and [line for line in panels[0].lines if line.get_linestyle() == ":"]
+    assert not panels[0].collections and [line for line in panels[0].lines if line.get_linestyle() == "--"]
 
 
 def test_many_groups_look_different() -> None:
     people = [f"{sex}, {race}" for sex in "ab" for race in "cdefgh"]
     panels = plot_group_metric(sweep_frame(people=people))
-    curves = [line for line in panels[0].lines if line.get_linestyle() != ":"]
-    assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 13
+    curves = [line for line in panels[0].lines if line.get_label() in (*people, "everybody")]
+    assert len({(line.get_color(), line.get_marker()) for line in curves}) == 13
 
 
 def test_sweeps_are_drawn_where_asked() -> None:
@@ -194,25 +202,21 @@ def test_refused_sweeps() -> None:
             "'ratio' is called 'pruning_ratio' now",
         ),
         (
-            lambda: plot_pareto(frame.assign(accuracy=math.nan)),
-            "every run has NaN in 'equalized_odds_difference' or 'acc",
+            lambda: plot_pareto(frame.assign(accuracy=math.nan), y="accuracy"),
+            "every run has NaN in 'parameters_ratio' or",
         ),
-        (lambda: plot_pareto(frame, colour="latency_ratio"), "every run has NaN in 'latency_ratio'; expected numbers"),
+        (lambda: plot_pareto(frame, x="latency_ratio"), "every run has NaN in 'latency_ratio' or"),
+        (lambda: plot_pareto(frame, post_processor="x"), r"post_processor='x'; the sweep has \['none'\]"),
         (lambda: plot_pareto(frame.assign(note="x"), y="note"), r"the columns \['note'\] hold no numbers"),
-        (lambda: plot_pareto(frame, objectives={"accuracy": "best"}), "directions .*; expected 'max' or 'min'"),  # type: ignore[dict-item]
         (
             lambda: plot_pareto(pd.concat([frame.assign(criterion=frame["criterion"] + str(k)) for k in range(5)])),
             "has 20 criteria; expected at most 12, which can be told apart: select rows",
         ),
-        (
-            lambda: plot_pareto(pd.concat([frame.assign(post_processor=f"p{k}") for k in range(7)])),
-            "has 7 post-processors; expected at most 6",
-        ),
         (lambda: plot_group_metric(frame, "recall"), r"metric='recall' is not in the sweep .*: \['accuracy', "),
         (lambda: plot_group_metric(frame, post_processor="x"), r"post_processor='x'; the sweep has \['none'\]"),
         (
-            lambda: plot_group_metric(sweep_frame(people=list("abcdefghijklmnopqrs"))),
-            "19 sensitive groups; expected at most 18",
+            lambda: plot_group_metric(sweep_frame(people=list("abcdefghijklmnopqrstuvwxy"))),
+            "25 sensitive groups; expected at most 24",
         ),
     ]
     for run, message in refused:

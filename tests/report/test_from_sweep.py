@@ -113,7 +113,9 @@ def test_a_sweep_with_pictures(swept: tuple[Path, pd.DataFrame]) -> None:
     from matplotlib import pyplot
 
     found = report_sweep(swept[0])
-    assert [picture.name for picture in found.pictures] == ["pareto", "groups-accuracy", "groups-true-positive-rate"]
+    choices = ["worst-group-accuracy", "equalized-odds-difference"]
+    names = [*choices, *(f"{name}-moved" for name in choices), "groups-accuracy", "groups-true-positive-rate"]
+    assert [picture.name for picture in found.pictures] == names
     assert pyplot.get_fignums() == []
     dense = swept[1][swept[1]["criterion"] == "dense"]
     assert report_sweep(dense).pictures == ()
@@ -124,6 +126,9 @@ def test_a_sweep_with_pictures(swept: tuple[Path, pd.DataFrame]) -> None:
         ]
         runs = page.tables["Every run: figures over everybody, and each sensitive group's accuracy"]
         assert len(runs) == 1 + len(swept[1]) and ["accuracy[F]"] in runs[0] and ["accuracy low"] not in runs[0]
+        first = swept[1].iloc[0]
+        told = [first["criterion"], f"{first['pruning_ratio']:.3f}", first["post_processor"], str(first["seed"])]
+        assert runs[1][0] == [", ".join(told)]
 
 
 def test_methods_are_those_that_labels_stand_for(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import pandas as pd
 
 from fairtrim import InputError
 
-from .canvas import COLOURS, LINE_STYLES, MARKERS, new_axes, wrapped
+from .canvas import new_axes, titled, wrapped
+from .styles import DENSE_LINE, axis_label, group_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ SizeKind = Literal["macs", "parameters", "latency"]
 _SIZES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 _APART = 0.6  # percent of the size between the intervals of two groups, so that they don't hide each other
 _EVERYBODY = "everybody"
+_ALLOWED = "accuracy allowed"
 
 
 class BudgetResult(Protocol):
@@ -42,8 +43,8 @@ class BudgetResult(Protocol):
 def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | None = None) -> Axes:
     """Accuracy of each sensitive group in every network that was tried, against what is left of its cost.
 
-    Dashed lines are the dense network's. Bars are 95 % intervals of the change from it, person by person. The network
-    that was kept has black rims.
+    Dashed lines are the dense network's, dotted ones what ``smallest`` was allowed to leave. Bars are 95 % intervals of
+    the change from it, person by person. The network that was kept has black rims.
 
     Args:
         result: From ``prune_to`` or ``smallest``.
@@ -78,15 +79,15 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
     if len(history) and bool(history[size].isna().any()):
         raise InputError(f"size={size!r} was not measured; expected 'macs' or 'parameters'")
     ax = new_axes(ax, (8.0, 4.6))
+    looks = group_styles(groups)
     for k, name in enumerate(groups):
-        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)]}
-        line = LINE_STYLES[1 + k // len(COLOURS) % (len(LINE_STYLES) - 1)]
+        style: dict[str, Any] = {"color": looks[name].colour}
         dense = float(figures.loc[name, "accuracy dense"])
-        ax.axhline(dense, linestyle=line, linewidth=1.1, zorder=1, **style)
+        ax.axhline(dense, linestyle=DENSE_LINE, linewidth=1.1, zorder=1, **style)
         label = f"{wrapped(name, 24)} (n = {figures.loc[name, 'people']:,.0f})"
         rows = history[history["sensitive_group"] == name].sort_values(size) if len(history) else history
         if not len(rows):
-            ax.plot([100], [dense], MARKERS[k % len(MARKERS)], label=label, **style)
+            ax.plot([100], [dense], looks[name].marker, label=label, **style)
             continue
         offset = _APART * (k - (len(groups) - 1) / 2)
         x, y = 100 * rows[size].to_numpy() + offset, rows["accuracy pruned"].to_numpy()
@@ -94,21 +95,14 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
         ax.vlines(x, *ends, linewidth=1.1, alpha=0.65, zorder=2, **style)
         ax.plot([*x, 100], [*y, dense], linewidth=0.8, alpha=0.5, zorder=2, **style)
         rims = ["black" if kept else style["color"] for kept in rows["kept"]]
-        marker = MARKERS[k % len(MARKERS)]
-        ax.scatter(x, y, s=52, marker=marker, edgecolors=rims, linewidths=1.6, zorder=3, label=label, **style)
-    stop = getattr(result, "stopped_by", None)
-    if stop is not None and stop.metric == "accuracy" and stop.sensitive_group in groups:
-        allowed = float(figures.loc[stop.sensitive_group, "accuracy dense"]) - stop.allowed
-        colour = COLOURS[groups.index(stop.sensitive_group) % len(COLOURS)]
-        ax.axhline(
-            allowed, linestyle=":", linewidth=1.1, color=colour, zorder=1, label=f"allowed, {stop.sensitive_group}"
-        )
+        marks: dict[str, Any] = {"s": 52, "marker": looks[name].marker, "edgecolors": rims, "linewidths": 1.6}
+        ax.scatter(x, y, zorder=3, label=label, **marks, **style)
+        for allowed in rows[_ALLOWED].dropna().unique() if _ALLOWED in rows else ():
+            ax.axhline(dense - allowed, linestyle=":", linewidth=1.1, zorder=1, gid=_ALLOWED, **style)
     ax.set_xlim(right=101.5)
-    ax.set_xlabel(f"left of the {_SIZES[size]}, %")
-    ax.set_ylabel("accuracy")
-    ax.set_title("\n".join(textwrap.wrap(_title(measured, history, groups, size), 78)), fontsize=10)
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
+    ax.set_xlabel(axis_label(f"left of the {_SIZES[size]}, %", "min", vertical=False))
+    ax.set_ylabel(axis_label("accuracy", "max"))
+    titled(ax, _title(measured, history, groups, size))
     ax.legend(handles=_keys(ax, len(history)), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     return ax
 
@@ -137,7 +131,9 @@ def _keys(ax: Axes, tried: int) -> list[Any]:
 
     handles, _ = ax.get_legend_handles_labels()
     grey: dict[str, Any] = {"color": "0.35"}
-    keys = [*handles, Line2D([], [], linestyle="--", linewidth=1.1, label="dense network", **grey)]
+    keys = [*handles, Line2D([], [], linestyle=DENSE_LINE, linewidth=1.1, label="dense network", **grey)]
+    if any(line.get_gid() == _ALLOWED for line in ax.lines):
+        keys.append(Line2D([], [], linestyle=":", linewidth=1.1, label="allowed drop", **grey))
     if tried:
         rim: dict[str, Any] = {"marker": "o", "linestyle": "none", "markerfacecolor": "0.8", "markeredgecolor": "black"}
         keys.append(Line2D([], [], linewidth=1.1, alpha=0.65, label="95 % of the change", **grey))

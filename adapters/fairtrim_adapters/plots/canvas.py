@@ -1,4 +1,4 @@
-"""What pictures share: axes, colours and markers that colour-blind readers can tell apart, and sheets of images."""
+"""What pictures share: axes with a title, and sheets of images; ``styles`` has the colours and markers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "COLOURS",
-    "LINE_STYLES",
-    "MARKERS",
     "as_picture",
     "draw_images",
     "import_pyplot",
     "new_axes",
     "sheet_size",
+    "titled",
     "wrapped",
 ]
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito, "Color universal design" (2008); without black, which is everybody's, and yellow, pale on white."""
-
-LINE_STYLES = ("-", "--", "-.")
-"""Dotted lines are those of the dense network."""
-
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "h", "d")
-"""The star is the dense network's."""
 
 _LINE = 0.155  # inches that a line of a title takes
 _COLUMNS = 10
@@ -73,6 +62,19 @@ def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if ax is None:
         _, ax = pyplot.subplots(figsize=size, layout="constrained")
     return ax
+
+
+def titled(ax: Axes, verdict: str, width: int = 68) -> None:
+    """A sentence above the axes, on as many lines as it needs, and a quiet grid.
+
+    Args:
+        ax: Where.
+        verdict: The sentence: who is better where.
+        width: Most characters of a line.
+    """
+    ax.set_title("\n".join(textwrap.wrap(verdict, width)), fontsize=10.5)
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
 
 
 def sheet_size(number: int, n_lines: int) -> tuple[float, float]:

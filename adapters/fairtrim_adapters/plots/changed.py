@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_changed_images"]
 
-_LOST, _GAINED, _OTHER = "#D55E00", "#0072B2", "black"
+_LOST, _GAINED, _OTHER = "#882255", "#332288", "black"  # no group's colours
 
 
 def plot_changed_images(
@@ -30,8 +30,8 @@ def plot_changed_images(
     """The images whose target lost most probability among those whose label changed.
 
     Above each image stands its target and the labels that were predicted before and after, then the sensitive group.
-    Labels that were right and became wrong are vermilion, those that became right blue, from one wrong label to another
-    black.
+    Labels that were right and became wrong are wine red, those that became right dark blue, from one wrong label to
+    another black.
 
     Args:
         changed: From ``fairtrim.changed_samples``.
@@ -95,6 +95,9 @@ def plot_changed_images(
     ax = new_axes(ax, (width, height + 0.45))
     draw_images(ax, pictures, titles, colours)
     _explain(ax, set(colours))
+    n_lost, n_gained = int(changed.lost.sum()), int(changed.gained.sum())
+    told = f"{len(changed):,} of {changed.n_samples:,} labels changed: {n_lost:,} became wrong, {n_gained:,} right"
+    ax.set_title(told, fontsize=10.5, pad=22)
     if not rows:
         ax.text(0.5, 0.5, "no label changed", ha="center", va="center", transform=ax.transAxes)
     return ax

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fairtrim import InputError, MinedSamples
 
-from .canvas import COLOURS, LINE_STYLES, MARKERS, new_axes, wrapped
+from .canvas import new_axes, titled, wrapped
+from .styles import network_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,22 +71,25 @@ def plot_confidence(
     if not bool(of_class.any()):
         raise InputError(f"label={label!r}; expected one of {torch.unique(mined.target).tolist()}")
     ax = new_axes(ax, (7.5, 4.2))
-    for k, (name, flags) in enumerate(sets.items()):
+    looks = network_styles([f"{k:03}" for k in range(len(sets))], None).values()  # sets of samples, no groups of people
+    last: dict[str, float] = {}
+    for k, ((name, flags), look) in enumerate(zip(sets.items(), looks, strict=True)):
         chosen = confidence[:, flags & of_class].double()
         title = f"{wrapped(name, 24)} (n = {chosen.shape[1]:,})"
-        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
-        line = LINE_STYLES[1] if k > 1 else LINE_STYLES[0]
+        style: dict[str, Any] = {"linestyle": "--" if k > 1 else "-", **look.marks(4.5)}
         if not chosen.shape[1]:
-            ax.plot([], [], line, label=title, **style)
+            ax.plot([], [], label=title, **style)
             continue
         low, median, high = np.quantile(chosen.numpy(), [0.25, 0.5, 0.75], axis=1)
-        ax.plot(list(mined.levels), median, line, markersize=4, label=title, zorder=2 + k, **style)
-        ax.fill_between(list(mined.levels), low, high, color=style["color"], alpha=0.16, linewidth=0)
+        ax.plot(list(mined.levels), median, label=title, zorder=2 + k, **style)
+        ax.fill_between(list(mined.levels), low, high, color=look.colour, alpha=0.16, linewidth=0)
+        last[name] = float(median[-1])
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("share of the channels that are gone")
-    ax.set_ylabel("confidence in the label" if label is None else f"confidence in label {label}")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
+    what = "confidence in the label" if label is None else f"confidence in label {label}"
+    ax.set_ylabel(f"{what} (low: given up first)")
+    told = ", ".join(f"{value:.2f} in {name}" for name, value in last.items())
+    titled(ax, f"With {100 * mined.levels[-1]:.3g} % of the channels gone, median {what}: {told}")
     ax.legend(
         title="median, quartiles", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
     ).set_alignment("left")

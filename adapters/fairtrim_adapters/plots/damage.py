@@ -9,7 +9,8 @@ import torch
 
 from fairtrim import DamageTable, InputError
 
-from .canvas import new_axes
+from .canvas import new_axes, wrapped
+from .styles import group_name, group_styles, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ _MOST_ANNOTATED = 100  # cells; with more, numbers are too small to read
 
 
 def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | None = None) -> Axes:
-    """Where in the network removing channels is predicted to hurt whom: sensitive groups by layers.
+    """Where in the network removing channels is predicted to hurt whom: layers, the first on top, by sensitive groups.
 
     Every number is of channels removed one by one. What a set of channels does together, ``table.predict`` tells.
     Colours are symmetric around 0 and linear near it; where a few layers are far above the others, they are
@@ -60,50 +61,62 @@ def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | Non
         >>> table = collect_damage(model, people, [hidden], loss_fn=nn.functional.mse_loss, progress=False)
         >>> ax = plot_damage(table, kind="largest", ax=Figure().subplots())
         >>> ax.images[0].get_array().round(3).tolist()  # squared inputs: 1 and 4 of a, 9 and 0 of b
-        [[4.0], [9.0]]
+        [[4.0, 9.0]]
     """
     if kind not in get_args(DamageKind):
         raise InputError(f"kind={kind!r}; expected one of {list(get_args(DamageKind))}")
-    layers = [name for name, size in table.sizes.items() if size]
+    layers = [name for name in table.layer_order or sorted(table.sizes, key=_natural) if table.sizes[name]]
     if not layers:
         raise InputError("the damage table has no channels; expected at least one layer that has some")
-    values = torch.stack([_summary(table[name], kind) for name in layers], 1)
-    impossible = torch.stack([table.impossible(column) for column in values.unbind(1)], 1)
+    values = torch.stack([_summary(table[name], kind) for name in layers])  # (layers, G)
+    impossible = torch.stack([table.impossible(row) for row in values])
     values = values.masked_fill(impossible, torch.nan)
-    people = [
-        f"{name if isinstance(name, str) else ', '.join(name)} (n = {count:,.0f})"
-        for name, count in zip(table.sensitive_groups, table.counts.tolist(), strict=True)
-    ]
-    names = [f"{name} ({table.sizes[name]})" for name in layers]
-    longest = 0.085 * max(map(len, names))
-    width = 2.6 + 0.075 * max(map(len, people)) + len(names) * (0.75 if len(names) <= 10 else 0.24)
-    ax = new_axes(ax, (max(5.0, width), 0.9 + longest + max(1.1, 0.3 * len(people))))
+    groups = list(map(group_name, table.sensitive_groups))
+    people = [f"{wrapped(name)}\nn = {n:,.0f}" for name, n in zip(groups, table.counts.tolist(), strict=True)]
+    names = [f"{name} ({table.sizes[layer]})" for name, layer in zip(short_names(layers), layers, strict=True)]
+    width = 3.0 + 0.075 * max(map(len, names)) + len(groups) * (1.1 if len(groups) <= 8 else 0.4)
+    ax = new_axes(ax, (max(5.5, width), 1.6 + len(names) * (0.32 if len(names) <= 40 else 0.18)))
     norm, spread = _norm(values)
     image = ax.imshow(values.numpy(), cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    ax.set_yticks(range(len(people)), people, fontsize=9)
-    ax.set_xlabel("layer (channels)")
+    ax.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= 40 else 7)
+    ax.set_xticks(range(len(people)), people, fontsize=9, rotation=0 if len(people) <= 8 else 90)
+    for tick, style in zip(ax.get_xticklabels(), group_styles(groups).values(), strict=True):
+        tick.set_color(style.colour)
+    ax.set_ylabel("layer (channels), from input to output")
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.015)
-    bar.set_label("rise of the mean loss\n(nats, if cross-entropy)")
+    bar.set_label("rise of the mean loss (red hurts)\n(nats, if cross-entropy)")
     if spread:
         bar.set_ticks(_spread_ticks(norm))
-    title = f"Predicted for each channel removed alone: {_LABELS[kind]}"
-    ax.set_title(
-        title + ("\n×: impossible, a fall of more than the loss" if bool(impossible.any()) else ""), fontsize=10
-    )
-    for g, layer in impossible.nonzero().tolist():
-        ax.text(layer, g, "×", ha="center", va="center", fontsize=8, color="black")
+    title = f"{_verdict(values, groups, short_names(layers))}\nEach channel removed alone: {_LABELS[kind]}"
+    marked = "\n×: impossible, a fall of more than the loss" if bool(impossible.any()) else ""
+    ax.set_title(title + marked, fontsize=10)
+    for layer, g in impossible.nonzero().tolist():
+        ax.text(g, layer, "×", ha="center", va="center", fontsize=8, color="black")
     if values.numel() <= _MOST_ANNOTATED:
-        for g, row in enumerate(values.tolist()):
-            for layer, value in enumerate(row):
+        for layer, row in enumerate(values.tolist()):
+            for g, value in enumerate(row):
                 if math.isnan(value):
                     continue
                 shade = "white" if abs(float(norm(value)) - 0.5) > 0.3 else "black"
-                ax.text(layer, g, f"{value:+.2g}", ha="center", va="center", fontsize=8, color=shade)
+                ax.text(g, layer, f"{value:+.2g}", ha="center", va="center", fontsize=8, color=shade)
     return ax
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order of names in which 10 comes after 2."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _verdict(values: torch.Tensor, groups: list[str], layers: list[str]) -> str:
+    """Whom removing a channel is predicted to hurt most, and where."""
+    known = values.nan_to_num(-math.inf)
+    layer, g = divmod(int(known.argmax()), len(groups))
+    if not float(known[layer, g]) > 0:
+        return "No channel is predicted to hurt a group"
+    return f"Predicted to hurt most: {groups[g]}, in {layers[layer]}"
 
 
 def _summary(damage: torch.Tensor, kind: str) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fairtrim import BiasInfluence, InputError, Repair
 
-from .canvas import as_picture, draw_images, new_axes, sheet_size
+from .canvas import as_picture, draw_images, new_axes, sheet_size, titled
+from .styles import EVERYBODY, axis_label, better, network_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +43,8 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
         >>> people = [(x, (x[:, 0] > 0.3).long(), ["a", "b", "b"] * 20)]
         >>> repair = ThresholdSelection(epsilon=0.2).repair(torch.nn.Linear(1, 1), people, progress=False)
         >>> ax = plot_trade_off({"threshold": repair}, ax=Figure().subplots())
-        >>> ax.get_xlabel(), ax.get_ylabel()
-        ('|demographic parity difference|, selection people', 'balanced accuracy')
+        >>> ax.get_xlabel()
+        '|demographic parity difference|, selection people (less is better ←)'
     """
     if not repairs:
         raise InputError("no repairs to draw; expected at least one, by name")
@@ -54,6 +55,7 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
     ax = new_axes(ax, (7.5, 4.5))
     first = next(iter(repairs.values()))
     right = 1.15 * max(abs(first.bias_before), first.objective.epsilon) if max_bias is None else max_bias
+    looks = network_styles(repairs)
     for name, repair in repairs.items():
         points = [point for point in repair.trade_off if point.believed <= right]
         sizes = [point.believed for point in points]
@@ -61,13 +63,19 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
         if points:
             sizes.append(right)
             performances.append(performances[-1])
-        (line,) = ax.plot(sizes, performances, drawstyle="steps-post", label=name)
-        ax.plot(repair.chosen.believed, repair.performance, "o", color=line.get_color())
-    ax.plot(abs(first.bias_before), first.performance_before, "kx", label="as given")
-    ax.axvline(first.objective.bound, color="grey", linestyle=":", linewidth=1)
+        ax.plot(sizes, performances, drawstyle="steps-post", color=looks[name].colour)
+        ax.plot(repair.chosen.believed, repair.performance, label=name, **looks[name].marks(7))
+    ax.plot(abs(first.bias_before), first.performance_before, "x", color=EVERYBODY, linestyle="none", label="as given")
+    bound = first.objective.bound
+    ax.axvline(bound, color="grey", linestyle=":", linewidth=1)
     ax.set_xlim(0, right)
-    ax.set_xlabel(f"|{measure.replace('_', ' ')}|, selection people")
-    ax.set_ylabel(performance.replace("_", " "))
+    ax.set_xlabel(axis_label(f"|{measure.replace('_', ' ')}|, selection people", "min", vertical=False))
+    ax.set_ylabel(axis_label(performance, better(performance) or "max"))
+    within = {name: repair.performance for name, repair in repairs.items() if repair.chosen.believed <= bound}
+    best = max(within, key=within.__getitem__, default="")
+    given = f"as given {first.performance_before:.3f} at {abs(first.bias_before):.3g}"
+    kept = f"{best} keeps most {performance.replace('_', ' ')}, {within[best]:.3f}" if best else "nothing was found"
+    titled(ax, f"Within the bound of {bound:.3g}, {kept}; {given}")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return ax
 
@@ -113,10 +121,13 @@ def plot_most_harmful(
     scores = influence.scores[rows].tolist()
     if images is None:
         ax = new_axes(ax, (7, 1 + 0.28 * len(rows)))
-        ax.barh(range(len(rows)), scores, color="tab:red")
+        ax.barh(range(len(rows)), scores, color="#882255")
         ax.set_yticks(range(len(rows)), names)
         ax.invert_yaxis()
-        ax.set_xlabel(f"influence on {influence.measure.replace('_', ' ')} (positive: raises it)")
+        measure = influence.measure.replace("_", " ")
+        ax.set_xlabel(f"influence on {measure} (more is worse →)")
+        titled(ax, f"Training samples that raise {measure} most" if rows else f"No training sample raises {measure}")
+        ax.grid(visible=False, axis="y")
         return ax
     pictures = [as_picture(images[row]) for row in rows]
     ax = new_axes(ax, sheet_size(len(rows), 2))

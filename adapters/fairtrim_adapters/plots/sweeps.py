@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,22 @@ import numpy.typing as npt
 import pandas as pd
 
 from fairtrim import InputError
-from fairtrim_adapters.pareto import Direction, mean_over_seeds, now_called, pareto_set
+from fairtrim_adapters.pareto import mean_over_seeds, now_called, pareto_set
 
-from .canvas import COLOURS, LINE_STYLES, MARKERS, import_pyplot, new_axes
+from .canvas import import_pyplot, new_axes, titled
+from .styles import (
+    DENSE_LINE,
+    EVERYBODY,
+    MOST_GROUPS,
+    MOST_NETWORKS,
+    Style,
+    axis_label,
+    better,
+    group_styles,
+    in_words,
+    network_styles,
+    quoted,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,31 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["plot_group_metric", "plot_pareto"]
 
 _DENSE = "dense"
-_FILLS = ("full", "none", "left", "bottom", "right", "top")
-_SMALLER_IS_BETTER = ("parameters", "macs", "latency_ms", "changed_predictions", "false_positive_rate")
-_LARGER_IS_BETTER = ("accuracy", "balanced_accuracy", "worst_group_accuracy", "true_positive_rate")
-_REMOVED = {
-    "parameters_ratio": "parameters removed (%)",
-    "macs_ratio": "multiply-adds removed (%)",
-    "latency_ratio": "latency saved (%)",
-}
+_UNREPAIRED = "none"
+_LEFT = {"parameters_ratio": "parameters left, %", "macs_ratio": "MACs left, %", "latency_ratio": "latency left, %"}
+_LABEL_APART = 0.055  # of the height of the axes, between two names of lines
 
 
-def _words(column: str) -> str:
-    return column.replace("_", " ")
+def _begun(column: str) -> str:
+    words = in_words(column)
+    return words[:1].upper() + words[1:]
 
 
-def _direction(column: str, objectives: Mapping[str, Direction] | None) -> Direction | None:
-    if objectives is not None and column in objectives:
-        return objectives[column]
-    if column in _LARGER_IS_BETTER:
-        return "max"
-    small = column in (*_SMALLER_IS_BETTER, *_REMOVED) or column.endswith("_difference")
-    return "min" if small else None
-
-
-def _axis_label(column: str, direction: Direction | None) -> str:
-    return _words(column) + {"max": "  (better →)", "min": "  (← better)", None: ""}[direction]
+def _axis(column: str, *, vertical: bool) -> str:
+    way = "min" if column in _LEFT else better(column)
+    return axis_label(_LEFT.get(column, column), way, vertical=vertical)
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -58,199 +60,171 @@ def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
         raise InputError("the sweep has no rows; expected at least one run")
 
 
-def _first_first(values: pd.Series, first: str) -> list[str]:
-    """Distinct values in the order of the frame, but one of them before all others."""
-    distinct = [str(value) for value in dict.fromkeys(values)]
-    return sorted(distinct, key=lambda value: value != first)
-
-
-def _choose(given: Sequence[str], looks: Sequence[str], what: str) -> dict[str, str]:
-    if len(given) > len(looks):
-        raise InputError(
-            f"the sweep has {len(given)} {what}; expected at most {len(looks)}, which can be told apart: select rows"
-        )
-    return dict(zip(given, looks, strict=False))
-
-
 def plot_pareto(
     frame: pd.DataFrame,
     *,
-    x: str = "equalized_odds_difference",
-    y: str = "accuracy",
-    colour: str = "parameters_ratio",
-    objectives: Mapping[str, Direction] | None = None,
+    x: str = "parameters_ratio",
+    y: str = "worst_group_accuracy",
+    post_processor: str = "none",
     ax: Axes | None = None,
 ) -> Axes:
-    """Performance against a gap, one marker for each (criterion, pruning ratio, post-processor) of a sweep.
+    """What each criterion leaves of a figure at each size: a line a criterion, its name at the line's end.
 
-    A large marker is the mean over seeds, small ones are the single seeds, thin lines the means of the seeds' 95 %
-    intervals. The shape tells the criterion, the filling the post-processor, the colour how much was removed. The star
-    is the dense network. A ring marks the Pareto set of the means (``pareto_set``); if it is about nothing but x and y,
-    a line joins it.
+    A mark is the mean over seeds of one pruning ratio, its bar reaches over the seeds; of a single seed it is the 95 %
+    interval over people. The dashed line is the dense network. The shaded area is what nobody needs: every network in
+    it is beaten in both figures by one at the area's edge, which is the Pareto set of x and y, or equal to it. The
+    title tells the largest pruning ratio that all criteria have.
 
     Args:
         frame: From ``fairtrim_adapters.sweep.sweep``.
-        x: Column of the horizontal axis.
-        y: Column of the vertical axis.
-        colour: Column of the colours; ``parameters_ratio``, ``macs_ratio`` and ``latency_ratio`` are shown as what was
-            removed, 1 − ratio in percent.
-        objectives: As for ``pareto_set``; default x and y, as far as one direction of them is known to be better, and
-            ``parameters``, if the sweep has them.
+        x: Column of the horizontal axis; ``parameters_ratio``, ``macs_ratio`` and ``latency_ratio`` in percent, small
+            networks on the right.
+        y: Column of the vertical axis, such as ``accuracy``, ``accuracy[Female]`` or ``equalized_odds_difference``.
+        post_processor: Which runs.
         ax: Where to draw; default new axes.
 
     Returns:
         The axes.
 
     Raises:
-        InputError: A column is missing, the sweep is empty, has more criteria or post-processors than can be told
-            apart, or nothing to draw, or matplotlib is not installed.
+        InputError: A column is missing, the sweep is empty, has no such runs, more criteria than can be told apart, or
+            nothing to draw, or matplotlib is not installed.
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> run = {"seed": 0, "criterion": "magnitude", "pruning_ratio": 0.5, "post_processor": "none"}
-        >>> figures = {"parameters_ratio": 0.3, "accuracy": 0.9, "equalized_odds_difference": 0.2}
-        >>> table = pd.DataFrame([{**run, **figures}])
-        >>> ax = plot_pareto(table, ax=Figure().subplots())
-        >>> ax.get_xlabel(), ax.get_ylabel()
-        ('equalized odds difference  (← better)', 'accuracy  (better →)')
+        >>> run = {"seed": 0, "criterion": "magnitude", "post_processor": "none"}
+        >>> rows = [{"pruning_ratio": 0.5, "parameters_ratio": 0.3, "worst_group_accuracy": 0.8},
+        ...         {"pruning_ratio": 0.8, "parameters_ratio": 0.1, "worst_group_accuracy": 0.6}]
+        >>> ax = plot_pareto(pd.DataFrame([run | row for row in rows]), ax=Figure().subplots())
+        >>> " ".join(ax.get_title().split())
+        'With 80 % of the channels removed, accuracy of the worst group: 0.600 (magnitude)'
     """
-    _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor", x, y, colour])
+    _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor", x, y])
     means = mean_over_seeds(frame)
-    pruned = [name for name in dict.fromkeys(frame["criterion"]) if name != _DENSE]
-    shapes = {_DENSE: "*", **_choose(pruned, MARKERS, "criteria")}
-    fills = _choose(_first_first(frame["post_processor"], "none"), _FILLS, "post-processors")
-    if objectives is None:
-        known = {name: _direction(name, None) for name in (y, x, "parameters") if name in means}
-        chosen: dict[str, Direction] = {name: better for name, better in known.items() if better is not None}
-    else:
-        chosen = dict(objectives)
-    members = pareto_set(means, chosen) if chosen else pd.Series(False, index=means.index)
-    words = [name for name in (x, y, colour) if name not in means]
+    words = [name for name in (x, y) if name not in means]
     if words:
         raise InputError(f"the columns {words} hold no numbers; expected some that do")
-    drawable = means[[x, y]].notna().all(axis=1)
-    if not drawable.any():
-        raise InputError(f"every run has NaN in {x!r} or {y!r}; expected some with both")
-
+    runs = means[(means["post_processor"] == post_processor) & means[[x, y]].notna().all(axis=1)]
+    criteria = _criteria(means, runs, post_processor, f"{x!r} or {y!r}")
+    if len(criteria) > MOST_NETWORKS:
+        raise InputError(
+            f"the sweep has {len(criteria)} criteria; expected at most {MOST_NETWORKS}, which can be told apart: "
+            "select rows"
+        )
     import_pyplot()  # tells what is missing, before anything is drawn
-    paint = _Paint(frame, colour)
-    ax = new_axes(ax, (8.2, 5.4))
-    for _, run in frame.iterrows() if means["seeds"].max() > 1 else ():
-        marker = shapes[run["criterion"]]
-        ax.plot(run[x], run[y], marker, color=paint(run), markersize=3.2, alpha=0.55, markeredgewidth=0, zorder=2)
-    intervals = False
-    for place, run in means[drawable].iterrows():
-        shade, dense = paint(run), run["criterion"] == _DENSE
-        intervals = _draw_interval(ax, run, x, y, shade) or intervals
-        edge = "black" if dense else shade
-        mark: dict[str, Any] = {
-            "marker": shapes[run["criterion"]],
-            "fillstyle": fills[run["post_processor"]],
-            "linestyle": "none",
-        }
-        colours: dict[str, Any] = {
-            "color": edge,
-            "markeredgecolor": edge,
-            "markerfacecoloralt": "white",
-            "markeredgewidth": 1.3,
-        }
-        ax.plot(run[x], run[y], **mark, **colours, markersize=15 if dense else 8, zorder=4)
-        if members[place]:
-            ring: dict[str, Any] = {
-                "markersize": 19 if dense else 14,
-                "markerfacecolor": "none",
-                "markeredgecolor": "black",
-            }
-            ax.plot(run[x], run[y], "o", **ring, zorder=3)
-    if set(chosen) <= {x, y} and members.any():
-        front = means[members].sort_values([x, y])
-        ax.plot(front[x], front[y], color="black", linewidth=0.8, zorder=1)
-    ax.set_xlabel(_axis_label(x, _direction(x, chosen)))
-    ax.set_ylabel(_axis_label(y, _direction(y, chosen)))
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    bar = ax.figure.colorbar(paint.scale(), ax=ax, location="top", aspect=45, pad=0.02, fraction=0.05)
-    bar.set_label(paint.label)
-    handles = _keys(shapes, fills, means, chosen if members.any() else {}, intervals=intervals)
-    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    ax = new_axes(ax, (8.2, 4.8))
+    scale = 100.0 if x in _LEFT else 1.0
+    looks = network_styles(criteria, _DENSE)
+    dense = means[(means["criterion"] == _DENSE) & (means["post_processor"] == _UNREPAIRED)]
+    ends: dict[str, tuple[float, float]] = {}
+    for name in criteria:
+        line = runs[runs["criterion"] == name].sort_values("pruning_ratio", kind="stable")
+        at, values = scale * line[x].to_numpy(), line[y].to_numpy()
+        ax.plot(at, values, linewidth=1.6, label=name, zorder=3, **looks[name].marks())
+        low, high = _spread(frame, line, y, post_processor)
+        ax.vlines(at, low, high, color=looks[name].colour, linewidth=1.1, alpha=0.55, zorder=2)
+        ends[name] = float(at[-1]), float(values[-1])
+    if scale > 1:
+        ax.invert_xaxis()
+        _percent_scale(ax, scale * runs[x].to_numpy())
+    for value in dense[y].dropna():
+        ax.axhline(value, color=EVERYBODY, linestyle=DENSE_LINE, linewidth=1.1, zorder=2)
+        ends[f"dense {value:.3f}"] = np.nan, float(value)
+    _shade(ax, pd.concat([runs, dense]).drop_duplicates(), x, y, scale)
+    ax.set_xlabel(_axis(x, vertical=False) if scale == 1 else f"{_LEFT[x]} (less is better →)")
+    ax.set_ylabel(_axis(y, vertical=True))
+    titled(ax, _finding(runs, criteria, y))
+    _name_lines(ax, ends, looks)
     return ax
 
 
-class _Paint:
-    """The colour of a run."""
-
-    def __init__(self, frame: pd.DataFrame, column: str) -> None:
-        from matplotlib import colormaps
-        from matplotlib.colors import ListedColormap, Normalize
-
-        self._column, self._removed = column, column in _REMOVED
-        values = np.array([self._value(value) for value in frame[column]])
-        values = values[np.isfinite(values)]
-        if not len(values):
-            raise InputError(f"every run has NaN in {column!r}; expected numbers for the colours")
-        low, high = float(values.min()), float(values.max())
-        # the palest quarter of the map is hard to see on white
-        self._map = ListedColormap(colormaps["viridis_r"](np.linspace(0.18, 1, 256)))
-        self._norm = Normalize(low, high if high > low else low + 1)
-        self.label = _REMOVED.get(column, _words(column))
-
-    def _value(self, value: float) -> float:
-        return 100 * (1 - float(value)) if self._removed else float(value)
-
-    def __call__(self, run: pd.Series) -> Any:
-        value = self._value(run[self._column])
-        return self._map(self._norm(value)) if np.isfinite(value) else (0.6, 0.6, 0.6, 1.0)
-
-    def scale(self) -> Any:
-        from matplotlib.cm import ScalarMappable
-
-        return ScalarMappable(self._norm, self._map)
+def _criteria(means: pd.DataFrame, runs: pd.DataFrame, post_processor: str, columns: str) -> list[str]:
+    """Names of the criteria that there are runs of, in the order of the frame."""
+    criteria = [name for name in dict.fromkeys(runs["criterion"]) if name != _DENSE]
+    pruned = means[means["criterion"] != _DENSE]
+    if not criteria and post_processor in set(pruned["post_processor"]):
+        raise InputError(f"every run has NaN in {columns}; expected some with numbers")
+    if not criteria:
+        known = list(dict.fromkeys(pruned["post_processor"]))
+        raise InputError(f"no pruned network has post_processor={post_processor!r}; the sweep has {known}")
+    return criteria
 
 
-def _draw_interval(ax: Axes, run: pd.Series, x: str, y: str, shade: Any) -> bool:
-    """Whether there was one."""
-    drawn = False
-    line = {"color": shade, "linewidth": 0.7, "alpha": 0.6, "zorder": 1}
-    for column, draw, across in ((x, ax.hlines, run[y]), (y, ax.vlines, run[x])):
-        ends = [run.get(f"{column}_{end}", np.nan) for end in ("low", "high")]
-        if np.isfinite(ends).all():
-            draw(across, *ends, **line)
-            drawn = True
-    return drawn
+def _spread(
+    frame: pd.DataFrame, line: pd.DataFrame, column: str, post_processor: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Lowest and highest of the seeds at each mark; of a single seed the ends of the interval."""
+    if line["seeds"].max() == 1:
+        empty = pd.Series(np.nan, line.index)
+        low, high = (line.get(_end(column, end), empty).to_numpy(dtype=float) for end in ("low", "high"))
+        return low, high
+    chosen = frame[(frame["criterion"] == line["criterion"].iloc[0]) & (frame["post_processor"] == post_processor)]
+    by_ratio = chosen.groupby("pruning_ratio")[column]
+    ratios = line["pruning_ratio"]
+    return by_ratio.min()[ratios].to_numpy(), by_ratio.max()[ratios].to_numpy()
 
 
-def _keys(
-    shapes: Mapping[str, str],
-    fills: Mapping[str, Any],
-    means: pd.DataFrame,
-    objectives: Mapping[str, Direction],
-    *,
-    intervals: bool,
-) -> list[Any]:
-    """Entries of the legend."""
-    from matplotlib.lines import Line2D
+def _percent_scale(ax: Axes, shares: npt.NDArray[Any]) -> None:
+    """Percent, logarithmic where the sizes lie far apart, with ticks that are read at once."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    grey: dict[str, Any] = {"color": "0.35", "linestyle": "none", "markersize": 7.5}
-    present = set(means["criterion"])
-    keys = [
-        Line2D(
-            [], [], marker=shape, label=name, **({**grey, "color": "black", "markersize": 12} if shape == "*" else grey)
-        )
-        for name, shape in shapes.items()
-        if name in present
-    ]
-    if len(fills) > 1:
-        for name, fill in fills.items():
-            label = "no post-processor" if name == "none" else name
-            keys.append(Line2D([], [], marker="o", fillstyle=fill, markerfacecoloralt="white", label=label, **grey))
-    if intervals:
-        keys.append(Line2D([], [], color="0.35", linewidth=0.7, alpha=0.6, label="95 % interval"))
-    if means["seeds"].max() > 1:
-        keys.append(Line2D([], [], marker="o", **{**grey, "markersize": 3.2}, alpha=0.6, label="single seeds"))
-    if objectives:
-        ring = {**grey, "color": "black", "markersize": 12, "markerfacecolor": "none"}
-        keys.append(Line2D([], [], marker="o", label="Pareto set of\n" + ",\n".join(map(_words, objectives)), **ring))
-    return keys
+    if not 0 < shares.min() < shares.max() / 4:
+        return
+    ax.set_xscale("log")
+    ticks = [value for power in range(-2, 3) for value in np.array([1, 2, 3, 5, 7]) * 10.0**power]
+    ax.xaxis.set_major_locator(FixedLocator([value for value in ticks if value <= 100]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _shade(ax: Axes, rows: pd.DataFrame, x: str, y: str, scale: float) -> None:
+    """What is beaten in both figures, if one direction of each is better."""
+    ways = {x: "min" if x in _LEFT else better(x), y: better(y)}
+    if x == y or None in ways.values():
+        return
+    front = rows[pareto_set(rows, {column: way for column, way in ways.items() if way in ("max", "min")})]  # type: ignore[misc]
+    front = front.sort_values(x, ascending=ways[x] == "min").drop_duplicates([x, y])
+    (left, right), (bottom, top) = sorted(ax.get_xlim()), ax.get_ylim()
+    far = right if ways[x] == "min" else left
+    edge = [*(scale * front[x]), far], [*front[y], front[y].iloc[-1]]
+    ax.fill_between(*edge, bottom if ways[y] == "max" else top, step="post", color="0.5", alpha=0.13, linewidth=0)
+    ax.step(*edge, where="post", color="0.45", linewidth=0.8, zorder=1)
+    corner = (0.01, 0.02, "bottom") if ways[y] == "max" else (0.01, 0.98, "top")
+    ax.text(*corner[:2], "shaded: another is smaller and better" if x in _LEFT else "shaded: another is better in both",
+            transform=ax.transAxes, va=corner[2], fontsize=8, color="0.35")  # fmt: skip
+    ax.set_xlim((right, left) if ax.xaxis_inverted() else (left, right))
+    ax.set_ylim(bottom, top)
+
+
+def _finding(runs: pd.DataFrame, criteria: Sequence[str], y: str) -> str:
+    """The best and the worst criterion at the largest ratio that all of them have."""
+    common = set.intersection(*(set(runs.loc[runs["criterion"] == name, "pruning_ratio"]) for name in criteria))
+    if not common:
+        return f"{_begun(y)} by criterion and size"
+    at = runs[(runs["pruning_ratio"] == max(common)) & runs["criterion"].isin(criteria)].set_index("criterion")[y]
+    ordered = at.sort_values(ascending=better(y) == "min", kind="stable")
+    told = " to ".join(f"{at[name]:.3f} ({name})" for name in dict.fromkeys((ordered.index[0], ordered.index[-1])))
+    return f"With {100 * max(common):.3g} % of the channels removed, {in_words(y)}: {told}"
+
+
+def _name_lines(ax: Axes, ends: dict[str, tuple[float, float]], looks: dict[str, Style]) -> None:
+    """Names at the right of the axes, at the heights of the lines' ends, moved apart where they would touch."""
+    low, high = ax.get_ylim()
+    place = {name: (y - low) / (high - low) for name, (_, y) in ends.items()}
+    names = sorted(place, key=place.__getitem__)
+    moved, least = {}, -np.inf
+    for name in names:
+        least = moved[name] = max(place[name], least + _LABEL_APART)
+    surplus = max(0.0, least - 1.0)
+    for name in names:
+        colour = looks[name].colour if name in looks else EVERYBODY
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkB": 6}
+        ax.annotate(
+            name, ends[name] if name in looks else (1.0, ends[name][1]), (1.03, moved[name] - surplus),
+            xycoords="data" if name in looks else ax.get_yaxis_transform(), textcoords="axes fraction", va="center",
+            fontsize=9.5, fontweight="bold", color=colour, annotation_clip=False,
+            arrowprops=line if name in looks else None,
+        )  # fmt: skip
 
 
 def plot_group_metric(
@@ -262,9 +236,9 @@ def plot_group_metric(
 ) -> npt.NDArray[Any]:
     """One metric of each sensitive group against the share of channels removed, one panel a criterion.
 
-    Lines are means over seeds, bands the means of the seeds' 95 % intervals, black is everybody. Dotted lines show the
+    Lines are means over seeds, bands the means of the seeds' 95 % intervals, black is everybody. Dashed lines show the
     dense network without a post-processor; lines begin at the dense network if the sweep has it with the same
-    post-processor.
+    post-processor. A group looks the same in every picture of these people.
 
     Args:
         frame: From ``fairtrim_adapters.sweep.sweep``.
@@ -285,7 +259,7 @@ def plot_group_metric(
         >>> table = pd.DataFrame([{**run, "accuracy": 0.9, "accuracy[a]": 0.95, "accuracy[b]": 0.8}])
         >>> (ax,) = plot_group_metric(table, axes=[Figure().subplots()])
         >>> ax.get_title(), ax.get_ylabel()
-        ('magnitude', 'accuracy')
+        ('magnitude', 'accuracy (higher is better ↑)')
     """
     _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor"])
     means = mean_over_seeds(frame)
@@ -293,28 +267,25 @@ def plot_group_metric(
     if not groups:
         known = sorted({name.partition("[")[0] for name in means if name.endswith("]")})
         raise InputError(f"metric={metric!r} is not in the sweep by sensitive group; those that are: {known}")
-    looks = [(colour, style) for style in LINE_STYLES for colour in COLOURS]
-    if len(groups) > len(looks):
+    if len(groups) > MOST_GROUPS:
         raise InputError(
-            f"the sweep has {len(groups)} sensitive groups; expected at most {len(looks)}: leave columns out"
+            f"the sweep has {len(groups)} sensitive groups; expected at most {MOST_GROUPS}: leave columns out"
         )
     runs = means[means["post_processor"] == post_processor]
-    criteria = [name for name in dict.fromkeys(runs["criterion"]) if name != _DENSE]
-    if not criteria:
-        known = list(dict.fromkeys(means.loc[means["criterion"] != _DENSE, "post_processor"]))
-        raise InputError(f"no pruned network has post_processor={post_processor!r}; the sweep has {known}")
+    criteria = _criteria(means, runs, post_processor, repr(metric))
     figure, panels = _panels(axes, criteria)
     untouched = means[(means["criterion"] == _DENSE) & (means["post_processor"] == "none")]
     begins = runs[runs["criterion"] == _DENSE]
-    lines = [*zip([f"{metric}[{g}]" for g in groups], looks, groups, strict=False)]
-    lines += [(metric, ("black", "-"), "everybody")] if metric in means else []
+    looks = group_styles(groups)
+    curves: list[tuple[str, Style | None, str]] = [(f"{metric}[{group}]", looks[group], group) for group in groups]
+    curves += [(metric, None, "everybody")] if metric in means else []
     for panel, criterion in zip(panels, criteria, strict=True):
         here = pd.concat([begins, runs[runs["criterion"] == criterion]]).sort_values("pruning_ratio", kind="stable")
-        for g, (column, look, label) in enumerate(lines):
-            marker = None if column == metric else MARKERS[g % len(MARKERS)]
-            _draw_group(panel, here, column, look, label, marker, faint=len(lines) > 5)
+        for column, look, label in curves:
+            _draw_group(panel, here, column, look, label, faint=len(curves) > 5)
             for value in untouched[column].dropna():
-                panel.axhline(value, color=look[0], linestyle=":", linewidth=0.9, zorder=2)
+                colour = EVERYBODY if look is None else look.colour
+                panel.axhline(value, color=colour, linestyle=DENSE_LINE, linewidth=0.9, zorder=2)
         panel.set_title(criterion, fontsize=10)
         panel.grid(color="0.93", linewidth=0.6)
         panel.set_axisbelow(True)
@@ -322,10 +293,12 @@ def plot_group_metric(
         for panel in panels:
             panel.set_xlabel("channels removed (%, as asked)")
             panel.set_ylim(min(p.get_ylim()[0] for p in panels), max(p.get_ylim()[1] for p in panels))
-        panels[0].set_ylabel(_words(metric))
+        panels[0].set_ylabel(_axis(metric, vertical=True))
     else:
         figure.supxlabel("channels removed (%, as asked)", fontsize=10)
-        figure.supylabel(_words(metric), fontsize=10)
+        figure.supylabel(_axis(metric, vertical=True), fontsize=10)
+        lines = textwrap.wrap(_who_pays(runs, untouched, criteria, metric, groups), int(11 * figure.get_figwidth()))
+        figure.suptitle("\n".join(lines), fontsize=10.5)
     handles, labels = _group_keys(panels[0], untouched)
     if figure is None:
         panels[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
@@ -362,33 +335,38 @@ def _panels(
     return figure, panels
 
 
-def _draw_group(
-    panel: Axes,
-    here: pd.DataFrame,
-    column: str,
-    look: tuple[str, str],
-    label: str,
-    marker: str | None,
-    *,
-    faint: bool,
-) -> None:
+def _who_pays(
+    runs: pd.DataFrame, dense: pd.DataFrame, criteria: Sequence[str], metric: str, groups: Sequence[str]
+) -> str:
+    """Which criterion changes the metric of whom most, for the worse, and which least, at the largest ratio of all."""
+    way = better(metric)
+    common = set.intersection(*(set(runs.loc[runs["criterion"] == name, "pruning_ratio"]) for name in criteria))
+    columns = [f"{metric}[{group}]" for group in groups]
+    if not common or not len(dense) or way is None:
+        return f"{_begun(metric)} of each sensitive group"
+    at = runs[(runs["pruning_ratio"] == max(common)) & runs["criterion"].isin(criteria)].set_index("criterion")[columns]
+    losses = (at - dense[columns].iloc[0]) * (-1 if way == "max" else 1)
+    worst, who = losses.max(axis=1), losses.fillna(-np.inf).idxmax(axis=1)
+    name, least = str(worst.idxmax()), str(worst.idxmin())
+    verb, of = (
+        ("costs", f"points of {in_words(metric)}") if way == "max" else ("adds", f"points of {in_words(metric)} to")
+    )
+    group = who[name][len(metric) + 1 : -1]
+    points = f"{100 * worst[name]:.1f} {of}"
+    told = f"{quoted(name)} {verb} {group} {points}" if way == "max" else f"{quoted(name)} {verb} {points} {group}"
+    other = f"; {quoted(least)} costs no group more than {max(0.0, 100 * worst[least]):.1f}" if least != name else ""
+    return f"With {100 * max(common):.3g} % of the channels removed, {told}{other}"
+
+
+def _draw_group(panel: Axes, here: pd.DataFrame, column: str, look: Style | None, label: str, *, faint: bool) -> None:
     """A line, and a band if there are intervals; the line of everybody has no marker."""
-    shade, style = look
+    shade = EVERYBODY if look is None else look.colour
     share = 100 * here["pruning_ratio"].to_numpy(dtype=float)
     low, high = (here.get(_end(column, end), pd.Series(np.nan, here.index)) for end in ("low", "high"))
     if np.isfinite(low).any():
         panel.fill_between(share, low, high, color=shade, alpha=0.07 if faint else 0.16, linewidth=0, zorder=1)
-    panel.plot(
-        share,
-        here[column],
-        color=shade,
-        linestyle=style,
-        linewidth=1.3 if marker else 1.9,
-        marker=marker,
-        markersize=4,
-        label=label,
-        zorder=3 if marker else 4,
-    )
+    marks: dict[str, Any] = {"color": shade, "linewidth": 1.9, "zorder": 4}
+    panel.plot(share, here[column], label=label, **(marks if look is None else {"zorder": 3, **look.marks(4)}))
 
 
 def _end(column: str, end: str) -> str:
@@ -406,7 +384,7 @@ def _group_keys(panel: Axes, untouched: pd.DataFrame) -> tuple[list[Any], list[s
         handles, labels = [*handles, Patch(color="0.35", alpha=0.25, linewidth=0)], [*labels, "95 % interval"]
     if len(untouched):
         handles, labels = (
-            [*handles, Line2D([], [], color="0.4", linestyle=":", linewidth=0.9)],
+            [*handles, Line2D([], [], color="0.4", linestyle=DENSE_LINE, linewidth=0.9)],
             [*labels, "dense network"],
         )
     return handles, labels

@@ -100,7 +100,7 @@ def report_sweep(
         timing=timing,
         flags=tuple(_flags(table)),
         objectives={str(column): str(direction) for column, direction in chosen.items()},
-        pictures=_pictures(table, chosen) if pictures else (),
+        pictures=_pictures(table) if pictures else (),
         runs=_runs(table),
     )
     disturbed = timing is not None and about.get("latency", {}).get("n_jobs") not in (None, 1)
@@ -275,27 +275,32 @@ def _is_known(table: pd.DataFrame, metric: str) -> bool:
     return metric in table and bool(table[metric].notna().any())
 
 
-def _pictures(table: pd.DataFrame, objectives: Mapping[str, Direction]) -> tuple[Picture, ...]:
+def _pictures(table: pd.DataFrame) -> tuple[Picture, ...]:
     from fairtrim_adapters.plots import plot_group_metric, plot_pareto
 
     if (table["criterion"] == DENSE).all():
         return ()
+    pruned = table[table["criterion"] != DENSE]
+    size = "parameters_ratio" if _is_known(table, "parameters_ratio") else "parameters"
     gaps = ("equalized_odds_difference", "accuracy_score_difference")
     gap = next((name for name in gaps if _is_known(table, name)), None)
     drawn = []
-    if gap is not None:
-        axes = plot_pareto(table, x=gap, objectives=objectives)
-        words = gap.replace("_", " ")
-        drawn.append(
-            closed_picture(
-                axes,
-                "pareto",
-                f"Accuracy against {words}, one mark for each network. A small {words} may come from harm to all: see "
-                "each sensitive group below.",
-                f"Scatter chart of accuracy against {words}; the same figures are in the tables.",
-                "Networks compared",
+    for post_processor in dict.fromkeys(pruned["post_processor"]):
+        for column in filter(None, ("worst_group_accuracy", gap)):
+            if not _is_known(pruned[pruned["post_processor"] == post_processor], column):
+                continue
+            words, after = column.replace("_", " "), f", {post_processor}" if post_processor != UNREPAIRED else ""
+            axes = plot_pareto(table, x=size, y=column, post_processor=post_processor)
+            drawn.append(
+                closed_picture(
+                    axes,
+                    f"{column}-{post_processor}".replace("_", "-").removesuffix(f"-{UNREPAIRED}"),
+                    f"{words.capitalize()} at each size{after}: a line for each criterion; dashed: the dense network; "
+                    "bars: over seeds, or 95 % intervals of one seed; shaded: another network is better in both.",
+                    f"Line chart of {words} against size by criterion{after}; the same figures are in the tables.",
+                    "Networks compared",
+                )
             )
-        )
     for metric in ("accuracy", "true_positive_rate"):
         if _is_known(table, metric):
             panels = plot_group_metric(table, metric)

@@ -142,7 +142,9 @@ def collect_damage(
     places = encoder.share(processes)
     total = moments.merged(processes, places, len(encoder.groups))
     run.finish()
-    return DamageTable(sizes=sizes, **total.means(encoder))
+    listed = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    order = tuple(sorted(sizes, key=lambda name: listed.get(name, len(listed))))
+    return DamageTable(sizes=sizes, layer_order=order, **total.means(encoder))
 
 
 def refuse_nobody(batch: Batch) -> None:

@@ -66,6 +66,7 @@ def side_by_side(tables: Mapping[str, DamageTable]) -> DamageTable:
         second_order_error=_together([table.second_order_error for table in every]),
         signed_loss=any(table.signed_loss for table in every),
         loss_error=_together([table.loss_error for table in every]),
+        layer_order=every[0].layer_order,
     )
 
 

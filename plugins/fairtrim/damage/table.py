@@ -58,6 +58,8 @@ class DamageTable(Printed):
         loss_error: Standard error of ``loss``, (G,).
         sample_losses: Losses of the single samples in the order in which this process read them, (N,).
         read_order: A digest of that order.
+        layer_order: Names of the channel groups in the order in which the network lists its modules, the first layers
+            first; empty where it wasn't collected.
 
     Example:
         >>> from fairtrim import ChannelGroup, ChannelPlace, collect_damage
@@ -84,6 +86,7 @@ class DamageTable(Printed):
     loss_error: Tensor | None = None
     sample_losses: Tensor | None = None
     read_order: bytes = b""
+    layer_order: tuple[str, ...] = ()
 
     @property
     def damage(self) -> Tensor:

@@ -276,9 +276,9 @@ class _Search:
 
 
 def _with_metrics(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """History with a drop, its upper end and whether it passes for each metric."""
+    """History with a drop, its upper end, what was allowed and whether it passes for each metric."""
     for metric, of_metric in found.groupby("metric", sort=False):
         by_group = of_metric.set_index("sensitive_group")
-        for name in ("drop", "upper", "passes"):
+        for name in ("drop", "upper", "allowed", "passes"):
             rows[f"{metric} {name}"] = by_group[name].reindex(rows["sensitive_group"]).to_numpy()
     return rows
