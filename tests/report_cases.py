@@ -91,13 +91,13 @@ class Page(html.parser.HTMLParser):
             self._rows[-1].append([""])
         elif tag == "span":
             self._rows[-1][-1].append("")
-        elif tag == "caption":
-            self._caption = ""
+        elif dict(attrs).get("class") == "caption":
+            self._caption, self._inside[-1] = "", "caption"
         elif tag in ("h1", "h2", "h3"):
             self.headings.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        while self._inside and self._inside.pop() != tag:
+        while self._inside and self._inside.pop() not in (tag, "caption"):
             pass
         if tag == "table":
             assert self._caption is not None, "a table without a caption"

@@ -128,6 +128,32 @@ def test_html_is_accessible(report: Report) -> None:
     assert len(regions) == len(page.tables) and all(region["aria-label"] for region in regions)
 
 
+@needs_jinja
+def test_captions_stay_in_view_while_tables_scroll(report: Report) -> None:
+    """What scrolls is the table alone, in a box of its own; its caption wraps with the page."""
+    text = report.to_html()
+    assert "<caption" not in text
+    tables = re.findall(
+        r'<div class="table">\n<p class="caption">.*?</p>\n<div class="scroll"[^>]*>\n<table.*?</table>', text, re.S
+    )
+    assert len(tables) == len(Page(text).tables) == text.count("<table")
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert re.search(r"\.scroll \{ overflow-x: auto; \}", style) and not re.search(r"\.caption \{[^}]*nowrap", style)
+    printed = style.partition("@media print {")[2]
+    assert "break-inside: avoid" in printed and "--page: #ffffff" in printed and "attr(href)" in printed
+
+
+@needs_jinja
+def test_wide_tables_are_continued_below() -> None:
+    groups = tuple(f"g{k:03}" for k in range(160))
+    networks = {f"n{k}": network(k) for k in range(7)}
+    found = report_networks(networks, {"test": batches(2000, groups=groups)}, n_boot=None, **QUICK)
+    page = Page(found.to_html())
+    assert all(len(table[0]) <= 13 for table in page.tables.values())
+    (caption,) = (name for name in page.tables if name.startswith("Accuracy:"))
+    assert len(page.tables[caption]) == 1 + 1 + len(found.data.people) + 1 and len(page.tables[caption][0]) == 8
+
+
 @pytest.mark.slow
 @needs_jinja
 @needs_matplotlib

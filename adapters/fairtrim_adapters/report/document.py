@@ -12,6 +12,7 @@ from fairtrim import InputError
 from fairtrim.files.atomic_file import write_text
 
 from .contents import ReportContents
+from .headline import headline
 from .html import to_html
 from .markdown import to_markdown
 from .model_card import to_model_card
@@ -41,6 +42,14 @@ class Report(ReportContents):
         >>> json.loads(report.to_json())["data"]["people"]
         {'a': 2, 'b': 2}
     """
+
+    def verdict(self) -> str:
+        """Who pays how much for which network, in one sentence.
+
+        Returns:
+            The sentence that HTML, Markdown and model cards begin with.
+        """
+        return headline(self).verdict
 
     def to_json(self) -> str:
         """Everything, pictures too.

@@ -400,8 +400,8 @@ def _pictures_of_rates(test: _TestPeople, rows: Mapping[str, Mapping[str, Any]])
             yield closed_picture(
                 axes,
                 metric.replace("_", "-"),
-                f"{words.capitalize()} of each network: a dot for each sensitive group, a bar for everybody; "
-                f"dotted: {comparison.reference!r}; vertical lines: 95 % intervals, if there are any.",
+                f"{words.capitalize()} of each network: a mark for each sensitive group, a bar for everybody; "
+                f"dashed: {comparison.reference!r}; vertical lines: 95 % intervals, if there are any.",
                 f"Dot chart of the {words} by network and sensitive group; the table above has the figures.",
                 "Sensitive groups",
             )

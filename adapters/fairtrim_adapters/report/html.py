@@ -5,6 +5,7 @@ from __future__ import annotations
 from fairtrim import InputError
 
 from .contents import ReportContents
+from .headline import headline
 from .sections import sections
 
 __all__ = ["to_html"]
@@ -34,4 +35,5 @@ def to_html(report: ReportContents) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.jinja").render(report=report, sections=sections(report))
+    template = environment.get_template("report.html.jinja")
+    return template.render(report=report, top=headline(report), sections=sections(report))

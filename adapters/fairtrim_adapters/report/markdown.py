@@ -14,6 +14,7 @@ from fairtrim.files.atomic_file import replacing
 
 from .blocks import Block, Bullets, Entry, Fold, Grid, Image, Paragraph
 from .contents import Picture, ReportContents
+from .headline import headline
 from .sections import sections
 
 __all__ = ["escaped", "to_markdown"]
@@ -60,7 +61,12 @@ def to_markdown(report: ReportContents, folder: str | os.PathLike[str] | None = 
     path = None if folder is None else Path(folder)
     if path is not None and path.exists() and not path.is_dir():
         raise InputError(f"folder {path} is a file; expected a folder, or a name that is free")
-    parts = [f"## {escaped(report.title)}"]
+    top = headline(report)
+    parts = [f"## {escaped(report.title)}", f"**{escaped(top.verdict)}**"]
+    parts.append("\n".join(
+        f"- **{escaped(entry.value)}** {escaped(entry.words)}{f' ({escaped(entry.note)})' if entry.note else ''}"
+        for entry in top.figures
+    ))  # fmt: skip
     if report.pictures and path is None:
         number = len(report.pictures)
         parts.append(f"*{number} picture{'s are' if number > 1 else ' is'} left out: they need a folder.*")

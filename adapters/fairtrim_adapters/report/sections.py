@@ -15,6 +15,7 @@ __all__ = ["sections"]
 NONE = "–"
 MOST_FINDINGS = 6  # of one kind that are read at once
 MOST_COLUMNS = 5  # sensitive groups that stand side by side; more stand below each other
+MOST_FIGURES = 12  # columns of figures of a table; more are continued below, beside the names of the rows
 
 
 def _rate(value: float | None) -> str:
@@ -92,7 +93,23 @@ def sections(report: ReportContents) -> list[Section]:
         Section("Limits", (Bullets(report.limits),)),
         Section("How it was made", tuple(_provenance(report))),
     ]
-    return [section for section in found if section.blocks]
+    return [Section(section.title, tuple(_narrowed(section.blocks))) for section in found if section.blocks]
+
+
+def _narrowed(blocks: Sequence[Block]) -> Iterator[Block]:
+    """The same blocks, tables of too many columns cut into several."""
+    for block in blocks:
+        if isinstance(block, Fold):
+            yield Fold(block.summary, tuple(_narrowed(block.blocks)))  # type: ignore[arg-type]  # a fold holds no fold
+        elif isinstance(block, Grid) and len(block.header) > MOST_FIGURES + 1:
+            starts = range(1, len(block.header), MOST_FIGURES)
+            for number, start in enumerate(starts, 1):
+                part = slice(start, start + MOST_FIGURES)
+                rows = tuple((row[0], *row[part]) for row in block.rows)
+                caption = f"{block.caption} ({number} of {len(starts)})"
+                yield Grid(caption, (block.header[0], *block.header[part]), rows, block.words)
+        else:
+            yield block
 
 
 def _images(report: ReportContents, section: str) -> Iterator[Block]:
@@ -223,17 +240,25 @@ def _turned(
     return Grid(caption, (Entry(row_title), *(name for name, _ in columns)), body)
 
 
+_OF_A_RUN = ("parameters_ratio", "macs_ratio", "latency_ratio", "accuracy", "worst_group_accuracy")
+_SIDE_BY_SIDE = 6  # sensitive groups whose accuracy stands in the table of runs
+
+
 def _main_columns(table: Table) -> Table:
     """Of a sweep's many columns those that a reader compares; all of them are in the JSON."""
-    metric_of = [name.partition("[")[0] for name in table.columns]
+    place = {name: k for k, name in enumerate(table.columns)}
+    keys = [name for name in ("criterion", "pruning_ratio", "post_processor", "seed") if name in place]
+    groups = [name for name in place if name.startswith("accuracy[")]
     kept = [
-        i
-        for i, (name, metric) in enumerate(zip(table.columns, metric_of, strict=True))
-        if not re.search(r"_(low|high|change)$", metric) and ("[" not in name or metric == "accuracy")
-        and metric not in ("checkpoint", "seconds")
-    ]  # fmt: skip
-    columns = tuple(table.columns[i].replace("_", " ") for i in kept)
-    return Table(table.caption, columns, tuple(tuple(row[i] for i in kept) for row in table.rows))
+        *(name for name in _OF_A_RUN if name in place),
+        *(groups if len(groups) <= _SIDE_BY_SIDE else ()),
+        *(name for name in place if name.endswith("_difference") and "[" not in name and "_of_" not in name),
+    ]
+    rows = tuple(
+        (", ".join(_plain(row[place[key]]) for key in keys), *(row[place[name]] for name in kept)) for row in table.rows
+    )
+    head = ", ".join(key.replace("_", " ") for key in keys)
+    return Table(table.caption, (head, *(name.replace("_", " ") for name in kept)), rows)
 
 
 def _name(report: ReportContents, network: Network) -> Entry:
@@ -336,7 +361,7 @@ def _group_grid(report: ReportContents, networks: Sequence[Network], metric: str
         report.data.counted.capitalize(),
         columns,
         caption,
-        len(groups) > MOST_COLUMNS,
+        len(groups) > max(MOST_COLUMNS, len(networks) - 1),
     )
 
 

@@ -1,0 +1,193 @@
+"""What a report says in one sentence and three figures, before all its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fairtrim_adapters.plots.styles import quoted
+
+from .contents import Figure, Network, ReportContents
+
+__all__ = ["Headline", "KeyFigure", "headline"]
+
+ALLOWED = 0.01
+"""Of two networks within which no group loses more of its accuracy the smaller one is told first."""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A figure to be read from afar.
+
+    Attributes:
+        value: The figure.
+        words: What it is.
+        note: Of whom, and how sure.
+    """
+
+    value: str
+    words: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The top of a report.
+
+    Attributes:
+        verdict: One sentence.
+        figures: Three of them: size, performance, and whoever loses most.
+    """
+
+    verdict: str
+    figures: tuple[KeyFigure, ...]
+
+
+def headline(report: ReportContents) -> Headline:
+    """Who pays how much for which network.
+
+    Of several networks the smallest is told that costs no sensitive group more than a point of accuracy, else the one
+    whose largest loss is least; and the one whose largest loss is largest.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Its top.
+    """
+    dense = next(network for network in report.networks if network.name == report.reference)
+    others = [network for network in report.networks if network.name != report.reference]
+    if report.data.counted == "texts":
+        return _of_texts(dense, others)
+    losses = {n.name: lost for n in others for lost in [_largest_loss(n, dense)] if lost is not None}
+    told = [network for network in others if network.name in losses]
+    if not told:
+        return _alone(dense)
+    within = [network for network in told if losses[network.name][0] <= ALLOWED]
+    chosen = (
+        min(within, key=lambda n: (n.parameters, losses[n.name][0]))
+        if within
+        else min(told, key=lambda n: losses[n.name][0])
+    )
+    worst = max(told, key=lambda n: losses[n.name][0])
+    loss, group, change = losses[chosen.name]
+    verdict = f"{_size(chosen)}{quoted(chosen.name)} {_costs(loss, group, change)}"
+    if worst is not chosen and _points(losses[worst.name][0]) != _points(loss):
+        verdict += f"; {quoted(worst.name)} costs {losses[worst.name][1]} {_points(losses[worst.name][0])}"
+    over_all = chosen.overall.get("accuracy", Figure(None))
+    figures = (
+        _size_figure(chosen),
+        KeyFigure(_number(over_all.value), "accuracy of everybody", _against(over_all, dense)),
+        KeyFigure(f"{_signed(-loss)} points", f"{group}: the largest loss of accuracy of any group", _interval(change)),
+    )
+    return Headline(f"{verdict}.", figures)
+
+
+def _largest_loss(network: Network, dense: Network) -> tuple[float, str, Figure] | None:
+    """How much accuracy the group loses that loses most, who that is, and its figure."""
+    losses = []
+    for group, figures in network.by_group.items():
+        figure, before = figures.get("accuracy", Figure(None)), dense.by_group.get(group, {}).get("accuracy")
+        change = figure.change
+        if change is None and figure.value is not None and before is not None and before.value is not None:
+            change = figure.value - before.value
+        if change is not None:
+            losses.append((-change, group, figure))
+    return max(losses, key=lambda entry: entry[0], default=None)
+
+
+def _of_texts(dense: Network, others: list[Network]) -> Headline:
+    """Of language models: by how much perplexity rises, and for whose texts most."""
+    if not others:
+        perplexity = _number(dense.overall.get("perplexity", Figure(None)).value, 2)
+        return Headline(
+            f"{dense.name} has a perplexity of {perplexity}; nothing is compared with it.",
+            tuple(_size_figures(dense, perplexity)),
+        )
+    network = min(others, key=lambda n: n.parameters)
+    rises = {group: figures["perplexity_ratio"] for group, figures in network.by_group.items()
+             if "perplexity_ratio" in figures and figures["perplexity_ratio"].value is not None}  # fmt: skip
+    figures = list(_size_figures(network, _number(network.overall.get("perplexity", Figure(None)).value, 2)))
+    if not rises:
+        return Headline(
+            f"{_size(network)}{network.name} has a perplexity of {figures[1].value}.",
+            tuple(figures),
+        )
+    group = max(rises, key=lambda name: rises[name].value or 0.0)
+    ratio = _number(rises[group].value, 2)
+    figures.append(KeyFigure(f"× {ratio}", f"{group}: the largest rise of perplexity", _ends(rises[group], 2)))
+    return Headline(
+        f"{_size(network)}{network.name} multiplies the perplexity of {group} by {ratio}, most of all groups.",
+        tuple(figures),
+    )
+
+
+def _size_figures(network: Network, perplexity: str) -> Iterator[KeyFigure]:
+    yield _size_figure(network)
+    yield KeyFigure(perplexity, "perplexity of all texts", network.name)
+
+
+def _alone(dense: Network) -> Headline:
+    """Of one network: whom it serves worst."""
+    accuracy = dense.overall.get("accuracy", Figure(None))
+    known = [
+        (figures["accuracy"].value, group, figures["accuracy"])
+        for group, figures in dense.by_group.items()
+        if "accuracy" in figures and figures["accuracy"].value is not None
+    ]
+    figures = [_size_figure(dense), KeyFigure(_number(accuracy.value), "accuracy of everybody", _ends(accuracy))]
+    verdict = f"{dense.name} has an accuracy of {_number(accuracy.value)}"
+    if known:
+        value, group, figure = min(known, key=lambda entry: entry[0])
+        figures.append(KeyFigure(_number(value), f"{group}: the lowest accuracy of any group", _ends(figure)))
+        verdict += f", {_number(value)} for {group}, whom it serves worst"
+    return Headline(f"{verdict}; nothing is compared with it.", tuple(figures))
+
+
+def _costs(loss: float, group: str, figure: Figure) -> str:
+    if _points(loss) == "0.0" or loss < 0:
+        return "costs no sensitive group accuracy"
+    perhaps = " (may be chance)" if figure.change_high is not None and figure.change_high >= 0 else ""
+    return f"costs {group} {_points(loss)} points of accuracy{perhaps}, most of all groups"
+
+
+def _size(network: Network) -> str:
+    ratio = network.parameters_ratio
+    return "" if ratio is None or ratio == 1 else f"At {100 * ratio:.3g} % of the parameters, "
+
+
+def _size_figure(network: Network) -> KeyFigure:
+    ratio, count = network.parameters_ratio, f"{network.parameters:,.0f}"
+    if ratio is None:
+        return KeyFigure(count, "parameters", network.name)
+    return KeyFigure(f"{100 * ratio:.3g} %", "of the parameters are left", f"{network.name}: {count}")
+
+
+def _points(loss: float) -> str:
+    return f"{100 * loss:.1f}".replace("-0.0", "0.0")
+
+
+def _signed(change: float) -> str:
+    text = f"{100 * change:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _ends(figure: Figure, digits: int = 3) -> str:
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"95 % interval {_number(figure.low, digits)} to {_number(figure.high, digits)}"
+
+
+def _interval(figure: Figure) -> str:
+    if figure.change_low is None or figure.change_high is None:
+        return ""
+    return f"95 % interval {_signed(figure.change_low)} to {_signed(figure.change_high)}"
+
+
+def _against(figure: Figure, dense: Network) -> str:
+    before = dense.overall.get("accuracy", Figure(None)).value
+    return "" if before is None or figure.value is None else f"{dense.name}: {_number(before)}"
