@@ -37,6 +37,7 @@ from fairtrim_adapters.huggingface import (
     text_loader,
     update_sizes,
 )
+from fairtrim_adapters.plots.styles import DENSE_LINE, network_styles
 from fairtrim_adapters.torch_pruning import MeanDamageImportance, reconstructed
 
 _WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -149,11 +150,12 @@ def draw(compared: LanguageComparison, place: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     by_group = compared.texts_by_group
     names, groups = list(compared.overall.index), list(by_group.loc[compared.reference].index)
+    styles = network_styles(names, compared.reference)
     for panel, (column, label, shown) in zip(
         panels,
         [
-            ("perplexity", "perplexity", names),
-            ("times reference", f"perplexity / that of {compared.reference}", names[1:]),
+            ("perplexity", "perplexity (lower is better ↓)", names),
+            ("times reference", f"perplexity / that of {compared.reference} (lower is better ↓)", names[1:]),
         ],
         strict=True,
     ):
@@ -164,13 +166,16 @@ def draw(compared: LanguageComparison, place: Path) -> None:
             values = rows[column]
             ends = [values - rows[f"{column} low"], rows[f"{column} high"] - values]
             at = [place_ + 0.2 * (k - (len(names) - 1) / 2) for place_ in range(len(groups))]
-            panel.errorbar(at, values, ends, fmt="os^Dv"[k % 5], markersize=8, color=f"C{k}", label=name)
+            panel.errorbar(at, values, ends, linestyle="none", label=name, **styles[name].marks(8))
         panel.set_xticks(range(len(groups)), [group.replace("American ", "American\n") for group in groups])
         panel.set_xlim(-0.5, len(groups) - 0.5)
         panel.set_ylabel(label)
         panel.grid(axis="y", alpha=0.3)
-    panels[1].axhline(1, color="#444444", linestyle=":")
-    figure.suptitle("SmolLM2, sentences of Wikipedia by whom they are about; bars: 95 % over sentences")
+    panels[1].axhline(1, color="black", linestyle=DENSE_LINE)
+    ratios = by_group["times reference"].drop(compared.reference, level=0)
+    (_, group), largest = ratios.idxmax(), ratios.max()
+    figure.suptitle(f"SmolLM2: perplexity rises most for sentences about {group}, × {largest:.2f}; bars: 95 %",
+                    fontsize=10.5)  # fmt: skip
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(place, dpi=120)

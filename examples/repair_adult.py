@@ -37,6 +37,7 @@ from fairtrim import (
     ThresholdSelection,
 )
 from fairtrim_adapters.fairlearn import RepairedClassifier
+from fairtrim_adapters.plots.styles import network_styles
 
 BOUNDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35)
 
@@ -139,16 +140,21 @@ def main() -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9.5, 5), layout="constrained")
+    styles = network_styles(curves)
     for name, points in curves.items():
-        (line,) = axes.plot(*zip(*points, strict=True), ".-", label=name, alpha=0.8)
-        axes.plot(*rows[name], "o", color=line.get_color(), markersize=9)
+        axes.plot(*zip(*points, strict=True), ".-", color=styles[name].colour, alpha=0.8)
+        axes.plot(*rows[name], label=name, **styles[name].marks(9))
     axes.plot(*rows["best threshold"], "kx", markersize=9, label="not repaired, best threshold")
     axes.plot(*rows[rival], "k*", markerfacecolor="none", markersize=14, label=rival)
     axes.axvline(arguments.epsilon, color="grey", linestyle=":", linewidth=1)
     axes.annotate("bound", (arguments.epsilon, axes.get_ylim()[0]), (4, 4), textcoords="offset points", color="grey")
-    axes.set_xlabel("demographic parity difference between women and men (to the left: less)")
-    axes.set_ylabel("balanced accuracy")
-    figure.suptitle("Adult, test people: what each bound on the difference costs (large dots: the chosen bound)")
+    axes.set_xlabel("demographic parity difference between women and men (less is better ←)")
+    axes.set_ylabel("balanced accuracy (higher is better ↑)")
+    within = {name: rows[name] for name in curves if rows[name][0] <= max(rows[rival][0], arguments.epsilon)}
+    best = max(within, key=lambda name: within[name][1], default="")
+    told = f"{best} keeps {within[best][1]:.3f} at {within[best][0]:.3f}; " if best else ""
+    figure.suptitle(f"Adult: {told}{rival} {rows[rival][1]:.3f} at {rows[rival][0]:.3f} (large: the bound)",
+                    fontsize=10.5)  # fmt: skip
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(arguments.picture, dpi=120)
     print(f"\npicture: {arguments.picture}")

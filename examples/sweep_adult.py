@@ -1,7 +1,7 @@
 """Compare compressions of a network on the Adult census data, and decide with a picture.
 
 Sweeps five criteria, four sizes and three seeds, each pruned network refitted, and repaired too; writes the table, the
-Pareto picture (accuracy against the gap between women and men, coloured by size), what each sex pays at each size, and
+picture of the choice (what each criterion leaves of the worst-off sex's accuracy at each size), what each sex pays, and
 one report in HTML, Markdown and JSON. Stopped and started again it goes on where it was. Five to ten minutes on two
 cores.
 
@@ -124,7 +124,7 @@ def main() -> None:
     print(f"Means of {arguments.seeds} seeds; * in the Pareto set of {', '.join(OBJECTIVES)}")
     print(means[columns].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
-    plot_pareto(table, objectives=OBJECTIVES)
+    plot_pareto(table)
     pyplot.savefig(arguments.folder / "pareto.png", dpi=120)
     plot_group_metric(table)
     pyplot.savefig(arguments.folder / "groups.png", dpi=120)
