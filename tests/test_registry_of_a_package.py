@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -73,12 +74,16 @@ def test_malformed_names(package: Path, name: str | None) -> None:
         _registry(package).add(Others, name)
 
 
-def test_what_other_packages_announce(package: Path, announced: list[EntryPoint]) -> None:
+def test_what_other_packages_announce(
+    package: Path, announced: list[EntryPoint], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.registry")
     registry = _registry(package)
     with pytest.raises(InputError, match="'others' is unknown"):
         registry["others"]
     announced.append(EntryPoint("others", f"{__name__}:Others", registry.group))
     assert registry["others"] is Others and set(registry.loaded()) == {"the-first", "second", "others"}
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("method 'others' is that of the package ")
 
 
 @pytest.mark.parametrize(

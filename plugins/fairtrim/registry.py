@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import warnings
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
@@ -16,6 +17,8 @@ from .errors import InputError
 from .printing import Block, Printed
 
 __all__ = ["Described", "Registry", "Standing", "what_it_is"]
+
+_logger = logging.getLogger("fairtrim.registry")
 
 Standing = Literal["published", "reconstruction", "ours", "baseline"]
 
@@ -230,7 +233,6 @@ class Registry(Printed, Mapping[str, type[Any]]):
             )
         try:
             cls: type[Any] = self._add(found[0].load(), name)
-            return cls
         except (Exception, SystemExit) as error:  # whatever a foreign package does when it is imported
             remedy = "expected the package to be mended, updated or uninstalled"
             if _is_ours(found[0]):
@@ -239,6 +241,9 @@ class Registry(Printed, Mapping[str, type[Any]]):
                 f"{self.kind} {name!r} of the package {packages[0]} can't be loaded "
                 f"({type(error).__name__}: {error}); {remedy}"
             ) from error
+        if not _is_ours(found[0]):
+            _logger.info("%s %r is that of the package %s", self.kind, name, packages[0])
+        return cls
 
     def __contains__(self, name: object) -> bool:
         self._read_packages()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
+import re
 from itertools import combinations
 from typing import Any
 
@@ -466,33 +468,37 @@ def _standard(table: pd.DataFrame, **options: Any) -> Any:
         pytest.param("str", marks=pytest.mark.skipif(pd.__version__ < "3", reason="strings were objects before")),
     ],
 )
-def test_string_columns_are_cast_with_a_word(dtype: Any) -> None:
+def test_string_columns_are_cast_with_a_note(dtype: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.aif360")
     table = _table(dtype)
     with pytest.raises(TypeError, match="Cannot interpret"):
         _standard(table)  # the host's fault
     before = table.dtypes.copy()
-    with pytest.warns(
-        UserWarning, match=r"cast from strings \(dtype str(ing)?\) to object, as AIF360 expects: 'job', 'sex', "
-    ):
-        cast = strings_as_objects(table)
+    cast = strings_as_objects(table)
+    assert re.match(
+        r"cast from strings \(dtype str(ing)?\) to object, as AIF360 expects: 'job', 'sex', ", caplog.messages[-1]
+    )
     assert table.dtypes.equals(before) and [str(t) for t in cast.dtypes] == ["float64", "object", "object", "object"]
-    with pytest.warns(UserWarning, match="'hired'$"):
-        dataset = _standard(table, custom_preprocessing=strings_as_objects)
+    dataset = _standard(table, custom_preprocessing=strings_as_objects)
+    assert len(caplog.messages) == 2 and caplog.messages[-1].endswith("'hired'")
     assert dataset == _standard(cast) == _standard(_table(object))
     assert dataset.labels[:4, 0].tolist() == [1.0, 0.0, 0.0, 1.0]
     people = to_validation_set(dataset, **SEX)
     assert people.group.tolist() == [0, 1] * 12
 
 
-def test_two_string_columns_of_one_name() -> None:
-    with pytest.warns(UserWarning, match="^cast from strings .dtype string. to object, as AIF360 expects: 'x'$"):
-        cast = strings_as_objects(pd.DataFrame([["a", "b"]], columns=["x", "x"], dtype="string"))
+def test_two_string_columns_of_one_name(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.aif360")
+    cast = strings_as_objects(pd.DataFrame([["a", "b"]], columns=["x", "x"], dtype="string"))
+    assert caplog.messages == ["cast from strings (dtype string) to object, as AIF360 expects: 'x'"]
     assert [str(dtype) for dtype in cast.dtypes] == ["object", "object"]
 
 
-def test_tables_without_strings_are_left_in_silence() -> None:
+def test_tables_without_strings_are_left_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.aif360")
     table = _table(object).assign(job=pd.Categorical(["a", "b"] * 12, categories=["a", "b", "c"]))
     cast = strings_as_objects(table)
     assert cast is not table and cast.equals(table) and cast.dtypes.equals(table.dtypes)
+    assert not caplog.messages
     with pytest.raises(InputError, match=r"table is a ndarray; expected a pandas.DataFrame"):
         strings_as_objects(table.to_numpy())  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -59,6 +60,23 @@ def test_prune_writes_what_the_library_prunes(folder: Path, capsys: pytest.Captu
     assert "Removed 11 of 22 channels" in text and "Change of the mean loss: predicted" in text
     predictions = predict({"dense": network(), "pruned": expected}, splits().test, sensitive_names={"sex": ["F", "M"]})
     assert f"{measurements(predictions, 'pruned', 'dense', n_boot=None)['accuracy']:.3f}" in text
+
+
+def test_notes_of_the_library(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the standard error, as many as asked for; the logger is as before."""
+    logger = logging.getLogger("fairtrim")
+    before = (logger.level, list(logger.handlers))
+    options = ["--folder", "s", "--criterion", "magnitude", "--pruning-ratio", "0.5", "--bootstrap", "5"]
+    command = ["sweep", *WORK, *options, "--latency-rounds", "0"]
+    shown = {}
+    for flag in ("-q", "", "--verbose", "-v"):
+        assert run(*command, *[flag] * bool(flag)) == 0
+        shown[flag] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fairtrim.")]
+        assert (logger.level, logger.handlers) == before
+    kept = "fairtrim.sweep: 2 of 2 runs are kept in s"
+    assert (shown["-q"], shown[""]) == ([], [kept])
+    assert shown["-v"] == shown["--verbose"] and shown["-v"][0] == kept
+    assert shown["-v"][1].startswith("fairtrim.sweep: made with python ")
 
 
 def test_prune_with_and_without_a_refit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

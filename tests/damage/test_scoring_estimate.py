@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -81,19 +82,27 @@ def test_language_model(transformers: Any) -> None:
         estimate_scoring(model, (inputs, labels, people), feed_forward(model))
 
 
-def test_told_before_it_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a large network, once, beside the progress bar; the table is the same."""
+def test_noted_before_it_starts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a large network, once, if anybody listens; the table is the same."""
     model = _mlp()
-    quiet = collect_damage(model, [_batch(), _batch(3)], [HIDDEN])
-    assert "backward" not in capsys.readouterr().err
+    caplog.set_level(logging.INFO, "fairtrim")
+    small = collect_damage(model, [_batch(), _batch(3)], [HIDDEN], progress=False)
+    assert not caplog.messages
     monkeypatch.setattr(scoring_estimate, "LARGE", 1)
-    told = collect_damage(model, [_batch(), _batch(3)], [HIDDEN])
-    assert capsys.readouterr().err.count("7 channels: 2 forward, 5 backward passes; about ") == 1
-    assert torch.equal(told.slope, quiet.slope)
+    told = collect_damage(model, [_batch(), _batch(3)], [HIDDEN], progress=False)
+    (record,) = caplog.records
+    assert record.name == "fairtrim.damage" and record.levelno == logging.INFO
+    assert record.getMessage().startswith("7 channels: 2 forward, 5 backward passes; about ")
+    assert torch.equal(told.slope, small.slope)
     collect_damage(model, iter([_batch()]), [HIDDEN])
-    assert "1 forward, 2 backward passes a batch" in capsys.readouterr().err
-    collect_damage(model, [_batch()], [HIDDEN], progress=False)
-    assert not capsys.readouterr().err
+    assert "1 forward, 2 backward passes a batch" in caplog.messages[-1]
+
+
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the estimate, which takes a pass, isn't made."""
+    monkeypatch.setattr(scoring_estimate, "LARGE", 1)
+    monkeypatch.setattr(scoring_estimate, "estimate_scoring", lambda *_, **__: pytest.fail("the estimate was made"))
+    collect_damage(_mlp(), [_batch()], [HIDDEN])
 
 
 class _Stream(IterableDataset[Any]):
@@ -104,20 +113,24 @@ class _Stream(IterableDataset[Any]):
         return zip(x, y, strict=True)
 
 
-def test_a_stream_has_no_length(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_has_no_length(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(scoring_estimate, "LARGE", 1)
+    caplog.set_level(logging.INFO, "fairtrim")
     collect_damage(_mlp(), DataLoader(_Stream(), batch_size=2), [HIDDEN])
-    assert "1 forward, 2 backward passes a batch" in capsys.readouterr().err
+    assert "1 forward, 2 backward passes a batch" in caplog.text
 
 
-def test_the_pass_of_the_estimate_is_counted_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pass_of_the_estimate_is_counted_by_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is added up beside the table is that of the samples, whether the estimate is told or not."""
     monkeypatch.setattr(scoring_estimate, "LARGE", 1)
     found = []
-    for progress in (True, False):
+    for level in (logging.INFO, logging.WARNING):
         model = _mlp()
+        caplog.set_level(level, "fairtrim")
         with input_moments(model, [HIDDEN]) as moments, weight_uses(model) as uses:
-            collect_damage(model, [_batch(), _batch(3)], [HIDDEN], progress=progress)
+            collect_damage(model, [_batch(), _batch(3)], [HIDDEN])
         found.append((moments.read().readers[0].n_rows, uses.per_sample(7)))
     assert found[0] == found[1] and found[0][0] == 7
 

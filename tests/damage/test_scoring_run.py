@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,8 +97,14 @@ def _assert_same(left: DamageTable, right: DamageTable) -> None:
 @pytest.mark.parametrize("after", range(N_BATCHES + 1))
 @pytest.mark.parametrize("interactions", [False, "exact", "sketched"])
 def test_pass_that_was_cut_short_goes_on(
-    interactions: Any, after: int, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interactions: Any,
+    after: int,
+    error: BaseException,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.damage")
     monkeypatch.setattr(sketch_module, "SELECTION_ROWS", 16)  # full after the first batches
     monkeypatch.setattr(sketch_module, "HELD_OUT_ROWS", 8)
     model, counted = _model()
@@ -112,6 +119,7 @@ def test_pass_that_was_cut_short_goes_on(
     assert counted.n == N_BATCHES + after
     _assert_same(collect_damage(model, _batches(), GROUPS, folder=tmp_path, **options), whole)
     assert counted.n == 2 * N_BATCHES  # none twice
+    assert caplog.messages == [f"scoring goes on after {after} batches, kept in {tmp_path / FILE}"] * (after > 0)
     assert not list(tmp_path.iterdir())
     before.assert_unchanged()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import signal
 import subprocess
@@ -65,8 +66,9 @@ def test_taken_up_again_it_gives_the_same_table(tmp_path: Path, after: int) -> N
     assert not list((tmp_path / "cut").rglob(".*"))
 
 
-def test_only_what_is_missing_is_run(tmp_path: Path) -> None:
+def test_only_what_is_missing_is_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     calls = []
+    caplog.set_level(logging.DEBUG, "fairtrim.sweep")
 
     def factory(seed: int) -> nn.Module:
         calls.append(seed)
@@ -78,6 +80,11 @@ def test_only_what_is_missing_is_run(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(first, again)
     more = quick(factory, splits(), ["magnitude", "worst-group"], 0.5, [0, 1], folder=tmp_path)
     assert calls == [0, 1, 0, 1]
+    notes = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert notes == [f"{kept} of {n} runs are kept in {tmp_path}" for kept, n in ((4, 4), (4, 6))]
+    made, *runs = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG][-3:]
+    assert made.startswith("made with python ") and f"torch {importlib.metadata.version('torch')}," in made
+    assert all(run.startswith("criterion 'worst-group', pruning ratio 0.5") for run in runs)
     same(more.query("criterion != 'worst-group'").reset_index(drop=True), first)
     repaired = quick(factory, splits(), "magnitude", 0.5, 2, post_processors="threshold-selection", folder=tmp_path)
     same(repaired.query("post_processor == 'none'").reset_index(drop=True), first)

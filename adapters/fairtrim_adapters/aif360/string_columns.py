@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 
 import pandas as pd
 
@@ -10,6 +10,8 @@ from fairtrim import InputError
 from fairtrim.arguments import few_of
 
 __all__ = ["strings_as_objects"]
+
+_logger = logging.getLogger("fairtrim.aif360")
 
 
 def strings_as_objects(table: pd.DataFrame) -> pd.DataFrame:
@@ -23,7 +25,8 @@ def strings_as_objects(table: pd.DataFrame) -> pd.DataFrame:
         table: A data frame; left as it is.
 
     Returns:
-        A copy; missing values stay missing. A ``UserWarning`` names the columns that were cast, if any.
+        A copy; missing values stay missing. A note of the logger ``fairtrim.aif360`` names the
+            columns that were cast, if any.
 
     Raises:
         InputError: It is no data frame.
@@ -31,19 +34,16 @@ def strings_as_objects(table: pd.DataFrame) -> pd.DataFrame:
     Example:
         >>> from aif360.datasets import StandardDataset
         >>> table = pd.DataFrame({"age": [31, 52], "sex": ["Female", "Male"], "hired": ["yes", "no"]})
-        >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("ignore")  # says that sex and hired were cast
-        ...     cast = strings_as_objects(table)
-        >>> StandardDataset(cast, "hired", ["yes"], ["sex"], [["Male"]]).labels.tolist()
+        >>> StandardDataset(strings_as_objects(table), "hired", ["yes"], ["sex"], [["Male"]]).labels.tolist()
         [[1.0], [0.0]]
     """
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"table is a {type(table).__name__}; expected a pandas.DataFrame")
     found = {name: dtype for name, dtype in table.dtypes.items() if isinstance(dtype, pd.StringDtype)}
     if found:
-        warnings.warn(
-            f"cast from strings (dtype {next(iter(found.values()))}) to object, as AIF360 expects: "
-            f"{few_of([repr(name) for name in found])}",
-            stacklevel=2,
+        _logger.info(
+            "cast from strings (dtype %s) to object, as AIF360 expects: %s",
+            next(iter(found.values())),
+            few_of([repr(name) for name in found]),
         )
     return table.astype(dict.fromkeys(found, object))

@@ -7,14 +7,18 @@ something failed that fairtrim didn't foresee; 130, interrupted.
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["main"]
 
 FAILED_BOUND, WRONG_INPUT, UNFORESEEN, INTERRUPTED = 1, 2, 3, 130
+
+_ANYWHERE = ("--debug", "--verbose", "-v")
 
 _RENAMED = {"--ratio": "--pruning-ratio", "--steps": "--iterative-steps", "--fine-tune": "--fine-tuning"}
 
@@ -46,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .app import app
 
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    level = _level(arguments)
+    arguments = [argument for argument in arguments if argument not in _ANYWHERE]
     try:
-        code = int(app(arguments, standalone_mode=False, prog_name="fairtrim") or 0)
+        with _noting(level):
+            code = int(app(arguments, standalone_mode=False, prog_name="fairtrim") or 0)
         return _interrupted() if code == INTERRUPTED else code  # some releases of typer say nothing
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
@@ -79,6 +85,32 @@ def _installed_version() -> str | None:
         return version("fairtrim")
     except PackageNotFoundError:  # only on the path
         return None
+
+
+def _level(arguments: Sequence[str]) -> int:
+    """Which notes are shown."""
+    if {"--verbose", "-v"} & set(arguments):
+        return logging.DEBUG
+    return logging.WARNING if {"--quiet", "-q"} & set(arguments) else logging.INFO
+
+
+@contextmanager
+def _noting(level: int) -> Iterator[None]:
+    """Write what the library notes to the standard error, above the progress bars."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    logger, handler = logging.getLogger("fairtrim"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        with logging_redirect_tqdm([logger], tqdm):
+            yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _say(text: str) -> None:

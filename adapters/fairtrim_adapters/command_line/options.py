@@ -128,7 +128,7 @@ RecalibrateOutput = Annotated[
     ),
 ]
 FineTuning = Annotated[int, typer.Option("--fine-tuning", metavar="EPOCHS", help="After pruning.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")]
 
 
 def pruner_options_of(target: str | None, global_pruning: bool) -> Any:

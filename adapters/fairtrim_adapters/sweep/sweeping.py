@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["sweep"]
+
+_logger = logging.getLogger("fairtrim.sweep")
 
 NetworkFactory = Callable[..., nn.Module]
 Train = Callable[[nn.Module, int], Any]
@@ -223,6 +226,9 @@ def _run(
     """Rows of all runs, those that are missing run and kept."""
     kept = {key: store.finished(key, plan.described(key)) for key in plan.keys}
     rows = {key: found[0] for key, found in kept.items() if found is not None}
+    if rows:
+        _logger.info("%d of %d runs are kept in %s", len(rows), len(kept), store.folder)
+    _logger.debug("made with %s", ", ".join(f"{name} {number}" for name, number in versions().items()))
     options: Any = {"initial": len(rows), "smoothing": 0}  # runs of a sweep take different times
     with progress_bar(description="sweep", total=len(kept), shown=progress, unit="run", **options) as bar:
         for seed in plan.seeds:
@@ -232,6 +238,8 @@ def _run(
             for finished in _run_seed(plan, dense, seed, rows, store, n_jobs):
                 rows |= finished
                 bar.update(len(finished))
+                for key, row in finished:
+                    _logger.debug("%s: %.1f s", key, row["seconds"])
     return [rows[key] for key in plan.keys]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.placement import holds_nothing, is_sharded
 from fairtrim.preservation import preserved_model, preserved_random_state, remove_hooks
 from fairtrim.printing import Block, Printed, TextTable
-from fairtrim.progress import say_beside_bars
 
 from .channel_groups import ChannelGroup, Site, channel_sites
 from .gates import hooked_gates
@@ -33,6 +33,8 @@ from .reading_options import Reading, ReadingOptions
 from .sample_sketch import HELD_OUT_ROWS, SELECTION_ROWS
 
 __all__ = ["ScoringEstimate", "estimate_scoring", "tell_large"]
+
+_logger = logging.getLogger("fairtrim.damage")
 
 LARGE = 100_000_000
 """Parameters, from which on ``collect_damage`` tells its estimate before it starts."""
@@ -278,7 +280,7 @@ def tell_large(
     curvature: Curvature,
     interactions: Interactions | None,
 ) -> None:
-    """Write the estimate of a large network in one line beside the progress bar, where there is one.
+    """Note the estimate of a large network in one line, if anybody listens to notes: it takes a pass of one sample.
 
     Args:
         network: The network and how it is called; of a sharded one nothing is told, all of whose processes would have
@@ -291,7 +293,11 @@ def tell_large(
         interactions: As for ``collect_damage``.
     """
     model = network.model
-    if not reading.progress or sum(p.numel() for p in model.parameters()) < LARGE or is_sharded(model):
+    if (
+        not _logger.isEnabledFor(logging.INFO)
+        or sum(p.numel() for p in model.parameters()) < LARGE
+        or is_sharded(model)
+    ):
         return
     n_batches = n_batches_of(loader, reading.max_batches)
     estimate = estimate_scoring(
@@ -305,7 +311,7 @@ def tell_large(
         forward_fn=reading.forward_fn,
         output_transform=reading.output_transform,
     )
-    say_beside_bars(estimate.line())
+    _logger.info("%s", estimate.line())
 
 
 def _n_inputs(module: nn.Module, site: Site) -> int:

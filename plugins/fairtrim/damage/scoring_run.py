@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from fairtrim.processes import Processes
 from .moments import Moments
 
 __all__ = ["ScoringRun"]
+
+_logger = logging.getLogger("fairtrim.damage")
 
 SECONDS_BETWEEN_SAVES = 60.0
 
@@ -69,6 +72,7 @@ class ScoringRun:
         encoder.learn(progress.data["people"])
         moments.restore(progress.tensors)
         self._n_done, self._expected = progress.step, progress.data["samples"]
+        _logger.info("scoring goes on after %d batches, kept in %s", self._n_done, self._file.path)
 
     def unread(self, batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         """The batches that have not been scored yet.

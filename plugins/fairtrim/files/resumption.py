@@ -76,6 +76,11 @@ class Resumption:
             except OSError as error:
                 raise InputError(f"folder={str(folder)!r} can't be made ({error}); expected a folder") from error
 
+    @property
+    def path(self) -> Path | None:
+        """The file, or None where nothing is kept."""
+        return self._path
+
     def load(self) -> Progress | None:
         """What was finished, or None; a file that is damaged, changed, or of a run with other settings is refused."""
         if self._path is None or not self._path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -443,11 +444,15 @@ DAMAGE: dict[str, Callable[[Path, bytes], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("recipe", SMALL)
-def test_damaged_progress_is_refused(recipe: str, damage: str, finished: Mapping[str, Path], tmp_path: Path) -> None:
+def test_damaged_progress_is_refused(
+    recipe: str, damage: str, finished: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.torch_pruning")
     data = (finished[recipe] / "progress.safetensors").read_bytes()
     path = tmp_path / "progress.safetensors"
     path.write_bytes(data)
     run_recipe(recipe, mlp(), folder=tmp_path)  # as it is, it is taken up
+    assert re.fullmatch(rf"the recipe goes on after step \d+, kept in {re.escape(str(path))}", caplog.messages[0])
     DAMAGE[damage](path, data)
     left = path.read_bytes()
     assert left != data
@@ -586,12 +591,14 @@ def test_run_with_other_samples_is_refused(tmp_path: Path, monkeypatch: pytest.M
         run_recipe("denp", model, DataLoader(loader.dataset, batch_size=8), folder=tmp_path)
 
 
-def test_mining_is_kept_when_the_cut_is_wrong(tmp_path: Path) -> None:
+def test_mining_is_kept_when_the_cut_is_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fairtrim.torch_pruning")
     miner = FixedMiner()
     with pytest.raises(InputError, match=r"no sample.*cut=\{'share_per_class': ...\}"):
         run_recipe("denp", mlp(), folder=tmp_path, miner=miner, cut={"threshold": 2.0})
     run_recipe("denp", mlp(), folder=tmp_path, miner=miner, cut={"share_per_class": 0.1})
     assert miner.calls == 1
+    assert caplog.messages == [f"nothing is mined again: kept in {tmp_path / 'mined.safetensors'}"]
 
 
 def test_heads_are_counted_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import pytest
@@ -126,8 +127,9 @@ def test_on_an_error_everything_is_as_before(name: str, where: str, monkeypatch:
     assert held(model) != before
 
 
-def test_interactive_steps_and_single_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interactive_steps_and_single_groups(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Any number of groups inside of one block, some of them left out by hand."""
+    caplog.set_level(logging.DEBUG, "fairtrim.torch_pruning")
     noted, model = Noted(monkeypatch), _perceptron()
     pruner = _pruner(model)
     with reconstructed(pruner, [_people()], **QUIET) as refit:
@@ -140,6 +142,7 @@ def test_interactive_steps_and_single_groups(monkeypatch: pytest.MonkeyPatch) ->
         ("4", (0, 1, 2), None),
     ]
     assert [len(entry.inputs) for entry in refit.kept] == [6, 7]
+    assert caplog.messages == [f"refit of step 1: {refit.reconstruction}"]
 
 
 def test_a_block_around_each_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:

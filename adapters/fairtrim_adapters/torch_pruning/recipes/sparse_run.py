@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["RecipeResult", "SparseRun", "begin"]
+
+_logger = logging.getLogger("fairtrim.torch_pruning")
 
 _SHARES = ("confidence in mined", "confidence in others", "training accuracy")
 _REMEDY = "cut={'share_per_class': ...}"
@@ -432,6 +435,7 @@ def begin(
         run.finish(0, "mined", 0.0)
         return run, 0
     run.restore(finished)
+    _logger.info("the recipe goes on after step %d, kept in %s", finished.step, resumption.path)
     return run, finished.step
 
 
@@ -465,6 +469,7 @@ def _mine(
     """Mine, or take what was mined before: the dearest part, kept before anything can be wrong with the cut."""
     kept = resumption.load()
     if kept is not None:
+        _logger.info("nothing is mined again: kept in %s", resumption.path)
         return _mined_before(kept)
     mined = miner.mine(model, loader, progress=progress)
     resumption.save(0, {}, _tensors_of(mined))

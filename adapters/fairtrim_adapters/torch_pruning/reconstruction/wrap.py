@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["ReconstructionOptions", "Refit", "reconstructed"]
+
+_logger = logging.getLogger("fairtrim.torch_pruning")
 
 _SAMPLES_OF_REFIT = 4096
 
@@ -229,6 +232,7 @@ def reconstructed(
                 refit.predicted = predicted if len(predicted) else None
                 importance._note_refit(graph, known)
             refit.reconstruction = done
+            _logger.debug("refit of step %d: %s", pruner.current_step, done)
     except BaseException:
         insist(lambda: _put_back(numbers))
         raise
