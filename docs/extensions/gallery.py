@@ -16,17 +16,24 @@ Every script runs from a clone, on data that come with a dependency: nothing is 
 """
 
 NOT_RUN = {
-    "huggingface_bert": "a package with pretrained weights",
-    "language_model": "packages with pretrained weights and texts, and some minutes",
-    "several_processes": "torchrun",
+    "colored_digits": "it takes minutes",
+    "huggingface_bert": "it needs a package with pretrained weights",
+    "language_model": "it needs packages with pretrained weights and texts, and some minutes",
+    "repair_adult": "it takes minutes",
+    "several_processes": "it needs torchrun",
+    "sweep_adult": "it takes minutes",
 }
-"""Scripts that are shown without being run, and what running them needs."""
+"""Scripts that are shown without being run, and why; .ci/run runs them, most as slow tests."""
 
-ARGUMENTS = {
-    "sweep_adult": ["--seeds", "1", "--pruning-ratio", "0.65"],
-    "colored_digits": ["--share", "0.05", "--pruning-ratio", "0.5", "--epochs", "6"],
+PICTURES = {
+    "language_model": ("language_model.png", "Perplexity of sentences about actors and actresses, dense and pruned"),
+    "repair_adult": ("repair_adult.png", "What each bound on the demographic parity difference costs on Adult"),
+    "sweep_adult": ("sweep_adult_pareto.png", "What smaller networks cost each sensitive group on Adult, a line a criterion"),
 }
-"""Scripts that run with other arguments than their default ones, so that a build takes minutes."""
+"""What scripts that are not run drew when they were run with their default arguments: a file beside conf.py, its text."""
+
+ARGUMENTS: dict[str, list[str]] = {}
+"""Arguments of scripts that run with others than their default ones."""
 
 FILENAME_PATTERN = rf"/(?!({'|'.join(NOT_RUN)})\.py)[a-z0-9_]+\.py$"
 """Which scripts sphinx-gallery runs: all others, also those that are added later."""
@@ -97,12 +104,17 @@ def write_sources(examples: Path, folder: Path) -> None:
             raise ValueError(f"{script} has no docstring; expected a sentence, a blank line and what it does")
         page = page_docstring(docstring)
         if script.stem in NOT_RUN:
-            page += f"\n\nNot run when this page was built: it needs {NOT_RUN[script.stem]}."
+            page += f"\n\nNot run when this page was built: {NOT_RUN[script.stem]}."
+        if script.stem in PICTURES:
+            picture, text = PICTURES[script.stem]
+            page += f"\n\n.. image:: ../{picture}\n   :alt: {text}"
         source = source.replace(docstring, page + "\n", 1)
         command = " ".join(["python", f"examples/{script.name}", *ARGUMENTS.get(script.stem, ())])
         if script.stem not in NOT_RUN:
             heading = f"# %%\n# What it prints\n# --------------\n# ``{command}``\n\n"
             source = source.replace(RUN, heading + RUN, 1)
+        if script.stem in PICTURES:  # in the gallery's overview, too
+            source += f"\n# sphinx_gallery_thumbnail_path = '{PICTURES[script.stem][0]}'\n"
         texts[script.name] = source
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.py"):
