@@ -28,7 +28,7 @@ NOT_RUN = {
 PICTURES = {
     "language_model": ("language_model.png", "Perplexity of sentences about actors and actresses, dense and pruned"),
     "repair_adult": ("repair_adult.png", "What each bound on the demographic parity difference costs on Adult"),
-    "sweep_adult": ("sweep_adult_pareto.png", "What smaller networks cost each sensitive group on Adult, a line a criterion"),
+    "sweep_adult": ("sweep_adult_pareto.png", "Accuracy of the worst-off group on Adult, a line a criterion"),
 }
 """What scripts that are not run drew when they were run with their default arguments: a file beside conf.py, its text."""
 
