@@ -30,7 +30,7 @@ PICTURES = {
     "repair_adult": ("repair_adult.png", "What each bound on the demographic parity difference costs on Adult"),
     "sweep_adult": ("sweep_adult_pareto.png", "Accuracy of the worst-off group on Adult, a line a criterion"),
 }
-"""What scripts that are not run drew when they were run with their default arguments: a file beside conf.py, its text."""
+"""What scripts that are not run drew when run with their default arguments: a file beside conf.py, its text."""
 
 ARGUMENTS: dict[str, list[str]] = {}
 """Arguments of scripts that run with others than their default ones."""
