@@ -50,7 +50,7 @@ def test_a_config_that_its_network_does_not_read(transformers: Any) -> None:
 
 
 def test_layers_of_unknown_names_are_no_hidden_states(transformers: Any) -> None:
-    model = GPTJ.model(transformers)
+    model = GPTJ.model(transformers, attention="eager")
     pruner = make_pruner(model, tp.importance.GroupMagnitudeImportance(), "hidden")
     pruner.step()
     assert shapes_of(model)["transformer.h.0.mlp.fc_in.weight"] == (27, 16)
