@@ -32,14 +32,19 @@ def test_plot_takes_and_returns_axes() -> None:
     for group in ("0", "1"):
         expected = [comparison.by_group.loc[(name, group), "accuracy"] for name in models]
         np.testing.assert_allclose(dots[group], expected)
-    changes = comparison.by_group["change in accuracy"]
-    (name, group), loss = changes.idxmin(), -100 * changes.min()
-    assert " ".join(ax.get_title().split()).startswith(f"{name} costs {group} {loss:.1f} points of accuracy")
+    assert " ".join(ax.get_title().split()) + "." == comparison.verdict()
     assert ax.get_ylabel() == "accuracy (higher is better ↑)"
     pyplot.close(figure)
     crossed = compare_models(models, [(x, y, codes)], progress=False)
     new = plot_comparison(crossed, metric="selection rate")
     assert new.get_ylabel() == "selection rate" and len(new.get_legend().get_texts()) == 8
     pyplot.close(new.figure)
+    rates = comparison.by_group["true positive rate"].unstack(0)
+    losses = {name: rates["dense"] - rates[name] for name in ("pruned", "constant")}
+    name = max(losses, key=lambda entry: losses[entry].max())
+    told = f"{name} costs {losses[name].idxmax()} {100 * losses[name].max():.1f} points of true positive rate"
+    other = plot_comparison(comparison, metric="true positive rate")
+    assert losses[name].max() > 0 and " ".join(other.get_title().split()).startswith(told)
+    pyplot.close(other.figure)
     with pytest.raises(InputError, match="metric='auc' is not in the comparison"):
         plot_comparison(comparison, metric="auc")

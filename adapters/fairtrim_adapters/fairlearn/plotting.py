@@ -74,7 +74,8 @@ def plot_comparison(comparison: Comparison, *, metric: str = "accuracy", ax: Axe
     ticks = [f"{name}\n(constant)" if name in constant else name.replace(" ", "\n") for name in names]
     ax.set_xticks(range(len(names)), ticks)
     ax.set_ylabel(axis_label(metric, better(metric)))
-    titled(ax, _title(comparison, metric, names), width=24 + 10 * len(names))
+    title = comparison.verdict().removesuffix(".") if metric == "accuracy" else _title(comparison, metric, names)
+    titled(ax, title, width=24 + 10 * len(names))
     ax.grid(visible=False, axis="x")
     ax.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
@@ -90,9 +91,13 @@ def _title(comparison: Comparison, metric: str, names: Sequence[str]) -> str:
     if not largest:
         return f"{metric[:1].upper()}{metric[1:]} by sensitive group"
     worst, least = max(largest, key=largest.__getitem__), min(largest, key=largest.__getitem__)
-    (loss, group), words = largest[worst], {"max": "costs", "min": "adds to", None: "moves"}[way]
+    loss, group = largest[worst]
     if round(100 * loss, 1) <= 0:
         return f"No network is seen to cost a group {metric}"
-    of = {"max": f"points of {metric}", "min": f"points: {metric}", None: f"points: {metric}"}[way]
-    text = f"{worst} {words} {group} {100 * loss:.1f} {of}"
-    return f"{text}; {least} {100 * largest[least][0]:.1f} at most" if least != worst else text
+    points = f"{100 * loss:.1f} points"
+    told = {
+        "max": f"{worst} costs {group} {points} of {metric}",
+        "min": f"{worst} adds {points} of {metric} to {group}",
+        None: f"{worst} moves the {metric} of {group} by {points}",
+    }[way]
+    return f"{told}; {least} {100 * largest[least][0]:.1f} at most" if least != worst else told

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of
 from fairtrim_adapters.plots.styles import quoted
 
 from .contents import Figure, Network, ReportContents
@@ -55,14 +57,14 @@ def headline(report: ReportContents) -> Headline:
     Returns:
         Its top.
     """
-    dense = next(network for network in report.networks if network.name == report.reference)
+    dense = next((network for network in report.networks if network.name == report.reference), None)
     others = [network for network in report.networks if network.name != report.reference]
-    if report.data.counted == "texts":
+    if report.data.counted == "texts" and dense is not None:
         return _of_texts(dense, others)
     losses = {n.name: lost for n in others for lost in [_largest_loss(n, dense)] if lost is not None}
     told = [network for network in others if network.name in losses]
     if not told:
-        return _alone(dense)
+        return _alone(dense or max(others, key=_lowest_accuracy))
     within = [network for network in told if losses[network.name][0] <= ALLOWED]
     chosen = (
         min(within, key=lambda n: (n.parameters, losses[n.name][0]))
@@ -71,7 +73,8 @@ def headline(report: ReportContents) -> Headline:
     )
     worst = max(told, key=lambda n: losses[n.name][0])
     loss, group, change = losses[chosen.name]
-    verdict = f"{_size(chosen)}{quoted(chosen.name)} {_costs(loss, group, change)}"
+    at = _size(chosen)
+    verdict = verdict_of(report.reference, {quoted(chosen.name): list(_changes(chosen, dense))}, at).removesuffix(".")
     if worst is not chosen and _points(losses[worst.name][0]) != _points(loss):
         verdict += f"; {quoted(worst.name)} costs {losses[worst.name][1]} {_points(losses[worst.name][0])}"
     over_all = chosen.overall.get("accuracy", Figure(None))
@@ -83,17 +86,25 @@ def headline(report: ReportContents) -> Headline:
     return Headline(f"{verdict}.", figures)
 
 
-def _largest_loss(network: Network, dense: Network) -> tuple[float, str, Figure] | None:
+def _largest_loss(network: Network, dense: Network | None) -> tuple[float, str, Figure] | None:
     """How much accuracy the group loses that loses most, who that is, and its figure."""
-    losses = []
+    known = [entry for entry in _changes(network, dense) if not math.isnan(entry.change)]
+    lowest = min(known, key=lambda entry: entry.change, default=None)
+    if lowest is None:
+        return None
+    return -lowest.change, lowest.group, network.by_group[lowest.group]["accuracy"]
+
+
+def _changes(network: Network, dense: Network | None) -> Iterator[GroupChange]:
+    """What becomes of the accuracy of each sensitive group; NaN where it isn't known."""
     for group, figures in network.by_group.items():
-        figure, before = figures.get("accuracy", Figure(None)), dense.by_group.get(group, {}).get("accuracy")
+        figure = figures.get("accuracy", Figure(None))
+        before = None if dense is None else dense.by_group.get(group, {}).get("accuracy", Figure(None)).value
         change = figure.change
-        if change is None and figure.value is not None and before is not None and before.value is not None:
-            change = figure.value - before.value
-        if change is not None:
-            losses.append((-change, group, figure))
-    return max(losses, key=lambda entry: entry[0], default=None)
+        if change is None and figure.value is not None and before is not None:
+            change = figure.value - before
+        ends = (change, figure.change_low, figure.change_high)
+        yield GroupChange(group, *(math.nan if value is None else value for value in ends))
 
 
 def _of_texts(dense: Network, others: list[Network]) -> Headline:
@@ -110,14 +121,14 @@ def _of_texts(dense: Network, others: list[Network]) -> Headline:
     figures = list(_size_figures(network, _number(network.overall.get("perplexity", Figure(None)).value, 2)))
     if not rises:
         return Headline(
-            f"{_size(network)}{network.name} has a perplexity of {figures[1].value}.",
+            f"{_at(network)}{network.name} has a perplexity of {figures[1].value}.",
             tuple(figures),
         )
     group = max(rises, key=lambda name: rises[name].value or 0.0)
     ratio = _number(rises[group].value, 2)
     figures.append(KeyFigure(f"× {ratio}", f"{group}: the largest rise of perplexity", _ends(rises[group], 2)))
     return Headline(
-        f"{_size(network)}{network.name} multiplies the perplexity of {group} by {ratio}, most of all groups.",
+        f"{_at(network)}{network.name} multiplies the perplexity of {group} by {ratio}, most of all groups.",
         tuple(figures),
     )
 
@@ -125,6 +136,11 @@ def _of_texts(dense: Network, others: list[Network]) -> Headline:
 def _size_figures(network: Network, perplexity: str) -> Iterator[KeyFigure]:
     yield _size_figure(network)
     yield KeyFigure(perplexity, "perplexity of all texts", network.name)
+
+
+def _lowest_accuracy(network: Network) -> float:
+    values = [figures.get("accuracy", Figure(None)).value for figures in network.by_group.values()]
+    return min((value for value in values if value is not None), default=-math.inf)
 
 
 def _alone(dense: Network) -> Headline:
@@ -144,16 +160,15 @@ def _alone(dense: Network) -> Headline:
     return Headline(f"{verdict}; nothing is compared with it.", tuple(figures))
 
 
-def _costs(loss: float, group: str, figure: Figure) -> str:
-    if _points(loss) == "0.0" or loss < 0:
-        return "costs no sensitive group accuracy"
-    perhaps = " (may be chance)" if figure.change_high is not None and figure.change_high >= 0 else ""
-    return f"costs {group} {_points(loss)} points of accuracy{perhaps}, most of all groups"
-
-
 def _size(network: Network) -> str:
     ratio = network.parameters_ratio
-    return "" if ratio is None or ratio == 1 else f"At {100 * ratio:.3g} % of the parameters, "
+    return "" if ratio is None or ratio == 1 else f"{100 * ratio:.3g} % of the parameters"
+
+
+def _at(network: Network) -> str:
+    """The size as the beginning of a sentence."""
+    size = _size(network)
+    return f"At {size}, " if size else ""
 
 
 def _size_figure(network: Network) -> KeyFigure:
@@ -188,6 +203,8 @@ def _interval(figure: Figure) -> str:
     return f"95 % interval {_signed(figure.change_low)} to {_signed(figure.change_high)}"
 
 
-def _against(figure: Figure, dense: Network) -> str:
+def _against(figure: Figure, dense: Network | None) -> str:
+    if dense is None:
+        return ""
     before = dense.overall.get("accuracy", Figure(None)).value
     return "" if before is None or figure.value is None else f"{dense.name}: {_number(before)}"
