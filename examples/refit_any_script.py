@@ -91,7 +91,7 @@ def main() -> None:
     largest = {name: 100 * (accuracy["dense"] - accuracy[name]).max() for name in names[1:]}
     told = ", ".join(f"{loss:.1f} ({name})" for name, loss in largest.items())
     figure.suptitle(
-        f"Adult: without {arguments.pruning_ratio:.0%} of the channels no group loses more points than\n{told}",
+        f"Adult: without {100 * arguments.pruning_ratio:.3g} % of the channels no group loses more points than\n{told}",
         fontsize=11,
     )
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
