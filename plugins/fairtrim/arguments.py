@@ -6,13 +6,15 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from .errors import InputError
 
@@ -29,6 +31,7 @@ __all__ = [
     "require_choice",
     "require_flag",
     "require_known",
+    "require_network",
     "require_number",
     "require_random_state",
 ]
@@ -140,6 +143,8 @@ def did_you_mean(name: Any, choices: Iterable[str]) -> str:
         " (did you mean 'worst-group'?)"
     """
     choices, given = list(choices), str(name).lower()
+    if given == "device" and given not in choices:
+        return " (all runs where the network is: model.to(device) before the call; batches follow)"
     near = difflib.get_close_matches(given, choices, 1, cutoff=0.6)
     if not near:  # a part of one, in whole words
         near = [choice for choice in choices if _words(given) <= _words(choice)]
@@ -211,6 +216,41 @@ def require_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise InputError(f"{name}={value!r}; expected True or False")
+
+
+def require_network(name: str, model: object) -> None:
+    """Refuse what is no network, such as a path, a state dict, a class or an estimator.
+
+    Args:
+        name: Of the argument.
+        model: What was given.
+
+    Raises:
+        InputError: It is refused; the message says where the network is.
+
+    Example:
+        >>> require_network("model", "pruned.pt")
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: model is a str; expected a torch.nn.Module: make the network and load its weights \
+first
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(getattr(model, "module_", None), nn.Module) or hasattr(model, "initialize"):
+        remedy = ": of a skorch network pass its .module_, which fit or initialize makes"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        remedy = ": pass its .model"
+    elif isinstance(model, type) and issubclass(model, nn.Module):
+        remedy = f", not its class: {model.__name__}(...)"
+    elif isinstance(model, str | os.PathLike):
+        remedy = ": make the network and load its weights first"
+    elif isinstance(model, Mapping) and any(isinstance(value, torch.Tensor) for value in model.values()):
+        remedy = ": make the network and give it these weights first, network.load_state_dict(...)"
+    elif hasattr(model, "get_params") and hasattr(model, "fit"):
+        remedy = ": scikit-learn's estimators have no channels or layers"
+    else:
+        remedy = ""
+    raise InputError(f"{name} is a {type(model).__name__}; expected a torch.nn.Module{remedy}")
 
 
 def refuse_string(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from fairtrim import InputError
-from fairtrim.arguments import RandomState, did_you_mean, drawn_seed, require_random_state
+from fairtrim.arguments import RandomState, did_you_mean, drawn_seed, require_number, require_random_state
 from fairtrim.comparison.predictions import Predictions
 from fairtrim.data.batches import ForwardFunction
 from fairtrim.data.sensitive_groups import SensitiveNames
@@ -178,8 +178,8 @@ def check_bootstrap(options: FrameOptions) -> None:
         >>> check_bootstrap({"n_boot": 5, "random_state": 0})
     """
     n_boot, random_state = options.get("n_boot"), options.get("random_state")
-    if n_boot is not None and n_boot < 1:
-        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
+    if n_boot is not None:
+        require_number("n_boot", n_boot, at_least=1, whole=True, remedy=" bootstrap sample, or None")
     quantiles = options.get("ci_quantiles")
     if quantiles is not None and not (len(quantiles) and all(0 <= quantile <= 1 for quantile in quantiles)):
         raise InputError(f"ci_quantiles={quantiles}; expected some between 0 and 1, e.g. [0.025, 0.975]")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairtrim import InputError
-from fairtrim.arguments import RandomState, drawn_seed
+from fairtrim.arguments import RandomState, drawn_seed, require_number
 from fairtrim.comparison.predictions import Predictions
 
 from .comparison import Comparison, compare_predictions
@@ -330,8 +330,8 @@ def measurements(
     from fairlearn.metrics import count
     from sklearn.metrics import accuracy_score
 
-    if n_boot is not None and n_boot < 1:
-        raise InputError(f"n_boot={n_boot}; expected at least 1 bootstrap sample, or None")
+    if n_boot is not None:
+        require_number("n_boot", n_boot, at_least=1, whole=True, remedy=" bootstrap sample, or None")
     check_metrics(metrics)
     group_names(predictions)  # refused, if columns would get one name
     labels = {model: predictions.label[model] for model in dict.fromkeys((reference, name))}

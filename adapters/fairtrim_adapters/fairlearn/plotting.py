@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fairtrim import InputError
-from fairtrim_adapters.plots.canvas import new_axes, titled
+from fairtrim_adapters.plots.canvas import new_axes, require_drawn, titled
 from fairtrim_adapters.plots.styles import DENSE_LINE, EVERYBODY, axis_label, better, group_name, group_styles
 
 from .comparison import Comparison
@@ -46,6 +46,7 @@ def plot_comparison(comparison: Comparison, *, metric: str = "accuracy", ax: Axe
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['dense', 'pruned']
     """
+    require_drawn(comparison, Comparison, "compare_models")
     if metric not in comparison.by_group:
         raise InputError(f"metric={metric!r} is not in the comparison: {list(comparison.by_group.columns)}")
     names = list(comparison.frames)

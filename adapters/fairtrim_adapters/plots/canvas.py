@@ -20,6 +20,7 @@ __all__ = [
     "draw_images",
     "import_pyplot",
     "new_axes",
+    "require_drawn",
     "sheet_size",
     "titled",
     "wrapped",
@@ -43,6 +44,26 @@ def import_pyplot() -> Any:
     except ImportError:
         raise InputError("plotting needs matplotlib: pip install 'fairtrim[plot]'") from None
     return pyplot
+
+
+def require_drawn(given: object, kind: type, maker: str) -> None:
+    """Refuse what a picture isn't of.
+
+    Args:
+        given: What is to be drawn.
+        kind: What the picture is of.
+        maker: What gives it, for the message.
+
+    Raises:
+        InputError: It is something else.
+
+    Example:
+        >>> require_drawn("sweep.csv", list, "sorted")
+        Traceback (most recent call last):
+        fairtrim.errors.InputError: got a str; expected a list, which sorted gives
+    """
+    if not isinstance(given, kind):
+        raise InputError(f"got a {type(given).__name__}; expected a {kind.__name__}, which {maker} gives")
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:

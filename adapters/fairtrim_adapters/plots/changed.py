@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairtrim import ChangedSamples, InputError
 
-from .canvas import as_picture, draw_images, new_axes, sheet_size, wrapped
+from .canvas import as_picture, draw_images, new_axes, require_drawn, sheet_size, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +63,7 @@ def plot_changed_images(
         >>> len(ax.child_axes)
         3
     """
+    require_drawn(changed, ChangedSamples, "changed_samples")
     if number < 1:
         raise InputError(f"number={number}; expected at least 1 image")
     if images is not None and len(images) != changed.n_samples:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairtrim import InputError, MinedSamples
 
-from .canvas import new_axes, titled, wrapped
+from .canvas import new_axes, require_drawn, titled, wrapped
 from .styles import network_styles
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def plot_confidence(
         >>> [(line.get_label(), line.get_ydata().round(1).tolist()) for line in ax.lines]
         [('others (n = 2)', [0.9, 0.9]), ('mined (n = 1)', [0.8, 0.1])]
     """
+    require_drawn(mined, MinedSamples, "AccumulatedConfidence().mine")
     confidence = mined.confidence
     if confidence is None:
         raise InputError("no confidence was kept at any level; expected what AccumulatedConfidence mined")

@@ -9,7 +9,7 @@ import torch
 
 from fairtrim import DamageTable, InputError
 
-from .canvas import new_axes, wrapped
+from .canvas import new_axes, require_drawn, wrapped
 from .styles import group_name, group_styles, short_names
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def plot_damage(table: DamageTable, *, kind: DamageKind = "mean", ax: Axes | Non
         >>> ax.images[0].get_array().round(3).tolist()  # squared inputs: 1 and 4 of a, 9 and 0 of b
         [[4.0, 9.0]]
     """
+    require_drawn(table, DamageTable, "collect_damage, or importance.damage_,")
     if kind not in get_args(DamageKind):
         raise InputError(f"kind={kind!r}; expected one of {list(get_args(DamageKind))}")
     layers = [name for name in table.layer_order or sorted(table.sizes, key=_natural) if table.sizes[name]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairtrim import BiasInfluence, InputError, Repair
 
-from .canvas import as_picture, draw_images, new_axes, sheet_size, titled
+from .canvas import as_picture, draw_images, new_axes, require_drawn, sheet_size, titled
 from .styles import EVERYBODY, axis_label, better, network_styles
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def plot_trade_off(repairs: Mapping[str, Repair], *, max_bias: float | None = No
         >>> ax.get_xlabel()
         '|demographic parity difference|, selection people (less is better ←)'
     """
+    if not isinstance(repairs, Mapping):
+        raise InputError(f"got a {type(repairs).__name__}; expected repairs by name: {{'threshold': repair, ...}}")
+    for repair in repairs.values():
+        require_drawn(repair, Repair, "a post-processor's repair")
     if not repairs:
         raise InputError("no repairs to draw; expected at least one, by name")
     objectives = {(repair.objective.measure, repair.objective.performance) for repair in repairs.values()}
@@ -113,6 +117,7 @@ def plot_most_harmful(
         >>> [float(bar.get_width()) for bar in ax.patches], [label.get_text() for label in ax.get_yticklabels()]
         ([0.5, 0.25], ['0', '3'])
     """
+    require_drawn(influence, BiasInfluence, "influence_on_bias")
     for name, given in (("labels", labels), ("images", images)):
         if given is not None and len(given) != len(influence.scores):
             raise InputError(f"{len(given)} {name} for {len(influence.scores)} training samples; expected as many")

@@ -13,7 +13,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fairtrim import InputError, fine_tune, recalibrate_batchnorm
-from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, require_number
+from fairtrim.arguments import RandomState, drawn_seed, renamed, require_known, require_network, require_number
 from fairtrim.data.data_splits import DataSplits
 from fairtrim.network import recalibration
 from fairtrim.network.batchnorm import batchnorm_layers
@@ -110,8 +110,10 @@ def prune_copy(
         [(3, 7)]
     """
     _check(importance, pruning_ratio, iterative_steps)
+    require_network("model", model)
     require_whole(model)
     ScoredNetwork(model).check()
+    splits = DataSplits.of(splits)
     refitted = refits(reconstruct, splits)
     check_recalibration(recalibrate_output)
     training, seed = _settings(fine_tuning), drawn_seed(random_state)

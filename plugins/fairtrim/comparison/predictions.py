@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fairtrim.arguments import require_network
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.labels import require_labels
 from fairtrim.data.sensitive_groups import SensitiveEncoder, SensitiveNames
@@ -101,7 +102,7 @@ def predict(
     if not named:
         raise InputError("no networks to run; expected at least one")
     for name, model in named.items():
-        _check_is_network(name, model)
+        require_network(f"network {name!r}", model)
     networks = {name: ScoredNetwork(model, forward_fn, output_transform) for name, model in named.items()}
     devices = {name: network.device for name, network in networks.items()}
     encoder = SensitiveEncoder(sensitive_names)
@@ -126,7 +127,10 @@ def predict(
                     labelled = batch.target >= 0
                     scores = scores[labelled]
                 if not bool(torch.isfinite(scores).all()):
-                    raise InputError(f"network {name!r} gave scores that are not finite in batch {batch.index}")
+                    raise InputError(
+                        f"network {name!r} gave scores that are not finite in batch {batch.index}; expected finite "
+                        "ones: look for NaN in the inputs and the weights"
+                    )
                 seen[name].add(scores.to(given.dtype))
                 collected[name].append(scores)
             targets.append(labels_of_batch(batch, labelled))
@@ -153,18 +157,6 @@ def predict(
         scores=scores_of,
         sensitive={name: np.asarray(values) for name, values in sensitive.items()},
     )
-
-
-def _check_is_network(name: str, model: Any) -> None:
-    if isinstance(model, nn.Module):
-        return
-    inside = getattr(model, "module_", None)
-    remedy = "expected a torch.nn.Module"
-    if isinstance(inside, nn.Module) or hasattr(model, "initialize"):
-        remedy += ": of a skorch network pass its .module_, which fit or initialize makes"
-    elif isinstance(getattr(model, "model", None), nn.Module):
-        remedy += ": pass its .model"
-    raise InputError(f"network {name!r} is a {type(model).__name__}; {remedy}")
 
 
 def labels_of_batch(batch: Batch, labelled: Tensor | None) -> npt.NDArray[np.int64]:

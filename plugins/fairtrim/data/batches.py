@@ -141,9 +141,10 @@ def parts_of_batch(entry: Any, index: int, *, values: bool = True) -> tuple[Any,
         sensitive = entry[2] if len(entry) == 3 else None
     else:
         form = f"{type(entry).__name__}" + (f" of {len(entry)}" if hasattr(entry, "__len__") else "")
+        remedy = ": a loader of one batch is [(inputs, target)]" if isinstance(entry, Tensor) else ""
         raise InputError(
             f"batch {index} of the loader is a {form}; expected (inputs, target) or (inputs, target, sensitive), or a "
-            "dict with 'labels'"
+            f"dict with 'labels'{remedy}"
         )
     target = _as_target(target, index)
     if values and any(tensor.is_meta for tensor in tensors_of([inputs, target])):
@@ -154,6 +155,19 @@ def parts_of_batch(entry: Any, index: int, *, values: bool = True) -> tuple[Any,
     if target.ndim == 0:
         raise InputError(f"batch {index}: the target has no sample axis; expected shape (N,)")
     return inputs, target, sensitive
+
+
+def _collated(loader: Iterable[Any]) -> Iterator[Any]:
+    """Its batches; what torch can't put together is said in words."""
+    try:
+        yield from loader
+    except TypeError as error:
+        if "default_collate" not in str(error):
+            raise
+        raise InputError(
+            f"the loader can't put samples together ({error}); expected tensors, numbers or strings of each sample: "
+            "None and objects need codes, or a collate_fn of the DataLoader"
+        ) from error
 
 
 def n_batches_of(loader: Iterable[Any], max_batches: int | None) -> int | None:
@@ -181,7 +195,7 @@ def iterate_batches(
     """
     if max_batches is not None and max_batches < 1:
         raise InputError(f"max_batches is {max_batches}; expected at least 1, or None for the whole loader")
-    if not isinstance(loader, Iterable):
+    if not isinstance(loader, Iterable) or isinstance(loader, str) or hasattr(loader, "columns"):
         raise InputError(
             f"the loader is a {type(loader).__name__}; expected a DataLoader or another iterable of batches"
         )
@@ -193,7 +207,7 @@ def iterate_batches(
         unit="batch",
         total=n_batches_of(loader, max_batches),
     )
-    for index, entry in enumerate(bar):
+    for index, entry in enumerate(_collated(bar)):
         inputs, target, sensitive = parts_of_batch(entry, index)
         if len(target) == 0:
             continue

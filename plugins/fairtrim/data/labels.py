@@ -20,7 +20,7 @@ def whole_labels(target: Tensor, batch_index: int) -> Tensor:
     if target.numel() != len(target) or (target.is_floating_point() and not torch.equal(target, target.round())):
         raise InputError(
             f"batch {batch_index}: the target has shape {tuple(target.shape)} and type {target.dtype}; expected whole "
-            "class labels (N,), not one number for each class or token"
+            "class labels (N,), not one number for each class or token: for one-hot targets pass target.argmax(1)"
         )
     return target.reshape(-1).long()
 
@@ -45,7 +45,12 @@ def refuse_range(low: float, high: float, n_scores: int, *, what: str = "labels"
     """Refuse labels of which the smallest or the largest belongs to none of K scores; see ``require_labels``."""
     low, high, n_classes = int(low), int(high), max(n_scores, 2)
     if low < 0 or high >= n_classes:
-        raise InputError(f"{what} reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} {unit}")
+        remedy = f": count them from 0, target - {low}" if low and high - low < n_classes and what == "labels" else ""
+        if (low, high, what) == (-1, 1, "labels"):
+            remedy = ": of -1 and 1 pass (target > 0).long()"
+        raise InputError(
+            f"{what} reach from {low} to {high}; expected 0 to {n_classes - 1} for {n_classes} {unit}{remedy}"
+        )
 
 
 def require_labels_of_tokens(inputs: Any, target: Tensor, batch_index: int) -> None:

@@ -41,7 +41,8 @@ def _joined(parts: list[Any]) -> Any:
         columns = [_joined(list(column)) for column in zip(*parts, strict=True)]
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
     raise InputError(
-        f"the inputs hold a {type(first).__name__}; expected tensors, or tuples, lists or dicts of tensors"
+        f"the inputs hold a {type(first).__name__}; expected tensors, or tuples, lists or dicts of tensors: "
+        "of a frame or an array torch.tensor(frame.to_numpy(), dtype=torch.float32)"
     )
 
 

@@ -293,7 +293,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
+        with path.open("rb") as file:
+            pickled = file.read(2) in (b"PK", b"\x80\x02")
+        raise InputError(
+            f"{path} was written by torch.save; expected a file of save_pruned: load it with torch.load(path, "
+            "weights_only=True) into a network of its shapes, and write that with save_pruned(path, model)"
+            if pickled
+            else f"{path} is damaged or no safetensors file ({error}); expected a file of save_pruned"
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path} was not written by save_pruned; load it with safetensors.torch.load_file")
     if header.get("version") not in _READ:

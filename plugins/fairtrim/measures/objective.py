@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fairtrim.arguments import require_number
 from fairtrim.errors import InputError
 from fairtrim.measures.scores import positive_margin
 
@@ -136,6 +137,8 @@ class Objective:
                 f"performance={self.performance!r} is not a performance measure; expected one of "
                 f"{list(PERFORMANCE_MEASURES)}"
             )
+        for name in ("epsilon", "margin"):
+            require_number(name, getattr(self, name))
         if not 0 <= self.margin < self.epsilon <= 1:
             raise InputError(
                 f"epsilon={self.epsilon}, margin={self.margin}; expected 0 <= margin < epsilon <= 1, because "

@@ -77,6 +77,11 @@ class ProbabilityScores:
         """Look at one batch, (N, K) or (N, T, K); costs nothing once they are known to be no probabilities."""
         if not (self._shares or self._unit) or not scores.numel():
             return
+        if not scores.is_floating_point():
+            raise InputError(
+                f"the network returned {scores.dtype}, which are labels or counts; expected scores (N, K) in floating "
+                "point: leave argmax and thresholds out of the network, or select scores with output_transform"
+            )
         rows = scores.detach().reshape(-1, scores.shape[-1])
         low, high = (float(end) for end in torch.stack(rows.aminmax()).tolist())
         self.low, self.high = min(self.low, low), max(self.high, high)

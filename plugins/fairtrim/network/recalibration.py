@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fairtrim.arguments import RandomState, random_generator, require_choice
+from fairtrim.arguments import RandomState, random_generator, require_choice, require_network
 from fairtrim.data.batches import Batch, ForwardFunction, iterate_batches
 from fairtrim.data.indexed_samples import IndexedSamples
 from fairtrim.data.labels import require_labels, whole_labels
@@ -66,6 +66,7 @@ def recalibrate_batchnorm(
         >>> recalibrate_batchnorm(norm, [batch], progress=False).running_mean
         tensor([2.])
     """
+    require_network("model", model)
     norms = batchnorm_layers(model)
     if not norms:
         raise InputError("the network has no BatchNorm with running statistics; there is nothing to recalibrate")

@@ -359,9 +359,14 @@ def _check_labels(scores: Tensor, target: Tensor, are_finite: Tensor | None) -> 
             "logit pass loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression mse_loss"
         )
     if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        remedy = ""
+        if target.numel() == len(target) and (target.dtype == torch.bool or torch.equal(target, target.round())):
+            remedy = "for labels of another type or shape pass target.flatten().long(), "
+        elif target.ndim == 2 and target.shape == scores.shape and bool((target.count_nonzero(1) == 1).all()):
+            remedy = "for one-hot targets pass target.argmax(1), "
         raise InputError(
             f"the target is {target.dtype} of shape {tuple(target.shape)}; cross-entropy, the default, expects integer "
-            "labels (N,): for several labels a sample pass "
+            f"labels (N,): {remedy}for several labels a sample pass "
             "loss_fn=torch.nn.functional.binary_cross_entropy_with_logits, for regression torch.nn.functional.mse_loss"
         )
     if are_finite is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_any, tree_map
 
+from fairtrim.arguments import few_of
 from fairtrim.data.batches import Batch, ForwardFunction, tensors_of
 from fairtrim.devices import model_device
 from fairtrim.errors import InputError, UnsupportedModelError
@@ -106,6 +107,10 @@ class ScoredNetwork:
                     "samples are not independent; expected track_running_stats=True"
                 )
 
+    def tensors(self, inputs: Any) -> Any:
+        """The inputs with arrays and frames of numbers as tensors, as the network is called with them."""
+        return _tensors(self.model, inputs) if tree_any(_is_array, inputs) else inputs
+
     def output(self, inputs: Any, *, index: int = 0) -> Any:
         """What the network returns for the inputs of a batch.
 
@@ -115,15 +120,16 @@ class ScoredNetwork:
         if self.forward_fn is not None:
             with explained_indices(self.model, inputs), differentiable_recurrence(self.model):
                 return self.forward_fn(self.model, inputs)
-        if tree_any(_is_array, inputs):
-            inputs = _tensors(self.model, inputs)
+        inputs = self.tensors(inputs)
         if isinstance(inputs, Mapping):
             _check_names(self.model, inputs)
         try:
             with explained_indices(self.model, inputs), differentiable_recurrence(self.model):
                 return call_of(self.model, inputs)()
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
+            _explain_form(inputs, index, error)
             _explain_types(self.model, inputs, index, error)
+            _explain_shape(self.model, inputs, index, error)
             raise
 
     def scores(self, batch: Batch, *, positions: bool = False) -> Tensor:
@@ -134,9 +140,11 @@ class ScoredNetwork:
         output = self.output(batch.inputs, index=batch.index)
         output = logits_of(output) if self.output_transform is None else self.output_transform(output)
         if not isinstance(output, Tensor):
+            keys = list(output) if isinstance(output, Mapping) else []
+            form, key = (f"{type(output).__name__} of {keys}", keys[0]) if keys else (type(output).__name__, 0)
             raise UnsupportedModelError(
-                f"the network returned a {type(output).__name__}; expected a tensor of scores (N, K): "
-                "pass output_transform, e.g. output_transform=lambda output: output[0]"
+                f"the network returned a {form}; expected a tensor of scores (N, K): "
+                f"pass output_transform, e.g. output_transform=lambda output: output[{key!r}]"
             )
         scores = output.unsqueeze(1) if output.ndim == 1 else output
         places = {tensor.device for tensor in tensors_of(batch.inputs)}
@@ -178,10 +186,14 @@ def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         )
 
 
+def _kind(dtype: Any) -> str:
+    return str(getattr(dtype, "kind", "O"))
+
+
 def _is_array(leaf: Any) -> bool:
     """Whether it is a numeric NumPy array, or a data frame of numbers."""
     if hasattr(leaf, "columns") and hasattr(leaf, "dtypes"):
-        return all(getattr(dtype, "kind", "O") in "biuf" for dtype in leaf.dtypes)
+        return all(_kind(dtype) in "biuf" for dtype in leaf.dtypes)
     return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
 
 
@@ -247,7 +259,57 @@ the positions that it knows
         ) from error
 
 
-def _explain_types(model: nn.Module, inputs: Any, index: int, error: RuntimeError) -> None:
+def _explain_form(inputs: Any, index: int, error: Exception) -> None:
+    """Say of inputs without a tensor, such as a frame with words or lists of numbers, what to make of them."""
+    if not isinstance(error, TypeError):
+        return
+    if tensors_of(inputs):
+        if isinstance(inputs, tuple | list) and "positional argument" in str(error):
+            raise InputError(
+                f"batch {index}: the inputs are a {type(inputs).__name__} of {len(inputs)}, which are the arguments of "
+                f"the network's forward ({error}); expected as many as it takes, or one tensor (N, ...)"
+            ) from error
+        return
+    words = ""
+    if hasattr(inputs, "columns") and hasattr(inputs, "dtypes"):
+        others = [str(c) for c, dtype in zip(inputs.columns, inputs.dtypes, strict=True) if _kind(dtype) not in "biuf"]
+        words = f" whose columns {few_of(others)} hold no numbers"
+    raise InputError(
+        f"batch {index}: the inputs are a {type(inputs).__name__}{words} ({error}); expected a tensor (N, ...), or "
+        "tensors in a tuple or dict: code words as numbers, then torch.tensor(values, dtype=torch.float32)"
+    ) from error
+
+
+def _explain_shape(model: nn.Module, inputs: Any, index: int, error: Exception) -> None:
+    """Say which layer the inputs themselves don't fit; what fails further inside isn't the inputs' fault."""
+    trace, layer, given = error.__traceback__, None, None
+    while trace is not None:  # the innermost layer that was called, and what it was called with
+        local = trace.tb_frame.f_locals
+        if isinstance(local.get("self"), nn.Linear | nn.modules.conv._ConvNd):
+            layer, given = local["self"], local.get("input")
+        trace = trace.tb_next
+    if layer is None or not isinstance(given, Tensor) or given.ndim == 0:
+        return
+    if isinstance(layer, nn.Linear):
+        fits, takes = given.shape[-1] == layer.in_features, f"{layer.in_features} features"
+    else:
+        axis = -len(layer.kernel_size) - 1
+        fits = given.ndim >= -axis and given.shape[axis] == layer.in_channels
+        takes = f"{layer.in_channels} channels and {len(layer.kernel_size)} axes after them"
+    same = None
+    if not fits:  # else they may have no storage to compare
+        at = given.data_ptr(), given.numel()
+        same = next((tensor for tensor in tensors_of(inputs) if (tensor.data_ptr(), tensor.numel()) == at), None)
+    if same is None:
+        return
+    name = next((name for name, module in model.named_modules() if module is layer), "")
+    raise InputError(
+        f"batch {index}: the inputs have shape {tuple(same.shape)}, and layer {name!r}, a {type(layer).__name__}, "
+        f"takes {takes} ({error}); expected inputs as the network was trained on, samples in the first axis"
+    ) from error
+
+
+def _explain_types(model: nn.Module, inputs: Any, index: int, error: Exception) -> None:
     tensors = tensors_of(inputs)
     given = {t.dtype for t in tensors if t.is_floating_point()} or {t.dtype for t in tensors}
     types = _floating_types(model)

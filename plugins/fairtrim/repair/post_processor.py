@@ -17,6 +17,7 @@ from fairtrim.arguments import (
     drawn_seed,
     random_generator,
     renamed,
+    require_network,
     require_number,
     require_random_state,
 )
@@ -251,8 +252,7 @@ class PostProcessor(Described, ABC):
             UnsupportedModelError: The network has no linear head with a bias. The network is as before.
         """
         self.check()
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        require_network("model", model)
         generator = random_generator(self.random_state)
         loader = with_sensitive_features(loader, sensitive_features)
         selection_loader = with_sensitive_features(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
-from fairtrim.arguments import random_generator, require_number
+from fairtrim.arguments import random_generator, require_network, require_number
 from fairtrim.data.batches import Batch, ForwardFunction, slice_samples
 from fairtrim.data.sensitive_groups import SensitiveNames
 from fairtrim.data.sentence_pairs import SentencePairs
@@ -234,8 +234,7 @@ class CounterfactualUnlearning(PostProcessor):
         **others: Any,
     ) -> SentenceRepair:
         self.check()
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        require_network("model", model)
         if others:
             raise InputError(
                 f"{sorted(others)} with SentencePairs; expected a causal language model as it is, and texts="

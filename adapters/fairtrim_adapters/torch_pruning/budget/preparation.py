@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from fairtrim.arguments import RandomState, require_choice, require_known
+from fairtrim.arguments import RandomState, require_choice, require_known, require_network
 from fairtrim.damage.reading_options import Reading
 from fairtrim.data.batches import ForwardFunction, LossFunction, iterate_batches
 from fairtrim.data.sensitive_groups import SensitiveNames
@@ -120,8 +120,7 @@ def prepared(
     require_known(what, options, BudgetOptions.__annotations__)
     reconstruct = options.get("reconstruct", True)
     require_choice("reconstruct", reconstruct, (True, False))
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    require_network("model", model)
     for name, given in (("loader", loader), ("held_out", held_out)):
         if isinstance(given, Iterator) or (not isinstance(given, Iterable) and not (name == "held_out" and not given)):
             raise InputError(
@@ -144,6 +143,7 @@ def prepared(
     dense = reading.network(copy.deepcopy(model).eval())
     with preserved_random_state(loader):
         batch = next(iter(iterate_batches(loader, dense.device, max_batches=1, progress=False)))
+        batch = replace(batch, inputs=dense.tensors(batch.inputs))
     if importance is None:
         importance = MeanDamageImportance(compensated=reconstruct, per="parameters" if cost == "parameters" else "macs")
     refuse_own_data(importance)
@@ -151,7 +151,7 @@ def prepared(
     task = Task(
         loader=loader,
         importance=importance,
-        counter=Counter(dense, to_device(example_inputs, dense.device), cost),
+        counter=Counter(dense, to_device(dense.tensors(example_inputs), dense.device), cost),
         batch=batch,
         reading=reading,
         ignored_layers=options.get("ignored_layers", ()),

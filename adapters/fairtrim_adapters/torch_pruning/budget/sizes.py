@@ -96,7 +96,15 @@ class Counter:
 
     def __init__(self, dense: ScoredNetwork, example_inputs: Any, cost: Cost) -> None:
         self._dense, self._inputs, self._cost = dense, example_inputs, cost
-        self._before = self._counted(dense.model)
+        if not any(tensor.ndim for tensor in tensors_of(example_inputs)):
+            raise InputError(
+                f"example_inputs is a {type(example_inputs).__name__} without a tensor (N, ...); expected inputs as "
+                "the loader gives them, of one sample: inputs[:1]"
+            )
+        try:
+            self._before = self._counted(dense.model)
+        except InputError as error:
+            raise InputError(f"example_inputs: {str(error).removeprefix('batch 0: ')}") from error
         if not all(self._before):
             raise InputError(
                 f"the network has {self._before[0]:g} parameters and {self._before[1]:g} MACs on example_inputs; "

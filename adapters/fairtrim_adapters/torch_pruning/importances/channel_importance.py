@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fairtrim import DamageTable, FairtrimError, InputError, NotFittedError, StaleTableError, UnsupportedModelError
-from fairtrim.arguments import did_you_mean
+from fairtrim.arguments import did_you_mean, require_network
 from fairtrim.damage import CollectionOptions
 from fairtrim.damage.measured_change import MeasuredChange, measured_change
 from fairtrim.data.sensitive_loader import with_sensitive_features
@@ -139,6 +139,8 @@ class ChannelImportance(Described, tp.importance.Importance):  # type: ignore[mi
             )
         if (model is None) != (loader is None):
             raise InputError("the self-collecting form needs both model= and loader=; for the explicit one call fit")
+        if model is not None:
+            require_network("model", model)
         _check_options(options, type(self), constructing=True)
         self.normalizer = normalizer
         if loader is not None:

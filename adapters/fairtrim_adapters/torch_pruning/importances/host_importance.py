@@ -76,6 +76,13 @@ def refuse_own_data(importance: tp.importance.Importance) -> None:
     Example:
         >>> refuse_own_data(tp.importance.GroupMagnitudeImportance())
     """
+    if isinstance(importance, str | type) or not callable(importance):
+        given = f"{importance!r}" if isinstance(importance, str) else f"a {type(importance).__name__}"
+        given = f"the class {importance.__name__}" if isinstance(importance, type) else given
+        raise InputError(
+            f"importance is {given}; expected an importance, e.g. WorstGroupImportance(), or of a criterion's name "
+            "IMPORTANCES[name]()"
+        )
     if isinstance(importance, ChannelImportance) and importance._model is not None:
         raise InputError(
             f"{type(importance).__name__} was made with model= and loader=, which would have no effect: it is fitted "
