@@ -175,6 +175,7 @@ def column_called(frame: pd.DataFrame, name: str) -> str:
         InputError: It is the name of another measure, which these frames never have.
 
     Example:
+        >>> import pandas as pd
         >>> column_called(pd.DataFrame({"demographic_parity_difference": [0.1]}), "statistical_parity_difference")
         'demographic_parity_difference'
     """
