@@ -155,7 +155,7 @@ def draw(compared: LanguageComparison, place: Path) -> None:
         panels,
         [
             ("perplexity", "perplexity (lower is better ↓)", names),
-            ("times reference", f"perplexity / that of {compared.reference} (lower is better ↓)", names[1:]),
+            ("times reference", f"× that of {compared.reference} (lower is better ↓)", names[1:]),
         ],
         strict=True,
     ):
