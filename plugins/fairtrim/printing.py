@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-__all__ = ["WIDTH", "Block", "Printed", "TextTable", "figure", "flag_lines", "movement", "percent"]
+__all__ = ["WIDTH", "Block", "Printed", "TextTable", "count", "figure", "flag_lines", "movement", "percent"]
 
 WIDTH = 99  # printed lines stay under 100 columns
 _GAP = "  "
@@ -48,6 +48,24 @@ def figure(
     ends = [end for end in (low, high) if end is not None and not math.isnan(end)]
     shown = [f"{_without_minus_zero(part, digits):{plus}.{digits}f}" for part in (value, *ends)]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(ends) == 2 else shown[0]
+
+
+def count(number: float) -> str:
+    """How many people, or what their weights add up to.
+
+    Args:
+        number: A whole one, or of weights a fraction.
+
+    Returns:
+        Text; "-" for NaN.
+
+    Example:
+        >>> count(1234567.0), count(1200.25), count(float("nan"))
+        ('1,234,567', '1,200.2', '-')
+    """
+    if math.isnan(number):
+        return "-"
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
 
 
 def percent(share: float, *, digits: int = 1, sign: bool = False) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.errors import InputError
 from fairtrim.measures.shrinkage import own_shares
-from fairtrim.printing import Block, Printed, TextTable, figure, percent
+from fairtrim.printing import Block, Printed, TextTable, count, figure, percent
 
 from .channel_groups import ChannelColumns
 from .moments import standard_errors
@@ -137,7 +137,7 @@ class DamageTable(Printed):
             shown = [f"{float(value):+.3g}" for value in (damage.min(), damage.median(), damage.max())]
             share = percent(float(self.shares[g]))
             name = _label(self.sensitive_groups[g])
-            rows.append((name, f"{float(self.counts[g]):,g}", share, figure(float(self.loss[g])), *shown))
+            rows.append((name, count(float(self.counts[g])), share, figure(float(self.loss[g])), *shown))
         title = "Mean loss, and predicted change of it when a channel is removed by itself."
         heads = ("group", "people", "share", "loss", "least", "median", "most")
         yield TextTable(heads, rows, title=title)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fairtrim.printing import Block, Printed, TextTable, figure, flag_lines, percent
-from fairtrim_adapters.torch_pruning.reconstruction.group_table import count, ends_of, group_table, who_pays
+from fairtrim.printing import Block, Printed, TextTable, count, figure, flag_lines, percent
+from fairtrim_adapters.torch_pruning.reconstruction.group_table import ends_of, group_table, who_pays
 from fairtrim_adapters.torch_pruning.reconstruction.measuring import EVERYBODY
 
 from .measuring import LOSS
@@ -138,7 +138,7 @@ class PrunedToBudget(Printed):
         return "\n\n".join([str(self), tried, *([] if self.reconstruction is None else [str(self.reconstruction)])])
 
     def _judges(self) -> str:
-        return f"the {figure(count(self.measured['people'].iloc[-1]))} who judge"
+        return f"the {count(self.measured['people'].iloc[-1])} who judge"
 
     def _other_shares(self) -> Iterator[tuple[Any, float]]:
         for name in ("macs", "parameters"):

@@ -16,7 +16,7 @@ from fairtrim import DamageTable
 from fairtrim.damage.measured_change import MeasuredChange, worse_than_predicted
 from fairtrim.damage.sample_sketch import SampleSketch
 from fairtrim.measures.shrinkage import own_shares
-from fairtrim.printing import Block, Printed, TextTable, figure
+from fairtrim.printing import Block, Printed, TextTable, count, figure
 from fairtrim.selection.ranking import Selection
 from fairtrim_adapters.torch_pruning.graph.plan import PruningPlan, removed_units, rounded_quota
 
@@ -138,7 +138,7 @@ class PruningReport(Printed):
         """Of each group; the head of a column says what the whole table is of."""
         rows = []
         for _, row in self.predicted.iterrows():
-            cells = [str(row["sensitive_group"]), _count(float(row["people"])), f"{row['loss before']:.4f}"]
+            cells = [str(row["sensitive_group"]), count(row["people"]), f"{row['loss before']:.4f}"]
             for name, value in row.iloc[3:].items():
                 if name == "standard error":
                     cells[-1] += _plus_minus(value)
@@ -156,9 +156,7 @@ class PruningReport(Printed):
 def _count(value: Any) -> str:
     import pandas as pd
 
-    if pd.isna(value):
-        return "-"
-    return figure(int(value)) if value == int(value) else f"{value:,.1f}"  # of weighted people a fraction
+    return "-" if pd.isna(value) else count(value)
 
 
 def _plus_minus(error: float) -> str:

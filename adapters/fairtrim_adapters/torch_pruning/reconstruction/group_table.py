@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fairtrim.printing import TextTable, figure, movement
+from fairtrim.printing import TextTable, count, figure, movement
 
 from .measuring import EVERYBODY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["count", "ends_of", "group_table", "points", "who_pays"]
+__all__ = ["ends_of", "group_table", "points", "who_pays"]
 
 _Z = 1.959963984540054
 _OF = {
@@ -88,7 +88,7 @@ def who_pays(measured: pd.DataFrame) -> str:
         if kind == "loss":
             shown = figure(row["loss change"], *ends, sign=True)
         text += f", worst for {row['sensitive_group']} ({shown})"
-    return f"{text}, judged on {figure(count(overall['people']))} people"
+    return f"{text}, judged on {count(overall['people'])} people"
 
 
 def group_table(
@@ -113,7 +113,7 @@ def group_table(
     rows = []
     for _, row in measured.iterrows():
         group = row["sensitive_group"]
-        cells = [group, figure(count(row["people"])), figure(row[f"{level} dense"]), figure(row[f"{level} pruned"])]
+        cells = [group, count(row["people"]), figure(row[f"{level} dense"]), figure(row[f"{level} pruned"])]
         if level == "accuracy":
             cells.append(_change(row, "accuracy"))
         rows.append([*cells, *([told.get(group, "-")] if told else []), _change(row, "loss")])
@@ -137,15 +137,3 @@ def _told(predicted: pd.DataFrame, column: str) -> Mapping[str, str]:
 
 def _of(change: float) -> str:
     return "impossible" if math.isnan(change) else figure(change, sign=True)
-
-
-def count(people: float) -> int | float:
-    """People as a count; of weights what they add up to.
-
-    Args:
-        people: How many.
-
-    Returns:
-        A whole number where it is one.
-    """
-    return int(people) if float(people).is_integer() else float(people)

@@ -24,7 +24,7 @@ from fairtrim.data.sensitive_loader import with_sensitive_features
 from fairtrim.network.scored_network import OutputTransform, ScoredNetwork
 from fairtrim.placement import require_whole
 from fairtrim.preservation import insist, preserved_random_state, undisturbed
-from fairtrim.printing import Block, Printed, flag_lines
+from fairtrim.printing import Block, Printed, count, flag_lines
 from fairtrim.reconstruction import Reader, Reconstruction, reconstruct
 from fairtrim_adapters.torch_pruning.graph.head_counts import tell_heads
 from fairtrim_adapters.torch_pruning.graph.kept import KeptChannels, corrected, readers_of_removed
@@ -354,7 +354,7 @@ def _measure(
     except FairtrimError as error:
         refit.measured_on = f"not measured: {error}"
         return
-    people = f"{table['people'].iloc[-1]:,g}"  # the last row is everybody, or the one group that there is
+    people = count(table["people"].iloc[-1])  # the last row is everybody, or the one group that there is
     refit.measured = table
     refit.measured_on = f"{people} held-out samples"
     if held_out is None:
