@@ -24,8 +24,8 @@ def test_an_audit_fits(n_networks: int, n_classes: int) -> None:
     assert max(map(len, text.splitlines())) < 100 and "16,281" in text
     first = " ".join(text.split("\n\n")[0].split())
     if n_networks == 1:
-        group = min(("Female", "Male"), key=lambda name: rows[names[0]][f"accuracy[{name}]"])
-        assert first == f"One network, {names[0]!r}: its accuracy is lowest for {group}."
+        lowest, group = min((rows[names[0]][f"accuracy[{name}]"], name) for name in ("Female", "Male"))
+        assert first == f"One network, {names[0]!r}: its accuracy is lowest for {group}, {lowest:.3f}."
     else:
         loss = max(-100 * rows[names[-1]][f"accuracy_change[{group}]"] for group in ("Female", "Male"))
         assert first.startswith(f"Against {names[0]!r}, ") and f" {loss:.1f}" in first
@@ -50,3 +50,5 @@ def test_a_sweep_says_who_keeps_the_worst_group() -> None:
     repaired = sweep_text(table.assign(post_processor="threshold"), None)
     assert "with worst-group and threshold, 0.660" in " ".join(repaired.split())
     assert sweep_text(table[table["criterion"] == "dense"], None).startswith("Nothing was pruned.\n\n")
+    unknown = sweep_text(table.drop(columns="worst_group_accuracy"), {"accuracy": "max"})
+    assert unknown.startswith("At a pruning ratio of 0.75 no network has a worst group.\n\n")

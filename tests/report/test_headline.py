@@ -31,7 +31,7 @@ def test_the_smallest_that_costs_no_group_more_than_a_point_is_told(report: Repo
     found = headline(_report(report, large, smaller, small))
     assert found.verdict == (
         "At 25 % of the parameters, against 'dense', a loss by small can't be told from chance (largest: F 0.8 "
-        "points); “smaller, 90 %” costs M 5.1."
+        "points); “smaller, 90 %” costs M 5.1 points of accuracy."
     )
     assert [figure.value for figure in found.figures] == ["25 %", "0.901", "−0.8 points"]
     assert found.figures[2].words.startswith("F: ") and found.figures[2].note == "95 % interval −1.8 to +0.2"
@@ -45,7 +45,9 @@ def test_where_all_cost_more_the_least_loss_is_told(report: Report) -> None:
     gains = _network("c", 1.0, {"F": 0.01, "M": 0.02})
     found = headline(_report(report, gains))
     assert found.verdict == "Against 'dense', c costs no group accuracy among these people."
-    assert found.figures[2].value == "+1.0 points"
+    assert found.figures[2].value == "+1.0 points" and "the least gain" in found.figures[2].words
+    more = _network("d", 0.9, {"F": 0.03, "M": 0.04})
+    assert headline(_report(report, gains, more)).verdict.endswith("; c costs no group accuracy among these people.")
 
 
 def test_without_changes_they_are_taken_from_the_reference(report: Report) -> None:

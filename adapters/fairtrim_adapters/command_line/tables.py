@@ -20,7 +20,7 @@ from fairtrim.printing import WIDTH, Block, Printed, TextTable, figure
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.intervals import MAX_CLASSES, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
-from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of
+from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of, verdict_of_one
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 
@@ -115,9 +115,7 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]]) -> str:
     reference, *others = rows
     groups = groups_of(rows[reference])
     if not others:
-        known = [group for group in groups if not math.isnan(rows[reference][f"accuracy[{group}]"])]
-        lowest = min(known, key=lambda group: float(rows[reference][f"accuracy[{group}]"]))
-        return f"One network, {reference!r}: its accuracy is lowest for {lowest}."
+        return verdict_of_one(reference, {group: rows[reference][f"accuracy[{group}]"] for group in groups})
 
     def changes(row: Mapping[str, Any]) -> list[GroupChange]:
         columns = ("accuracy_change", "accuracy_change_low", "accuracy_change_high")
@@ -218,9 +216,10 @@ def sweep_text(table: pd.DataFrame, objectives: Mapping[str, Direction] | None) 
 def _best_of(means: pd.DataFrame) -> str:
     """Who keeps the worst group where most was removed."""
     ratio = means["pruning_ratio"].max()
-    if "worst_group_accuracy" not in means or not ratio:
+    if not ratio:
         return "Nothing was pruned."
-    there = means[(means["pruning_ratio"] == ratio) & means["worst_group_accuracy"].notna()]
+    there = means[means["pruning_ratio"] == ratio]
+    there = there[there["worst_group_accuracy"].notna()] if "worst_group_accuracy" in there else there[:0]
     if there.empty:
         return f"At a pruning ratio of {ratio:g} no network has a worst group."
     accuracy = there["worst_group_accuracy"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairtrim.printing import Block, TextTable, figure
 
-from .verdicts import GroupChange, verdict_of
+from .verdicts import GroupChange, verdict_of, verdict_of_one
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +39,7 @@ def comparison_verdict(reference: str, by_group: pd.DataFrame, at: str) -> str:
     others = [name for name in by_group.index.unique("model") if name != reference]
     if others:
         return verdict_of(reference, {str(name): _changes(by_group.loc[[name]]) for name in others}, at)
-    accuracy = by_group["accuracy"].dropna()
-    if accuracy.empty:
-        return f"One network, {reference!r}: no group has an accuracy."
-    lowest = _group(accuracy.idxmin()) if len(accuracy) > 1 else f"the only group, {_group(accuracy.index[0])}"
-    return f"One network, {reference!r}: its accuracy is lowest for {lowest}, {figure(float(accuracy.min()))}."
+    return verdict_of_one(reference, {_group(index): value for index, value in by_group["accuracy"].items()})
 
 
 def _changes(rows: pd.DataFrame) -> list[GroupChange]:

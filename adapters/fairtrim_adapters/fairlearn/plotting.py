@@ -94,11 +94,11 @@ def _title(comparison: Comparison, metric: str, names: Sequence[str]) -> str:
     worst, least = max(largest, key=largest.__getitem__), min(largest, key=largest.__getitem__)
     loss, group = largest[worst]
     if round(100 * loss, 1) <= 0:
-        return f"No network is seen to cost a group {metric}"
+        return f"No network is seen to move a group's {metric}{'' if way is None else ' for the worse'}"
     points = f"{100 * loss:.1f} points"
     told = {
         "max": f"{worst} costs {group} {points} of {metric}",
         "min": f"{worst} adds {points} of {metric} to {group}",
         None: f"{worst} moves the {metric} of {group} by {points}",
     }[way]
-    return f"{told}; {least} {100 * largest[least][0]:.1f} at most" if least != worst else told
+    return f"{told}; {least} {100 * max(0.0, largest[least][0]):.1f} at most" if least != worst else told

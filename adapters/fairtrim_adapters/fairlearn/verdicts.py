@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-__all__ = ["GroupChange", "verdict_of"]
+from fairtrim.printing import figure
+
+__all__ = ["GroupChange", "clause_of", "verdict_of", "verdict_of_one"]
 
 _LISTED = 3  # networks that a sentence names each
 _NAMED = 2  # groups that lose the same
 _TAIL = 0.025  # of the intervals
+_ROUNDING = 1e-12  # of sums of weights in another order
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class _Finding:
 
 def _finding(name: str, groups: Sequence[GroupChange]) -> _Finding:
     known = [group for group in groups if not math.isnan(group.change)]
-    lost = sorted((group for group in known if group.change < 0), key=lambda group: group.change)
+    lost = sorted((group for group in known if group.change < -_ROUNDING), key=lambda group: group.change)
     if not lost:
         return _Finding(name, 2 if known else 3)
     measured_only = any(math.isnan(group.high) for group in lost)
@@ -89,6 +92,45 @@ def _finding(name: str, groups: Sequence[GroupChange]) -> _Finding:
         return _Finding(name, 1, largest, who)
     aside = "" if lost[0].change >= largest.change else f" ({lost[0].group}'s {lost[0].points} may be chance)"
     return _Finding(name, 0, largest, who, aside, measured_only)
+
+
+def clause_of(name: str, groups: Sequence[GroupChange]) -> str:
+    """What one network costs, as part of a sentence.
+
+    Args:
+        name: The network.
+        groups: What it does to each sensitive group.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> clause_of("pruned", [GroupChange("Male", -0.058, -0.064, -0.052)])
+        'pruned costs Male 5.8 points of accuracy'
+    """
+    return _finding(name, groups).clause()
+
+
+def verdict_of_one(name: str, accuracy: Mapping[str, float]) -> str:
+    """Say of a network that nothing is compared with whom it serves worst.
+
+    Args:
+        name: The network.
+        accuracy: Of each sensitive group; NaN for a group of nobody.
+
+    Returns:
+        A sentence.
+
+    Example:
+        >>> verdict_of_one("dense", {"a": 0.9, "b": 0.8})
+        "One network, 'dense': its accuracy is lowest for b, 0.800."
+    """
+    known = {group: float(value) for group, value in accuracy.items() if not math.isnan(value)}
+    if not known:
+        return f"One network, {name!r}: no group has an accuracy."
+    lowest = min(known, key=known.__getitem__)
+    whom = lowest if len(known) > 1 else f"the only group, {lowest}"
+    return f"One network, {name!r}: its accuracy is lowest for {whom}, {figure(known[lowest])}."
 
 
 def verdict_of(reference: str, changes: Mapping[str, Sequence[GroupChange]], at: str = "") -> str:

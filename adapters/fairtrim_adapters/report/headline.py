@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of
+from fairtrim_adapters.fairlearn.verdicts import GroupChange, clause_of, verdict_of
 from fairtrim_adapters.plots.styles import quoted
 
 from .contents import Figure, Network, ReportContents
@@ -76,12 +76,13 @@ def headline(report: ReportContents) -> Headline:
     at = _size(chosen)
     verdict = verdict_of(report.reference, {quoted(chosen.name): list(_changes(chosen, dense))}, at).removesuffix(".")
     if worst is not chosen and _points(losses[worst.name][0]) != _points(loss):
-        verdict += f"; {quoted(worst.name)} costs {losses[worst.name][1]} {_points(losses[worst.name][0])}"
+        verdict += f"; {clause_of(quoted(worst.name), list(_changes(worst, dense)))}"
+    of_accuracy = "the largest loss of accuracy" if loss > 0 else "the least gain in accuracy"
     over_all = chosen.overall.get("accuracy", Figure(None))
     figures = (
         _size_figure(chosen),
         KeyFigure(_number(over_all.value), "accuracy of everybody", _against(over_all, dense)),
-        KeyFigure(f"{_signed(-loss)} points", f"{group}: the largest loss of accuracy of any group", _interval(change)),
+        KeyFigure(f"{_signed(-loss)} points", f"{group}: {of_accuracy} of any group", _interval(change)),
     )
     return Headline(f"{verdict}.", figures)
 
