@@ -348,6 +348,9 @@ def _who_pays(
     losses = (at - dense[columns].iloc[0]) * (-1 if way == "max" else 1)
     worst, who = losses.max(axis=1), losses.fillna(-np.inf).idxmax(axis=1)
     name, least = str(worst.idxmax()), str(worst.idxmin())
+    removed = f"With {100 * max(common):.3g} % of the channels removed"
+    if round(100 * worst[name], 1) <= 0:
+        return f"{removed}, no criterion moves a group's {in_words(metric)} for the worse"
     verb, of = (
         ("costs", f"points of {in_words(metric)}") if way == "max" else ("adds", f"points of {in_words(metric)} to")
     )
@@ -355,7 +358,7 @@ def _who_pays(
     points = f"{100 * worst[name]:.1f} {of}"
     told = f"{quoted(name)} {verb} {group} {points}" if way == "max" else f"{quoted(name)} {verb} {points} {group}"
     other = f"; {quoted(least)} costs no group more than {max(0.0, 100 * worst[least]):.1f}" if least != name else ""
-    return f"With {100 * max(common):.3g} % of the channels removed, {told}{other}"
+    return f"{removed}, {told}{other}"
 
 
 def _draw_group(panel: Axes, here: pd.DataFrame, column: str, look: Style | None, label: str, *, faint: bool) -> None:

@@ -117,11 +117,14 @@ class DamageTable(Printed):
             One sentence.
         """
         n_groups, n_channels = self.damage.shape
-        text = f"{n_channels:,} channels of {len(self.sizes):,} layers, scored for {n_groups:,} sensitive groups"
+        groups = f"{n_groups:,} sensitive groups" if n_groups != 1 else "one sensitive group"
+        text = f"{n_channels:,} channels of {len(self.sizes):,} layers, scored for {groups}"
         if not n_channels:
             return f"{text}."
         mean = self.damage.mean(1)
         worst = int(mean.argmax())
+        if mean[worst] <= 0:
+            return f"{text}: removing one raises nobody's mean loss on average."
         whose = _label(self.sensitive_groups[worst])
         return f"{text}: removing one raises the mean loss of {whose} most, by {mean[worst]:.3g} on average."
 
