@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,3 +35,12 @@ def test_table_by_name_and_in_tidy_form() -> None:
     row = frame[(frame.layer == "y") & (frame.channel == 1) & (frame.sensitive_group == "c")].iloc[0]
     assert row.damage == pytest.approx(float(table["y"][2, 1]))
     assert row.first_order + row.second_order == pytest.approx(row.damage)
+
+
+def test_the_verdict_tells_of_a_rise_only_where_there_is_one() -> None:
+    damage = torch.tensor([[0.1, 0.3], [0.5, 0.7], [-1.0, 0.0]])
+    hurt = replace(random_table({"x": 2}), slope=-damage, curvature=torch.zeros_like(damage))
+    scored = "2 channels of 1 layers, scored for 3 sensitive groups: removing one raises "
+    assert hurt.verdict() == f"{scored}the mean loss of b most, by 0.6 on average."
+    assert replace(hurt, slope=damage.abs()).verdict() == f"{scored}nobody's mean loss on average."
+    assert "1,500,000" in str(replace(hurt, counts=torch.tensor([1.5e6, 7, 2])))
