@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-import pandas as pd
-
 from fairtrim import InputError
 
 from .canvas import new_axes, titled, wrapped
 from .styles import DENSE_LINE, axis_label, group_styles
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["BudgetResult", "SizeKind", "plot_budget"]
@@ -58,6 +57,7 @@ def plot_budget(result: BudgetResult, *, size: SizeKind = "macs", ax: Axes | Non
         InputError: It is another object, there is no such size, no accuracy was measured, or matplotlib is missing.
 
     Example:
+        >>> import pandas as pd
         >>> from types import SimpleNamespace
         >>> from matplotlib.figure import Figure
         >>> kept = {"network": 1, "kept": True, "macs": 0.5, "sensitive_group": "women", "people": 80.0}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from fairtrim import InputError
 from fairtrim_adapters.pareto import mean_over_seeds, now_called, pareto_set
@@ -29,6 +28,7 @@ from .styles import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["plot_group_metric", "plot_pareto"]
@@ -50,6 +50,8 @@ def _axis(column: str, *, vertical: bool) -> str:
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    import pandas as pd
+
     if not isinstance(frame, pd.DataFrame):
         raise InputError(f"the sweep is a {type(frame).__name__}; expected a pandas DataFrame with one row a run")
     missing = [name for name in columns if name not in frame]
@@ -91,6 +93,7 @@ def plot_pareto(
             nothing to draw, or matplotlib is not installed.
 
     Example:
+        >>> import pandas as pd
         >>> from matplotlib.figure import Figure
         >>> run = {"seed": 0, "criterion": "magnitude", "post_processor": "none"}
         >>> rows = [{"pruning_ratio": 0.5, "parameters_ratio": 0.3, "worst_group_accuracy": 0.8},
@@ -99,6 +102,8 @@ def plot_pareto(
         >>> " ".join(ax.get_title().split())
         'With 80 % of the channels removed, accuracy of the worst group: 0.600 (magnitude)'
     """
+    import pandas as pd
+
     _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor", x, y])
     means = mean_over_seeds(frame)
     words = [name for name in (x, y) if name not in means]
@@ -154,6 +159,8 @@ def _spread(
     frame: pd.DataFrame, line: pd.DataFrame, column: str, post_processor: str
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Lowest and highest of the seeds at each mark; of a single seed the ends of the interval."""
+    import pandas as pd
+
     if line["seeds"].max() == 1:
         empty = pd.Series(np.nan, line.index)
         low, high = (line.get(_end(column, end), empty).to_numpy(dtype=float) for end in ("low", "high"))
@@ -254,6 +261,7 @@ def plot_group_metric(
             told apart, the axes are too many or too few, or matplotlib is not installed.
 
     Example:
+        >>> import pandas as pd
         >>> from matplotlib.figure import Figure
         >>> run = {"seed": 0, "criterion": "magnitude", "pruning_ratio": 0.5, "post_processor": "none"}
         >>> table = pd.DataFrame([{**run, "accuracy": 0.9, "accuracy[a]": 0.95, "accuracy[b]": 0.8}])
@@ -261,6 +269,8 @@ def plot_group_metric(
         >>> ax.get_title(), ax.get_ylabel()
         ('magnitude', 'accuracy (higher is better ↑)')
     """
+    import pandas as pd
+
     _require(frame, ["seed", "criterion", "pruning_ratio", "post_processor"])
     means = mean_over_seeds(frame)
     groups = [name[len(metric) + 1 : -1] for name in means if name.startswith(f"{metric}[") and name.endswith("]")]
@@ -363,6 +373,8 @@ def _who_pays(
 
 def _draw_group(panel: Axes, here: pd.DataFrame, column: str, look: Style | None, label: str, *, faint: bool) -> None:
     """A line, and a band if there are intervals; the line of everybody has no marker."""
+    import pandas as pd
+
     shade = EVERYBODY if look is None else look.colour
     share = 100 * here["pruning_ratio"].to_numpy(dtype=float)
     low, high = (here.get(_end(column, end), pd.Series(np.nan, here.index)) for end in ("low", "high"))
