@@ -26,11 +26,16 @@ NOT_RUN = {
 """Scripts that are shown without being run, and why; .ci/run runs them, most as slow tests."""
 
 PICTURES = {
+    "colored_digits": (
+        "colored_digits.png",
+        "Unbiased, conflicting and worst group accuracy of networks pruned by seven methods; with --share 0.05 "
+        "--pruning-ratio 0.5 --epochs 6",
+    ),
     "language_model": ("language_model.png", "Perplexity of sentences about actors and actresses, dense and pruned"),
     "repair_adult": ("repair_adult.png", "What each bound on the demographic parity difference costs on Adult"),
     "sweep_adult": ("sweep_adult_pareto.png", "Accuracy of the worst-off group on Adult, a line a criterion"),
 }
-"""What scripts that are not run drew when run with their default arguments: a file beside conf.py, its text."""
+"""What scripts that are not run drew, with their default arguments unless it says others: a file here, its text."""
 
 ARGUMENTS: dict[str, list[str]] = {}
 """Arguments of scripts that run with others than their default ones."""

@@ -403,6 +403,7 @@ def test_people_in_neither_side_don_t_count(post_processor: PostProcessor) -> No
     assert len(repairing.predict(dataset).labels) == 400  # everybody is predicted for
 
 
+@pytest.mark.slow
 def test_the_bound_holds_on_the_people_who_selected_and_the_gap_shrinks_on_others() -> None:
     model, validation, test = _network(), _dataset(600), _dataset(900, seed=5)
     repairing = _repairing(ParityFineTuning(epsilon=0.06), model=model).fit(validation)

@@ -114,6 +114,7 @@ def routing() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- beside Fairlearn
 
 
+@pytest.mark.slow
 def test_beside_threshold_optimizer() -> None:
     X, y, sex = _people(2400)
     x = X.astype(np.float32)
@@ -531,7 +532,9 @@ def _within(estimator: RepairedClassifier, X: Any, y: Any) -> float:
     return balanced_accuracy_score(y, estimator.predict(X)) - 10 * max(0.0, estimator.repair_.bias - 0.3)
 
 
-@pytest.mark.parametrize("kind", ["net", "module", "frozen"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("net", "module")), "frozen"]
+)
 def test_searching_the_bound(kind: str) -> None:
     X, y, sex = _people(900)
     estimator: Any = {
