@@ -220,7 +220,7 @@ def pruning_report(
     names = [n if isinstance(n, str) else ", ".join(n) for n in table.sensitive_groups]
     predicted = {
         "sensitive_group": names,
-        "people": [f"{count:g}" for count in table.counts.tolist()],
+        "people": table.counts.tolist(),
         "loss before": table.loss.numpy(),
         "predicted change" + how: change.masked_fill(impossible, torch.nan).numpy(),
     }
