@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 N = 40
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
+HALF: Any = 1.5
 WORDS = ["yes" if label else "no" for label in Y.tolist()]
 GROUPS = ["a", "b"] * (N // 2)
 FRAME = pd.DataFrame(X.numpy(), columns=["age", "hours", "gain", "loss"])
@@ -288,7 +289,7 @@ def _of_another_network() -> None:
 
 
 def _with_pruner_of(importance: Any) -> None:
-    with reconstructed(network(), people(), progress=False):  # type: ignore[arg-type]
+    with reconstructed(network(), people(), progress=False):
         raise AssertionError("it began")
 
 
@@ -380,7 +381,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], Sequence[str]]] = {
         lambda: compared(people(), n_boot=0),
         ("n_boot=0; expected at least 1 bootstrap sample, or None",),
     ),
-    "half a bootstrap sample": (lambda: metric_frame(network(), people(), n_boot=1.5), ("n_boot=1.5; expected a wh",)),
+    "half a bootstrap sample": (lambda: metric_frame(network(), people(), n_boot=HALF), ("n_boot=1.5; expected a wh",)),
     "a list of networks": (
         lambda: compare_models([network()], people()),  # type: ignore[arg-type]
         ("models is list; expected networks by name: {'dense': ..., 'pruned': ...}",),
@@ -410,7 +411,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], Sequence[str]]] = {
         ("got a Sequential; expected a Comparison, which compare_models gives",),
     ),
     "a picture of an importance": (
-        lambda: plot_damage(WorstGroupImportance()),  # type: ignore[arg-type]
+        lambda: plot_damage(WorstGroupImportance()),
         ("got a WorstGroupImportance; expected a DamageTable, which collect_damage, or importance.damage_, gives",),
     ),
     "a picture of a repair": (
@@ -436,9 +437,20 @@ def test_a_device_for_a_comparison() -> None:
 
 # Files ---------------------------------------------------------------------------------------------------------
 
+
+def _pickled(folder: Path) -> None:
+    torch.save(network(), folder / "m.pt")
+    load_pruned(folder / "m.pt", network())
+
+
+def _of_another_class(folder: Path) -> None:
+    save_pruned(folder / "m.st", network())
+    load_pruned(folder / "m.st", nn.Linear(3, 2))
+
+
 FILES: dict[str, tuple[Callable[[Path], Any], Sequence[str]]] = {
     "a pickled network": (
-        lambda folder: [torch.save(network(), folder / "m.pt"), load_pruned(folder / "m.pt", network())],
+        _pickled,
         ("m.pt was written by torch.save; expected a file of save_pruned", "save_pruned(path, model)"),
     ),
     "no safetensors": (
@@ -451,7 +463,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], Sequence[str]]] = {
         ("none doesn't exist; create it first",),
     ),
     "another network": (
-        lambda folder: [save_pruned(folder / "m.st", network()), load_pruned(folder / "m.st", nn.Linear(3, 2))],
+        _of_another_class,
         ("is of another network", "pass a network of the class that was saved"),
     ),
     "arguments swapped": (
