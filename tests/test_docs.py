@@ -263,7 +263,7 @@ def _understood(arguments: Sequence[str]) -> None:
     typer = pytest.importorskip("typer")
     app = importlib.import_module("fairtrim_adapters.command_line.app").app
     group = typer.main.get_command(app)
-    name, *rest = [argument for argument in arguments if argument != "--help"] or ["check"]
+    name, *rest = [argument for argument in arguments if argument not in ("--help", "--version")] or ["check"]
     context = group.context_class(group, info_name="fairtrim")
     command = group.get_command(context, name)
     assert command is not None, f"fairtrim {name} is no command; expected one of {group.list_commands(context)}"
