@@ -178,7 +178,7 @@ BAD_SETTINGS: list[tuple[type[PostProcessor], dict[str, Any], str]] = [
     (RandomPerturbation, {"performance": "auc"}, "performance='auc' is not a performance measure; expected one of"),
     (RandomPerturbation, {"epsilon": 0.0}, "expected 0 <= margin < epsilon <= 1"),
     (RandomPerturbation, {"epsilon": 0.1, "margin": 0.2}, "expected 0 <= margin < epsilon <= 1"),
-    (RandomPerturbation, {"epsilon": math.nan}, "expected 0 <= margin < epsilon <= 1"),
+    (RandomPerturbation, {"epsilon": math.nan}, "expected a finite number"),
     (RandomPerturbation, {"selection_share": 1.0}, r"selection_share=1.0; expected a share in \(0, 1\)"),
     (RandomPerturbation, {"max_seconds": 0}, "max_seconds=0; expected a positive number or None"),
     (RandomPerturbation, {"patience": -1}, "patience=-1; expected a positive number or None"),
