@@ -245,7 +245,10 @@ def test_sweep_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prune", *WORK, "-o", "x", "--pruner-options", "work:number"], "expected a function of the network"),
         (["repair", "--model", "work:net", "--data", "work:pairs", "-o", "x"], "needs the split 'validation'"),
         (["repair", *WORK, "-o", "x", "--post-processor", "parity"], "is unknown"),
-        (["repair", *WORK, "-o", "x", "--post-processor", "parity-fine-tuning:epsilon=low"], "expected a finite number"),
+        (
+            ["repair", *WORK, "-o", "x", "--post-processor", "parity-fine-tuning:epsilon=low"],
+            "expected a finite number",
+        ),
         (["prune", *WORK, "-o", "."], "is a folder; expected the name of a file"),
         (["prune", *WORK, "-o", "x", "--onnx", "./x"], "is the file of --output"),
         (["repair", *WORK, "-o", "x", "--onnx", "."], "is a folder; expected the name of a file"),

@@ -111,12 +111,17 @@ def unjudged(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
         >>> both, one = pd.DataFrame({"sensitive_group": ["a", "b"]}), pd.DataFrame({"sensitive_group": ["a"]})
         >>> unjudged(both, both), unjudged(both, one)
         ([], ['nobody of b is among those who judge: what happens to them was not measured'])
+        >>> unjudged(one, pd.DataFrame({"sensitive_group": ["everyone"]}))[0].partition("; ")[2]
+        'held_out_sensitive_features= says who they are'
     """
     known = set(measured["sensitive_group"])
     absent = [name for name in predicted["sensitive_group"] if name not in known]
     if not absent:
         return []
-    return [f"nobody of {few_of(absent)} is among those who judge: what happens to them was not measured"]
+    why = "what happens to them was not measured"
+    if known <= {EVERYONE, EVERYBODY}:
+        why += "; held_out_sensitive_features= says who they are"
+    return [f"nobody of {few_of(absent)} is among those who judge: {why}"]
 
 
 def _predictions(dense: nn.Module, pruned: nn.Module, loader: Iterable[Any], reading: Reading) -> Predictions:
