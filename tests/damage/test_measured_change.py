@@ -505,7 +505,7 @@ def test_options_and_mined_samples_are_measured_alike() -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True)  # read in the dataset's order
     importance, dense, pruned = _fitted(loader, AccumulatedConfidenceImportance(flags, progress=False))
     assert importance.report().measured == "measured on 43 of 43 samples"
-    assert importance.report().predicted["people"].tolist() == [str(int(flags.sum())), str(int((~flags).sum()))]
+    assert importance.report().predicted["people"].tolist() == [int(flags.sum()), int((~flags).sum())]
 
 
 def test_a_rise_beyond_the_prediction_is_flagged() -> None:
@@ -559,7 +559,7 @@ def test_a_printed_report_fits_a_hundred_columns() -> None:
     layers = pd.DataFrame({"layer": names, "before": 64, "asked": 32, "removed": 0, "kept": 64, "skipped": True})
     figures = ["loss before", "predicted change", "error of the sketch", "measured change", "standard error"]
     people = ["Female, Amer-Indian-Eskimo, 45 and older, " + "never married" * k for k in (1, 4)]
-    predicted = pd.DataFrame({"sensitive_group": people, "people": "40", **dict.fromkeys(figures, 0.25)})
+    predicted = pd.DataFrame({"sensitive_group": people, "people": 40.0, **dict.fromkeys(figures, 0.25)})
     reason = "Torch-Pruning doesn't map " + "one of its channels or another " * 20
     unscored = {"up." * 50: f"{reason}; add the layer to ignored_layers. Or not", "down": "short"}
     report = PruningReport(layers, predicted, unscored, ("a flag " * 30,), "measured on 6 of 6 samples, " * 8)
@@ -598,7 +598,7 @@ def test_a_printed_report_fits_a_hundred_columns() -> None:
 )
 def test_the_sentence_of_a_report(columns: dict[str, list[float]], sentence: str) -> None:
     layers = pd.DataFrame({"layer": ["0"], "before": 20000, "asked": 16281, "removed": 16281, "kept": 3719})
-    table = pd.DataFrame({"sensitive_group": ["a", "b"], "people": ["16281", "2.5"], "loss before": 0.5, **columns})
+    table = pd.DataFrame({"sensitive_group": ["a", "b"], "people": [16281.0, 2.5], "loss before": 0.5, **columns})
     report = PruningReport(layers.assign(skipped=False), table, {})
     assert report.verdict() == f"Removed 16,281 of 20,000 channels; {sentence}"
     text = str(report)
