@@ -74,7 +74,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": gallery.FILENAME_PATTERN,
     "within_subsection_order": "gallery.Order",
-    "reset_argv": "gallery.script_arguments",
     "download_all_examples": False,
     "show_signature": False,
     "show_memory": False,

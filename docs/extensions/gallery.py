@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ PICTURES = {
     "sweep_adult": ("sweep_adult_pareto.png", "Accuracy of the worst-off group on Adult, a line a criterion"),
 }
 """What scripts that are not run drew, with their default arguments unless it says others: a file here, its text."""
-
-ARGUMENTS: dict[str, list[str]] = {}
-"""Arguments of scripts that run with others than their default ones."""
 
 FILENAME_PATTERN = rf"/(?!({'|'.join(NOT_RUN)})\.py)[a-z0-9_]+\.py$"
 """Which scripts sphinx-gallery runs: all others, also those that are added later."""
@@ -114,9 +110,8 @@ def write_sources(examples: Path, folder: Path) -> None:
             picture, text = PICTURES[script.stem]
             page += f"\n\n.. image:: ../{picture}\n   :alt: {text}"
         source = source.replace(docstring, page + "\n", 1)
-        command = " ".join(["python", f"examples/{script.name}", *ARGUMENTS.get(script.stem, ())])
         if script.stem not in NOT_RUN:
-            heading = f"# %%\n# What it prints\n# --------------\n# ``{command}``\n\n"
+            heading = f"# %%\n# What it prints\n# --------------\n# ``python examples/{script.name}``\n\n"
             source = source.replace(RUN, heading + RUN, 1)
         if script.stem in PICTURES:  # in the gallery's overview, too
             source += f"\n# sphinx_gallery_thumbnail_path = '{PICTURES[script.stem][0]}'\n"
@@ -141,19 +136,6 @@ def switch_off_bars() -> None:
         original(self, *args, **{**options, "disable": True})
 
     tqdm.__init__ = silent  # TQDM_DISABLE doesn't reach bars that are switched on by an argument
-
-
-def script_arguments(gallery_conf: Mapping[str, Any], script: Mapping[str, Any]) -> list[str]:
-    """What sphinx-gallery gives a script as its arguments.
-
-    Args:
-        gallery_conf: Settings of sphinx-gallery.
-        script: What it knows of the script.
-
-    Returns:
-        The arguments.
-    """
-    return ARGUMENTS.get(Path(script["src_file"]).stem, [])
 
 
 class Order:

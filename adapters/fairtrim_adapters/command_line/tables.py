@@ -194,8 +194,7 @@ def sweep_text(table: pd.DataFrame, objectives: Mapping[str, Direction] | None) 
         Text.
     """
     means = mean_over_seeds(table)
-    columns = [column for column in [*_SHOWN, *_GAPS, *(objectives or {})] if column in means]
-    columns = list(dict.fromkeys(columns))
+    columns = [column for column in dict.fromkeys([*_SHOWN, *_GAPS, *(objectives or {})]) if column in means]
     names = ["criterion", "pruning_ratio", "post_processor"]
     if (means["post_processor"] == "none").all():
         names.remove("post_processor")
