@@ -15,7 +15,7 @@ from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.group_counts import GroupCounts, performance, rates
 from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
 
-__all__ = ["Figure", "figures_of", "group_label", "moved"]
+__all__ = ["Figure", "figures_of", "group_label", "moved", "size_of_bias"]
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -103,6 +103,24 @@ def figures_of(objective: Objective, people: ValidationSet, before: Tensor, afte
             for name, statistic in _of_group(objective.measure, labels, g):
                 found.append(_figure(name, group, statistic, people, before, after, among=people.group == g))
     return tuple(found)
+
+
+def size_of_bias(objective: Objective, people: ValidationSet, before: Tensor, after: Tensor) -> Figure | None:
+    """What becomes of the size of the bias, whichever side it favours.
+
+    Args:
+        objective: Names the measure.
+        people: The people, N.
+        before: Whether each label was given, (N, K), or label 1 of two, (N, 1).
+        after: The same now.
+
+    Returns:
+        The figure; None for a measure of counterfactual pairs, and of a single group.
+    """
+    if objective.measure in COUNTERFACTUAL_MEASURES or people.n_groups < 2:
+        return None
+    gap: Statistic = lambda counts: _gap(objective.measure, counts, signed=False)  # noqa: E731
+    return _figure(objective.measure, None, gap, people, before, after, smallest=True)
 
 
 def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:

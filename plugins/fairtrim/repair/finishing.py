@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fairtrim.data.validation_set import ValidationSet
-from fairtrim.measures.objective import Decisions, labels_given
+from fairtrim.measures.objective import Decisions, Objective, labels_given
 
 from .candidates import Candidates
-from .figures import figures_of, group_label, moved
+from .figures import Figure, figures_of, group_label, moved, size_of_bias
 from .judging import GroupJudge
 from .repaired_network import OperatingPoint, Repair, edited
 from .working_copy import changed_names
@@ -19,6 +19,7 @@ from .working_copy import changed_names
 __all__ = ["Parts", "finished"]
 
 _LARGE_LOSS = 0.1
+_KEPT = "the network is kept as it was given"
 
 
 class Parts(NamedTuple):
@@ -59,12 +60,18 @@ def _judged(candidates: Candidates, point: OperatingPoint, repaired: nn.Module) 
 
 
 def _kept_as_given(candidates: Candidates, people: ValidationSet, before: _Judged, after: _Judged) -> str | None:
-    """Why the network stays as it was given: it is within the bound, and nothing is better in what a user sees."""
+    """Why the network stays as it was given.
+
+    It is within the bound, and nothing is better in what a user sees; or nothing is within the bound, and the least
+    bias costs surely what it gains perhaps.
+    """
     objective = candidates.objective
     published = candidates.performance_floor is not None or objective.confidence is None
-    if published or objective.epsilon >= 1 or before.constant or not before.believed < objective.bound:
+    if published or objective.epsilon >= 1 or before.constant:
         return None
-    kept = "the network is kept as it was given: " + (
+    if not before.believed < objective.bound:
+        return None if after.within or after.constant else _perhaps_for_sure(objective, people, before, after)
+    kept = f"{_KEPT}: " + (
         "it is within the bound" if before.within else "chance explains what its bias is beyond the bound"
     )
     if torch.equal(before.given, after.given):
@@ -77,9 +84,28 @@ def _kept_as_given(candidates: Candidates, people: ValidationSet, before: _Judge
     other = f"the best other one would change {objective.performance} by {useful.change:+.3f}"
     if not losses:
         return f"{kept}; {other}, which may be chance"
+    return f"{kept}; {other}, and {_worst(losses)}"
+
+
+def _perhaps_for_sure(objective: Objective, people: ValidationSet, before: _Judged, after: _Judged) -> str | None:
+    """Why a network that isn't within the bound either is no better: its bias falls perhaps, performance surely."""
+    fall = size_of_bias(objective, people, before.given, after.given)
+    if fall is None or fall.change_high < 0:
+        return None
+    figures = figures_of(objective, people, before.given, after.given)
+    of_all = (objective.performance, "accuracy")
+    losses = [f for f in figures if f.name in of_all and f.change_high < 0]
+    if not losses:
+        return None
+    return (
+        f"{_KEPT}: no other is within the bound; the one of the least bias would change its size by "
+        f"{fall.change:+.3f}, which may be chance, and {_worst(losses)}"
+    )
+
+
+def _worst(losses: list[Figure]) -> str:
     worst = min(losses, key=lambda figure: figure.change)
-    whose = "accuracy" if worst.sensitive_group is None else f"the accuracy of {group_label(worst.sensitive_group)}"
-    return f"{kept}; {other}, and {whose} by {worst.change:+.3f}"
+    return f"{worst.name} of {group_label(worst.sensitive_group)} by {worst.change:+.3f}"
 
 
 def finished(

@@ -193,18 +193,23 @@ class Repair(Printed):
         """What the repair changed, whether that is within the bound, and on whom it was judged.
 
         Returns:
-            One sentence.
+            One sentence; it says so where chance may have moved the bias.
         """
         objective = self.objective
         groups = [group_label(group) for group in self._groups()]
         among = f" among {few_of(groups, most=3)}" if groups else ""
-        text = f"{objective.measure}{among} {movement(self.bias_before, self.bias)}"
+        text = f"{objective.measure}{among} {movement(self.bias_before, self.bias)}{self._chance()}"
         if objective.epsilon < 1:
             measured = abs(self.bias) <= objective.epsilon
             within = "within" if self.within_bound else "not surely within" if measured else "not within"
             text += f", {within} the {objective.epsilon:g} asked for"
         people = f"judged on the {len(self.selection_rows):,} people that it was selected on"
         return f"{text}; {objective.performance} {movement(self.performance_before, self.performance)}, {people}."
+
+    def _chance(self) -> str:
+        """A remark behind a bias that changed by less than its error."""
+        told = [f for f in self.figures if f.name == self.objective.measure and f.sensitive_group is None]
+        return " (which may be chance)" if self.bias != self.bias_before and told and not told[0].moved else ""
 
     def blocks(self) -> Iterator[Block]:
         """The verdict, what was chosen and how, the figures of each group, and flags."""
