@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-__all__ = ["WIDTH", "Block", "Printed", "TextTable", "count", "figure", "flag_lines", "movement", "percent"]
+__all__ = ["WIDTH", "Block", "Printed", "TextTable", "count", "figure", "flag_lines", "movement", "percent", "points"]
 
 WIDTH = 99  # printed lines stay under 100 columns
 _GAP = "  "
@@ -85,6 +85,26 @@ def percent(share: float, *, digits: int = 1, sign: bool = False) -> str:
     """
     shown = figure(100 * float(share), digits=digits, sign=sign)
     return shown if shown == "-" else f"{shown} %"
+
+
+def points(change: float, low: float = math.nan, high: float = math.nan, *, sign: bool = True) -> str:
+    """A change of a share in points of a hundred, as part of a sentence.
+
+    Args:
+        change: Of the share.
+        low: Lower end of its interval.
+        high: Upper end.
+        sign: Show a plus, too.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> points(-0.054), points(0.012, 0.001, 0.023), points(0.054, sign=False)
+        ('-5.4 points', '+1.2 points [+0.1, +2.3]', '5.4 points')
+    """
+    number, _, interval = figure(100 * change, 100 * low, 100 * high, digits=1, sign=sign).partition(" ")
+    return f"{number} points {interval}".rstrip()
 
 
 def movement(before: float, after: float, *, digits: int = 3) -> str:

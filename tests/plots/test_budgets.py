@@ -47,7 +47,10 @@ def test_points_lines_and_intervals_are_those_of_the_table() -> None:
     result = _result([0.5, 0.3], 0, {"women": [-0.02, -0.2], "men": [-0.01, -0.05], "everybody": [0.0, 0.0]})
     ax = plot_budget(result)
     check_drawn(ax)
-    assert ax.get_title() == "Largest loss: women, −2.0 points at 50 % of the MACs"
+    title = "Largest loss: women, −2.0 points at 50 % of the MACs, which may be chance"
+    assert " ".join(ax.get_title().split()) == title
+    sure = _result([0.5], 0, {"women": [-0.06], "men": [-0.01], "everybody": [0.0]})
+    assert plot_budget(sure).get_title() == "Largest loss: women, −6.0 points at 50 % of the MACs"
     assert ax.get_ylabel() == "accuracy (higher is better ↑)"
     women = ax.collections[1]
     x, y = np.asarray(women.get_offsets()).T

@@ -14,13 +14,13 @@ from torch import nn
 from fairtrim import predict
 from fairtrim.comparison.network_size import network_size
 from fairtrim.comparison.predictions import Predictions
+from fairtrim.comparison.verdicts import GroupChange, verdict_of, verdict_of_one
 from fairtrim.devices import model_device
 from fairtrim.network.scored_network import ScoredNetwork
 from fairtrim.printing import WIDTH, Block, Printed, TextTable, figure
 from fairtrim_adapters.fairlearn.flags import NOBODY, OF_NONE
 from fairtrim_adapters.fairlearn.intervals import MAX_CLASSES, RATES_OF_TWO_CLASSES
 from fairtrim_adapters.fairlearn.measurements import column_of, joined_flags, measurements
-from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of, verdict_of_one
 from fairtrim_adapters.pareto import Direction, mean_over_seeds, pareto_set
 from fairtrim_adapters.sweep import DataSplits
 

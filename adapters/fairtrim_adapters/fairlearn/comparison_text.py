@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fairtrim.comparison.verdicts import GroupChange, verdict_of, verdict_of_one
 from fairtrim.printing import Block, TextTable, figure
-
-from .verdicts import GroupChange, verdict_of, verdict_of_one
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fairtrim import InputError
+from fairtrim.printing import figure, points
 from fairtrim_adapters.plots.canvas import new_axes, require_drawn, titled
 from fairtrim_adapters.plots.styles import DENSE_LINE, EVERYBODY, axis_label, better, group_name, group_styles
 
@@ -93,12 +95,13 @@ def _title(comparison: Comparison, metric: str, names: Sequence[str]) -> str:
         return f"{metric[:1].upper()}{metric[1:]} by sensitive group"
     worst, least = max(largest, key=largest.__getitem__), min(largest, key=largest.__getitem__)
     loss, group = largest[worst]
-    if round(100 * loss, 1) <= 0:
+    if round(loss, 3) <= 0:
         return f"No network is seen to move a group's {metric}{'' if way is None else ' for the worse'}"
-    points = f"{100 * loss:.1f} points"
+    sized = figure if "loss" in metric else partial(points, sign=False)  # a mean loss is no share
+    size, most = (sized(max(0.0, largest[name][0])) for name in (worst, least))
     told = {
-        "max": f"{worst} costs {group} {points} of {metric}",
-        "min": f"{worst} adds {points} of {metric} to {group}",
-        None: f"{worst} moves the {metric} of {group} by {points}",
+        "max": f"{worst} costs {group} {size} of {metric}",
+        "min": f"{worst} adds {size} of {metric} to {group}",
+        None: f"{worst} moves the {metric} of {group} by {size}",
     }[way]
-    return f"{told}; {least} {100 * max(0.0, largest[least][0]):.1f} at most" if least != worst else told
+    return f"{told}; {least} {most.removesuffix(' points')} at most" if least != worst else told

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from fairtrim import InputError
+from fairtrim.comparison.verdicts import GroupChange
+from fairtrim.printing import points
 
 from .canvas import new_axes, titled, wrapped
 from .styles import DENSE_LINE, axis_label, group_styles
@@ -117,12 +119,15 @@ def _title(measured: pd.DataFrame, history: pd.DataFrame, groups: list[str], siz
     where = f"at {100 * float(kept[size].iloc[0]):.3g} % of the {_SIZES[size]}"
     if worst["accuracy change"] >= 0:
         least = rows.loc[rows["accuracy low"].idxmin()]
-        perhaps = f": {least['sensitive_group']} perhaps, {100 * -least['accuracy low']:.1f} points"
+        perhaps = f": {least['sensitive_group']} perhaps, {points(-least['accuracy low'], sign=False)}"
         return f"No group is seen to lose accuracy {where}{perhaps if least['accuracy low'] < 0 else ''}"
-    points = f"{100 * worst['accuracy change']:+.1f} points".replace("-", "−")
+    change = points(worst["accuracy change"]).replace("-", "−")
     if len(groups) == 1 and groups[0] in ("everyone", _EVERYBODY):
-        return f"Accuracy changes by {points} {where}"
-    return f"Largest loss: {worst['sensitive_group']}, {points} {where}"
+        return f"Accuracy changes by {change} {where}"
+    ends = (float(worst[f"accuracy {end}"]) for end in ("low", "high"))
+    beyond = GroupChange("", float(worst["accuracy change"]), *ends).is_beyond_chance(len(groups))
+    chance = "" if beyond else ", which may be chance"
+    return f"Largest loss: {worst['sensitive_group']}, {change} {where}{chance}"
 
 
 def _keys(ax: Axes, tried: int) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairtrim import InputError
+from fairtrim.printing import points
 from fairtrim_adapters.pareto import mean_over_seeds, now_called, pareto_set
 
 from .canvas import import_pyplot, new_axes, titled
@@ -361,14 +362,12 @@ def _who_pays(
     removed = f"With {100 * max(common):.3g} % of the channels removed"
     if round(100 * worst[name], 1) <= 0:
         return f"{removed}, no criterion moves a group's {in_words(metric)} for the worse"
-    verb, of = (
-        ("costs", f"points of {in_words(metric)}") if way == "max" else ("adds", f"points of {in_words(metric)} to")
-    )
     group = who[name][len(metric) + 1 : -1]
-    points = f"{100 * worst[name]:.1f} {of}"
-    told = f"{quoted(name)} {verb} {group} {points}" if way == "max" else f"{quoted(name)} {verb} {points} {group}"
-    other = f"; {quoted(least)} costs no group more than {max(0.0, 100 * worst[least]):.1f}" if least != name else ""
-    return f"{removed}, {told}{other}"
+    loss = f"{points(worst[name], sign=False)} of {in_words(metric)}"
+    told = f"costs {group} {loss}" if way == "max" else f"adds {loss} to {group}"
+    most = points(max(0.0, worst[least]), sign=False).removesuffix(" points")
+    other = f"; {quoted(least)} {told.split()[0]} no group more than {most}" if least != name else ""
+    return f"{removed}, {quoted(name)} {told}{other}"
 
 
 def _draw_group(panel: Axes, here: pd.DataFrame, column: str, look: Style | None, label: str, *, faint: bool) -> None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fairtrim_adapters.fairlearn.verdicts import GroupChange, clause_of, verdict_of
+from fairtrim.comparison.verdicts import GroupChange, clause_of, verdict_of
+from fairtrim.printing import points
 from fairtrim_adapters.plots.styles import quoted
 
 from .contents import Figure, Network, ReportContents
@@ -75,14 +76,14 @@ def headline(report: ReportContents) -> Headline:
     loss, group, change = losses[chosen.name]
     at = _size(chosen)
     verdict = verdict_of(report.reference, {quoted(chosen.name): list(_changes(chosen, dense))}, at).removesuffix(".")
-    if worst is not chosen and _points(losses[worst.name][0]) != _points(loss):
+    if worst is not chosen and points(losses[worst.name][0]) != points(loss):
         verdict += f"; {clause_of(quoted(worst.name), list(_changes(worst, dense)))}"
     of_accuracy = "the largest loss of accuracy" if loss > 0 else "the least gain in accuracy"
     over_all = chosen.overall.get("accuracy", Figure(None))
     figures = (
         _size_figure(chosen),
         KeyFigure(_number(over_all.value), "accuracy of everybody", _against(over_all, dense)),
-        KeyFigure(f"{_signed(-loss)} points", f"{group}: {of_accuracy} of any group", _interval(change)),
+        KeyFigure(points(-loss).replace("-", "−"), f"{group}: {of_accuracy} of any group", _interval(change)),
     )
     return Headline(f"{verdict}.", figures)
 
@@ -179,15 +180,6 @@ def _size_figure(network: Network) -> KeyFigure:
     return KeyFigure(f"{100 * ratio:.3g} %", "of the parameters are left", f"{network.name}: {count}")
 
 
-def _points(loss: float) -> str:
-    return f"{100 * loss:.1f}".replace("-0.0", "0.0")
-
-
-def _signed(change: float) -> str:
-    text = f"{100 * change:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
 def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -201,7 +193,8 @@ def _ends(figure: Figure, digits: int = 3) -> str:
 def _interval(figure: Figure) -> str:
     if figure.change_low is None or figure.change_high is None:
         return ""
-    return f"95 % interval {_signed(figure.change_low)} to {_signed(figure.change_high)}"
+    ends = (points(end).removesuffix(" points").replace("-", "−") for end in (figure.change_low, figure.change_high))
+    return f"95 % interval {' to '.join(ends)}"
 
 
 def _against(figure: Figure, dense: Network | None) -> str:

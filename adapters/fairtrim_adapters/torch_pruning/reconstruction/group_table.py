@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fairtrim.printing import TextTable, count, figure, movement
+from fairtrim.comparison.verdicts import GroupChange
+from fairtrim.printing import TextTable, count, figure, movement, points
 
 from .measuring import EVERYBODY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ends_of", "group_table", "points", "who_pays"]
+__all__ = ["ends_of", "group_table", "who_pays"]
 
 _Z = 1.959963984540054
 _OF = {
@@ -40,34 +41,14 @@ def ends_of(row: Any, kind: str) -> tuple[float, float]:
     return change - half, change + half
 
 
-def points(change: float, low: float = math.nan, high: float = math.nan) -> str:
-    """A change of a share in points of a hundred, as part of a sentence.
-
-    Args:
-        change: Of the share.
-        low: Lower end of its interval.
-        high: Upper end.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> points(-0.054), points(0.012, 0.001, 0.023)
-        ('-5.4 points', '+1.2 points [+0.1, +2.3]')
-    """
-    text = figure(100 * change, 100 * low, 100 * high, digits=1, sign=True)
-    number, _, interval = text.partition(" ")
-    return f"{number} points {interval}".rstrip()
-
-
 def who_pays(measured: pd.DataFrame) -> str:
-    """The largest change of a sensitive group, and everybody's, as part of a sentence.
+    """The largest loss of a sensitive group, and what becomes of everybody, as part of a sentence.
 
     Args:
         measured: What ``measured_by_group`` gives.
 
     Returns:
-        Text.
+        Text; it says so where the group's loss may be chance.
 
     Example:
         >>> import pandas as pd
@@ -83,11 +64,13 @@ def who_pays(measured: pd.DataFrame) -> str:
     changes = groups[f"{kind} change"].dropna()
     if len(groups) > 1 and len(changes):
         row = groups.loc[changes.idxmin() if kind == "accuracy" else changes.idxmax()]
-        ends = ends_of(row, kind)
-        shown = points(row[f"{kind} change"], *ends)
+        change, low, high = float(row[f"{kind} change"]), *ends_of(row, kind)
         if kind == "loss":
-            shown = figure(row["loss change"], *ends, sign=True)
-        text += f", worst for {row['sensitive_group']} ({shown})"
+            shown, worse = figure(change, low, high, sign=True), GroupChange("", -change, -high, -low)
+        else:
+            shown, worse = points(change, low, high), GroupChange("", change, low, high)
+        chance = ", which may be chance" if worse.change < 0 and not worse.is_beyond_chance(len(changes)) else ""
+        text += f", worst for {row['sensitive_group']} ({shown}{chance})"
     return f"{text}, judged on {count(overall['people'])} people"
 
 

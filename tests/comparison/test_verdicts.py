@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fairtrim_adapters.fairlearn.verdicts import GroupChange, verdict_of
+from fairtrim.comparison.verdicts import GroupChange, verdict_of
 
 NAN = math.nan
 
