@@ -52,6 +52,7 @@ from fairtrim import (
     ThresholdSelection,
 )
 from fairtrim_adapters.aif360 import NetworkPostProcessing, predict_dataset, to_tensors
+from fairtrim_adapters.plots.styles import network_styles
 
 # isort: split
 # after fairtrim's adapter, which keeps AIF360's notes on extras that aren't installed off the screen
@@ -455,16 +456,6 @@ def print_table(results: Results) -> None:
     )
 
 
-COLORS = {
-    "threshold only": "0.45",
-    "random perturbation": "tab:brown",
-    "layer-wise optimisation": "tab:olive",
-    "bias gradient descent": "tab:purple",
-    "parity, output layer": "tab:blue",
-    "parity, all layers": "tab:green",
-}
-
-
 def draw(results: Results, path: Path) -> None:
     """Draw what a smaller gap costs: one line for each method, one point for each bound.
 
@@ -486,15 +477,15 @@ def draw(results: Results, path: Path) -> None:
     widest = max(parity_gap(before) + gap_error, *(gap for gaps, _ in lines.values() for gap in gaps))
     right = 1.08 * max([widest, *(gap for m in others.values() if (gap := parity_gap(m)) < 1.3 * widest)])
     figure, ax = pyplot.subplots(figsize=(11.5, 5.8), layout="constrained")
-    hollow: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "markersize": 8, "clip_on": False}
-    ours = [
-        ax.plot(*lines[name], ".-", color=color, markersize=9, linewidth=1.8, label=name)[0]
-        for name, color in COLORS.items()
-    ]
-    rivals = [*ax.plot(*lines[REJECT_OPTION], "o--", label=REJECT_OPTION, **hollow)]
-    for (name, metric), marker in zip(others.items(), "sD", strict=True):
+    looks = network_styles([*REPAIRS, *RIVALS], dense=None)
+    ours = [ax.plot(*lines[name], linewidth=1.8, label=name, **looks[name].marks())[0] for name in REPAIRS]
+    rivals = ax.plot(
+        *lines[REJECT_OPTION], linestyle="--", label=REJECT_OPTION, clip_on=False, **looks[REJECT_OPTION].marks(8)
+    )
+    for name, metric in others.items():
         gap, height = parity_gap(metric), balanced_accuracy(metric)
-        rivals += ax.plot(min(gap, right), height, marker, label=f"{name}*", linestyle="none", **hollow)
+        marks = {"linestyle": "none", "clip_on": False, **looks[name].marks(8)}
+        rivals += ax.plot(min(gap, right), height, label=f"{name}*", **marks)
         if gap > right:
             ax.annotate(
                 f"at {gap:.2f} →", (right, height), ha="right", va="center", xytext=(-8, 0), textcoords="offset points"
@@ -505,7 +496,7 @@ def draw(results: Results, path: Path) -> None:
         xerr=gap_error,
         yerr=accuracy_error,
         fmt="*",
-        color="tab:red",
+        color="black",
         markersize=15,
         capsize=3,
         zorder=5,
@@ -520,9 +511,13 @@ def draw(results: Results, path: Path) -> None:
         "(|statistical parity difference| of the test people)"
     )
     ax.set_ylabel("balanced accuracy of the test people")
+    within = [
+        (height, name) for name, line in lines.items() for gap, height in zip(*line, strict=True) if gap < EPSILON
+    ]
+    best, whose = max(within, default=(math.nan, "no method"))
     ax.set_title(
-        f"{task.name}, {int(before.num_instances())} test people: what a smaller gap between {task.sides[0]} and "
-        f"{task.sides[1]} costs\n"
+        f"{task.name}, {int(before.num_instances())} test people: below a gap of {EPSILON}, {whose} keeps most, "
+        f"{best:.3f} of {balanced_accuracy(before):.3f}\n"
         f"(one point for each bound on the validation people's gap, {min(BOUNDS)} to {max(BOUNDS)})",
         fontsize="medium",
     )

@@ -23,7 +23,9 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
+import itertools
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from tqdm.auto import tqdm
 
 from fairtrim.mining import MinedSamples
 from fairtrim.network.fine_tuning import fine_tune
+from fairtrim_adapters.plots.styles import DENSE_LINE, network_styles
 from fairtrim_adapters.torch_pruning import AccumulatedConfidence, dcwp, denp
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -302,7 +305,7 @@ def run(data: str, share: float, ratios: list[float], epochs: int, seed: int) ->
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Unbiased and worst-group accuracy against sparsity, a column of panels for each share.
+    """Unbiased, conflicting and worst-group accuracy against sparsity, a column of panels for each share.
 
     Args:
         frame: Rows of ``run``.
@@ -312,37 +315,49 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
     shares = sorted(frame["conflicting share"].unique())
     measures = ["unbiased", "conflicting", "worst group"]
-    colours: dict[str, str] = {}
-    figure, axes = pyplot.subplots(
-        len(measures),
-        len(shares),
-        figsize=(2 + 2.8 * len(shares), 8),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for column, share in enumerate(shares):
-        part = frame[frame["conflicting share"] == share]
+    looks = network_styles(METHODS, dense=None)
+    size = {"figsize": (2.6 + 2.8 * len(shares), 8.2), "sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = pyplot.subplots(len(measures), len(shares), layout="constrained", **size)
+    for (row, measure), (column, share) in itertools.product(enumerate(measures), enumerate(shares)):
+        ax, part = axes[row][column], frame[frame["conflicting share"] == share]
         dense = part[part["method"] == "ERM"]
-        for row, measure in enumerate(measures):
-            ax = axes[row][column]
-            for name in METHODS:
-                means = pd.concat([dense, part[part["method"] == name]]).groupby("sparsity")[measure].mean()
-                dashes = {"mined": "--", "true conflicts": ":"}.get(name.partition(", ")[2], "-")
-                style = {"linestyle": dashes, "color": colours.setdefault(name.partition(", ")[0], f"C{len(colours)}")}
-                ax.plot(means.index, means, marker="o", markersize=4, label=name, **style)
-            ax.axhline(dense[measure].mean(), color="grey", linewidth=0.8, label="ERM, dense")
-            again = part[part["method"] == "ERM, mined"][measure].mean()
-            ax.axhline(again, color="grey", linewidth=0.8, linestyle="--", label="ERM, dense, mined")
-            if row == 0:
-                ax.set_title(f"{share:.1%} conflicting")
-            if column == 0:
-                ax.set_ylabel(f"{measure} accuracy")
-            if row == len(measures) - 1:
-                ax.set_xlabel("share of channels removed")
+        for name in METHODS:
+            means = pd.concat([dense, part[part["method"] == name]]).groupby("sparsity")[measure].mean()
+            dashes = {"mined": "--", "true conflicts": ":"}.get(name.partition(", ")[2], "-")
+            ax.plot(100 * means.index, means, linestyle=dashes, label=name, **looks[name].marks(5))
+        ax.axhline(dense[measure].mean(), color="black", linewidth=0.9, linestyle=DENSE_LINE, label="ERM, dense")
+        again = part[part["method"] == "ERM, mined"][measure].mean()
+        ax.axhline(again, color="0.5", linewidth=0.9, linestyle=DENSE_LINE, label="ERM, dense, mined")
+        ax.grid(color="0.93", linewidth=0.6)
+    for ax, share in zip(axes[0], shares, strict=True):
+        ax.set_title(f"{100 * share:.3g} % conflicting", fontsize=10)
+    for ax, measure in zip(axes[:, 0], measures, strict=True):
+        ax.set_ylabel(f"{measure} accuracy ↑")
+    for ax in axes[-1]:
+        ax.set_xlabel("channels removed (%)")
     axes[0][-1].legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle("\n".join(textwrap.wrap(conclusion(frame), 22 + 30 * len(shares))), fontsize=10.5)
     figure.savefig(path, dpi=110)
+
+
+def conclusion(frame: pd.DataFrame) -> str:
+    """What the picture says: of the pruned networks the best and the worst, where most is removed and conflicts most.
+
+    Args:
+        frame: Rows of ``run``.
+
+    Returns:
+        A sentence without its full stop.
+    """
+    removed, share = frame["sparsity"].max(), frame["conflicting share"].max()
+    here = frame[(frame["sparsity"] == removed) & (frame["conflicting share"] == share)]
+    means = here.groupby("method")["unbiased"].mean()
+    dense = frame[(frame["method"] == "ERM") & (frame["conflicting share"] == share)]["unbiased"].mean()
+    return (
+        f"With {100 * share:.3g} % conflicting and {100 * removed:.3g} % of the channels removed, {means.idxmax()} has "
+        f"an unbiased accuracy of {means.max():.2f}, {means.idxmin()} of {means.min():.2f}; "
+        f"the dense network {dense:.2f}"
+    )
 
 
 def main() -> None:
