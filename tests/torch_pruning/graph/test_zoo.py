@@ -165,8 +165,9 @@ def test_prunes_with_any_criterion(case: Network, criterion: str, mode: str, tmp
         of_host.step()
         assert _removed(pruner) == _removed(of_host)
         assert _widths(model) != _widths(case.model())
-    layers = importance.report().layers
-    assert importance.report().skipped == []
+    report = importance.report()
+    layers = report.layers
+    assert report.skipped == []
     assert layers["asked"].tolist() == layers["removed"].tolist()
     if mode == "global":
         assert layers["removed"].sum() == n_units - int(n_units * 0.6)
