@@ -19,6 +19,9 @@ __all__ = ["Held", "undone"]
 _OWN = ("torch_pruning", "fairtrim_adapters")
 """Packages whose objects hold what a step changes: the graph, its maps, the counts of channels and heads."""
 
+_WHOLE = frozenset({str, int, float, bool, type(None)})
+"""Nothing is inside of these, and most of what a graph holds is places, numbers by the thousand."""
+
 
 class Held:
     """What a pruner, its graph and its network hold: to be put back as often as it is changed."""
@@ -38,18 +41,10 @@ class Held:
                 continue
             seen.add(id(value))
             self._keep.append(value)  # an id means something only as long as its owner lives
-            waiting.extend(self._note(value))
+            waiting.extend(part for part in self._note(value) if type(part) not in _WHOLE)
 
     def _note(self, value: Any) -> list[Any]:
         """Write down what a value holds, and give what to look at next."""
-        if isinstance(value, str | int | float | tp.importance.Importance | type | None):
-            return []
-        if isinstance(value, np.ndarray):
-            self._arrays.append((value, value.copy()))
-            return []
-        if isinstance(value, nn.Parameter):
-            self._tensors.append((value, value.data))
-            return []
         if isinstance(value, dict):
             entries = list(value.items())
             self._dicts.append((value, entries))
@@ -62,10 +57,19 @@ class Held:
             return list(value)
         if isinstance(value, tuple):
             return list(value)
+        if isinstance(value, np.ndarray):
+            self._arrays.append((value, value.copy()))
+            return []
+        if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter):
+                self._tensors.append((value, value.data))
+            return []
+        if isinstance(value, (tp.importance.Importance, type)):
+            return []
         if isinstance(value, nn.Module):
             # a config, say: what it keeps itself
             return [vars(value), *(vars(entry) for entry in vars(value).values() if _is_plain(entry))]
-        of_host = isinstance(value, tp.pruner.BasePruner | tp.DependencyGraph)  # a class of the caller's own, too
+        of_host = isinstance(value, (tp.pruner.BasePruner, tp.DependencyGraph))  # a class of the caller's own, too
         if of_host or (type(value).__module__.partition(".")[0] in _OWN and hasattr(value, "__dict__")):
             return [vars(value)]
         return []
