@@ -531,6 +531,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def test_commands(
     mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("typer")
     command, words = COMMANDS[mistake]
     monkeypatch.chdir(tmp_path)
     script = tmp_path / f"mistake_{list(COMMANDS).index(mistake)}.py"  # modules of one name would be one

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from fairtrim.arguments import did_you_mean, refuse_string
 from fairtrim.errors import InputError
@@ -116,6 +115,8 @@ def activation_checkpointing(model: nn.Module, blocks: Sequence[str] | None = No
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    from torch.utils.checkpoint import checkpoint  # of torch 2.6 it brings sympy along, half a second
+
     def whole(*args: Any, **kwargs: Any) -> Any:
         token = _inside.set(True)  # blocks inside have no checkpoints: in the second pass they have none either
         try:
