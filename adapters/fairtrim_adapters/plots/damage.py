@@ -117,7 +117,7 @@ def _verdict(values: torch.Tensor, groups: list[str], layers: list[str]) -> str:
     layer, g = divmod(int(known.argmax()), len(groups))
     if not float(known[layer, g]) > 0:
         return "No channel is predicted to hurt a group"
-    return f"Predicted to hurt most: {groups[g]}, in {layers[layer]}"
+    return f"Predicted to hurt most: {groups[g]}, in layer {layers[layer]}"
 
 
 def _summary(damage: torch.Tensor, kind: str) -> torch.Tensor:
