@@ -514,10 +514,14 @@ def draw(results: Results, path: Path) -> None:
     within = [
         (height, name) for name, line in lines.items() for gap, height in zip(*line, strict=True) if gap < EPSILON
     ]
-    best, whose = max(within, default=(math.nan, "no method"))
+    told = f"no method has a gap below {EPSILON}"
+    if within:
+        best, whose = max(within)
+        told = (
+            f"below a gap of {EPSILON} {whose} keeps most, as measured: {best:.3f} of {balanced_accuracy(before):.3f}"
+        )
     ax.set_title(
-        f"{task.name}, {int(before.num_instances())} test people: below a gap of {EPSILON}, {whose} keeps most, "
-        f"{best:.3f} of {balanced_accuracy(before):.3f}\n"
+        f"{task.name}, {int(before.num_instances())} test people: {told}\n"
         f"(one point for each bound on the validation people's gap, {min(BOUNDS)} to {max(BOUNDS)})",
         fontsize="medium",
     )

@@ -47,6 +47,11 @@ _EXTRAS = {"influence": "curvlinops", "search": "cma", "plot": "matplotlib", "ai
 _MODULES = (*_EXTRAS.values(), "onnx", "onnxruntime", "onnxscript", "skorch", "transformers")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: what comes last is waited for by all."""
+    items.sort(key=lambda item: item.path.name != "test_examples.py")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, Any, Any]:
     """A test that stops because an extra is missing is skipped."""

@@ -97,14 +97,16 @@ def points(change: float, low: float = math.nan, high: float = math.nan, *, sign
         sign: Show a plus, too.
 
     Returns:
-        Text.
+        Text; "-" for NaN.
 
     Example:
-        >>> points(-0.054), points(0.012, 0.001, 0.023), points(0.054, sign=False)
-        ('-5.4 points', '+1.2 points [+0.1, +2.3]', '5.4 points')
+        >>> points(-0.054), points(0.012, 0.001, 0.023), points(0.054, sign=False), points(-0.0001)
+        ('-5.4 points', '+1.2 points [+0.1, +2.3]', '5.4 points', '0.0 points')
     """
-    number, _, interval = figure(100 * change, 100 * low, 100 * high, digits=1, sign=sign).partition(" ")
-    return f"{number} points {interval}".rstrip()
+    if math.isnan(change):
+        return "-"
+    number, _, interval = figure(100.0 * change, 100 * low, 100 * high, digits=1, sign=sign).partition(" ")
+    return f"{'0.0' if number == '+0.0' else number} points {interval}".rstrip()
 
 
 def movement(before: float, after: float, *, digits: int = 3) -> str:

@@ -176,7 +176,8 @@ def test_what_the_host_can_t_do_with_k_labels() -> None:
 def test_figures_of_four_labels_are_the_worst_of_classification_metric(measure: str) -> None:
     """Of one label against the rest, with the instance weights."""
     dataset = _graded()
-    method = ParityFineTuning(measure=measure, epsilon=0.12, selection_share=0.5, penalties=(0.0, 2.0, 50.0))
+    options: dict[str, Any] = {"selection_share": 0.5, "penalties": (0.0, 2.0, 50.0), "confidence": None}
+    method = ParityFineTuning(measure=measure, epsilon=0.12, **options)
     repairing = NetworkPostProcessing(_network(), method, **SEX, progress=False).fit(dataset)
     repair = repairing.repair_
     people = dataset.subset(repair.selection_rows.tolist())

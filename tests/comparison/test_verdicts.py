@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fairtrim.comparison.verdicts import GroupChange, verdict_of
+from fairtrim.comparison.verdicts import GroupChange, verdict_of, worst_of
 
 NAN = math.nan
 
@@ -79,3 +79,15 @@ def test_the_interval_pays_for_the_choice_of_the_group() -> None:
     loss, others = GroupChange("a", -0.01, -0.0196, -0.0004), [GroupChange(f"g{k}", 0.0, -0.1, 0.1) for k in range(29)]
     assert "costs a 1.0 points" in verdict_of("dense", {"p": [loss]})
     assert "can't be told from chance" in verdict_of("dense", {"p": [loss, *others]})
+
+
+def test_the_worst_is_one_beyond_chance_if_there_is_one() -> None:
+    few, many = GroupChange("few", -0.1, -0.26, 0.06), GroupChange("many", -0.06, -0.07, -0.05)
+    gain, nobody = GroupChange("gain", 0.02, -0.01, 0.05), GroupChange("nobody", float("nan"))
+    one = GroupChange("one person", -1.0)
+    assert worst_of([few, many, gain, nobody, one]) == (many, "")
+    assert worst_of([few, gain, nobody]) == (few, ", which may be chance")
+    near = GroupChange("near", -0.02, -0.039, -0.001)
+    assert worst_of([near]) == (near, "") and worst_of([near, gain]) == (near, ", which may be chance among 2 groups")
+    assert worst_of([one, nobody]) == (one, "")  # nothing has an interval: as measured
+    assert worst_of([gain, nobody]) == (gain, "") and worst_of([nobody]) is None

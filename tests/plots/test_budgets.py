@@ -88,7 +88,9 @@ def test_titles_where_nobody_loses_or_nothing_was_pruned() -> None:
     ax = plot_budget(dense)
     check_drawn(ax)
     assert ax.get_title().startswith("Nothing was pruned")
-    alone = gains.measured[gains.measured["sensitive_group"] == "everybody"].assign(**{"accuracy change": -0.1})
+    alone = gains.measured[gains.measured["sensitive_group"] == "everybody"].assign(
+        **{"accuracy change": -0.1, "accuracy low": -0.12, "accuracy high": -0.08}
+    )
     ax = plot_budget(SimpleNamespace(measured=alone, history=alone))
     assert ax.get_title() == "Accuracy changes by −10.0 points at 50 % of the MACs"
 

@@ -50,7 +50,9 @@ def test_damage_map_equals_a_loop(kind: Any) -> None:
     colours = [label.get_color() for label in ax.get_xticklabels()]
     assert colours == [style.colour for style in group_styles(["Female", "Male, Black", "Other"]).values()]
     layer, g = np.unravel_index(image.get_array().argmax(), (2, 3))
-    most = f"Predicted to hurt most: {['Female', 'Male, Black', 'Other'][g]}, in layer {['conv', 'block.0.linear'][layer]}"
+    most = (
+        f"Predicted to hurt most: {['Female', 'Male, Black', 'Other'][g]}, in layer {['conv', 'block.0.linear'][layer]}"
+    )
     assert ax.get_title().startswith(most if image.get_array().max() > 0 else "No channel")
     low, high = image.norm.vmin, image.norm.vmax
     assert low == -high and high == pytest.approx(np.abs(image.get_array()).max())

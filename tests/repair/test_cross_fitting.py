@@ -277,7 +277,9 @@ def test_the_measured_bias_of_groups_that_are_compared_decides() -> None:
         network.weight.copy_(torch.tensor([[0.0], [1.0]]))
         network.bias.zero_()
     repair = ThresholdSelection(epsilon=0.3).repair(network, people, progress=False)
-    assert repair.bias > 0.45 and repair.within_bound  # of the few everybody is selected
+    # not of the few, who are all selected
+    assert repair.bias < 0.01 and repair.within_bound and repair.figures[0].after == repair.bias
+    assert "among a, b " in repair.verdict()
     assert any(flag.startswith("few (3): not compared") for flag in repair.flags)
     all_three = ThresholdSelection(epsilon=0.3, min_people=1).repair(network, people, progress=False)
     assert not all_three.within_bound

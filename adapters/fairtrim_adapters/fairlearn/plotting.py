@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fairtrim import InputError
-from fairtrim.printing import figure, points
 from fairtrim_adapters.plots.canvas import new_axes, require_drawn, titled
-from fairtrim_adapters.plots.styles import DENSE_LINE, EVERYBODY, axis_label, better, group_name, group_styles
+from fairtrim_adapters.plots.styles import DENSE_LINE, EVERYBODY, amount, axis_label, better, group_name, group_styles
 
 from .comparison import Comparison
 
@@ -97,8 +95,7 @@ def _title(comparison: Comparison, metric: str, names: Sequence[str]) -> str:
     loss, group = largest[worst]
     if round(loss, 3) <= 0:
         return f"No network is seen to move a group's {metric}{'' if way is None else ' for the worse'}"
-    sized = figure if "loss" in metric else partial(points, sign=False)  # a mean loss is no share
-    size, most = (sized(max(0.0, largest[name][0])) for name in (worst, least))
+    size, most = (amount(max(0.0, largest[name][0]), metric) for name in (worst, least))
     told = {
         "max": f"{worst} costs {group} {size} of {metric}",
         "min": f"{worst} adds {size} of {metric} to {group}",

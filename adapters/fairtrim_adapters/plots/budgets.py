@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from fairtrim import InputError
-from fairtrim.comparison.verdicts import GroupChange
+from fairtrim.comparison.verdicts import GroupChange, worst_of
 from fairtrim.printing import points
 
 from .canvas import new_axes, titled, wrapped
@@ -115,19 +115,20 @@ def _title(measured: pd.DataFrame, history: pd.DataFrame, groups: list[str], siz
     if not len(kept):
         return "Nothing was pruned: the dense network"
     rows = measured[measured["sensitive_group"].isin(groups)]
-    worst = rows.loc[rows["accuracy change"].idxmin()]
+    names = ["sensitive_group", "accuracy change", "accuracy low", "accuracy high"]
+    worst = worst_of([GroupChange(*row) for row in rows[names].itertuples(index=False)])
     where = f"at {100 * float(kept[size].iloc[0]):.3g} % of the {_SIZES[size]}"
-    if worst["accuracy change"] >= 0:
+    if worst is None:
+        return f"No group has an accuracy {where}"
+    told, remark = worst
+    if told.change >= 0:
         least = rows.loc[rows["accuracy low"].idxmin()]
         perhaps = f": {least['sensitive_group']} perhaps, {points(-least['accuracy low'], sign=False)}"
         return f"No group is seen to lose accuracy {where}{perhaps if least['accuracy low'] < 0 else ''}"
-    change = points(worst["accuracy change"]).replace("-", "−")
+    change = points(told.change).replace("-", "−")
     if len(groups) == 1 and groups[0] in ("everyone", _EVERYBODY):
-        return f"Accuracy changes by {change} {where}"
-    ends = (float(worst[f"accuracy {end}"]) for end in ("low", "high"))
-    beyond = GroupChange("", float(worst["accuracy change"]), *ends).is_beyond_chance(len(groups))
-    chance = "" if beyond else ", which may be chance"
-    return f"Largest loss: {worst['sensitive_group']}, {change} {where}{chance}"
+        return f"Accuracy changes by {change} {where}{remark}"
+    return f"Largest loss: {told.group}, {change} {where}{remark}"
 
 
 def _keys(ax: Axes, tried: int) -> list[Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from fairtrim.printing import figure, points
+
 __all__ = [
     "COLOURS",
     "DENSE_LINE",
@@ -16,6 +18,7 @@ __all__ = [
     "MOST_GROUPS",
     "MOST_NETWORKS",
     "Style",
+    "amount",
     "axis_label",
     "better",
     "group_name",
@@ -140,7 +143,25 @@ def network_styles(names: Iterable[str], dense: str | None = "dense") -> dict[st
 
 
 _SMALLER = r"parameters|macs|latency|loss|error|perplexity|changed.predictions|false.positive.rate|false.negative.rate"
+_NO_SHARE = r"(?<!zero.one.)loss|perplexity|latency|parameters|macs|squared.error|absolute.error"
 _LARGER = r"accuracy|true.positive.rate|true.negative.rate|recall|precision|f1|auc|confidence"
+
+
+def amount(change: float, metric: str) -> str:
+    """The size of a change of a metric, as part of a sentence: of a share in points of a hundred.
+
+    Args:
+        change: At least 0.
+        metric: Its name.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> amount(0.054, "accuracy"), amount(0.054, "log loss"), amount(0.1, "zero_one_loss")
+        ('5.4 points', '0.054', '10.0 points')
+    """
+    return figure(change) if re.search(_NO_SHARE, metric) else points(change, sign=False)
 
 
 def better(metric: str) -> str | None:

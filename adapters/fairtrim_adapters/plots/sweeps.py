@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fairtrim import InputError
-from fairtrim.printing import points
 from fairtrim_adapters.pareto import mean_over_seeds, now_called, pareto_set
 
 from .canvas import import_pyplot, new_axes, titled
@@ -20,6 +19,7 @@ from .styles import (
     MOST_GROUPS,
     MOST_NETWORKS,
     Style,
+    amount,
     axis_label,
     better,
     group_styles,
@@ -363,9 +363,9 @@ def _who_pays(
     if round(100 * worst[name], 1) <= 0:
         return f"{removed}, no criterion moves a group's {in_words(metric)} for the worse"
     group = who[name][len(metric) + 1 : -1]
-    loss = f"{points(worst[name], sign=False)} of {in_words(metric)}"
+    loss = f"{amount(worst[name], metric)} of {in_words(metric)}"
     told = f"costs {group} {loss}" if way == "max" else f"adds {loss} to {group}"
-    most = points(max(0.0, worst[least]), sign=False).removesuffix(" points")
+    most = amount(max(0.0, worst[least]), metric).removesuffix(" points")
     other = f"; {quoted(least)} {told.split()[0]} no group more than {most}" if least != name else ""
     return f"{removed}, {quoted(name)} {told}{other}"
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from fairtrim.printing import figure
 
-__all__ = ["GroupChange", "clause_of", "verdict_of", "verdict_of_one"]
+__all__ = ["GroupChange", "clause_of", "verdict_of", "verdict_of_one", "worst_of"]
 
 _LISTED = 3  # networks that a sentence names each
 _NAMED = 2  # groups that lose the same
@@ -78,20 +78,55 @@ class _Finding:
         return f"{self.name} {self.largest.points} ({self.who}){self.aside}"
 
 
+def worst_of(groups: Sequence[GroupChange]) -> tuple[GroupChange, str] | None:
+    """Who pays most.
+
+    Args:
+        groups: What becomes of each; NaN where it isn't known.
+
+    Returns:
+        Of the losses beyond chance the largest, and no remark; if there are none the largest of all losses, with the
+        remark that it may be chance; if nobody loses the least gain. Without any interval, as measured. None if nothing
+        is known.
+
+    Example:
+        >>> few, many = GroupChange("few", -0.1, -0.26, 0.06), GroupChange("many", -0.06, -0.07, -0.05)
+        >>> worst_of([few, many])[0].group, worst_of([few])[1]
+        ('many', ', which may be chance')
+    """
+    known = _known(groups)
+    if not known:
+        return None
+    lost, told = _losses(known)
+    worst = (told or known)[0]
+    if told or not lost:
+        return worst, ""
+    return worst, ", which may be chance" + (f" among {len(known)} groups" if worst.high < 0 else "")
+
+
+def _known(groups: Sequence[GroupChange]) -> list[GroupChange]:
+    return sorted((group for group in groups if not math.isnan(group.change)), key=lambda group: group.change)
+
+
+def _losses(known: Sequence[GroupChange]) -> tuple[list[GroupChange], list[GroupChange]]:
+    """All, and those beyond chance: without any interval all of them."""
+    lost = [group for group in known if group.change < -_ROUNDING]
+    as_measured = all(math.isnan(group.high) for group in known)
+    return lost, [group for group in lost if as_measured or group.is_beyond_chance(len(known))]
+
+
 def _finding(name: str, groups: Sequence[GroupChange]) -> _Finding:
-    known = [group for group in groups if not math.isnan(group.change)]
-    lost = sorted((group for group in known if group.change < -_ROUNDING), key=lambda group: group.change)
+    known = _known(groups)
+    lost, told = _losses(known)
     if not lost:
         return _Finding(name, 2 if known else 3)
-    measured_only = any(math.isnan(group.high) for group in lost)
-    told = [group for group in lost if math.isnan(group.high) or group.is_beyond_chance(len(known))]
     largest = (told or lost)[0]
     equal = [group.group for group in (told or lost) if group.points == largest.points]
     who = " and ".join(equal) if len(equal) <= _NAMED else f"each of {len(equal)} groups"
     if not told:
         return _Finding(name, 1, largest, who)
     aside = "" if lost[0].change >= largest.change else f" ({lost[0].group}'s {lost[0].points} may be chance)"
-    return _Finding(name, 0, largest, who, aside, measured_only)
+    return _Finding(name, 0, largest, who, aside, math.isnan(largest.high))
 
 
 def clause_of(name: str, groups: Sequence[GroupChange]) -> str:

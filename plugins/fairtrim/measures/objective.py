@@ -228,6 +228,8 @@ class Objective:
         )
         size = measured.abs() if estimates is None else estimates.size(counts)
         seen = size if estimates is None else estimates.measured(counts)
+        if estimates is not None and not signed:
+            measured = seen
         within = (size < self.bound) & ((seen < self.epsilon) | (self.epsilon >= 1))
         return Decisions(threshold, measured, useful, constant, ~constant, size, within)
 

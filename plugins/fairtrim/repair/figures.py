@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -63,7 +63,9 @@ class Figure(NamedTuple):
         return self.change_low > 0 or self.change_high < 0
 
 
-def figures_of(objective: Objective, people: ValidationSet, before: Tensor, after: Tensor) -> tuple[Figure, ...]:
+def figures_of(
+    objective: Objective, people: ValidationSet, before: Tensor, after: Tensor, compared: Tensor | None = None
+) -> tuple[Figure, ...]:
     """Compare two sets of decisions about the same people.
 
     Args:
@@ -71,21 +73,23 @@ def figures_of(objective: Objective, people: ValidationSet, before: Tensor, afte
         people: The people, N.
         before: Whether each label was given, (N, K), or label 1 of two, (N, 1).
         after: The same now.
+        compared: Groups that make the bias, for each of its rates, (R, G) bool; None for all.
 
     Returns:
         Of everybody: bias, performance, accuracy and the selection rate. Of each sensitive group: accuracy, the
         selection rate and the rates that the measure compares. For more than two classes rates are of the class, or
         classes, that make the bias before and after, against the rest, and their names say so.
     """
-    labels = _told_labels(objective, people, before, after)
+    labels = _told_labels(objective, people, before, after, compared)
     found = []
     if objective.measure not in COUNTERFACTUAL_MEASURES and people.n_groups > 1:
 
         def gap(counts: GroupCounts) -> Tensor:
-            return _gap(objective.measure, counts, signed=people.sides)
+            return _gap(objective.measure, counts, compared, signed=people.sides)
 
         lowest = -1.0 if people.sides else 0.0
-        found.append(_figure(objective.measure, None, gap, people, before, after, lowest=lowest, smallest=True))
+        groups = _compared_groups(people, compared)
+        found.append(_figure(objective.measure, None, gap, people, before, after, lowest=lowest, groups=groups))
     of_all = dict.fromkeys([objective.performance, "accuracy"])
     statistics: dict[str, Statistic] = {
         name: lambda counts, name=name: performance(name, counts)  # type: ignore[misc]
@@ -105,7 +109,9 @@ def figures_of(objective: Objective, people: ValidationSet, before: Tensor, afte
     return tuple(found)
 
 
-def size_of_bias(objective: Objective, people: ValidationSet, before: Tensor, after: Tensor) -> Figure | None:
+def size_of_bias(
+    objective: Objective, people: ValidationSet, before: Tensor, after: Tensor, compared: Tensor | None = None
+) -> Figure | None:
     """What becomes of the size of the bias, whichever side it favours.
 
     Args:
@@ -113,20 +119,29 @@ def size_of_bias(objective: Objective, people: ValidationSet, before: Tensor, af
         people: The people, N.
         before: Whether each label was given, (N, K), or label 1 of two, (N, 1).
         after: The same now.
+        compared: Groups that make the bias, for each of its rates, (R, G) bool; None for all.
 
     Returns:
         The figure; None for a measure of counterfactual pairs, and of a single group.
     """
     if objective.measure in COUNTERFACTUAL_MEASURES or people.n_groups < 2:
         return None
-    gap: Statistic = lambda counts: _gap(objective.measure, counts, signed=False)  # noqa: E731
-    return _figure(objective.measure, None, gap, people, before, after, smallest=True)
+    gap: Statistic = lambda counts: _gap(objective.measure, counts, compared, signed=False)  # noqa: E731
+    groups = _compared_groups(people, compared)
+    return _figure(objective.measure, None, gap, people, before, after, groups=groups)
 
 
-def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:
+def _compared_groups(people: ValidationSet, compared: Tensor | None) -> list[int]:
+    if compared is None:
+        return list(range(people.n_groups))
+    chosen: list[int] = compared.any(0).nonzero().flatten().tolist()
+    return chosen
+
+
+def _gap(measure: str, counts: GroupCounts, compared: Tensor | None, *, signed: bool) -> Tensor:
     """The bias, as the difference of two rates even where several are alike: its slope is that of their difference."""
     rate = rates(measure, counts)
-    known = rate.detach()
+    known = rate.detach() if compared is None or signed else rate.detach().where(compared, torch.nan)
     if signed:
         apart = rate[:, 0] - rate[:, 1]
         return apart[known[:, 0].sub(known[:, 1]).abs().nan_to_num().argmax()]
@@ -139,7 +154,9 @@ def _gap(measure: str, counts: GroupCounts, *, signed: bool) -> Tensor:
     return apart[apart.detach().nan_to_num(nan=-1.0).argmax()]
 
 
-def _told_labels(objective: Objective, people: ValidationSet, before: Tensor, after: Tensor) -> dict[int, str]:
+def _told_labels(
+    objective: Objective, people: ValidationSet, before: Tensor, after: Tensor, compared: Tensor | None
+) -> dict[int, str]:
     """Labels whose rates are told, by place on the class axis, and how names say so."""
     n_labels = before.shape[1]
     if n_labels == 1:
@@ -150,7 +167,9 @@ def _told_labels(objective: Objective, people: ValidationSet, before: Tensor, af
     for given in (before, after):
         counts = GroupCounts.of(given, people.target, people.group, n_groups=people.n_groups, weight=people.mass)
         rate = rates(objective.measure, counts)
-        found.add(int((rate.amax(-1) - rate.amin(-1)).nan_to_num(nan=-1.0).argmax()) % n_labels)
+        left = torch.zeros_like(rate, dtype=torch.bool) if compared is None else ~compared
+        apart = rate.masked_fill(left, -torch.inf).amax(-1) - rate.masked_fill(left, torch.inf).amin(-1)
+        found.add(int(apart.nan_to_num(nan=-1.0, neginf=-1.0).argmax()) % n_labels)
     return {label: f" of {label}" for label in sorted(found)}
 
 
@@ -181,15 +200,15 @@ def _figure(
     *,
     among: Tensor | None = None,
     lowest: float = 0.0,
-    smallest: bool = False,
+    groups: Sequence[int] = (),
 ) -> Figure:
     mass = people.mass
     values, influences = zip(*(_influence(statistic, people, given) for given in (before, after)), strict=True)
     chosen = mass > 0 if among is None else (mass > 0) & among
     own = mass[chosen]
     one = float(own.square().sum() / own.sum().square()) if len(own) else 1.0  # one over the effective number
-    if smallest:
-        of_groups = [mass[people.group == g] for g in range(people.n_groups)]
+    if groups:  # a difference of two of them
+        of_groups = [mass[people.group == g] for g in groups]
         one = max(float(w.square().sum() / w.sum().square()) for w in of_groups if float(w.sum()) > 0)
 
     def half(influence: Tensor) -> float:
@@ -201,7 +220,8 @@ def _figure(
 
     first, second = (ends(value, influence) for value, influence in zip(values, influences, strict=True))
     change, off = values[1] - values[0], half(influences[1] - influences[0])
-    low, high = max(-1.0, change - off), min(1.0, change + off)
+    widest = 1.0 - lowest
+    low, high = max(-widest, change - off), min(widest, change + off)
     return Figure._make((name, group, int(chosen.sum()), *first, *second, change, low, high))
 
 

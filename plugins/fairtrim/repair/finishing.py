@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.objective import Decisions, Objective, labels_given
 
@@ -62,15 +63,20 @@ def _judged(candidates: Candidates, point: OperatingPoint, repaired: nn.Module) 
 def _kept_as_given(candidates: Candidates, people: ValidationSet, before: _Judged, after: _Judged) -> str | None:
     """Why the network stays as it was given.
 
-    It is within the bound, and nothing is better in what a user sees; or nothing is within the bound, and the least
-    bias costs surely what it gains perhaps.
+    It is within the bound, and nothing is better in what a user sees; or nothing is within the bound, and the bias
+    falls perhaps where performance or somebody's accuracy falls surely.
     """
     objective = candidates.objective
+    compared = _compared(candidates)
     published = candidates.performance_floor is not None or objective.confidence is None
-    if published or objective.epsilon >= 1 or before.constant:
+    if published:
+        return None
+    if after.constant and not torch.equal(before.given, after.given):
+        return f"{_KEPT}: what was chosen would give everybody the same label"
+    if objective.epsilon >= 1 or before.constant:
         return None
     if not before.believed < objective.bound:
-        return None if after.within or after.constant else _perhaps_for_sure(objective, people, before, after)
+        return None if after.within or after.constant else _perhaps_for_sure(objective, people, before, after, compared)
     kept = f"{_KEPT}: " + (
         "it is within the bound" if before.within else "chance explains what its bias is beyond the bound"
     )
@@ -87,19 +93,33 @@ def _kept_as_given(candidates: Candidates, people: ValidationSet, before: _Judge
     return f"{kept}; {other}, and {_worst(losses)}"
 
 
-def _perhaps_for_sure(objective: Objective, people: ValidationSet, before: _Judged, after: _Judged) -> str | None:
-    """Why a network that isn't within the bound either is no better: its bias falls perhaps, performance surely."""
-    fall = size_of_bias(objective, people, before.given, after.given)
+def _compared(candidates: Candidates) -> Tensor | None:
+    """Which groups the bias is of, (R, G); None for all."""
+    estimates = candidates.judge.estimates if isinstance(candidates.judge, GroupJudge) else None
+    return None if estimates is None else estimates.compared
+
+
+def _names_of(people: ValidationSet, compared: Tensor | None) -> tuple[GroupName, ...]:
+    present = [bool((people.mass[people.group == g] > 0).any()) for g in range(people.n_groups)]
+    chosen = present if compared is None else compared.any(0).tolist()
+    return tuple(group for group, taken in zip(people.groups, chosen, strict=True) if taken)
+
+
+def _perhaps_for_sure(
+    objective: Objective, people: ValidationSet, before: _Judged, after: _Judged, compared: Tensor | None
+) -> str | None:
+    """Why a network that isn't within the bound either is no better: its bias falls perhaps, accuracy surely."""
+    fall = size_of_bias(objective, people, before.given, after.given, compared)
     if fall is None or fall.change_high < 0:
         return None
-    figures = figures_of(objective, people, before.given, after.given)
-    of_all = (objective.performance, "accuracy")
-    losses = [f for f in figures if f.name in of_all and f.change_high < 0]
-    if not losses:
+    figures = figures_of(objective, people, before.given, after.given, compared)
+    (useful,) = (f for f in figures if f.name == objective.performance and f.sensitive_group is None)
+    losses = [f for f in figures if f.name in (objective.performance, "accuracy") and f.change_high < 0]
+    if not losses and (fall.change < 0 or useful.change_low > 0):
         return None
     return (
-        f"{_KEPT}: no other is within the bound; the one of the least bias would change its size by "
-        f"{fall.change:+.3f}, which may be chance, and {_worst(losses)}"
+        f"{_KEPT}: no other is within the bound; the one whose bias is believed to be least would change its size by "
+        f"{fall.change:+.3f}, which may be chance, and {_worst(losses or [useful])}"
     )
 
 
@@ -140,7 +160,8 @@ def finished(
     within = after.within and not after.constant
     if isinstance(candidates.judge, GroupJudge):
         flags += candidates.judge.flags(after.given)
-    figures = figures_of(objective, parts.selection, before.given, after.given)
+    compared = _compared(candidates)
+    figures = figures_of(objective, parts.selection, before.given, after.given, compared)
     if after.constant:
         flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
     elif not within:
@@ -177,6 +198,7 @@ def finished(
         objective=objective,
         figures=figures,
         cross_fitted=parts.folds is not None,
+        _compared=_names_of(parts.selection, compared),
         _states=candidates.states,
         _template=template,
         _head=working.head.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,8 @@ class Repair(Printed):
         within_bound: Whether the bias is within ε − margin, as far as differences are believed and with what they may
             be off by (see ``fairtrim.measures.group_estimates``), and within ε as it is measured; of the sensitive
             groups that are compared.
-        bias: Of the repaired network's own decisions on the selection people, after folding and rounding. Cross-fitted,
+        bias: Of the repaired network's own decisions on the selection people, after folding and rounding, among the
+            sensitive groups that are compared (see ``flags``). Cross-fitted,
             of the decisions about each of them by the network that was edited in the same way without them, at the
             threshold that is folded.
         performance: The same.
@@ -131,6 +133,7 @@ class Repair(Printed):
     objective: Objective
     figures: tuple[Figure, ...]
     cross_fitted: bool
+    _compared: tuple[GroupName, ...] = field(repr=False)
     _states: dict[int, dict[str, Tensor]] = field(repr=False)
     _template: nn.Module = field(repr=False)
     _head: str = field(repr=False)
@@ -196,20 +199,20 @@ class Repair(Printed):
             One sentence; it says so where chance may have moved the bias.
         """
         objective = self.objective
-        groups = [group_label(group) for group in self._groups()]
+        groups = [group_label(group) for group in self._compared] if self._groups() else []
         among = f" among {few_of(groups, most=3)}" if groups else ""
-        text = f"{objective.measure}{among} {movement(self.bias_before, self.bias)}{self._chance()}"
+        moved = movement(self.bias_before, self.bias)
+        if min(self.bias_before, self.bias) < 0:  # of two sides: neither direction is down
+            moved = re.sub("^(rises|falls)", "goes", moved)
+        text = f"{objective.measure}{among} {moved}"
+        if not moved.startswith("stays") and any(f.name == objective.measure and not f.moved for f in self.figures):
+            text += " (which may be chance)"
         if objective.epsilon < 1:
             measured = abs(self.bias) <= objective.epsilon
             within = "within" if self.within_bound else "not surely within" if measured else "not within"
             text += f", {within} the {objective.epsilon:g} asked for"
         people = f"judged on the {len(self.selection_rows):,} people that it was selected on"
         return f"{text}; {objective.performance} {movement(self.performance_before, self.performance)}, {people}."
-
-    def _chance(self) -> str:
-        """A remark behind a bias that changed by less than its error."""
-        told = [f for f in self.figures if f.name == self.objective.measure and f.sensitive_group is None]
-        return " (which may be chance)" if self.bias != self.bias_before and told and not told[0].moved else ""
 
     def blocks(self) -> Iterator[Block]:
         """The verdict, what was chosen and how, the figures of each group, and flags."""

@@ -34,7 +34,8 @@ def test_a_loss_may_be_chance(kind: str, sign: int, errors: float, chance: bool)
     # 1.96 errors are beyond chance for one group, 2.39 for the worst of three
     text = who_pays(_measured({"a": 0.0, "b": sign * errors * ERROR, "c": -sign * 0.05}, kind=kind))
     assert f"{kind} of everybody" in text and "worst for b (" in text and text.endswith("judged on 100 people")
-    assert ("], which may be chance)" in text) == chance
+    assert ("], which may be chance" in text) == chance
+    assert ("which may be chance among 3 groups)" in text) == (errors == 2.1)
 
 
 def test_no_group_loses_or_there_is_only_one() -> None:

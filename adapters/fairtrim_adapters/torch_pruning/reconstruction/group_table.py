@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fairtrim.comparison.verdicts import GroupChange
+from fairtrim.comparison.verdicts import GroupChange, worst_of
 from fairtrim.printing import TextTable, count, figure, movement, points
 
 from .measuring import EVERYBODY
@@ -61,17 +61,20 @@ def who_pays(measured: pd.DataFrame) -> str:
     kind = "loss" if math.isnan(overall["accuracy change"]) else "accuracy"
     groups = measured[measured["sensitive_group"] != EVERYBODY]
     text = f"{kind} of everybody {movement(overall[f'{kind} dense'], overall[f'{kind} pruned'])}"
-    changes = groups[f"{kind} change"].dropna()
-    if len(groups) > 1 and len(changes):
-        row = groups.loc[changes.idxmin() if kind == "accuracy" else changes.idxmax()]
-        change, low, high = float(row[f"{kind} change"]), *ends_of(row, kind)
+    if len(groups) > 1 and (worst := worst_of([_change_of(row, kind) for _, row in groups.iterrows()])) is not None:
+        told, remark = worst
+        shown = points(told.change, told.low, told.high)
         if kind == "loss":
-            shown, worse = figure(change, low, high, sign=True), GroupChange("", -change, -high, -low)
-        else:
-            shown, worse = points(change, low, high), GroupChange("", change, low, high)
-        chance = ", which may be chance" if worse.change < 0 and not worse.is_beyond_chance(len(changes)) else ""
-        text += f", worst for {row['sensitive_group']} ({shown}{chance})"
+            shown = figure(-told.change, -told.high, -told.low, sign=True)
+        text += f", worst for {told.group} ({shown}{remark})"
     return f"{text}, judged on {count(overall['people'])} people"
+
+
+def _change_of(row: Any, kind: str) -> GroupChange:
+    """What a group loses; of a mean loss, which is worse the larger it is, with the other sign."""
+    change, low, high = float(row[f"{kind} change"]), *ends_of(row, kind)
+    group = row["sensitive_group"]
+    return GroupChange(group, -change, -high, -low) if kind == "loss" else GroupChange(group, change, low, high)
 
 
 def group_table(
