@@ -316,8 +316,15 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     shares = sorted(frame["conflicting share"].unique())
     measures = ["unbiased", "conflicting", "worst group"]
     looks = network_styles(METHODS, dense=None)
-    size = {"figsize": (2.6 + 2.8 * len(shares), 8.2), "sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = pyplot.subplots(len(measures), len(shares), layout="constrained", **size)
+    figure, axes = pyplot.subplots(
+        len(measures),
+        len(shares),
+        figsize=(2.6 + 2.8 * len(shares), 8.2),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for (row, measure), (column, share) in itertools.product(enumerate(measures), enumerate(shares)):
         ax, part = axes[row][column], frame[frame["conflicting share"] == share]
         dense = part[part["method"] == "ERM"]
