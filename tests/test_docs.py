@@ -128,7 +128,8 @@ def test_output_that_differs_would_be_seen() -> None:
         with pytest.raises(AssertionError):
             _assert_prints("12.3 points\n0.51\nand more\n", wrong)
     shown = [shown for _, shown in _blocks_and_outputs(ROOT / "README.md") if shown]
-    assert len(shown) == 1 and "magnitude costs minority" in shown[0]  # of README there is something to compare
+    assert len(shown) == 2  # of README there is something to compare
+    assert "magnitude costs minority" in shown[0] and "repaired" in shown[1]
 
 
 # What is to be installed.
