@@ -109,13 +109,14 @@ def points(change: float, low: float = math.nan, high: float = math.nan, *, sign
     return f"{'0.0' if number == '+0.0' else number} points {interval}".rstrip()
 
 
-def movement(before: float, after: float, *, digits: int = 3) -> str:
+def movement(before: float, after: float, *, digits: int = 3, sided: bool = False) -> str:
     """What a figure did, as part of a sentence.
 
     Args:
         before: The figure before.
         after: And now.
         digits: After the point.
+        sided: Above and below zero are two sides, so that neither direction is down.
 
     Returns:
         Text.
@@ -127,7 +128,8 @@ def movement(before: float, after: float, *, digits: int = 3) -> str:
     shown = [figure(float(value), digits=digits) for value in (before, after)]
     if shown[0] == shown[1]:
         return f"stays at {shown[1]}"
-    return f"{'rises' if after > before else 'falls'} from {shown[0]} to {shown[1]}"
+    verb = "goes" if sided else "rises" if after > before else "falls"
+    return f"{verb} from {shown[0]} to {shown[1]}"
 
 
 def flag_lines(flags: Iterable[str]) -> Iterator[str]:

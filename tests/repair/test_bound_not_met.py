@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fairtrim import Repair, ThresholdSelection, ValidationSet
 from fairtrim.measures.objective import Objective, labels_given
 from fairtrim.repair.figures import figures_of, size_of_bias
-from fairtrim.repair.finishing import _Judged, _perhaps_for_sure
+from fairtrim.repair.finishing import _perhaps_for_sure
 from tests.plain_measures import plain_bias
 from tests.repair_cases import some_people
 
@@ -66,8 +66,10 @@ def test_nothing_sure_is_lost_for_what_may_be_chance(measure: str) -> None:
     assert "kept" in kinds  # what is given instead is tested below
 
 
-def _judged(given: Tensor) -> _Judged:
-    return _Judged(bias=0.5, believed=0.5, performance=0.8, within=False, constant=False, given=given)
+def _is_kept(objective: Objective, people: ValidationSet, sides: list[Tensor], compared: Tensor | None = None) -> bool:
+    fall = size_of_bias(objective, people, *sides, compared)
+    assert fall is not None
+    return _perhaps_for_sure(objective, fall, figures_of(objective, people, *sides, compared)) is not None
 
 
 # Half of 2 n people of each of two groups have the label; a classifier is right but for shares of each group and label.
@@ -98,14 +100,12 @@ def test_of_decisions_that_are_known(
 
     objective = Objective("demographic_parity_difference", 0.005, confidence="auto", performance="accuracy")
     people = ValidationSet.from_loader([(x, target, ["ab"[g] for g in group.tolist()])])
-    told = _perhaps_for_sure(objective, people, _judged(given(before)), _judged(given(after)), None)
-    assert (told is not None) == kept
+    assert _is_kept(objective, people, [given(before), given(after)]) == kept
     # somebody of a group that isn't compared changes nothing
     more = ValidationSet.from_loader([(x, target, ["ab"[g] for g in group.tolist()]), (x[:1], target[:1], ["t"])])
     sides = [torch.cat([given(wrong), torch.ones(1, 1).double()]) for wrong in (before, after)]
     compared = torch.tensor([[True, True, False]])
-    again = _perhaps_for_sure(objective, more, *map(_judged, sides), compared)
-    assert (again is not None) == kept
+    assert _is_kept(objective, more, sides, compared) == kept
 
 
 def test_nobody_gets_one_label_for_all_instead() -> None:

@@ -15,7 +15,7 @@ from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.group_counts import GroupCounts, performance, rates
 from fairtrim.measures.objective import COUNTERFACTUAL_MEASURES, Objective
 
-__all__ = ["Figure", "figures_of", "group_label", "moved", "size_of_bias"]
+__all__ = ["Figure", "compared_groups", "figures_of", "group_label", "moved", "size_of_bias"]
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -88,7 +88,7 @@ def figures_of(
             return _gap(objective.measure, counts, compared, signed=people.sides)
 
         lowest = -1.0 if people.sides else 0.0
-        groups = _compared_groups(people, compared)
+        groups = compared_groups(people, compared)
         found.append(_figure(objective.measure, None, gap, people, before, after, lowest=lowest, groups=groups))
     of_all = dict.fromkeys([objective.performance, "accuracy"])
     statistics: dict[str, Statistic] = {
@@ -127,15 +127,16 @@ def size_of_bias(
     if objective.measure in COUNTERFACTUAL_MEASURES or people.n_groups < 2:
         return None
     gap: Statistic = lambda counts: _gap(objective.measure, counts, compared, signed=False)  # noqa: E731
-    groups = _compared_groups(people, compared)
+    groups = compared_groups(people, compared)
     return _figure(objective.measure, None, gap, people, before, after, groups=groups)
 
 
-def _compared_groups(people: ValidationSet, compared: Tensor | None) -> list[int]:
-    if compared is None:
-        return list(range(people.n_groups))
-    chosen: list[int] = compared.any(0).nonzero().flatten().tolist()
-    return chosen
+def compared_groups(people: ValidationSet, compared: Tensor | None) -> list[int]:
+    """Groups that make the bias for some rate; of ``compared=None`` all that anybody is in."""
+    if compared is not None:
+        chosen: list[int] = compared.any(0).nonzero().flatten().tolist()
+        return chosen
+    return [g for g in range(people.n_groups) if bool((people.mass[people.group == g] > 0).any())]
 
 
 def _gap(measure: str, counts: GroupCounts, compared: Tensor | None, *, signed: bool) -> Tensor:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fairtrim.data.sensitive_groups import GroupName
 from fairtrim.data.validation_set import ValidationSet
 from fairtrim.measures.objective import Decisions, Objective, labels_given
 
 from .candidates import Candidates
-from .figures import Figure, figures_of, group_label, moved, size_of_bias
+from .figures import Figure, compared_groups, figures_of, group_label, moved, size_of_bias
 from .judging import GroupJudge
 from .repaired_network import OperatingPoint, Repair, edited
 from .working_copy import changed_names
@@ -60,14 +59,15 @@ def _judged(candidates: Candidates, point: OperatingPoint, repaired: nn.Module) 
     return _Judged.of(candidates.judge(said, own=True), labels_given(said))
 
 
-def _kept_as_given(candidates: Candidates, people: ValidationSet, before: _Judged, after: _Judged) -> str | None:
+def _kept_as_given(
+    candidates: Candidates, people: ValidationSet, before: _Judged, after: _Judged, figures: tuple[Figure, ...]
+) -> str | None:
     """Why the network stays as it was given.
 
     It is within the bound, and nothing is better in what a user sees; or nothing is within the bound, and the bias
     falls perhaps where performance or somebody's accuracy falls surely.
     """
     objective = candidates.objective
-    compared = _compared(candidates)
     published = candidates.performance_floor is not None or objective.confidence is None
     if published:
         return None
@@ -76,13 +76,15 @@ def _kept_as_given(candidates: Candidates, people: ValidationSet, before: _Judge
     if objective.epsilon >= 1 or before.constant:
         return None
     if not before.believed < objective.bound:
-        return None if after.within or after.constant else _perhaps_for_sure(objective, people, before, after, compared)
+        if after.within or after.constant:
+            return None
+        fall = size_of_bias(objective, people, before.given, after.given, _compared(candidates))
+        return None if fall is None else _perhaps_for_sure(objective, fall, figures)
     kept = f"{_KEPT}: " + (
         "it is within the bound" if before.within else "chance explains what its bias is beyond the bound"
     )
     if torch.equal(before.given, after.given):
         return kept
-    figures = figures_of(objective, people, before.given, after.given)
     (useful,) = (f for f in figures if f.name == objective.performance and f.sensitive_group is None)
     losses = [f for f in figures if f.name == "accuracy" and f.change_high < 0]
     if useful.change_low > 0 and not losses:
@@ -99,20 +101,10 @@ def _compared(candidates: Candidates) -> Tensor | None:
     return None if estimates is None else estimates.compared
 
 
-def _names_of(people: ValidationSet, compared: Tensor | None) -> tuple[GroupName, ...]:
-    present = [bool((people.mass[people.group == g] > 0).any()) for g in range(people.n_groups)]
-    chosen = present if compared is None else compared.any(0).tolist()
-    return tuple(group for group, taken in zip(people.groups, chosen, strict=True) if taken)
-
-
-def _perhaps_for_sure(
-    objective: Objective, people: ValidationSet, before: _Judged, after: _Judged, compared: Tensor | None
-) -> str | None:
+def _perhaps_for_sure(objective: Objective, fall: Figure, figures: tuple[Figure, ...]) -> str | None:
     """Why a network that isn't within the bound either is no better: its bias falls perhaps, accuracy surely."""
-    fall = size_of_bias(objective, people, before.given, after.given, compared)
-    if fall is None or fall.change_high < 0:
+    if fall.change_high < 0:
         return None
-    figures = figures_of(objective, people, before.given, after.given, compared)
     (useful,) = (f for f in figures if f.name == objective.performance and f.sensitive_group is None)
     losses = [f for f in figures if f.name in (objective.performance, "accuracy") and f.change_high < 0]
     if not losses and (fall.change < 0 or useful.change_low > 0):
@@ -152,16 +144,17 @@ def finished(
     repaired = edited(template, working.head.name, candidates.states[point.candidate], point.margin_threshold)
     after = _judged(candidates, point, repaired)
     flags = list(candidates.flags)
-    kept = _kept_as_given(candidates, parts.selection, before, after)
+    compared = _compared(candidates)
+    figures = figures_of(objective, parts.selection, before.given, after.given, compared)
+    kept = _kept_as_given(candidates, parts.selection, before, after, figures)
     if kept is not None:
         point = OperatingPoint(0, 0.0, before.bias, before.performance, before.believed)
         repaired, after = edited(template, working.head.name, {}, 0.0), before
+        figures = figures_of(objective, parts.selection, before.given, after.given, compared)
         flags.append(kept)
     within = after.within and not after.constant
     if isinstance(candidates.judge, GroupJudge):
         flags += candidates.judge.flags(after.given)
-    compared = _compared(candidates)
-    figures = figures_of(objective, parts.selection, before.given, after.given, compared)
     if after.constant:
         flags.append("constant classifier: everybody gets the same label, gaps mean nothing")
     elif not within:
@@ -198,7 +191,7 @@ def finished(
         objective=objective,
         figures=figures,
         cross_fitted=parts.folds is not None,
-        _compared=_names_of(parts.selection, compared),
+        _compared=tuple(parts.selection.groups[g] for g in compared_groups(parts.selection, compared)),
         _states=candidates.states,
         _template=template,
         _head=working.head.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,9 +87,8 @@ class Repair(Printed):
             be off by (see ``fairtrim.measures.group_estimates``), and within ε as it is measured; of the sensitive
             groups that are compared.
         bias: Of the repaired network's own decisions on the selection people, after folding and rounding, among the
-            sensitive groups that are compared (see ``flags``). Cross-fitted,
-            of the decisions about each of them by the network that was edited in the same way without them, at the
-            threshold that is folded.
+            sensitive groups that are compared (see ``flags``). Cross-fitted, of the decisions about each of them by the
+            network that was edited in the same way without them, at the threshold that is folded.
         performance: The same.
         bias_before: Of the given network's own decisions (largest score).
         performance_before: The same.
@@ -201,9 +199,7 @@ class Repair(Printed):
         objective = self.objective
         groups = [group_label(group) for group in self._compared] if self._groups() else []
         among = f" among {few_of(groups, most=3)}" if groups else ""
-        moved = movement(self.bias_before, self.bias)
-        if min(self.bias_before, self.bias) < 0:  # of two sides: neither direction is down
-            moved = re.sub("^(rises|falls)", "goes", moved)
+        moved = movement(self.bias_before, self.bias, sided=min(self.bias_before, self.bias) < 0)
         text = f"{objective.measure}{among} {moved}"
         if not moved.startswith("stays") and any(f.name == objective.measure and not f.moved for f in self.figures):
             text += " (which may be chance)"
